@@ -1,0 +1,62 @@
+"""aq_jax: quantize neural-network weights in JAX, keep them in Arrow tables, load them anywhere.
+
+The names below are resolved when they are first used (PEP 562), so that importing the package, as the command line
+does, imports no jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AqError": "errors",
+    "ConfigError": "errors",
+    "FormatError": "errors",
+    "IntegrityError": "errors",
+    "QuantSpec": "config",
+    "QuantizationConfig": "config",
+    "Override": "config",
+    "load_config": "config",
+    "QTensor": "core.qtensor",
+    "dequantize": "core.quantize",
+    "qdot": "core.ops",
+    "qembed": "core.ops",
+    "quantize": "solvers.apply",
+    "quantize_tree": "solvers.apply",
+    "fake_quant": "solvers.apply",
+    "SOLVERS": "solvers",
+    "WeightLoader": "loader",
+    "load": "loader",
+    "save": "loader",
+    "quantize_file": "jobs",
+    "dequantize_file": "jobs",
+    "convert": "jobs",
+}
+
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 (strings, all of them)
+
+if TYPE_CHECKING:
+    from aq_jax.config import Override, QuantizationConfig, QuantSpec, load_config
+    from aq_jax.core.ops import qdot, qembed
+    from aq_jax.core.qtensor import QTensor
+    from aq_jax.core.quantize import dequantize
+    from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
+    from aq_jax.jobs import convert, dequantize_file, quantize_file
+    from aq_jax.loader import WeightLoader, load, save
+    from aq_jax.solvers import SOLVERS
+    from aq_jax.solvers.apply import fake_quant, quantize, quantize_tree
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'aq_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"aq_jax.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,154 @@
+"""One affine grid a group: where it lies, how values are put on it, how they come back.
+
+    x ~ (q - zero_point) * scale,    q an integer in [qmin, qmax] = [-2^(b-1), 2^(b-1) - 1],   n = qmax - qmin
+
+Three ways of rounding, each written without a multiplication that an addition follows in the codes: XLA would
+fuse the two into one operation of another rounding, and NumPy would disagree in the last bit.
+
+    tread     q = clip(round(x * (1/scale)), qmin, qmax)                  zero_point 0: zero is a level
+    rise      q = clip(floor(x * (1/scale)), qmin, qmax)                  zero_point -0.5: zero lies between two levels
+    affine    q = clip(round((x - base) * (1/scale)), 0, n) + qmin        any float zero_point; base is level qmin
+
+The functions of a grid follow the array they are given: NumPy arrays are computed by NumPy, JAX arrays by JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+Rounding = Literal["tread", "rise", "affine"]
+SCALE_MIN, SCALE_MAX = np.float32(2.0**-126), np.float32(2.0**126)
+_FLOAT_MAX = np.finfo(np.float32).max
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """(qmin, qmax) of a width.
+
+    >>> code_range(2)
+    (-2, 1)
+    """
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+class Grid(NamedTuple):
+    """The grids of some groups, and how values are rounded to them.
+
+    Args:
+        scale: float32, within [2^-126, 2^126].
+        zero_point: float32; 0 for `tread`, -0.5 for `rise` (0 where all of a group is zero).
+        base: the value of code qmin, which `affine` subtracts.
+        sound: False where the scale had to be forced into its bounds: such a group is not represented well.
+        rounding: one way for all groups.
+    """
+
+    scale: Any
+    zero_point: Any
+    base: Any
+    sound: Any
+    rounding: Rounding
+
+
+def finite_range(
+    w: Float[Array, "*groups size"],
+) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], Bool[Array, ""]]:
+    """(smallest, largest) finite element of each group, and whether all elements of all groups are finite.
+
+    A group without a finite element has the range (0, 0). The plain reductions are several times faster than
+    the masked ones, which are only run when something is not finite.
+    """
+    lo, hi = jnp.min(w, axis=-1), jnp.max(w, axis=-1)
+    finite = jnp.all(jnp.isfinite(lo) & jnp.isfinite(hi))
+
+    def masked(w: Array, lo: Array, hi: Array) -> tuple[Array, Array]:
+        ok = jnp.isfinite(w)
+        lo = jnp.min(jnp.where(ok, w, jnp.inf), axis=-1)
+        hi = jnp.max(jnp.where(ok, w, -jnp.inf), axis=-1)
+        none = lo > hi
+        return jnp.where(none, 0.0, lo), jnp.where(none, 0.0, hi)
+
+    lo, hi = lax.cond(finite, lambda w, lo, hi: (lo, hi), masked, w, lo, hi)
+    return lo, hi, finite
+
+
+def absmax_grid(lo: Float[Array, "*groups"], hi: Float[Array, "*groups"], bits: int) -> Grid:
+    """Symmetric: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe)."""
+    xp = lo.__array_namespace__()
+    scale = xp.maximum(hi, -lo) * np.float32(1 / code_range(bits)[1])
+    return settle(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, bits, "tread")
+
+
+def minmax_grid(lo: Float[Array, "*groups"], hi: Float[Array, "*groups"], bits: int) -> Grid:
+    """Asymmetric: scale = max * f32(1/n) - min * f32(1/n), zero_point = qmin - min * (1/scale), a float."""
+    xp = lo.__array_namespace__()
+    qmin, qmax = code_range(bits)
+    share = np.float32(1 / (qmax - qmin))
+    scale = _product(hi, share) - _product(lo, share)
+    safe = xp.clip(scale, SCALE_MIN, SCALE_MAX)
+    zero_point = qmin - _product(lo, 1 / safe)
+    return settle(scale, zero_point, lo, lo, hi, bits, "affine")
+
+
+def settle(
+    scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, rounding: Rounding
+) -> Grid:
+    """Make constant groups exact and force every scale into its bounds.
+
+    A group of one value c has scale = |c| (2|c| for `rise`) and a zero point under which a code is c exactly.
+    A group whose range is too narrow, beside its values, for a float32 scale counts as constant.
+    """
+    xp = lo.__array_namespace__()
+    qmin, _ = code_range(bits)
+    constant = (lo == hi) | ((scale == 0) & (hi / 2 - lo / 2 <= xp.abs(hi) * np.float32(2.0**-21)))
+    zero = constant & (hi == 0)
+    exact = xp.where(zero, np.float32(1), xp.abs(hi))
+    if rounding == "rise":
+        exact = xp.where(zero, np.float32(1), 2 * exact)
+        zero_point = xp.where(zero, np.float32(0), np.float32(-0.5))
+    else:
+        zero_point = xp.where(constant, np.float32(0), zero_point)
+    base = xp.where(constant, qmin * exact, base)
+    scale = xp.where(constant, exact, scale)
+    sound = (scale >= SCALE_MIN) & (scale <= SCALE_MAX)
+    return Grid(xp.clip(scale, SCALE_MIN, SCALE_MAX), zero_point, base, sound, rounding)
+
+
+def encode(w: Float[Array, "*groups size"], grid: Grid, bits: int) -> Float[Array, "*groups size"]:
+    """The code of each element: integers held as float32. NaN has the code 0, infinities saturate."""
+    xp = w.__array_namespace__()
+    qmin, qmax = code_range(bits)
+    inverse = (1 / grid.scale)[..., None]
+    if grid.rounding == "affine":
+        q = xp.clip(xp.round((w - grid.base[..., None]) * inverse), 0, qmax - qmin) + qmin
+    else:
+        nearest = xp.round if grid.rounding == "tread" else xp.floor
+        q = xp.clip(nearest(w * inverse), qmin, qmax)
+    return xp.where(w == w, q, np.float32(0))
+
+
+def decode(
+    codes: Float[Array, "*groups size"], scale: Float[Array, "*groups"], zero_point: Float[Array, "*groups"]
+) -> Float[Array, "*groups size"]:
+    """(q - zero_point) * scale in float32: the value that a code stands for."""
+    return (codes - zero_point[..., None]) * scale[..., None]
+
+
+def round_mantissa(x: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
+    """Round to `bits` stored mantissa bits, ties to even: 7 gives two-byte floats, 0 powers of two."""
+    if isinstance(x, jax.Array):
+        return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits)
+    drop = np.uint32(23 - bits)
+    raw = np.asarray(x, np.float32).view(np.uint32)
+    odd = (raw >> drop) & np.uint32(1)
+    kept = (raw + (np.uint32(1) << (drop - np.uint32(1))) - np.uint32(1) + odd) >> drop
+    return (kept << drop).view(np.float32)
+
+
+def _product(a: Any, b: Any) -> Any:
+    """a * b that is never fused with a later addition: no compiler looks through the saturation."""
+    return (a * b).clip(-_FLOAT_MAX, _FLOAT_MAX)

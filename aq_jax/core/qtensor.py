@@ -1,0 +1,144 @@
+"""The quantized tensor: packed codes and their grids, a pytree that jits, maps, scans and shards.
+
+Only what the arrays cannot tell is static: the numerics and the length of the packed axis. A full static shape
+would go stale under `vmap`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from aq_jax.config import QuantSpec
+from aq_jax.core import packing
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QTensor:
+    """x ~ (q - zero_point) * scale.
+
+    Args:
+        codes: [*lead, bytes] uint8, the format's bit stream of each row, where rows are whole bytes; otherwise
+            [*lead, length] int8. Eight-bit codes are always int8.
+        scale: float32, [*lead, groups] where groups divide a row of the last axis, otherwise [groups].
+        zero_point: float32, as `scale`.
+        spec: the numerics (static).
+        length: of the last axis (static).
+
+    Nothing is validated here: unflattening a pytree runs through this constructor. `quantize` and the loader
+    check where data enters.
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import quantize
+    >>> q = quantize(jnp.ones((4, 8)), "int2")
+    >>> q.shape, q.codes.shape, q.nbytes
+    ((4, 8), (4, 2), 16)
+    """
+
+    # Leaves may be anything while a pytree is rebuilt, so the fields have no shapes to check.
+    codes: Any
+    scale: Any
+    zero_point: Any
+    spec: QuantSpec = dataclasses.field(metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.codes.shape[:-1], self.length)
+
+    @property
+    def ndim(self) -> int:
+        return self.codes.ndim
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the values that the codes stand for."""
+        return np.dtype(np.float32)
+
+    @property
+    def packed(self) -> bool:
+        return self.codes.dtype == np.uint8
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of the last axis has its own groups; otherwise groups run over the flattened tensor."""
+        if self.scale.ndim != self.codes.ndim or self.scale.shape[:-1] != self.codes.shape[:-1]:
+            return False
+        groups = self.scale.shape[-1]
+        return groups == 1 or groups * (self.spec.group_size or 1) == self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points in memory."""
+        return self.codes.nbytes + self.scale.nbytes + self.zero_point.nbytes
+
+    def __repr__(self) -> str:
+        return f"QTensor({self.spec.quant_type}{list(self.shape)}, {self.spec})"
+
+
+def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
+    """The shape of scale and zero_point for a tensor of this shape (see QTensor)."""
+    size = min(spec.group_elements(shape), max(1, math.prod(shape)))
+    if shape and math.prod(shape) and shape[-1] % size == 0:
+        return (*shape[:-1], shape[-1] // size)
+    return (spec.group_count(shape),)
+
+
+def from_stream(
+    stream: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, shape: tuple[int, ...], spec: QuantSpec
+) -> QTensor:
+    """A QTensor of NumPy leaves over the format's bytes: no copy where rows are whole bytes.
+
+    Args:
+        stream: uint8, the bit stream of the flattened tensor.
+        scale: float32, one a group; zero_point likewise.
+        shape: of the tensor.
+    """
+    *lead, length = shape or (1,)
+    if spec.bits == 8:
+        codes = stream.view(np.int8).reshape(*lead, length)
+    elif packing.fills_bytes(length, spec.bits):
+        codes = stream.reshape(*lead, length * spec.bits // 8)
+    else:
+        padded = np.zeros(-(-stream.size // 3) * 3, np.uint8)  # three bytes are whole codes at every width
+        padded[: stream.size] = stream
+        count = math.prod(shape)
+        codes = np.asarray(packing.unpack(jnp.asarray(padded), spec.bits))[:count].reshape(*lead, length)
+    grids = scale_shape(tuple(shape) or (1,), spec)
+    return QTensor(codes, scale.reshape(grids), zero_point.reshape(grids), spec, length)
+
+
+def to_groups(w: Float[Array, "*shape"], spec: QuantSpec) -> tuple[Float[Array, "*groups size"], np.ndarray]:
+    """One row a group, and how many elements of each group only fill it up.
+
+    A last, short group is filled with its own last element: that changes no range, and a sum over the group can
+    take it away again.
+    """
+    shape = w.shape
+    grids = scale_shape(shape, spec)
+    count = math.prod(grids)
+    size = min(spec.group_elements(shape), w.size)
+    short = count * size - w.size
+    pads = np.zeros(grids, np.float32)
+    if short:
+        pads.reshape(-1)[-1] = short
+        w = jnp.pad(w.reshape(-1), (0, short), mode="edge")
+    return w.reshape(*grids, size), pads
+
+
+def from_groups(groups: Float[Array, "*groups size"], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """The inverse of `to_groups`: the filling of a short last group is dropped."""
+    count = math.prod(shape)
+    return (groups if groups.size == count else groups.reshape(-1)[:count]).reshape(shape)

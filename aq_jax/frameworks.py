@@ -1,0 +1,130 @@
+"""NumPy arrays to JAX and torch, and back. torch is imported only where a torch tensor is made or read."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from aq_jax.errors import AqError, ConfigError
+from aq_jax.store import aligned_empty
+
+if TYPE_CHECKING:
+    import jax
+
+Framework = Literal["jax", "torch", "numpy"]
+FRAMEWORKS = ("jax", "torch", "numpy")
+# NumPy has no names for these, so torch takes and gives their bits.
+_BITS_OF = {1: np.uint8, 2: np.int16}
+
+
+def check_framework(framework: str) -> None:
+    if framework not in FRAMEWORKS:
+        raise ConfigError(f"framework = {framework!r}: wanted one of {', '.join(FRAMEWORKS)}")
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A copy in memory of its own, aligned so that JAX can take it over without another one."""
+    out = aligned_empty(array.shape, array.dtype)
+    out[...] = array
+    return out
+
+
+def to_framework(array: np.ndarray, framework: Framework, name: str) -> Any:
+    """Hand an array over without a copy where the framework allows: nobody may write to it afterwards.
+
+    JAX copies what is not aligned to 64 bytes. torch, which knows no read-only tensors, is given a copy of memory
+    that is not writable.
+
+    Raises:
+        ImportError: if torch is asked for and not installed.
+        AqError: if the framework cannot hold the values: an int64 beyond int32 while JAX's x64 mode is off, say.
+    """
+    if framework == "numpy":
+        return array
+    if framework == "torch":
+        return _to_torch(array, name)
+    import jax
+
+    return jax.device_put(canonical(array, name))
+
+
+def canonical(array: np.ndarray, name: str) -> np.ndarray:
+    """The array in the dtype that JAX would give it, with every value checked instead of wrapped."""
+    import jax
+
+    target = jax.dtypes.canonicalize_dtype(array.dtype)
+    if target == array.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(target)
+    lost = narrow != array if array.dtype.kind in "iu" else np.isinf(narrow) & ~np.isinf(array)
+    if lost.any():
+        at = [int(i) for i in np.argwhere(lost)[0]]
+        raise AqError(
+            f"{name}: {array.dtype} value {array[tuple(at)]} at {at} does not fit {target}, which JAX takes while x64 "
+            "is off; set jax_enable_x64, or load with framework='numpy'"
+        )
+    return narrow
+
+
+def to_numpy(value: Any, name: str) -> np.ndarray:
+    """A NumPy view of an array of any of the three frameworks (a copy if it is not in host memory).
+
+    Raises:
+        AqError: if it is none of them.
+    """
+    if type(value).__module__.partition(".")[0] == "torch":
+        return _from_torch(value)
+    array = np.asarray(value)
+    if array.dtype == object or array.dtype.kind in "USmM":
+        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor of numbers")
+    return array
+
+
+def torch_module() -> types.ModuleType:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError("framework='torch' needs torch; install it with: pip install 'aq-jax[torch]'") from None
+    return torch
+
+
+def _to_torch(array: np.ndarray, name: str) -> Any:
+    torch = torch_module()
+    if not array.flags.writeable or not array.flags.c_contiguous:
+        array = aligned_copy(array)
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    dtype = getattr(torch, array.dtype.name, None)
+    if dtype is None:
+        raise AqError(f"{name}: torch has no dtype {array.dtype.name}; load with framework='numpy'")
+    return torch.from_numpy(array.view(_BITS_OF[array.dtype.itemsize])).view(dtype)
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    import ml_dtypes
+
+    tensor = tensor.detach().cpu().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if not hasattr(ml_dtypes, name):
+        return tensor.numpy()
+    torch = torch_module()
+    bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.uint8)
+    return bits.numpy().view(getattr(ml_dtypes, name))
+
+
+def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Floating arrays in another floating dtype; integers and None leave everything as it is."""
+    if dtype is None:
+        return array
+    import ml_dtypes
+
+    name = str(dtype).removeprefix("torch.") if not isinstance(dtype, type | np.dtype) else np.dtype(dtype).name
+    target = np.dtype(getattr(ml_dtypes, name, name))
+    floating = array.dtype.kind == "f" or hasattr(ml_dtypes, array.dtype.name)
+    if not floating or array.dtype == target:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(target)

@@ -1,0 +1,257 @@
+"""What a config or a command asks for, done. Nothing is printed here, and jax is imported by the jobs that compute."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aq_jax.config import BITS, Compression, ConversionConfig, QuantizationConfig
+from aq_jax.errors import AqError
+from aq_jax.store import RowInfo, open_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from aq_jax.pipeline import Progress, Written
+
+
+def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
+    """Do what a TOML file says: a folder of weights becomes a table, its config and tokenizer files beside it.
+
+    Raises:
+        ConfigError, FormatError, AqError: see `converters.huggingface.to_table`.
+
+    >>> import aq_jax as aq
+    >>> aq.convert(aq.load_config("configs/minilm_int8.toml")).path  # doctest: +SKIP
+    'build/minilm_int8.parquet'
+    """
+    from aq_jax.converters import huggingface
+
+    return huggingface.to_table(
+        config.source,
+        config.output,
+        config.quantization,
+        allow_pickle=config.allow_pickle,
+        compression=config.compression,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row that a conversion will write: bytes are an upper bound, before scales are compressed."""
+
+    name: str
+    shape: tuple[int, ...]
+    quant_type: str
+    bytes: int
+
+
+def plan(config: ConversionConfig) -> list[Planned]:
+    """What `convert` will write, from names and shapes alone: nothing is read or written."""
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import resolve_source
+
+    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+        return _plan(checkpoint.shapes, config.quantization)
+
+
+def _plan(
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], config: QuantizationConfig | None
+) -> list[Planned]:
+    rows = []
+    for name, (shape, dtype) in shapes.items():
+        count = math.prod(shape)
+        policy = config.for_tensor(name) if config else None
+        floating = dtype.kind == "f" or "float" in dtype.name
+        if policy and policy.quant_type in BITS and floating and len(shape) >= 2:
+            spec = policy.spec
+            size = -(-count * spec.bits // 8) + 8 * spec.group_count(shape)
+            rows.append(Planned(name, shape, spec.quant_type, size))
+        elif policy and policy.quant_type == "fp16" and floating:
+            rows.append(Planned(name, shape, "fp16", 2 * count))
+        else:
+            rows.append(Planned(name, shape, "none" if config else dtype.name, count * dtype.itemsize))
+    return rows
+
+
+def quantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: QuantizationConfig | str,
+    *,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Quantize a table of plain weights into another one, tensor by tensor.
+
+    Args:
+        source: a V1 table, or a folder of them.
+        output: .parquet or .arrow; appears whole, or not at all, and may be the source.
+        config: or just a quant_type.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name and bytes.
+
+    Raises:
+        FormatError: for a source that is no table, or is quantized already.
+        AqError: for a tensor that cannot be quantized, by name.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v1.parquet", {"w": np.ones((4, 8), np.float32)})
+    >>> aq.quantize_file(folder + "/v1.parquet", folder + "/v2.parquet", "int4").quantized
+    {'w': 1.0}
+    """
+    from aq_jax.loader import WeightLoader
+    from aq_jax.pipeline import TableSource, write_model
+
+    config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    with WeightLoader(source) as table:
+        return write_model(
+            TableSource(table, requantize=False), output, config, compression=compression, progress=progress
+        )
+
+
+def dequantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written | Path:
+    """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
+
+    >>> import aq_jax as aq
+    >>> aq.dequantize_file("v2.parquet", "v1.parquet").path  # doctest: +SKIP
+    'v1.parquet'
+    """
+    if Path(output).suffix not in (".parquet", ".arrow"):
+        from aq_jax.converters import huggingface
+
+        return huggingface.from_table(source, output)
+    from aq_jax.loader import WeightLoader
+    from aq_jax.pipeline import TableSource, write_model
+
+    with WeightLoader(source) as table:
+        return write_model(
+            TableSource(table, requantize=True), output, None, compression=compression, progress=progress
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A tensor as `inspect` lists it: its rows taken together."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quant_type: str
+    params: int
+    bytes: int
+    bits: float
+    cosine: float | None
+    rel_mse: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a table holds, from its small columns alone.
+
+    Args:
+        path: the file or folder.
+        version: of the schema.
+        file_bytes: on disk, everything counted.
+        layers: one for each tensor.
+        aliases: tied tensors.
+        config: what made the table, if it says so.
+    """
+
+    path: str
+    version: int
+    file_bytes: int
+    layers: tuple[Layer, ...]
+    aliases: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    @property
+    def params(self) -> int:
+        return sum(layer.params for layer in self.layers)
+
+
+def inspect_table(path: str | os.PathLike[str]) -> Inspection:
+    """List the tensors of a table: shape, type, true bits per weight (bytes on disk), fit. No tensor is read."""
+    with open_table(path) as table:
+        layers = tuple(_layer(table.pieces(name)) for name in table.names)
+        config = table.metadata.config if table.metadata else {}
+        return Inspection(str(path), table.version, _size(Path(path)), layers, dict(table.aliases), config)
+
+
+def _layer(rows: list[RowInfo]) -> Layer:
+    first, params = rows[0], sum(row.num_params for row in rows)
+    size = sum(row.disk_bytes for row in rows)
+    # Pieces of one tensor: the worst of their cosines, the mean of their errors.
+    cosines = [row.cosine for row in rows if row.cosine is not None]
+    errors = [row.rel_mse * row.num_params for row in rows if row.rel_mse is not None]
+    return Layer(
+        name=first.layer_name,
+        shape=first.shape,
+        dtype=first.dtype,
+        quant_type=first.quant_type or first.dtype,
+        params=params,
+        bytes=size,
+        bits=size * 8 / params if params else 0.0,
+        cosine=min(cosines) if cosines else None,
+        rel_mse=sum(errors) / params if errors and params else None,
+    )
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix in (".parquet", ".arrow")]
+    return sum(f.stat().st_size for f in files)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a table is what was written.
+
+    Args:
+        path: the file or folder.
+        rows: how many rows are whole.
+        unchecked: rows without a digest (files of other writers).
+        errors: what is wrong, one text each.
+    """
+
+    path: str
+    rows: int
+    unchecked: int
+    errors: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+
+def verify_table(path: str | os.PathLike[str]) -> Verdict:
+    """Read every row, compare it with its digest, and the rows with the table's; say which rows are wrong.
+
+    Raises:
+        FormatError: if the file cannot be read as a table at all.
+        IntegrityError: if its metadata and its rows do not belong together.
+    """
+    good, unchecked, errors = 0, 0, []
+    with open_table(path) as table:
+        for info in table.infos:
+            try:
+                table.read(info.position, verify=True)
+            except AqError as error:
+                errors.append(str(error))
+            else:
+                good += 1
+                unchecked += info.digest is None
+    return Verdict(str(path), good, unchecked, tuple(errors))

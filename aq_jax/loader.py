@@ -1,0 +1,263 @@
+"""Tables to arrays and back: rows <-> JAX, torch, NumPy and QTensor."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from aq_jax.config import BITS, Compression, QuantSpec
+from aq_jax.core.qtensor import QTensor, from_stream
+from aq_jax.errors import FormatError
+from aq_jax.frameworks import (
+    Framework,
+    aligned_copy,
+    as_dtype,
+    canonical,
+    check_framework,
+    to_framework,
+    to_numpy,
+    torch_module,
+)
+from aq_jax.store import Row, RowInfo, TableReader, TableWriter, decode, open_table, pack_codes, pieces
+
+_NO_BYTES = np.empty(0, np.uint8)
+
+
+class WeightLoader:
+    """An open table, or a folder of shards, from which tensors are loaded one by one or all together.
+
+    Threads may share one loader. Opening reads names, shapes and digests only.
+
+    Args:
+        path: a .parquet or .arrow table of schema V1 or V2, or a folder of them.
+        verify: compare every row that is read with its digest.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path.
+        FormatError: if it is no table of this format.
+        IntegrityError: if rows are missing, or metadata is not what was written.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> path = tempfile.mkdtemp() + "/m.parquet"
+    >>> aq.save(path, {"a": np.arange(3.0), "w": aq.quantize(np.ones((2, 8), np.float32), "int8")})
+    >>> with aq.WeightLoader(path) as loader:
+    ...     loader.get_layer_names(), loader.get_layer("a").tolist(), loader.get_quantized("w").shape
+    (['a', 'w'], [0.0, 1.0, 2.0], (2, 8))
+    """
+
+    def __init__(self, path: str | os.PathLike[str], verify: bool = True) -> None:
+        self._table: TableReader = open_table(path)
+        self._verify = verify
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. Arrays that were loaded stay valid; anything else raises ValueError from now on."""
+        self._table.close()
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied tensors: name -> the name under which the tensor is stored."""
+        return self._table.aliases
+
+    def get_layer_names(self) -> list[str]:
+        """All names in the table's order, tied ones last."""
+        return [*self._table.names, *self._table.aliases]
+
+    def describe(self, name: str) -> RowInfo:
+        """What the table knows of a tensor without reading it: its first row, less the arrays."""
+        return self._pieces(name)[0]
+
+    def get_layer(
+        self, name: str, framework: Framework = "jax", *, dtype: Any = None, copy: bool = True
+    ) -> Any:
+        """One tensor: quantized ones as float32, others in their own dtype.
+
+        Args:
+            name: of the tensor, or an alias.
+            framework: "jax", "torch" or "numpy".
+            dtype: what floating tensors are converted to.
+            copy: True gives memory of its own. False lets tensors that are stored as they are alias the file where
+                the framework and the alignment allow: NumPy views are read-only, JAX arrays cannot be written to,
+                torch is still given a copy, because it would write through.
+
+        Raises:
+            KeyError: for an unknown name; the nearest is named.
+            IntegrityError: if the row's bytes are not those that were written.
+            ImportError: if torch is asked for and not installed.
+        """
+        check_framework(framework)
+        if framework == "torch":
+            torch_module()  # before anything is read
+        rows = self._read(name)
+        array = as_dtype(decode(rows), dtype)
+        if copy and not array.flags.writeable:
+            array = aligned_copy(array)
+        return to_framework(array, framework, name)
+
+    def get_quantized(self, name: str, *, copy: bool = True) -> Any:
+        """One tensor as a packed QTensor of JAX arrays; an unquantized one as the JAX array that it is."""
+        import jax
+
+        return jax.device_put(self._packed(name, copy))
+
+    def load_weights(
+        self, framework: Framework = "jax", packed: bool = False, *, dtype: Any = None, copy: bool = True
+    ) -> dict[str, Any]:
+        """All tensors by name; tied names share one array.
+
+        Args:
+            framework: "jax", "torch" or "numpy".
+            packed: quantized tensors as QTensors (framework "jax" only).
+            dtype: what floating tensors are converted to.
+            copy: as in `get_layer`.
+        """
+        check_framework(framework)
+        if packed:
+            if framework != "jax":
+                raise FormatError(f"packed=True gives QTensors, which are JAX arrays; framework={framework!r} has none")
+            import jax
+
+            # One transfer for all leaves: each costs more than its bytes do.
+            out = jax.device_put({name: as_packed(self._packed(name, copy), dtype) for name in self._table.names})
+        else:
+            out = {
+                name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names
+            }
+        return out | {alias: out[stored] for alias, stored in self._table.aliases.items()}
+
+    def _pieces(self, name: str) -> list[RowInfo]:
+        stored = self._table.aliases.get(name, name)
+        try:
+            return self._table.pieces(stored)
+        except KeyError:
+            near = difflib.get_close_matches(name, self.get_layer_names(), 1, cutoff=0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else "; the table is empty"
+            raise KeyError(f"{self._table.path}: no layer {name!r}{hint}") from None
+
+    def _read(self, name: str) -> list[Row]:
+        return [self._table.read(info.position, self._verify) for info in self._pieces(name)]
+
+    def _packed(self, name: str, copy: bool) -> Any:
+        """A QTensor of NumPy leaves, or an array, ready for one transfer."""
+        rows = self._read(name)
+        keep = aligned_copy if copy else np.asarray
+        if not rows[0].quantized:
+            array = canonical(decode(rows), name)
+            return array if array.flags.writeable else keep(array)
+        if rows[0].rotation:
+            raise FormatError(f"{name}: {rows[0].quant_type} rows are rotated, which this version cannot undo")
+        data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
+        scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
+        if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
+            if (scales != scales[0]).any() or (zeros != zeros[0]).any():
+                raise FormatError(f"{name}: pieces of one grid have scales {scales.tolist()}; wanted one")
+            scales, zeros = scales[:1], zeros[:1]
+        return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0], zeros))
+
+
+def as_packed(value: Any, dtype: Any) -> Any:
+    return value if isinstance(value, QTensor) else as_dtype(value, dtype)
+
+
+def spec_of(row: Row, zero_points: np.ndarray) -> QuantSpec:
+    """The numerics of a quantized row. A tensor is symmetric if no zero point is other than 0 or -0.5."""
+    symmetric = bool(((zero_points == 0) | (zero_points == -0.5)).all())
+    bits = BITS[f"int{row.bits}"]
+    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, symmetric)
+
+
+def load(
+    path: str | os.PathLike[str],
+    framework: Framework = "jax",
+    packed: bool = False,
+    *,
+    dtype: Any = None,
+    copy: bool = True,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """All tensors of a table by name; see `WeightLoader.load_weights`.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> path = tempfile.mkdtemp() + "/m.arrow"
+    >>> aq.save(path, {"a": np.arange(3)})
+    >>> aq.load(path, framework="numpy")
+    {'a': array([0, 1, 2])}
+    """
+    with WeightLoader(path, verify) as loader:
+        return loader.load_weights(framework, packed, dtype=dtype, copy=copy)
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    *,
+    config: Mapping[str, object] | None = None,
+    compression: Compression = "none",
+) -> None:
+    """Write arrays and QTensors to a table: V1 if nothing is quantized, else V2.
+
+    A value that stands under several names (the same object) is stored once and comes back under all of them.
+
+    Args:
+        path: .parquet or .arrow; appears whole, or not at all.
+        tensors: JAX, NumPy or torch arrays, or QTensors, by name.
+        config: kept in the table's metadata.
+        compression: "zstd" compresses the weights too (.parquet only).
+
+    Raises:
+        AqError: for a value that is no tensor.
+        FormatError: for a file name, a tensor name or a shape that the format does not have.
+    """
+    quantized = any(isinstance(value, QTensor) for value in tensors.values())
+    seen: dict[int, str] = {}
+    with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:
+        for name, value in tensors.items():
+            if (stored := seen.setdefault(id(value), name)) != name:
+                table.alias(name, stored)
+                continue
+            rows = packed_rows(name, value) if isinstance(value, QTensor) else plain_rows(name, to_numpy(value, name))
+            for row in rows:
+                table.write(as_v2(row) if quantized else row)
+
+
+def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_type: str | None = None) -> Iterator[Row]:
+    """The rows of a tensor that is stored as it is: one, or several of at most 1 GiB."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    for start, stop in pieces(array.shape, array.dtype.name):
+        data = flat[start:stop].view(np.uint8) if stop > start else _NO_BYTES
+        yield Row(name, array.shape, dtype or array.dtype.name, data, stop - start, quant_type)
+
+
+def as_v2(row: Row) -> Row:
+    """A plain row as a V2 table holds it."""
+    return row if row.quant_type else Row(row.layer_name, row.shape, row.dtype, row.data, row.num_params, "none")
+
+
+def packed_rows(name: str, q: QTensor) -> Iterator[Row]:
+    """The rows of a QTensor: its codes as one bit stream over the flattened tensor."""
+    codes, scales, zeros = (np.asarray(leaf) for leaf in (q.codes, q.scale, q.zero_point))
+    bits, spec = q.spec.bits, q.spec
+    stream = np.ascontiguousarray(codes).reshape(-1).view(np.uint8) if q.packed or bits == 8 else pack_codes(codes, bits)
+    scales, zeros = scales.reshape(-1), zeros.reshape(-1)
+    size = spec.group_elements(q.shape)
+    for start, stop in pieces(q.shape, "float32", spec.quant_type, spec.quant_axis, spec.group_size):
+        grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 else slice(None)
+        data = stream[start * bits // 8 : -(-stop * bits // 8)]
+        yield Row(
+            name, q.shape, "float32", data, stop - start, spec.quant_type,
+            scales[grids], zeros[grids], spec.quant_axis, spec.group_size,
+        )  # fmt: skip

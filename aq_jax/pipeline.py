@@ -1,0 +1,171 @@
+"""From any source of tensors to a table, one tensor at a time: the road that every conversion takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from aq_jax.config import Compression, QuantizationConfig
+from aq_jax.errors import FormatError
+from aq_jax.loader import WeightLoader, as_v2, plain_rows
+from aq_jax.solvers.tiles import Refused, is_floating, is_quantizable, quantize_pieces, to_half
+from aq_jax.store import DTYPES, Row, TableWriter, pieces
+
+Progress = Callable[[str, int], None]
+
+
+class Source(Protocol):
+    """Named tensors that can be read one at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of every stored tensor, in order."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied tensors: name -> stored name."""
+        ...
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor; a view where that is possible."""
+        ...
+
+
+class TableSource:
+    """A table as a source: quantized rows dequantized to the dtype that they had before.
+
+    Args:
+        table: an open loader.
+        requantize: False refuses quantized rows, which would be rounded a second time.
+
+    Raises:
+        FormatError: if the table holds quantized rows and may not.
+    """
+
+    def __init__(self, table: WeightLoader, requantize: bool) -> None:
+        self._table = table
+        self.aliases = table.aliases
+        self.shapes = {}
+        for name in table.get_layer_names():
+            if name in table.aliases:
+                continue
+            row = table.describe(name)
+            if row.quantized and not requantize:
+                raise FormatError(
+                    f"{name}: is {row.quant_type} already, and would be rounded twice; quantize the table that it was "
+                    "made from, or dequantize this one first"
+                )
+            self.shapes[name] = (row.shape, DTYPES[row.dtype])
+
+    def array(self, name: str) -> np.ndarray:
+        return self._table.get_layer(name, "numpy", dtype=self.shapes[name][1], copy=False)
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of a source.
+
+    Args:
+        path: the table.
+        quantized: names of the tensors that were quantized, with their cosine.
+        kept: why a tensor that should have been quantized was not, by name.
+        source_bytes: of all tensors as they were.
+        seconds: spent to read, quantize and write.
+    """
+
+    path: str
+    quantized: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    source_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "quantize", "write"), 0.0))
+
+
+def write_model(
+    source: Source,
+    path: str | os.PathLike[str],
+    config: QuantizationConfig | None,
+    *,
+    compression: Compression = "none",
+    record: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
+
+    Memory holds one tensor's codes and a tile of its values, whatever the model.
+
+    Args:
+        source: where tensors come from.
+        path: .parquet or .arrow; appears whole, or not at all.
+        config: None writes schema V1, anything else V2.
+        compression: "zstd" compresses the weights too.
+        record: kept in the table's metadata as its config.
+        progress: called with each tensor's name and bytes when it has been written.
+
+    Raises:
+        AqError: for a tensor that cannot be quantized (see `QuantizationConfig.on_nonfinite`).
+        FormatError: for what the table cannot hold.
+    """
+    done = Written(str(path))
+    clock = _Clock(done.seconds)
+    if record is None:
+        record = {"quantization": config.to_dict()} if config else {}
+    started = time.perf_counter()
+    with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
+        for name in source.shapes:
+            array = clock.timed("read", source.array, name)
+            rows = plain_rows(name, array) if config is None else quantized_rows(name, array, config, done)
+            while (row := clock.timed("quantize", next, rows, None)) is not None:
+                table.write(row)
+            done.source_bytes += array.nbytes
+            if progress:
+                progress(name, array.nbytes)
+        for alias, stored in source.aliases.items():
+            table.alias(alias, stored)
+    done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
+    return done
+
+
+def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, done: Written) -> Iterator[Row]:
+    """The V2 rows of one tensor under a model's config."""
+    policy = config.for_tensor(name)
+    dtype = array.dtype.name
+    if policy.quant_type == "fp16" and is_floating(array.dtype):
+        half = to_half(array)
+        if half.dtype == np.float16:
+            yield from plain_rows(name, half, dtype, "fp16")
+            return
+        done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
+    elif policy.quant_type not in ("fp16", "none") and is_quantizable(array):
+        spec = policy.spec
+        cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
+        results = quantize_pieces(array, policy, name, cuts)
+        if not isinstance(results, Refused):
+            for (start, stop), q in zip(cuts, results, strict=True):
+                done.quantized[name] = min(q.cosine, done.quantized.get(name, 1.0))
+                yield Row(
+                    name, array.shape, dtype, q.data, stop - start, spec.quant_type, q.scales, q.zero_points,
+                    spec.quant_axis, spec.group_size, 0, policy.solver_name, q.cosine, q.rel_mse,
+                )  # fmt: skip
+            return
+        done.kept[name] = results.why
+    yield from map(as_v2, plain_rows(name, array))
+
+
+class _Clock:
+    """Seconds by what was done."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    def timed(self, what: str, call: Callable, *args: object) -> object:  # type: ignore[type-arg]
+        start = time.perf_counter()
+        try:
+            return call(*args)
+        finally:
+            self._seconds[what] += time.perf_counter() - start

@@ -1,0 +1,174 @@
+"""Weights to QTensors: a config's solver, applied to one array or to a tree of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.core.grid import Grid, encode
+from aq_jax.core.qtensor import QTensor, from_stream, scale_shape, to_groups
+from aq_jax.core.quantize import assemble, dequantize
+from aq_jax.errors import AqError
+from aq_jax.solvers import SOLVERS
+from aq_jax.solvers.measure import Groups
+from aq_jax.solvers.tiles import Refused, is_quantizable, quantize_array, refusal, to_half
+
+
+def quantize(
+    w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight"
+) -> QTensor | Array:
+    """Quantize one array by a config, all of it at once: one compilation a shape.
+
+    Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
+    saturate and NaN becomes a level near zero. On a concrete array the config's `on_nonfinite` holds.
+
+    Args:
+        w: floating weights of one axis or more; computed in float32.
+        config: or just a quant_type, such as "int8".
+        name: for error messages, and for what the config says of names.
+
+    Returns:
+        A QTensor; for fp16 and none, or if a tensor is to be kept, the array.
+
+    Raises:
+        AqError: for weights that are not floating, not finite, or out of the range of float32 scales.
+        ConfigError: for an unknown quant_type.
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import QuantizationConfig, quantize
+    >>> quantize(jnp.ones((4, 256)), QuantizationConfig(quant_type="int4", group_size=64))
+    QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True))
+    """
+    policy = _policy(config).for_tensor(name)
+    if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
+        raise AqError(f"{name}: dtype {jnp.result_type(w)} is not floating; only floating weights are quantized")
+    if policy.quant_type == "none":
+        return jnp.asarray(w)
+    if policy.quant_type == "fp16":
+        return jnp.asarray(w) if isinstance(w, jax.core.Tracer) else jnp.asarray(to_half(np.asarray(w)))
+    if jnp.ndim(w) == 0:
+        raise AqError(f"{name}: a scalar has no axis to quantize along; wanted one axis or more")
+    array = jnp.asarray(w)
+    q, sound, zeros = _quantize(array, policy.spec, policy.solver_name)
+    if isinstance(array, jax.core.Tracer):
+        return q
+    sound, zeros = jax.device_get((sound, zeros))
+    if sound and not zeros:
+        return q
+    # Groups that were taken for zeros may hold numbers too small for a float32 scale.
+    why = refusal(np.asarray(array), policy.spec, np.asarray(q.scale).reshape(-1), name, bool(sound))
+    if why is None:
+        return q
+    if policy.on_nonfinite == "error":
+        raise AqError(str(why))
+    return array
+
+
+def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) -> Float[Array, "*shape"]:
+    """dequantize(quantize(w)) forwards, the identity backwards: the straight-through estimator.
+
+    Reference: Y. Bengio, N. Leonard, A. Courville, "Estimating or propagating gradients through stochastic neurons
+    for conditional computation", arXiv:1308.3432.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from aq_jax import fake_quant
+    >>> jax.grad(lambda w: fake_quant(w, "int2").sum())(jnp.array([[0.3, -0.7]])).tolist()
+    [[1.0, 1.0]]
+    """
+    policy = _policy(config).for_tensor("weight")
+    w = jnp.asarray(w)
+    q, *_ = _quantize(lax.stop_gradient(w), policy.spec, policy.solver_name)
+    # Written as a sum, so that both forward and reverse mode see the identity.
+    return w + lax.stop_gradient(dequantize(q, dtype=w.dtype) - w)
+
+
+def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
+    """Quantize the floating leaves of two axes or more of a pytree; the others pass through.
+
+    A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b".
+    Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
+    small one; traced leaves are quantized where they are.
+
+    Raises:
+        AqError: as `quantize`, naming the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import quantize_tree
+    >>> tree = quantize_tree({"dense": {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(2)}}, "int8")
+    >>> tree["dense"]["kernel"], tree["dense"]["bias"].dtype
+    (QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True)), dtype('float32'))
+    """
+    policy = _policy(config)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf(path_name(path), leaf, policy), params)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as the name of a tensor: its parts joined by dots."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
+    policy = config.for_tensor(name)
+    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or policy.quant_type == "none":
+        return leaf
+    if isinstance(leaf, jax.core.Tracer):
+        return quantize(leaf, policy, name) if leaf.ndim >= 2 else leaf
+    host = np.asarray(leaf)
+    if policy.quant_type == "fp16":
+        return jnp.asarray(to_half(host))
+    if not is_quantizable(host):
+        return leaf
+    result = quantize_array(host, policy, name)
+    if isinstance(result, Refused):
+        return leaf
+    return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, policy.spec))
+
+
+def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
+    return QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+
+
+@partial(jax.jit, static_argnames=("spec", "solver"))
+def _quantize(
+    w: Float[Array, "*shape"], spec: QuantSpec, solver: str
+) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
+    """The QTensor; whether all elements were finite and all scales within bounds; whether a group looked like zeros."""
+    if w.size == 0:
+        ones = jnp.ones(scale_shape(w.shape, spec), jnp.float32)
+        return assemble(w.astype(jnp.float32), ones, ones - 1, w.shape, spec), jnp.array(True), jnp.array(False)
+    rows, pads = to_groups(w.astype(jnp.float32), spec)
+    groups = Groups(rows, jnp.asarray(pads))
+    grids = SOLVERS[solver](groups, spec.bits, spec.symmetric)
+    codes = encode(rows, grids[0], spec.bits)
+    scale, zero_point, sound = grids[0].scale, grids[0].zero_point, jnp.all(grids[0].sound)
+    if len(grids) > 1:
+        codes, scale, zero_point, sound = _smaller_error(groups, grids, spec.bits)
+    zeros = jnp.any((scale == 1) & (zero_point == 0))
+    return assemble(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
+
+
+def _smaller_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[Array, ...]:
+    first, second = grids
+    # Relative to the tensor's largest value, so that no square is out of range.
+    unit = 1 / jnp.maximum(jnp.max(jnp.maximum(groups.hi, -groups.lo)), 2.0**-126)
+    errors = [
+        jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids
+    ]
+    take = errors[1] < errors[0]
+    return (
+        jnp.where(take, encode(groups.w, second, bits), encode(groups.w, first, bits)),
+        jnp.where(take, second.scale, first.scale),
+        jnp.where(take, second.zero_point, first.zero_point),
+        jnp.where(take, jnp.all(second.sound), jnp.all(first.sound)),
+    )
+
+
+def _times(grid: Grid, factor: Array) -> Grid:
+    return grid._replace(scale=grid.scale * factor, base=grid.base * factor)

@@ -1,0 +1,114 @@
+"""What a solver may ask of the weights it places a grid under: their range, and sums over the codes of a grid.
+
+A solver is written once, against this protocol. `Groups` answers it inside a compiled function for many groups
+at a time; `tiles.Stream` answers it for one group that is too long to hold, by reading it again for each question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from aq_jax.core.grid import Grid, code_range, decode, encode, finite_range
+
+_CHUNK = 1024
+
+
+class Sums(NamedTuple):
+    """Over one group: of levels u, of u^2, of u*w, and of w; and how many elements there were.
+
+    A level is the code without its offset: value = base + u * scale, where base is 0 for symmetric grids.
+    """
+
+    u: Any
+    uu: Any
+    uw: Any
+    w: Any
+    count: Any
+
+
+class Measure(Protocol):
+    lo: Any
+    hi: Any
+
+    def sums(self, grid: Grid, bits: int) -> Sums:
+        """The sums for least squares, with codes rounded to `grid`."""
+        ...
+
+    def error(self, grid: Grid, bits: int) -> Any:
+        """Sum of squared differences between the weights and their places on the grid."""
+        ...
+
+    def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
+        """Of the grids that `grid_at(start)` gives with their errors, the best one for each group."""
+        ...
+
+
+def offset(grid: Grid, bits: int) -> float:
+    """What must be added to a code to have its level."""
+    return {"tread": 0.0, "rise": 0.5, "affine": float(-code_range(bits)[0])}[grid.rounding]
+
+
+def total(x: Float[Array, "*groups size"]) -> Float[Array, "*groups"]:
+    """Sum over the last axis, long rows in pieces: a float32 sum of millions of terms stands still."""
+    size = x.shape[-1]
+    if size <= _CHUNK:
+        return jnp.sum(x, axis=-1)
+    pieces = -(-size // _CHUNK)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pieces * _CHUNK - size)])
+    return total(jnp.sum(x.reshape(*x.shape[:-1], pieces, _CHUNK), axis=-1))
+
+
+class Groups:
+    """Many groups in memory, one row each.
+
+    Args:
+        w: the weights; elements that are not finite are taken as the nearest finite one of their group, NaN as 0.
+        pads: for each group, how many of its last elements are fillings equal to the last one. They are in no
+            sum: their share, known from the last element, is taken away.
+    """
+
+    def __init__(self, w: Float[Array, "*groups size"], pads: Float[Array, "*groups"]) -> None:
+        self.lo, self.hi, self.finite = finite_range(w)
+        self.w = w
+        self.pads = pads
+
+    def scaled(self, factor: Float[Array, "*groups"]) -> Groups:
+        """The same groups, finite, times a factor each."""
+        new = object.__new__(Groups)
+        clean = jnp.where(jnp.isnan(self.w), 0.0, jnp.clip(self.w, self.lo[..., None], self.hi[..., None]))
+        new.w, new.pads, new.finite = clean * factor[..., None], self.pads, self.finite
+        new.lo, new.hi = self.lo * factor, self.hi * factor
+        return new
+
+    def _sum(self, terms: Float[Array, "*groups size"]) -> Float[Array, "*groups"]:
+        return total(terms) - self.pads * terms[..., -1]
+
+    def sums(self, grid: Grid, bits: int) -> Sums:
+        u = encode(self.w, grid, bits) + offset(grid, bits)
+        count = self.w.shape[-1] - self.pads
+        return Sums(self._sum(u), self._sum(u * u), self._sum(u * self.w), self._sum(self.w), count)
+
+    def error(self, grid: Grid, bits: int) -> Float[Array, "*groups"]:
+        values = decode(encode(self.w, grid, bits), grid.scale, grid.zero_point)
+        return self._sum((values - self.w) ** 2)
+
+    def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
+        # A scan, not one more axis: the arrays of a step stay in the cache, and the program is one step long.
+        def step(best: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
+            error, grid = grid_at(start)
+            rounding.append(grid.rounding)
+            new = (error, grid.scale, grid.zero_point, grid.base, grid.sound)
+            better = error < best[0]
+            return tuple(jnp.where(better, n, b) for n, b in zip(new, best, strict=True)), None
+
+        rounding: list[Any] = []
+        zeros = jnp.zeros_like(self.lo)
+        first = (jnp.full_like(self.lo, jnp.inf), zeros + 1, zeros, zeros, zeros > 0)
+        (_, *fields), _ = lax.scan(step, first, jnp.asarray(starts, jnp.float32))
+        return Grid(*fields, rounding[0])

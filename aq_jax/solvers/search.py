@@ -1,0 +1,98 @@
+"""The grid with the least squared error that alternation finds, from several starts; no data is needed.
+
+Given codes, the best scale and zero point are those of a straight line through (level, weight): least squares.
+Given the line, the best codes are the nearest ones. Alternating the two never raises the error (Lloyd's algorithm
+restricted to evenly spaced levels: S. P. Lloyd, "Least squares quantization in PCM", 1982), but it stops at the
+nearest valley, so it starts from several fractions of the full range and keeps the best end.
+
+Every candidate is judged after its scale and zero point have been rounded to two-byte floats, as they are stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, code_range, round_mantissa, settle
+from aq_jax.solvers.measure import Measure, Sums
+
+ROUNDS = 7
+STARTS = 8
+# The narrower the code, the further inside the range the best grid may end.
+SMALLEST_START = {2: 0.35, 3: 0.45, 4: 0.6, 8: 0.9}
+STORED_MANTISSA = 7
+
+
+def search(groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+    """Candidates: one affine grid for each group or, symmetric, one with zero on a level and one with zero between
+    two; which of them a tensor takes is decided by its total error.
+    """
+    roundings: tuple[Rounding, ...] = ("tread", "rise") if symmetric else ("affine",)
+    return tuple(_search(groups, bits, rounding) for rounding in roundings)
+
+
+def _search(groups: Measure, bits: int, rounding: Rounding) -> Grid:
+    xp = groups.lo.__array_namespace__()
+    # Around one, no square over- or underflows; a power of two changes no bit of a mantissa.
+    top = xp.maximum(groups.hi, -groups.lo)
+    unit = round_mantissa(xp.clip(top, SCALE_MIN, SCALE_MAX), 0)
+    scaled = groups.scaled(1 / unit)
+
+    def grid_at(start: Any) -> tuple[Any, Grid]:
+        scale, base = _start(scaled.lo, scaled.hi, start, bits, rounding)
+        grid = _grid(scale, base, base, rounding)
+        for _ in range(ROUNDS):
+            grid = _refine(scaled.sums(grid, bits), grid)
+        grid = _stored(grid, bits)
+        return scaled.error(grid, bits), grid
+
+    found = scaled.best(grid_at, np.linspace(1.0, SMALLEST_START[bits], STARTS, dtype=np.float32))
+    return settle(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, bits, rounding)
+
+
+def _start(lo: Any, hi: Any, fraction: Any, bits: int, rounding: Rounding) -> tuple[Any, Any]:
+    xp = lo.__array_namespace__()
+    qmin, qmax = code_range(bits)
+    if rounding == "affine":
+        scale = (hi - lo) * fraction / (qmax - qmin)
+        return scale, (lo + hi) / 2 - scale * ((qmax - qmin) / 2)
+    top = xp.maximum(hi, -lo)
+    return top * fraction / (qmax if rounding == "tread" else qmax + 0.5), xp.zeros_like(lo)
+
+
+def _grid(scale: Any, zero_point: Any, base: Any, rounding: Rounding) -> Grid:
+    xp = scale.__array_namespace__()
+    scale = xp.clip(scale, SCALE_MIN, SCALE_MAX)
+    return Grid(scale, zero_point, base, scale > 0, rounding)
+
+
+def _refine(s: Sums, grid: Grid) -> Grid:
+    """The least-squares line through (level, weight); where all codes are one, the grid stays."""
+    xp = s.u.__array_namespace__()
+    if grid.rounding != "affine":
+        fits = s.uu > 0
+        return _grid(xp.where(fits, s.uw / xp.where(fits, s.uu, 1), grid.scale), grid.zero_point, grid.base, grid.rounding)
+    spread = s.uu - s.u * s.u / s.count
+    scale = (s.uw - s.u * s.w / s.count) / xp.where(spread > 0, spread, 1)
+    fits = (spread > 0) & (scale > 0)
+    base = (s.w - scale * s.u) / s.count
+    return _grid(xp.where(fits, scale, grid.scale), grid.zero_point, xp.where(fits, base, grid.base), grid.rounding)
+
+
+def _stored(grid: Grid, bits: int) -> Grid:
+    """The grid as it is stored: scale and zero point rounded to two-byte floats.
+
+    A zero point beyond 2^8 could not be told from its neighbours after rounding; a scale that is large enough
+    keeps it below (only groups far from zero are concerned).
+    """
+    xp = grid.scale.__array_namespace__()
+    if grid.rounding != "affine":
+        scale = round_mantissa(grid.scale, STORED_MANTISSA)
+        zero = np.float32(0.0 if grid.rounding == "tread" else -0.5)
+        return _grid(scale, xp.zeros_like(scale) + zero, grid.base, grid.rounding)
+    qmin, _ = code_range(bits)
+    scale = round_mantissa(xp.maximum(grid.scale, xp.abs(grid.base) * np.float32(2.0**-8)), STORED_MANTISSA)
+    scale = xp.clip(scale, SCALE_MIN, SCALE_MAX)
+    zero_point = round_mantissa(qmin - grid.base / scale, STORED_MANTISSA)
+    return _grid(scale, zero_point, (qmin - zero_point) * scale, "affine")

@@ -1,0 +1,413 @@
+"""Quantize arrays of any size through tiles of one shape: few compilations, bounded memory.
+
+A tensor is cut into tiles of about `TILE` elements; each is copied into float32, solved, encoded and packed by one
+compiled function, and its bytes are appended to the result. What differs is only how groups lie in a tile:
+
+    groups        [TILE / group_size, group_size]         one shape a config
+    channels      [TILE / bucket, bucket]                 rows filled up to a power of two: one shape a bucket
+    long groups   [1, TILE]                               a whole tensor, or a channel longer than a tile: the group is
+                                                          read once for its range, again for each question that its
+                                                          solver asks, and once more for its codes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.core import packing
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, finite_range, round_mantissa
+from aq_jax.errors import AqError
+from aq_jax.solvers import SOLVERS
+from aq_jax.solvers.measure import Groups, Sums
+from aq_jax.store import pack_codes, unpack_codes
+
+TILE = 1 << 16
+SMALLEST_BUCKET = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A tensor, or a piece of one, as the format stores it.
+
+    Args:
+        data: uint8, the bit stream of the codes.
+        scales: float32, one a group; zero_points likewise.
+        cosine: between the weights and what the codes stand for, computed in float64 from sums of tiles.
+        rel_mse: squared error over squared weights.
+    """
+
+    data: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    cosine: float
+    rel_mse: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a tensor cannot be quantized."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f'{self.why}; repair it, or keep the tensor unquantized with on_nonfinite = "keep"'
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def is_quantizable(array: np.ndarray) -> bool:
+    """What a model's config quantizes: floating tensors of two axes or more."""
+    return array.ndim >= 2 and is_floating(array.dtype)
+
+
+def to_half(array: np.ndarray) -> np.ndarray:
+    """In float16, or unchanged where float16's largest error exceeds 2^-10 of the largest value (or is undefined)."""
+    wide = array.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = wide.astype(np.float16)
+        error = np.abs(half.astype(np.float32) - wide).max(initial=0.0)
+        fits = error <= np.abs(wide).max(initial=0.0) * np.float32(2.0**-10)
+    return half if fits else array
+
+
+def quantize_array(array: np.ndarray, config: QuantizationConfig, name: str) -> Quantized | Refused:
+    """Quantize a whole array; see `quantize_pieces`."""
+    pieces = quantize_pieces(array, config, name, [(0, array.size)])
+    return pieces if isinstance(pieces, Refused) else next(iter(pieces))
+
+
+def quantize_pieces(
+    array: np.ndarray, config: QuantizationConfig, name: str, pieces: list[tuple[int, int]]
+) -> Iterator[Quantized] | Refused:
+    """Quantize an array piece by piece, as the rows of a table hold it.
+
+    Args:
+        array: floating, of any strides; read tile by tile.
+        config: of this tensor (`QuantizationConfig.for_tensor`).
+        name: for errors.
+        pieces: (start, stop) in elements of the flattened array, each cut where a group and a byte begin.
+
+    Returns:
+        One result a piece, computed when asked for; or the reason why the tensor is kept as it is.
+
+    Raises:
+        AqError: for weights that are not finite or out of range, unless the config says to keep them.
+    """
+    spec = config.spec
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.size == 0:
+        count = spec.group_count(array.shape)
+        nothing = Quantized(np.empty(0, np.uint8), np.ones(count, np.float32), np.zeros(count, np.float32), 1.0, 0.0)
+        return iter([nothing])
+    size = spec.group_elements(array.shape)
+    road = _Short if size <= TILE and spec.quant_axis == 0 else _Long
+    run = road(flat, min(size, flat.size) if road is _Long else size, spec, config.solver_name)
+    # What a tensor is refused for, and which candidate it takes, is known once all of it has been read. One piece
+    # is read once; of several, each is read again for its codes, because not all of them may fit in memory.
+    whole = run.candidates(0, flat.size, keep=len(pieces) == 1)
+    best = min(whole, key=lambda candidate: candidate.sums[3])
+    scales = best.scales
+    # Groups that were taken for zeros may hold numbers too small for a float32 scale.
+    suspicious = not best.sound or ((scales == 1) & (best.zero_points == 0)).any()
+    why = refusal(array, spec, scales, name, best.sound) if suspicious else None
+    if why is not None:
+        if config.on_nonfinite == "error":
+            raise AqError(str(why))
+        return why
+    if len(pieces) == 1:
+        return iter([best.finish(spec.bits)])
+    index = whole.index(best)
+    return (run.candidates(start, stop, keep=True)[index].finish(spec.bits) for start, stop in pieces)
+
+
+def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, sound: bool) -> Refused | None:
+    """Why an array was not represented well, found in the array itself; None if there is no reason.
+
+    Args:
+        array: the weights.
+        spec: their numerics.
+        scales: one a group, forced into [2^-126, 2^126]; 1 where a group was taken for zeros.
+        name: for the text.
+        sound: whether the solver saw nothing wrong; numbers that are too small for it to see may still be there.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    bad, first = 0, -1
+    for start in range(0, 0 if sound else flat.size, TILE):
+        wrong = np.flatnonzero(~np.isfinite(_float32(flat[start : start + TILE])))
+        if wrong.size and first < 0:
+            first = start + int(wrong[0])
+        bad += wrong.size
+    if bad:
+        at = [int(i) for i in np.unravel_index(first, array.shape)]
+        return Refused(f"{name}: {bad} of {flat.size} values are not finite (first at {at})")
+    size = spec.group_elements(array.shape)
+    at_bounds = (scales <= SCALE_MIN) | (scales >= SCALE_MAX)
+    for group in np.flatnonzero(at_bounds | (scales == 1)):
+        largest = np.abs(_float32(flat[group * size : (group + 1) * size]).astype(np.float64)).max(initial=0.0)
+        if at_bounds[group] or 0 < largest < float(SCALE_MIN):
+            return Refused(
+                f"{name}: the scale of group {group}, whose largest value is {largest:.3g}, is outside [2^-126, 2^126]"
+            )
+    return None if sound else Refused(f"{name}: a scale is outside [2^-126, 2^126]")
+
+
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """One way of quantizing a stretch of a tensor, as it grows tile by tile."""
+
+    data: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    sums: np.ndarray  # float64: w.w, v.v, w.v, (w - v).(w - v), v being what the codes stand for
+    sound: bool
+    codes: np.ndarray | None  # int8, where groups do not end on bytes and the stream is packed at the end
+    count: int
+
+    def finish(self, bits: int) -> Quantized:
+        data = self.data
+        if self.codes is not None:
+            data = pack_codes(self.codes, bits)
+        elif spare := -self.count * bits % 8:
+            data[-1] &= 0xFF >> spare
+        ww, vv, wv, ee = (float(s) for s in self.sums)
+        cosine = wv / math.sqrt(ww * vv) if ww and vv else float(ww == vv)
+        return Quantized(data, self.scales, self.zero_points, min(cosine, 1.0), ee / ww if ww else 0.0)
+
+
+class _Road:
+    """What both kinds of tiles share: the tensor and room for results."""
+
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
+        self.flat, self.size, self.spec, self.solver = flat, size, spec, solver
+
+    def _room(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
+        count = stop - start
+        groups = -(-count // self.size)
+        return _Candidate(
+            data=np.empty(-(-count * self.spec.bits // 8) if keep and whole_bytes else 0, np.uint8),
+            scales=np.empty(groups, np.float32),
+            zero_points=np.empty(groups, np.float32),
+            sums=np.zeros(4),
+            sound=True,
+            codes=np.empty(count, np.int8) if keep and not whole_bytes else None,
+            count=count,
+        )
+
+    def _put(self, room: _Candidate, position: int, packed: np.ndarray, width: int, valid: int, count: int) -> None:
+        """Append `count` codes of a tile whose rows hold `valid` codes and fillings up to `width`."""
+        bits, stream = self.spec.bits, packed.view(np.uint8).reshape(-1)
+        if room.codes is not None:
+            codes = unpack_codes(stream, bits, stream.size * 8 // bits).reshape(-1, width)[:, :valid]
+            room.codes[position : position + count] = codes.reshape(-1)[:count]
+        elif room.data.size:
+            if valid < width:
+                stream = stream.reshape(-1, width * bits // 8)[:, : -(-valid * bits // 8)].reshape(-1)
+            first, taken = position * bits // 8, -(-count * bits // 8)
+            room.data[first : first + taken] = stream[:taken]
+
+
+class _Short(_Road):
+    """Many groups a tile."""
+
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
+        super().__init__(flat, size, spec, solver)
+        self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
+        # A multiple of eight rows: a tile of odd groups ends on a byte.
+        self.rows = max(8, TILE // self.width // 8 * 8)
+
+    def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
+        rooms: list[_Candidate] = []
+        step = self.rows * self.size
+        for first in range(start, stop, step):
+            tile, pads, count = self._tile(first, min(first + step, stop))
+            answers, finite = _solve_tile(tile, pads, self.spec.bits, self.spec.symmetric, self.solver)
+            answers, finite = jax.device_get((answers, finite))
+            # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
+            whole = self.width == self.size or packing.fills_bytes(self.size, self.spec.bits)
+            rooms = rooms or [self._room(start, stop, keep, whole) for _ in answers]
+            group = (first - start) // self.size
+            for room, (packed, scale, zero_point, sound, sums) in zip(rooms, answers, strict=True):
+                room.scales[group : group + count] = scale[:count]
+                room.zero_points[group : group + count] = zero_point[:count]
+                room.sums += sums[:4].astype(np.float64) * float(sums[4]) ** 2
+                room.sound &= bool(finite) and bool(sound[:count].all())
+                self._put(room, first - start, packed, self.width, self.size, min(step, stop - first))
+        return rooms
+
+    def _tile(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The elements of a tile in rows, how many fillings each row ends with, and how many rows are groups."""
+        values = _float32(self.flat[first:stop])
+        count = -(-values.size // self.size)
+        pads = np.full(self.rows, self.width - self.size, np.float32)
+        if values.size == self.rows * self.width:
+            return values.reshape(self.rows, self.width), pads, count
+        tile = np.zeros((self.rows, self.width), np.float32)
+        whole = values.size // self.size
+        tile[:whole, : self.size] = values[: whole * self.size].reshape(whole, self.size)
+        tile[:whole, self.size :] = tile[:whole, self.size - 1 : self.size]
+        if whole < count:
+            rest = values[whole * self.size :]
+            tile[whole, : rest.size], tile[whole, rest.size :] = rest, rest[-1]
+            pads[whole] = self.width - rest.size
+        return tile, pads, count
+
+
+class _Long(_Road):
+    """One group over many tiles."""
+
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
+        super().__init__(flat, size, spec, solver)
+        self.grids: dict[int, tuple[Grid, ...]] = {}
+
+    def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
+        rooms: list[_Candidate] = []
+        for first in range(start, stop, self.size):
+            group = (first - start) // self.size
+            stream = Stream(self.flat[first : min(first + self.size, stop)])
+            for index, grid in enumerate(self._solved(first)):
+                if group == 0:
+                    whole = self.size >= stop - start or packing.fills_bytes(self.size, self.spec.bits)
+                    rooms.append(self._room(start, stop, keep, whole))
+                self._encode(stream, grid, rooms[index], group, first - start)
+        return rooms
+
+    def _solved(self, first: int) -> tuple[Grid, ...]:
+        """The grids of the group that an element is in, solved once."""
+        group = first // self.size
+        if group not in self.grids:
+            stream = Stream(self.flat[group * self.size : (group + 1) * self.size])
+            with np.errstate(over="ignore"):  # an overflow makes the group unsound
+                found = SOLVERS[self.solver](stream, self.spec.bits, self.spec.symmetric)
+            self.grids[group] = tuple(g._replace(sound=g.sound & stream.finite) for g in found)
+        return self.grids[group]
+
+    def _encode(self, stream: Stream, grid: Grid, room: _Candidate, group: int, position: int) -> None:
+        room.scales[group], room.zero_points[group] = grid.scale[0], grid.zero_point[0]
+        room.sound &= bool(grid.sound[0])
+        for at, tile, pads in stream.tiles():
+            packed, sums = jax.device_get(_encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding))
+            room.sums += sums[:4].astype(np.float64) * float(sums[4]) ** 2
+            valid = TILE - int(pads[0])
+            self._put(room, position + at, packed, TILE, valid, valid)
+
+
+class Stream:
+    """One long group, read tile by tile for each question (see `measure.Measure`)."""
+
+    def __init__(self, flat: np.ndarray, factor: float = 1.0) -> None:
+        self.flat, self.factor = flat, np.float32(factor)
+        if factor == 1.0:
+            ends = [_finite_range(_float32(flat[i : i + TILE])) for i in range(0, flat.size, TILE)]
+            self.finite = all(e[2] for e in ends)
+            self.lo = np.array([min(e[0] for e in ends)], np.float32)
+            self.hi = np.array([max(e[1] for e in ends)], np.float32)
+
+    def scaled(self, factor: np.ndarray) -> Stream:
+        new = Stream.__new__(Stream)
+        new.flat, new.factor, new.finite = self.flat, self.factor * np.float32(factor[0]), self.finite
+        new.lo, new.hi = self.lo * factor, self.hi * factor
+        return new
+
+    def tiles(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(position, tile, fillings) over the group."""
+        for at in range(0, self.flat.size, TILE):
+            values = _float32(self.flat[at : at + TILE])
+            pads = np.array([TILE - values.size], np.float32)
+            if pads[0]:
+                values = np.pad(values, (0, TILE - values.size), mode="edge")
+            yield at, values.reshape(1, TILE), pads
+
+    def _ask(self, grid: Grid, bits: int) -> np.ndarray:
+        answers = [_stream_sums(t, p, self.factor, grid[:4], bits, grid.rounding) for _, t, p in self.tiles()]
+        return np.sum(np.stack(jax.device_get(answers)), axis=0, dtype=np.float64).astype(np.float32)
+
+    def sums(self, grid: Grid, bits: int) -> Sums:
+        answer = self._ask(grid, bits)
+        return Sums(*answer[:4], count=np.array([self.flat.size], np.float32))
+
+    def error(self, grid: Grid, bits: int) -> np.ndarray:
+        return self._ask(grid, bits)[4]
+
+    def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
+        return min((grid_at(start) for start in starts), key=lambda found: found[0][0])[1]
+
+
+@partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
+def _solve_tile(
+    w: Float[Array, "groups size"], pads: Float[Array, "groups"], bits: int, symmetric: bool, solver: str
+) -> tuple[list[tuple[Array, ...]], Array]:
+    groups = Groups(w, pads)
+    answers = []
+    for grid in SOLVERS[solver](groups, bits, symmetric):
+        codes = encode(w, grid, bits)
+        answers.append((_packed(codes, bits), grid.scale, grid.zero_point, grid.sound, _products(w, pads, codes, grid)))
+    return answers, groups.finite
+
+
+@partial(jax.jit, static_argnames=("bits", "rounding"))
+def _encode_tile(
+    w: Float[Array, "1 size"], pads: Float[Array, "1"], grid: tuple[Array, ...], bits: int, rounding: Rounding
+) -> tuple[Array, Array]:
+    whole = Grid(*grid, rounding)
+    codes = encode(w, whole, bits)
+    return _packed(codes, bits), _products(w, pads, codes, whole)
+
+
+@partial(jax.jit, static_argnames=("bits", "rounding"))
+def _stream_sums(
+    w: Float[Array, "1 size"],
+    pads: Float[Array, "1"],
+    factor: Float[Array, ""],
+    grid: tuple[Array, ...],
+    bits: int,
+    rounding: Rounding,
+) -> Float[Array, "5 1"]:
+    groups = Groups(w, pads).scaled(factor[None])
+    whole = Grid(*grid, rounding)
+    s = groups.sums(whole, bits)
+    return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, bits)])
+
+
+def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
+    """The bit stream of a tile. Rows of odd lengths run on into each other, as they do in the tensor."""
+    return packing.pack(codes.reshape(-1), bits)
+
+
+def _products(w: Array, pads: Array, codes: Array, grid: Grid) -> Float[Array, "5"]:
+    """w.w, v.v, w.v and (w-v).(w-v) over a tile, for w and v divided by the last number, a power of two."""
+    lo, hi, _ = finite_range(w.reshape(-1))
+    unit = round_mantissa(jnp.clip(jnp.maximum(hi, -lo), SCALE_MIN, SCALE_MAX), 0)
+    v = decode(codes, grid.scale, grid.zero_point) / unit
+    w = w / unit
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.vdot(a, b) - jnp.vdot(pads, a[:, -1] * b[:, -1])
+
+    return jnp.stack([dot(w, w), dot(v, v), dot(w, v), dot(w - v, w - v), unit])
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float32:
+        return values
+    with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused by name
+        return values.astype(np.float32)
+
+
+def _finite_range(values: np.ndarray) -> tuple[float, float, bool]:
+    lo, hi = values.min(), values.max()
+    if np.isfinite(lo) and np.isfinite(hi):
+        return lo, hi, True
+    finite = values[np.isfinite(values)]
+    return (finite.min(), finite.max(), False) if finite.size else (np.float32(0), np.float32(0), False)

@@ -1,0 +1,79 @@
+"""How many bytes, groups and pieces a tensor has: plain integer arithmetic, done before anything is allocated."""
+
+from __future__ import annotations
+
+from math import lcm, prod
+from typing import TYPE_CHECKING
+
+from aq_jax.store.schema import CODE_BITS, DTYPES, PIECE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def data_bytes(count: int, dtype: str, quant_type: str | None) -> int:
+    """Bytes that `count` values of a row take in its `data` column.
+
+    >>> data_bytes(231, "float32", "int2"), data_bytes(231, "bfloat16", None)
+    (58, 462)
+    """
+    if bits := CODE_BITS.get(quant_type or ""):
+        return -(-count * bits // 8)
+    return count * DTYPES[stored_dtype(dtype, quant_type)].itemsize
+
+
+def stored_dtype(dtype: str, quant_type: str | None) -> str:
+    """The dtype of an unquantized row's bytes: `fp16` and `fp32` rows say it themselves, whatever `dtype` says."""
+    return {"fp16": "float16", "fp32": "float32"}.get(quant_type or "", dtype)
+
+
+def group_length(shape: Sequence[int], quant_axis: int, group_size: int) -> int:
+    """Elements that share one scale; 0 means all of them, however many (per tensor)."""
+    if group_size:
+        return group_size
+    return prod(shape[1:]) if quant_axis == 0 else 0
+
+
+def group_count(count: int, shape: Sequence[int], quant_axis: int, group_size: int) -> int:
+    """Scales of a row that holds `count` elements of a tensor of this shape.
+
+    >>> group_count(231, (7, 33), 0, 128), group_count(231, (7, 33), 0, 0), group_count(231, (7, 33), -1, 0)
+    (2, 7, 1)
+    """
+    length = group_length(shape, quant_axis, group_size)
+    if length:
+        return -(-count // length)
+    return shape[0] if quant_axis == 0 and not group_size else 1
+
+
+def cut_step(shape: Sequence[int], quant_type: str | None, quant_axis: int, group_size: int) -> int:
+    """Pieces of a tensor start at multiples of this many elements: whole groups and whole bytes."""
+    length = group_length(shape, quant_axis, group_size) if quant_type in CODE_BITS else 1
+    return lcm(length or 1, 8)
+
+
+def pieces(
+    shape: Sequence[int],
+    dtype: str,
+    quant_type: str | None = None,
+    quant_axis: int = -1,
+    group_size: int = 0,
+    *,
+    limit: int = PIECE_BYTES,
+) -> list[tuple[int, int]]:
+    """Where a tensor is cut into rows: (start, stop) in elements of the flattened tensor.
+
+    >>> pieces((10, 10), "float32")
+    [(0, 100)]
+    >>> pieces((10, 10), "float32", "int2", 0, 12, limit=200)
+    [(0, 48), (48, 96), (96, 100)]
+
+    Args:
+        limit: bytes in the tensor's own dtype over which it is cut; a piece exceeds it only where one step does.
+    """
+    total, itemsize = prod(shape), DTYPES[dtype].itemsize
+    if total * itemsize <= limit:
+        return [(0, total)]
+    step = cut_step(shape, quant_type, quant_axis, group_size)
+    size = max(limit // itemsize // step, 1) * step
+    return [(start, min(start + size, total)) for start in range(0, total, size)]

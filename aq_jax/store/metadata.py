@@ -1,0 +1,145 @@
+"""The JSON that a table carries under the key `aq_jax`: who wrote it, how, and digests over all of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aq_jax.errors import FormatError, IntegrityError
+from aq_jax.store.digest import canonical_json, statistics_digest, table_digest
+from aq_jax.store.rows import at
+from aq_jax.store.schema import VERSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aq_jax.store.rows import Row, RowInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a table says about itself."""
+
+    version: str
+    """The format's version, such as "2.0"; the major number is the table's."""
+    writer: str
+    config: dict[str, Any]
+    """The resolved configuration that made the table."""
+    aliases: dict[str, str]
+    """Tied tensors: name -> the stored name."""
+    rows: int
+    statistics: str
+    """Digest over solver, cosine and rel_mse of all rows, hexadecimal."""
+    digest: str
+    """Digest over the other entries and all row digests, hexadecimal."""
+    raw: dict[str, Any]
+    """All entries as read, also those of later minor versions: the digest is over them."""
+
+    @property
+    def major(self) -> int:
+        """The major version."""
+        return int(self.version.split(".")[0])
+
+
+_TYPES = {
+    "version": str,
+    "writer": str,
+    "config": dict,
+    "aliases": dict,
+    "rows": int,
+    "statistics": str,
+    "digest": str,
+}
+
+
+def compose(
+    version: int, config: Mapping[str, object], aliases: Mapping[str, str], rows: Sequence[Row | RowInfo]
+) -> bytes:
+    """The metadata JSON of a table whose rows carry their digests.
+
+    Raises:
+        FormatError: the configuration is not plain JSON.
+    """
+    from aq_jax import __version__
+
+    entries: dict[str, object] = {
+        "version": VERSIONS[version],
+        "writer": f"aq_jax {__version__}",
+        "config": dict(config),
+        "aliases": dict(aliases),
+        "rows": len(rows),
+        "statistics": statistics_digest(rows).hex(),
+    }
+    try:
+        entries["digest"] = table_digest(entries, [row.digest or b"" for row in rows]).hex()
+        text = canonical_json(entries)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"the config cannot be written as JSON: {error}") from error
+    return text
+
+
+def parse(text: bytes, where: str) -> Metadata:
+    """Reads the metadata JSON.
+
+    Raises:
+        FormatError: it is not JSON, lacks an entry, or is of an unknown major version.
+    """
+    try:
+        raw = json.loads(text.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: the aq_jax metadata is not valid JSON: {error}") from error
+    if not isinstance(raw, dict) or not isinstance(version := raw.get("version"), str):
+        raise FormatError(f"{where}: the aq_jax metadata has no version")
+    if version.split(".")[0] not in {str(major) for major in VERSIONS}:
+        raise FormatError(
+            f"{where}: format version {version[:20]!r} is unknown; this release reads major versions "
+            f"{' and '.join(map(str, VERSIONS))}: use a newer aq_jax"
+        )
+    for key, kind in _TYPES.items():
+        if not isinstance(raw.get(key), kind) or isinstance(raw[key], bool):
+            raise FormatError(f"{where}: the aq_jax metadata must have {key!r}, a JSON {kind.__name__}")
+    if not all(isinstance(target, str) for target in raw["aliases"].values()):
+        raise FormatError(f"{where}: the aq_jax metadata has an alias that is not a string")
+    return Metadata(**{key: raw[key] for key in _TYPES}, raw=raw)
+
+
+def verify(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> None:
+    """Compares the metadata with the rows that a table holds; reads no tensor data.
+
+    Raises:
+        IntegrityError: rows were removed, added, reordered or edited, or the metadata was.
+    """
+    if metadata.rows != len(rows):
+        raise IntegrityError(
+            f"{where}: holds {len(rows)} rows, its metadata says {metadata.rows}: rows were lost or added"
+        )
+    digests: list[bytes] = []
+    for index, row in enumerate(rows):
+        if row.digest is None:
+            here = at(where, index, row.layer_name)
+            raise IntegrityError(f"{here}: has no digest, but the table's metadata is a digest over all of them")
+        digests.append(row.digest)
+    _compare("statistics of its rows", statistics_digest(rows).hex(), metadata.statistics, where)
+    _compare("metadata and row digests", table_digest(metadata.raw, digests).hex(), metadata.digest, where)
+
+
+def check_aliases(aliases: Mapping[str, str], names: Sequence[str], where: str) -> None:
+    """Refuses aliases that hide a stored tensor or lead nowhere."""
+    stored = set(names)
+    for name, target in aliases.items():
+        if not name or name in stored:
+            raise FormatError(f"{where}: alias {name!r} is also the name of a stored tensor")
+        if target not in stored:
+            raise FormatError(f"{where}: alias {name!r} leads to {target!r}, which is not stored")
+
+
+def _compare(what: str, found: str, wanted: str, where: str) -> None:
+    if found != wanted:
+        raise IntegrityError(
+            f"{where}: the {what} have digest {found}, written was {wanted[:64]}: the file was changed"
+        )
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

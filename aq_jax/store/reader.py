@@ -1,0 +1,160 @@
+"""Reads tables: what they hold when they are opened, a row's bytes when they are asked for, and nothing on trust."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from aq_jax.errors import FormatError, IntegrityError
+from aq_jax.store.digest import row_digest
+from aq_jax.store.metadata import Metadata, check_aliases
+from aq_jax.store.rows import Row, RowInfo, RowOrder, at
+from aq_jax.store.shard import Shard
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from aq_jax.store.schema import Version
+
+
+def open_table(path: str | os.PathLike[str]) -> TableReader:
+    """Opens a table, or a folder of `.parquet` and `.arrow` tables that together are one model.
+
+    Only the small columns are read. Files are told apart by their first bytes, not by their names.
+
+    >>> with open_table("m.parquet") as table:  # doctest: +SKIP
+    ...     rows = [table.read(info.position) for info in table.pieces("encoder.weight")]
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: it is not a table of this format, or a row breaks one of its rules.
+        IntegrityError: rows or metadata are not those that were written.
+    """
+    return TableReader(Path(path))
+
+
+class TableReader:
+    """An open table; threads may share it. See `open_table`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._closed = False
+        self._shards: list[Shard] = []
+        infos: list[RowInfo] = []
+        order = RowOrder()
+        try:
+            for file in _files(path):
+                shard = Shard(file, len(infos))
+                self._shards.append(shard)
+                for info in shard.infos:
+                    order.add(info, shard.where, info.position - shard.start)
+                infos.extend(shard.infos)
+            order.finish(str(path))
+            self.infos: tuple[RowInfo, ...] = tuple(infos)
+            self.names: tuple[str, ...] = tuple(order.names)
+            self.version: Version = 2 if any(shard.is_v2 for shard in self._shards) else 1
+            self.aliases: dict[str, str] = self._merge_aliases()
+            self.metadata: Metadata | None = self._shards[0].metadata
+            self.verify_table()
+        except BaseException:
+            self.close()
+            raise
+        self._pieces: dict[str, list[RowInfo]] = {}
+        for info in self.infos:
+            self._pieces.setdefault(info.layer_name, []).append(info)
+
+    def pieces(self, name: str) -> list[RowInfo]:
+        """The rows of one tensor, in order.
+
+        Raises:
+            KeyError: no tensor of that name is stored; aliases are not followed.
+        """
+        self._refuse_closed()
+        return list(self._pieces[name])
+
+    def read(self, position: int, verify: bool = True) -> Row:
+        """One row; its arrays are read-only views of the file's memory where that is possible.
+
+        Args:
+            position: index into `infos`.
+            verify: compare the row with its digest, or, where it has none, with Parquet's page checksums.
+
+        Raises:
+            FormatError: the row breaks a rule of the format.
+            IntegrityError: the row is not the one that was written.
+        """
+        if not 0 <= position < len(self.infos):
+            raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
+        shard = next(shard for shard in reversed(self._shards) if shard.start <= position)
+        with self._lock:
+            self._refuse_closed()
+            row = shard.read(position - shard.start, verify)
+        if verify and row.digest is not None:
+            found = row_digest(row)
+            if found != row.digest:
+                here = at(shard.where, position - shard.start, row.layer_name)
+                raise IntegrityError(
+                    f"{here}: its bytes have digest {found.hex()}, written was {row.digest.hex()}: "
+                    "the file was damaged or changed; fetch or write it again"
+                )
+        return row
+
+    def rows(self, verify: bool = True) -> Iterator[Row]:
+        """All rows in order."""
+        for info in self.infos:
+            yield self.read(info.position, verify)
+
+    def verify_table(self) -> None:
+        """Compares each file's metadata with its rows; reads no tensor data, so that opening does it too.
+
+        Raises:
+            IntegrityError: rows, their statistics or the metadata are not those that were written.
+        """
+        self._refuse_closed()
+        for shard in self._shards:
+            shard.verify()
+
+    def close(self) -> None:
+        """Closes the files; arrays that were read stay valid."""
+        with self._lock:
+            self._closed = True
+            for shard in self._shards:
+                shard.close()
+
+    def __enter__(self) -> Self:
+        self._refuse_closed()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
+
+    def _merge_aliases(self) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for shard in self._shards:
+            for name, target in (shard.metadata.aliases if shard.metadata else {}).items():
+                if merged.setdefault(name, target) != target:
+                    raise FormatError(
+                        f"{shard.where}: alias {name!r} leads to {target!r}, elsewhere to {merged[name]!r}"
+                    )
+        check_aliases(merged, self.names, str(self.path))
+        return merged
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in (".parquet", ".arrow") and file.is_file())
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
+        raise FormatError(f"{path}: the folder holds no .parquet or .arrow file")
+    return files

@@ -1,0 +1,296 @@
+"""One row of the table, and every rule that a row must keep.
+
+Sizes are Python integers, so that no claim in a file can overflow, and they are compared before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from aq_jax.errors import FormatError
+from aq_jax.store.layout import cut_step, data_bytes, group_count
+from aq_jax.store.schema import CODE_BITS, DTYPES, MAX_AXES, MAX_SCALE, MAX_VALUE_BYTES, MIN_SCALE, READ_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+_LARGEST_ITEM = max(dtype.itemsize for dtype in DTYPES.values())
+
+
+def _no_floats() -> np.ndarray:
+    return np.empty(0, np.float32)
+
+
+class _Derived:
+    """What follows from a row's `quant_type`."""
+
+    __slots__ = ()
+    quant_type: str | None
+
+    @property
+    def bits(self) -> int | None:
+        """Bits a code, None where nothing is quantized."""
+        return CODE_BITS.get(self.quant_type or "")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether `data` holds codes."""
+        return self.bits is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row(_Derived):
+    """One row: a tensor, or a piece of one.
+
+    >>> row = Row("bias", (2,), "float32", np.zeros(8, np.uint8), 2)
+    >>> row.quantized, row.bits
+    (False, None)
+    """
+
+    layer_name: str
+    shape: tuple[int, ...]
+    """The whole tensor's shape, also in a piece."""
+    dtype: str
+    """The tensor's dtype before quantization: a canonical name."""
+    data: np.ndarray
+    """uint8, one axis: codes or raw bytes."""
+    num_params: int
+    """Elements in this row."""
+    quant_type: str | None = None
+    """None in a V1 row."""
+    scales: np.ndarray = field(default_factory=_no_floats)
+    zero_points: np.ndarray = field(default_factory=_no_floats)
+    quant_axis: int = -1
+    group_size: int = 0
+    rotation: int = 0
+    solver: str | None = None
+    cosine: float | None = None
+    rel_mse: float | None = None
+    digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowInfo(_Derived):
+    """A row without its arrays: what a table knows once it is opened."""
+
+    layer_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_params: int
+    position: int
+    """Index of the row in the table, or in the folder of tables."""
+    disk_bytes: int
+    """Bytes that data, scales and zero_points take on disk."""
+    quant_type: str | None = None
+    quant_axis: int = -1
+    group_size: int = 0
+    rotation: int = 0
+    solver: str | None = None
+    cosine: float | None = None
+    rel_mse: float | None = None
+    digest: bytes | None = None
+
+
+class Described(Protocol):
+    """What `Row` and `RowInfo` share."""
+
+    @property
+    def layer_name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_params(self) -> int: ...
+    @property
+    def quant_type(self) -> str | None: ...
+    @property
+    def quant_axis(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def rotation(self) -> int: ...
+    @property
+    def digest(self) -> bytes | None: ...
+
+
+def at(where: str, position: int, name: str) -> str:
+    """Names a row in an error text.
+
+    >>> at("model.parquet", 17, "bias")
+    'model.parquet: row 17 (bias)'
+    """
+    return f"{where}: row {position} ({name if len(name) <= 60 else name[:59] + '…'})"
+
+
+def elements(row: Described) -> int:
+    """Elements of the whole tensor."""
+    return prod(row.shape)
+
+
+def describe(row: Described) -> str:
+    """A row's layout in a few words, for error texts."""
+    part = "" if row.num_params == elements(row) else f" (piece of {row.num_params} elements)"
+    return f"shape {list(row.shape)} {row.quant_type or row.dtype}{part}"
+
+
+def row_bytes(row: Described) -> dict[str, int]:
+    """Bytes that each of the three large columns must hold for this row."""
+    floats = 4 * groups(row)
+    return {"data": data_bytes(row.num_params, row.dtype, row.quant_type), "scales": floats, "zero_points": floats}
+
+
+def groups(row: Described) -> int:
+    """Scales, and zero points, that this row must have."""
+    if row.quant_type not in CODE_BITS:
+        return 0
+    return group_count(row.num_params, row.shape, row.quant_axis, row.group_size)
+
+
+def check(row: Row | RowInfo, where: str) -> None:
+    """Refuses a row that breaks a rule of the format; `where` names file and row, see `at`.
+
+    Raises:
+        FormatError: names the place, what was found and what was wanted.
+    """
+    for complaint in _complaints(row):  # the first is enough: later rules rest on earlier ones
+        raise FormatError(f"{where}: {complaint}")
+
+
+def check_arrays(row: Row, where: str) -> None:
+    """The part of `check` that is about a row's bytes, for a row whose other cells are checked already."""
+    for complaint in _array_complaints(row):
+        raise FormatError(f"{where}: {complaint}")
+
+
+def _complaints(row: Row | RowInfo) -> Iterator[str]:
+    shape, total = list(row.shape), elements(row)
+    if not _is_name(row.layer_name):
+        yield "layer_name must be a non-empty string of valid Unicode"
+    if row.dtype not in DTYPES:
+        yield f"unknown dtype {row.dtype!r}; known are {', '.join(DTYPES)}"
+    if row.quant_type is not None and row.quant_type not in READ_TYPES:
+        yield f"unknown quant_type {row.quant_type[:60]!r}; known are {', '.join(READ_TYPES)}"
+    if len(shape) > MAX_AXES:
+        yield f"shape has {len(shape)} axes, at most {MAX_AXES} are allowed"
+    if not all(0 <= n < 2**31 for n in shape):
+        yield f"shape {shape} has an axis outside 0 to 2^31 - 1"
+    # An empty axis must not hide the size of the others: NumPy refuses such shapes too.
+    if prod(max(n, 1) for n in shape) * _LARGEST_ITEM >= 2**63:
+        yield f"shape {shape} is too large for any memory"
+    if not 0 < row.num_params <= total and row.num_params != total:
+        yield f"num_params is {row.num_params}, shape {shape} has {total} elements"
+    yield from _grouping_complaints(row)
+    if row.digest is not None and len(row.digest) != 32:
+        yield f"digest holds {len(row.digest)} bytes, not 32"
+    if isinstance(row, Row):
+        yield from _array_complaints(row)
+
+
+def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
+    axis, size = row.quant_axis, row.group_size
+    if not row.quantized and (axis, size) != (-1, 0):
+        yield f"quant_axis is {axis} and group_size {size}, an unquantized row has -1 and 0"
+    if row.quantized and not ((axis in (-1, 0) and size == 0) or (axis == 0 and size > 0)):
+        yield (
+            f"quant_axis is {axis} and group_size {size}: must be -1 and 0 (per tensor), 0 and 0 (per channel), "
+            "or 0 and a positive size (per group)"
+        )
+    if row.quantized and (axis, size) == (0, 0) and not row.shape:
+        yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
+    if row.quantized and str(row.quant_type).endswith("h"):
+        if row.rotation <= 0 or row.rotation & (row.rotation - 1):
+            yield f"rotation is {row.rotation}, {row.quant_type} needs a power of two"
+    elif row.rotation:
+        yield f"rotation is {row.rotation}, only int4h, int3h and int2h rows are rotated"
+
+
+def _array_complaints(row: Row) -> Iterator[str]:
+    for column, wanted in row_bytes(row).items():
+        values: np.ndarray = getattr(row, column)
+        kind = np.uint8 if column == "data" else np.float32
+        if values.dtype != kind or values.ndim != 1:
+            yield f"{column} must be a {kind.__name__} array of one axis, not {values.dtype} {list(values.shape)}"
+        if values.nbytes != wanted:
+            yield f"{column} holds {values.nbytes} bytes, {describe(row)} needs {wanted}"
+        if wanted > MAX_VALUE_BYTES:
+            yield f"{column} holds {wanted} bytes, one value may hold {MAX_VALUE_BYTES}; store pieces, see `pieces`"
+    if row.scales.size:
+        low, high = float(row.scales.min()), float(row.scales.max())
+        if not (low >= MIN_SCALE and high <= MAX_SCALE):  # NaN is neither
+            yield f"scales are {low:g} to {high:g}, they must be finite and within 2^-126 to 2^126"
+        if not np.isfinite(row.zero_points).all():
+            yield "zero_points are not all finite"
+
+
+def _is_name(name: object) -> bool:
+    try:
+        return isinstance(name, str) and bool(name) and bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+class RowOrder:
+    """Follows rows in order, so that names are distinct and pieces are complete, adjacent and alike.
+
+    >>> order = RowOrder()
+    >>> order.add(Row("a", (2,), "float32", np.zeros(8, np.uint8), 2), "t", 0)
+    >>> order.finish("t")
+    >>> order.names
+    ['a']
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._seen: set[str] = set()
+        self._first: Described | None = None
+        self._missing = 0
+
+    def add(self, row: Described, where: str, position: int) -> None:
+        """Takes the next row.
+
+        Raises:
+            FormatError: the name was there before, or pieces are missing, misplaced or unlike each other.
+        """
+        here = at(where, position, row.layer_name)
+        if self._missing and self._first is not None and row.layer_name == self._first.layer_name:
+            self._add_piece(row, self._first, here)
+        else:
+            self._refuse_missing(here)
+            if row.layer_name in self._seen:
+                raise FormatError(
+                    f"{here}: the name is there already; only adjacent pieces of one tensor may share one"
+                )
+            self._seen.add(row.layer_name)
+            self.names.append(row.layer_name)
+            self._first, self._missing = row, elements(row) - row.num_params
+        step = cut_step(row.shape, row.quant_type, row.quant_axis, row.group_size)
+        if self._missing and row.num_params % step:
+            raise FormatError(
+                f"{here}: piece of {row.num_params} elements, all but the last must be a multiple of {step}"
+            )
+
+    def finish(self, where: str) -> None:
+        """After the last row: refuses a tensor whose last pieces are missing."""
+        self._refuse_missing(f"{where}: end of the table")
+
+    def _add_piece(self, row: Described, first: Described, here: str) -> None:
+        for key in ("shape", "dtype", "quant_type", "quant_axis", "group_size", "rotation"):
+            found, wanted = getattr(row, key), getattr(first, key)
+            if found != wanted:
+                raise FormatError(f"{here}: {key} is {found}, the tensor's first piece has {wanted}")
+        if row.num_params > self._missing:
+            raise FormatError(f"{here}: piece of {row.num_params} elements, the tensor lacks only {self._missing}")
+        self._missing -= row.num_params
+
+    def _refuse_missing(self, here: str) -> None:
+        if self._missing and self._first is not None:
+            raise FormatError(
+                f"{here}: {self._first.layer_name} still lacks {self._missing} of {elements(self._first)} elements; "
+                "its pieces must be adjacent rows"
+            )

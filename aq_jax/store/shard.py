@@ -1,0 +1,155 @@
+"""One file of a table: its rows as Arrow holds them, checked and turned into `Row`s."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from aq_jax.errors import FormatError
+from aq_jax.store.columns import byte_views, cells
+from aq_jax.store.containers import open_container, translated
+from aq_jax.store.metadata import Metadata, parse, verify
+from aq_jax.store.rows import Row, RowInfo, at, check, check_arrays, row_bytes
+from aq_jax.store.schema import HEAVY, parse_dtype
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+
+class Shard:
+    """One file of a table; `start` is the position of its first row. Not safe for threads: the reader has the lock."""
+
+    _cached: tuple[int, bool, dict[str, list[np.ndarray | None]]] | None = None
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.where = str(path)
+        self.start = start
+        with translated(self.where):
+            self._container = open_container(path, self.where)
+        try:
+            self.is_v2 = self._container.is_v2
+            self.metadata = self._read_metadata()
+            self._locations = [
+                (group, index) for group, rows in enumerate(self._container.group_rows) for index in range(rows)
+            ]
+            with translated(self.where):
+                self.infos = self._read_infos()
+        except BaseException:
+            self.close()
+            raise
+        self._has_digests = all(info.digest is not None for info in self.infos)
+
+    def verify(self) -> None:
+        """Compares the metadata, if there is any, with the rows."""
+        if self.metadata is not None:
+            verify(self.metadata, self.infos, self.where)
+
+    def read(self, index: int, verify: bool) -> Row:
+        info = self.infos[index]
+        here = at(self.where, index, info.layer_name)
+        group, place = self._locations[index]
+        with translated(self.where):
+            columns = self._load(group, checksums=verify and not self._has_digests)
+        arrays: dict[str, np.ndarray] = {}
+        for name, views in columns.items():
+            view = views[place]
+            if view is None:
+                raise FormatError(f"{here}: {name} is null")
+            if name != "data":
+                if view.nbytes % 4:
+                    raise FormatError(f"{here}: {name} holds {view.nbytes} bytes, which is no number of float32")
+                view = view.view("<f4")
+            arrays[name] = view
+        row = Row(
+            layer_name=info.layer_name,
+            shape=info.shape,
+            dtype=info.dtype,
+            num_params=info.num_params,
+            quant_type=info.quant_type,
+            quant_axis=info.quant_axis,
+            group_size=info.group_size,
+            rotation=info.rotation,
+            solver=info.solver,
+            cosine=info.cosine,
+            rel_mse=info.rel_mse,
+            digest=info.digest,
+            **arrays,
+        )
+        check_arrays(row, here)
+        return row
+
+    def close(self) -> None:
+        self._cached = None
+        self._container.close()
+
+    def _read_metadata(self) -> Metadata | None:
+        if self._container.metadata is None:
+            return None
+        metadata = parse(self._container.metadata, self.where)
+        if metadata.major != (2 if self.is_v2 else 1):
+            raise FormatError(
+                f"{self.where}: its metadata says version {metadata.version}, its columns are V{2 if self.is_v2 else 1}"
+            )
+        return metadata
+
+    def _read_infos(self) -> list[RowInfo]:
+        columns = {name: cells(arrays) for name, arrays in self._container.small().items()}
+        if len(columns.get("layer_name", ())) != len(self._locations):
+            raise FormatError(f"{self.where}: its columns do not hold {len(self._locations)} rows")
+        infos: list[RowInfo] = []
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            cell = dict(zip(columns, values, strict=True))
+            here = at(self.where, index, str(cell["layer_name"]))
+            infos.append(self._info(cell, index, here))
+            check(infos[-1], here)
+        return self._measured(infos)
+
+    def _measured(self, infos: list[RowInfo]) -> list[RowInfo]:
+        """Adds up what each group must hold, and shares its bytes on disk out among its rows."""
+        names = HEAVY if self.is_v2 else HEAVY[:1]
+        needs = [row_bytes(info) for info in infos]
+        self._needs = [dict.fromkeys(names, 0) for _ in self._container.group_rows]
+        for need, (group, _) in zip(needs, self._locations, strict=True):
+            for name in names:
+                self._needs[group][name] += need[name]
+        self._container.check_capacity({name: sum(need[name] for need in self._needs) for name in names})
+        measured: list[RowInfo] = []
+        for info, need, (group, _) in zip(infos, needs, self._locations, strict=True):
+            size = 0
+            for name in names:
+                stored, whole = self._container.disk_bytes(group, name), self._needs[group][name]
+                size += need[name] if stored is None else stored * need[name] // max(whole, 1)
+            measured.append(replace(info, disk_bytes=size))
+        return measured
+
+    def _info(self, cell: dict[str, Any], index: int, here: str) -> RowInfo:
+        required = ["layer_name", "shape", "dtype", "num_params"]
+        required += ["quant_type", "quant_axis", "group_size"] if self.is_v2 else []
+        for name in required:
+            if cell[name] is None:
+                raise FormatError(f"{here}: {name} is null")
+        if None in cell["shape"]:
+            raise FormatError(f"{here}: shape has a null")
+        try:
+            dtype = parse_dtype(cell["dtype"])
+        except FormatError as error:
+            raise FormatError(f"{here}: {error}") from None
+        shared = {"layer_name": cell["layer_name"], "shape": tuple(cell["shape"]), "dtype": dtype}
+        shared |= {"num_params": cell["num_params"], "digest": cell.get("digest")}
+        if self.is_v2:
+            shared |= {name: cell[name] for name in ("quant_type", "quant_axis", "group_size")}
+            shared |= {name: cell.get(name) for name in ("solver", "cosine", "rel_mse")}
+            shared["rotation"] = cell.get("rotation") or 0
+        return RowInfo(**shared, position=self.start + index, disk_bytes=0)
+
+    def _load(self, group: int, checksums: bool) -> dict[str, list[np.ndarray | None]]:
+        # Rows are mostly read in order: the group last read is the one worth keeping.
+        if self._cached is not None and self._cached[0] == group and self._cached[1] >= checksums:
+            return self._cached[2]
+        self._cached = None
+        columns = self._container.heavy(group, self._needs[group], checksums)
+        views = {name: [view for array in arrays for view in byte_views(array)] for name, arrays in columns.items()}
+        self._cached = (group, checksums, views)
+        return views

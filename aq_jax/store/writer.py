@@ -1,0 +1,303 @@
+"""Writes a table, a row at a time, so that a reader sees the old file or the whole new one and never a part."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aq_jax.errors import FormatError
+from aq_jax.store.digest import row_digest
+from aq_jax.store.metadata import check_aliases, compose
+from aq_jax.store.rows import Row, RowOrder, at, check
+from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, QUANT_TYPES, V1, V2, Version, written_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+Compression = Literal["none", "zstd"]
+
+
+_LEAVES = {"shape": "shape.list.element"}  # Parquet knows a list by its innermost column
+
+
+class _ParquetSink:
+    """Parquet: checksums in every page, and neither statistics nor dictionaries, which only cost."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
+        # zero_points of symmetric rows are one constant, and scales have few mantissa bits: both shrink well.
+        codecs: Any = {_LEAVES.get(name, name): "none" for name in schema.names}
+        levels: dict[str, int] = {}
+        for name in HEAVY:
+            if name in codecs and (name != "data" or compression == "zstd"):
+                codecs[name], levels[name] = "zstd", 1 if name == "data" else 3
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            schema,
+            compression=codecs,
+            compression_level=levels or None,
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+            store_schema=False,
+            data_page_size=GROUP_BYTES,
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_table(pa.Table.from_batches([batch]), row_group_size=batch.num_rows)
+
+    def finish(self, metadata: bytes) -> None:
+        self._writer.add_key_value_metadata({METADATA_KEY: metadata})
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+
+
+class _IpcSink:
+    """Arrow IPC: uncompressed, so that it can be mapped; the metadata rides on a last, empty batch."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
+        if compression != "none":
+            raise FormatError(f"{path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'")
+        self._schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+
+    def finish(self, metadata: bytes) -> None:
+        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
+        self._writer.write_batch(empty, custom_metadata={METADATA_KEY: metadata})
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+
+
+_SINKS = {".parquet": _ParquetSink, ".arrow": _IpcSink}
+
+
+class TableWriter:
+    """Writes one `.parquet` or `.arrow` file; the file appears, whole, when the `with` block ends without error.
+
+    >>> with TableWriter("m.arrow", version=1) as table:  # doctest: +SKIP
+    ...     table.write(row)
+
+    Args:
+        path: the file; the missing folders above it are made.
+        version: 1 for tensors as they are, 2 for rows that have a `quant_type`.
+        config: what made the table, kept in its metadata; plain JSON.
+        compression: of the `data` column.
+
+    Raises:
+        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        version: Version,
+        config: Mapping[str, object] | None = None,
+        compression: Compression = "none",
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in _SINKS:
+            raise FormatError(f"{self.path}: a table's name ends in .parquet or .arrow, not {self.path.suffix!r}")
+        if self.path.is_dir():
+            raise FormatError(f"{self.path}: is a folder; name a file in it")
+        if version not in (1, 2) or compression not in ("none", "zstd"):
+            raise FormatError(
+                f"{self.path}: version {version!r} must be 1 or 2, compression {compression!r} none or zstd"
+            )
+        self._version, self._compression = version, compression
+        self._config = dict(config or {})
+        self._schema = V1 if version == 1 else V2
+        self._aliases: dict[str, str] = {}
+        self._order = RowOrder()
+        self._written: list[Row] = []
+        self._waiting: list[Row] = []
+        self._waiting_bytes = 0
+        self._arena = np.empty(GROUP_BYTES, np.uint8)
+        self._arena_end = 0
+        self._sink: _ParquetSink | _IpcSink | None = None
+        self._temporary: Path | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(self.path)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            self._sink = _SINKS[self.path.suffix](self._temporary, self._schema, self._compression)
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    def write(self, row: Row) -> None:
+        """Adds a row and its digest; the row's arrays may change afterwards.
+
+        Raises:
+            FormatError: the row breaks a rule of the format, or its name is there already.
+        """
+        if self._sink is None:
+            raise ValueError(f"{self.path}: the table is not open; use the writer in a `with` block")
+        position = len(self._written)
+        here = at(str(self.path), position, row.layer_name)
+        self._check_version(row, here)
+        check(row, here)
+        self._order.add(row, str(self.path), position)
+        row = replace(row, digest=row_digest(row))
+        size = row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
+        if self._waiting_bytes + size > GROUP_BYTES:
+            self._flush()
+        if size > GROUP_BYTES:
+            self._write_batch([row], row.data)
+        else:
+            # The row's bytes move once, here, into the memory that its batch will be made of.
+            start, self._arena_end = self._arena_end, self._arena_end + row.data.nbytes
+            self._arena[start : self._arena_end] = row.data
+            kept = self._arena[start : self._arena_end]
+            self._waiting.append(replace(row, data=kept, scales=row.scales.copy(), zero_points=row.zero_points.copy()))
+            self._waiting_bytes += size
+        self._written.append(replace(row, data=_NOTHING, scales=_NOTHING, zero_points=_NOTHING))
+
+    def alias(self, name: str, stored_name: str) -> None:
+        """Records that `name` is tied to the tensor stored as `stored_name`."""
+        if self._aliases.setdefault(name, stored_name) != stored_name:
+            raise FormatError(f"{self.path}: alias {name!r} leads to {self._aliases[name]!r} already")
+
+    def _check_version(self, row: Row, here: str) -> None:
+        if self._version == 1 and row.quant_type is not None:
+            raise FormatError(f"{here}: a V1 table holds no {row.quant_type} rows; write version 2")
+        if self._version == 2 and row.quant_type not in QUANT_TYPES:
+            raise FormatError(
+                f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {', '.join(QUANT_TYPES)}"
+            )
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._write_batch(self._waiting, self._arena[: self._arena_end])
+        self._waiting, self._waiting_bytes, self._arena_end = [], 0, 0
+
+    def _write_batch(self, rows: list[Row], data: np.ndarray) -> None:
+        assert self._sink is not None  # noqa: S101
+        self._sink.write(pa.RecordBatch.from_arrays(_columns(rows, data, self._schema), schema=self._schema))
+
+    def _finish(self) -> None:
+        assert self._sink is not None  # noqa: S101
+        assert self._temporary is not None  # noqa: S101
+        self._order.finish(str(self.path))
+        check_aliases(self._aliases, self._order.names, str(self.path))
+        metadata = compose(self._version, self._config, self._aliases, self._written)
+        self._flush()
+        self._sink.finish(metadata)
+        _sync(self._temporary)
+        os.replace(self._temporary, self.path)
+        self._temporary = None
+        if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename needs no such care
+            _sync(self.path.parent)
+
+    def _discard(self) -> None:
+        sink, self._sink = self._sink, None
+        temporary, self._temporary = self._temporary, None
+        if temporary is None:
+            return
+        try:
+            if sink is not None:
+                sink.close()
+        except (OSError, pa.ArrowException):
+            pass  # the disk is full, say; whatever led here is the error to report
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    rows: Iterable[Row],
+    *,
+    version: Version,
+    config: Mapping[str, object] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    compression: Compression = "none",
+) -> None:
+    """Writes all rows and aliases; see `TableWriter`."""
+    with TableWriter(path, version=version, config=config, compression=compression) as table:
+        for row in rows:
+            table.write(row)
+        for name, stored_name in (aliases or {}).items():
+            table.alias(name, stored_name)
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _columns(rows: list[Row], data: np.ndarray, schema: pa.Schema) -> list[pa.Array]:
+    """Arrow columns over `data`, the rows' bytes one after the other, without a copy."""
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([row.data.nbytes for row in rows], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
+    values: dict[str, list[Any]] = {
+        "dtype": [written_dtype(row.dtype) for row in rows],
+        "scales": [row.scales.astype("<f4", copy=False).tobytes() for row in rows],
+        "zero_points": [row.zero_points.astype("<f4", copy=False).tobytes() for row in rows],
+    }
+    arrays: list[pa.Array] = []
+    for column in schema:
+        if column.name == "data":
+            arrays.append(pa.BinaryArray.from_buffers(pa.binary(), len(rows), buffers))
+        else:
+            cells = values.get(column.name) or [getattr(row, column.name) for row in rows]
+            arrays.append(pa.array(cells, column.type))
+    return arrays
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what killed writers of the same file left behind."""
+    if os.name != "posix":  # elsewhere `os.kill` cannot ask whether a process lives
+        return
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    for other in path.parent.iterdir():
+        match = pattern.fullmatch(other.name)
+        if match and not _lives(int(match[1])):
+            other.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

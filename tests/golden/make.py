@@ -1,0 +1,76 @@
+"""Writes the golden files beside this script: `python tests/golden/make.py`.
+
+They are committed. Run it only for a new version of the format, and keep the files of the old one: what was written
+once must be readable for ever. Their bytes differ between releases of pyarrow, which signs Parquet footers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from aq_jax.store import DTYPES, Row, pack_codes, write_table
+
+FOLDER = Path(__file__).parent
+ALIASES = {"lm_head.weight": "embed.weight"}
+CONFIG = {"quant_type": "int2", "group_size": 16, "note": "Größe"}
+
+
+def plain(name: str, shape: tuple[int, ...], dtype: str, quant_type: str | None) -> Row:
+    """An unquantized row of small numbers, which every dtype can hold."""
+    count = int(np.prod(shape))
+    values = (np.arange(count) % 7).astype(np.float32).astype(DTYPES[dtype])
+    if quant_type == "fp16":
+        values = (np.arange(count) / 8).astype(np.float16)
+    return Row(name, shape, dtype, values.view(np.uint8).reshape(-1), count, quant_type)
+
+
+def coded(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
+    """A quantized row; the codes run through their whole range."""
+    bits, count = int(quant_type[3]), int(np.prod(shape))
+    codes = ((np.arange(count) * 5 + 3) % 2**bits - 2 ** (bits - 1)).astype(np.int8)
+    groups = -(-count // group_size) if group_size else shape[0] if quant_axis == 0 else 1
+    scales = ((np.arange(groups) % 5 + 1) / 64).astype(np.float32)
+    zeros = np.full(groups, -0.5, np.float32) if bits < 4 else (np.arange(groups) % 3 / 4).astype(np.float32)
+    data = pack_codes(codes, bits)
+    statistics = ("search", 0.875 + bits / 100, 0.25 / bits)
+    return Row(name, shape, "float32", data, count, quant_type, scales, zeros, quant_axis, group_size, 0, *statistics)
+
+
+def v1_rows() -> list[Row]:
+    """A V1 table: many dtypes, a scalar, an empty tensor."""
+    dtypes = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "uint8", "bool")
+    rows = [plain(f"layer.{dtype}", (3, 5), dtype, None) for dtype in dtypes if dtype != "bool"]
+    rows.append(Row("layer.bool", (4,), "bool", np.array([0, 1, 1, 0], np.uint8), 4))
+    rows += [plain("scalar", (), "float32", None), plain("empty", (0, 4), "float32", None)]
+    return [*rows, plain("embed.weight", (9, 4), "float32", None)]
+
+
+def v2_rows() -> list[Row]:
+    """A V2 table: every kind of row that is not rotated."""
+    rows = [
+        coded("embed.weight", (9, 4), "int8", 0, 0),
+        coded("int8.tensor", (3, 7), "int8", -1, 0),
+        coded("int8.group", (3, 7), "int8", 0, 8),
+        coded("int4.channel", (3, 7), "int4", 0, 0),
+        coded("int4.group", (4, 8), "int4", 0, 16),
+        coded("int3.group", (5, 7), "int3", 0, 16),
+        coded("int3.channel", (4, 3, 2), "int3", 0, 0),
+        coded("int2.group", (5, 7), "int2", 0, 16),
+        coded("int2.tensor", (11,), "int2", -1, 0),
+        plain("half", (3, 5), "float32", "fp16"),
+        plain("half.of_bfloat16", (3, 5), "bfloat16", "fp16"),
+    ]
+    dtypes = ("float32", "bfloat16", "float8_e4m3fn", "int64")
+    return [
+        *rows,
+        *(plain(f"none.{dtype}", (2, 3), dtype, "none") for dtype in dtypes),
+        coded("one", (), "int8", -1, 0),
+    ]
+
+
+if __name__ == "__main__":
+    for suffix in ("parquet", "arrow"):
+        write_table(FOLDER / f"v1.{suffix}", v1_rows(), version=1, config=CONFIG, aliases=ALIASES)
+        write_table(FOLDER / f"v2.{suffix}", v2_rows(), version=2, config=CONFIG, aliases=ALIASES)

@@ -1,0 +1,149 @@
+"""Codes and bytes become the numbers that the format says, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aq_jax.errors import FormatError
+from aq_jax.store import Row, aligned_empty, decode, dequantize_rows, pack_codes, raw_array, unpack_codes
+
+LENGTHS = (0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 1000)
+SHAPES = ((), (0,), (5,), (0, 4), (3, 0), (3, 7), (4, 32), (2, 3, 5), (3, 40000))
+rng = np.random.default_rng(0)
+
+
+def oracle_unpack(data: np.ndarray, bits: int, count: int) -> list[int]:
+    stream = np.unpackbits(data, bitorder="little").tolist()
+    values = [sum(bit << k for k, bit in enumerate(stream[i * bits : (i + 1) * bits])) for i in range(count)]
+    return [value - 2 ** (bits - 1) for value in values]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from((4, 3, 2)), st.sampled_from(LENGTHS), st.integers(0, 2**32 - 1))
+def test_packing_agrees_with_a_bit_by_bit_oracle(bits: int, count: int, seed: int) -> None:
+    half = 2 ** (bits - 1)
+    codes = np.random.default_rng(seed).integers(-half, half, count).astype(np.int8)
+    data = pack_codes(codes, bits)
+    assert data.dtype == np.uint8
+    assert data.size == -(-count * bits // 8)
+    assert oracle_unpack(data, bits, count) == codes.tolist()
+    assert np.unpackbits(data, bitorder="little")[count * bits :].sum() == 0
+    assert (unpack_codes(data, bits, count) == codes).all()
+
+
+def test_spare_bits_are_ignored() -> None:
+    assert unpack_codes(np.array([0xFF], np.uint8), 3, 1).tolist() == [3]
+    assert unpack_codes(np.array([0xFF, 0xFF], np.uint8), 3, 5).tolist() == [3] * 5
+
+
+def test_int8_codes_are_signed_bytes() -> None:
+    codes = np.array([-128, -1, 0, 127], np.int8)
+    assert pack_codes(codes, 8).tolist() == [128, 255, 0, 127]
+    assert (unpack_codes(pack_codes(codes, 8), 8, 4) == codes).all()
+
+
+def test_a_code_too_large_is_refused() -> None:
+    with pytest.raises(FormatError, match="codes are -2 to 2, 2 bits hold -2 to 1"):
+        pack_codes(np.array([-2, 2], np.int8), 2)
+
+
+def row(shape: tuple[int, ...], bits: int, axis: int, size: int, scale: float = 1.0) -> Row:
+    count = int(np.prod(shape))
+    groups = -(-count // size) if size else shape[0] if axis == 0 else 1
+    data = rng.integers(0, 256, -(-count * bits // 8)).astype(np.uint8)
+    scales = (rng.uniform(0.5, 1.5, groups) * scale).astype(np.float32)
+    zeros = rng.uniform(-3, 3, groups).astype(np.float32)
+    return Row("w", shape, "float32", data, count, f"int{bits}", scales, zeros, axis, size)
+
+
+def formula(r: Row) -> np.ndarray:
+    assert r.bits is not None
+    codes = unpack_codes(r.data, r.bits, r.num_params).astype(np.float32)
+    length = r.group_size or (int(np.prod(r.shape[1:])) if r.quant_axis == 0 else r.num_params)
+    group = np.arange(r.num_params) // max(length, 1)
+    return ((codes - r.zero_points[group]) * r.scales[group]).reshape(r.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize(("axis", "size"), [(-1, 0), (0, 0), (0, 1), (0, 8), (0, 33), (0, 100_000)])
+def test_dequantizing_is_the_formula(shape: tuple[int, ...], bits: int, axis: int, size: int) -> None:
+    if axis == 0 and size == 0 and not shape:
+        pytest.skip("no channels")
+    case = row(shape, bits, axis, size)
+    for zeros in (case.zero_points, np.full_like(case.zero_points, -0.5), np.zeros_like(case.zero_points)):
+        r = Row("w", shape, "float32", case.data, case.num_params, f"int{bits}", case.scales, zeros, axis, size)
+        found = decode([r])
+        assert found.shape == shape
+        assert found.dtype == np.float32
+        assert found.flags.writeable
+        assert not found.size or found.ctypes.data % 64 == 0  # NumPy invents an address for no elements
+        assert (found == formula(r)).all()
+
+
+def test_results_below_the_smallest_normal_number_are_zero() -> None:
+    codes = np.array([-128, -1, 0, 1, 2, 127], np.int8).view(np.uint8)
+    tiny = np.array([2.0**-126], np.float32)
+    zeros = np.array([0.5], np.float32)
+    found = decode([Row("w", (6,), "float32", codes, 6, "int8", tiny, zeros)])
+    wanted = (codes.view(np.int8).astype(np.float64) - 0.5) * 2.0**-126
+    assert (found == np.where(abs(wanted) < 2.0**-126, 0, wanted)).all()
+    assert found[2] == 0
+    # A denormal zero point is none, however large the scale.
+    zeros = np.array([1e-40], np.float32)
+    assert decode([Row("w", (6,), "float32", codes, 6, "int8", tiny * 0 + 2.0**100, zeros)])[2] == 0
+
+
+def test_rotated_rows_are_refused_by_name() -> None:
+    r = row((4, 8), 4, 0, 0)
+    rotated = Row("q.weight", r.shape, r.dtype, r.data, 32, "int4h", r.scales, r.zero_points, 0, 0, 8)
+    with pytest.raises(FormatError, match=r"q\.weight: int4h rows are rotated"):
+        dequantize_rows([rotated])
+
+
+def raw(values: np.ndarray, dtype: str, quant_type: str | None = "none") -> Row:
+    return Row("b", values.shape, dtype, values.reshape(-1).view(np.uint8), values.size, quant_type)
+
+
+def test_a_plain_row_is_a_read_only_view() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = raw_array([raw(values, "float32")])
+    assert (found == values).all()
+    assert np.shares_memory(found, values)
+    assert not found.flags.writeable
+
+
+def test_misaligned_bytes_are_copied() -> None:
+    memory = np.zeros(9, np.uint8)
+    memory[1:] = np.array([1, 2], np.float32).view(np.uint8)
+    found = raw_array([Row("b", (2,), "float32", memory[1:], 2)])
+    assert found.tolist() == [1, 2]
+    assert found.flags.aligned
+
+
+def test_half_rows_take_the_dtype_column_s_dtype() -> None:
+    half = np.array([0.5, 1.5, -2], np.float16)
+    for dtype in ("float32", "bfloat16", "float16"):
+        found = raw_array([raw(half, dtype, "fp16")])
+        assert found.dtype.name == dtype
+        assert found.astype(np.float32).tolist() == [0.5, 1.5, -2]
+    assert raw_array([raw(half * 2, "int64", "fp16")]).tolist() == [1, 3, -4]
+    with pytest.raises(FormatError, match="b: holds NaN or infinity"):
+        raw_array([raw(half * np.float16(np.nan), "int64", "fp16")])
+
+
+def test_bytes_that_are_no_bool_are_refused() -> None:
+    with pytest.raises(FormatError, match="b: holds bytes other than 0 and 1"):
+        raw_array([raw(np.array([0, 2], np.uint8), "bool")])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (5, 7)])
+def test_aligned_memory(shape: tuple[int, ...]) -> None:
+    for dtype in ("float32", "int8", "float64"):
+        memory = aligned_empty(shape, dtype)
+        assert memory.shape == shape
+        assert not memory.size or memory.ctypes.data % 64 == 0
+        assert memory.flags.writeable

@@ -1,0 +1,152 @@
+"""Whatever happens while a table is written, its file is the old one or the whole new one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from aq_jax.errors import FormatError
+from aq_jax.store import Row, TableWriter, open_table, write_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def row(name: str, fill: int, count: int = 8) -> Row:
+    return Row(name, (count,), "uint8", np.full(count, fill, np.uint8), count)
+
+
+def test_missing_folders_are_made(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "a" / "b" / f"m.{suffix}"
+    write_table(path, [row("r", 1)], version=1)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_targets_that_cannot_be_are_named(tmp_path: Path) -> None:
+    for name in ("m.safetensors", "m"):
+        with pytest.raises(FormatError, match=r"name ends in \.parquet or \.arrow"):
+            TableWriter(tmp_path / name, version=1)
+    (tmp_path / "d.parquet").mkdir()
+    with pytest.raises(FormatError, match=r"d\.parquet: is a folder"):
+        TableWriter(tmp_path / "d.parquet", version=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        write_table(tmp_path / "file" / "m.parquet", [], version=1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, suffix: str, error: type[BaseException]
+) -> None:
+    path = tmp_path / f"m.{suffix}"
+    for old in (None, b"old"):
+        if old:
+            path.write_bytes(old)
+        with pytest.raises(error), TableWriter(path, version=1) as table:  # noqa: PT012
+            table.write(row("big", 1, 9 << 20))
+            table.write(row("small", 1))
+            raise error
+        assert os.listdir(tmp_path) == ([path.name] if old else [])
+        assert not old or path.read_bytes() == old
+
+
+def test_a_table_that_breaks_a_rule_at_its_end_is_not_written(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m.{suffix}"
+    unfinished = Row("p", (16,), "uint8", np.zeros(8, np.uint8), 8)
+    with pytest.raises(FormatError, match="end of the table: p still lacks 8 of 16 elements"):
+        write_table(path, [unfinished], version=1)
+    with pytest.raises(FormatError, match="alias 'a' leads to 'b', which is not stored"):
+        write_table(path, [row("r", 1)], version=1, aliases={"a": "b"})
+    with pytest.raises(FormatError, match="config cannot be written as JSON"):
+        write_table(path, [row("r", 1)], version=1, config={"a": object()})
+    with pytest.raises(FormatError, match="config cannot be written as JSON"):
+        write_table(path, [row("r", 1)], version=1, config={"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_rows_are_checked_and_named(tmp_path: Path, v2_rows: list[Row]) -> None:
+    path = tmp_path / "m.parquet"
+    short = Row("r", (9,), "uint8", np.zeros(8, np.uint8), 9)
+    with pytest.raises(FormatError, match=r"m\.parquet: row 0 \(r\): data holds 8 bytes, shape \[9\] uint8 needs 9"):
+        write_table(path, [short], version=1)
+    with pytest.raises(FormatError, match=r"m\.parquet: row 1 \(r\): the name is there already"):
+        write_table(path, [row("r", 1), row("r", 2)], version=1)
+    with pytest.raises(FormatError, match=r"row 0 \(embed.weight\): a V1 table holds no int8 rows; write version 2"):
+        write_table(path, v2_rows, version=1)
+    with pytest.raises(FormatError, match=r"row 0 \(r\): quant_type None cannot be written; a V2 table has int8"):
+        write_table(path, [row("r", 1)], version=2)
+    with pytest.raises(FormatError, match="alias 'a' leads to 'r' already"), TableWriter(path, version=1) as table:  # noqa: PT012
+        table.write(row("r", 1))
+        table.alias("a", "r")
+        table.alias("a", "s")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_value_over_two_gigabytes_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    count = 2**31
+    data = np.broadcast_to(np.zeros(1, np.uint8), (count,))  # takes no memory
+    with pytest.raises(FormatError, match="data holds 2147483648 bytes, one value may hold 2147483647; store pieces"):
+        write_table(tmp_path / "m.parquet", [Row("r", (2, count // 2), "uint8", data, count)], version=1)
+
+
+def test_a_writer_is_used_in_a_with_block(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"m\.parquet: the table is not open"):
+        TableWriter(tmp_path / "m.parquet", version=1).write(row("r", 1))
+    assert os.listdir(tmp_path) == []
+
+
+def test_leftovers_of_dead_writers_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = tmp_path / f".m.parquet.{dead.pid}.0123abcd.tmp"
+    kept = [
+        tmp_path / f".m.parquet.{os.getppid()}.0123abcd.tmp",
+        tmp_path / f".other.parquet.{dead.pid}.0123abcd.tmp",
+        tmp_path / f".m.parquet.{dead.pid}.tmp",
+    ]
+    for file in [gone, *kept]:
+        file.write_bytes(b"")
+    write_table(path, [row("r", 1)], version=1)
+    assert not gone.exists()
+    assert all(file.exists() for file in kept)
+
+
+CHILD = """
+import sys, numpy as np
+from aq_jax.store import Row, write_table
+rows = [Row(f"r{i}", (1 << 20,), "uint8", np.full(1 << 20, 2, np.uint8), 1 << 20) for i in range(24)]
+print("ready", flush=True)
+for _ in range(1000):
+    write_table(sys.argv[1], rows, version=1)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path, suffix: str) -> None:
+    path, generator = tmp_path / f"m.{suffix}", random.Random(3)
+    seen: set[int] = set()
+    for _ in range(5):
+        write_table(path, [row(f"r{i}", 1) for i in range(24)], version=1)
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        with child, child.stdout:
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(generator.uniform(0, 0.12))
+            child.send_signal(signal.SIGKILL)
+        with open_table(path) as table:
+            fills = {int(value) for r in table.rows() for value in (r.data[0], r.data[-1])}
+            assert len(table.infos) == 24
+        assert len(fills) == 1
+        seen |= fills
+    assert seen <= {1, 2}
+    write_table(path, [row("r", 1)], version=1)
+    assert os.listdir(tmp_path) == [path.name]
