@@ -95,7 +95,7 @@ def quantize_file(
         output: .parquet or .arrow; appears whole, or not at all, and may be the source.
         config: or just a quant_type.
         compression: "zstd" compresses the weights too (.parquet only).
-        progress: called with each tensor's name and bytes.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         FormatError: for a source that is no table, or is quantized already.

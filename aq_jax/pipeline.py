@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from aq_jax.loader import WeightLoader, as_v2, plain_rows
 from aq_jax.solvers.tiles import Refused, is_floating, is_quantizable, quantize_pieces, to_half
 from aq_jax.store import DTYPES, Row, TableWriter, pieces
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 class Source(Protocol):
@@ -105,7 +106,7 @@ def write_model(
         config: None writes schema V1, anything else V2.
         compression: "zstd" compresses the weights too.
         record: kept in the table's metadata as its config.
-        progress: called with each tensor's name and bytes when it has been written.
+        progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
 
     Raises:
         AqError: for a tensor that cannot be quantized (see `QuantizationConfig.on_nonfinite`).
@@ -115,6 +116,7 @@ def write_model(
     clock = _Clock(done.seconds)
     if record is None:
         record = {"quantization": config.to_dict()} if config else {}
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
         for name in source.shapes:
@@ -124,7 +126,7 @@ def write_model(
                 table.write(row)
             done.source_bytes += array.nbytes
             if progress:
-                progress(name, array.nbytes)
+                progress(name, array.nbytes, total)
         for alias, stored in source.aliases.items():
             table.alias(alias, stored)
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]

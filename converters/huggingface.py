@@ -67,7 +67,7 @@ def to_table(
         config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
         allow_pickle: read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
         compression: "zstd" compresses the weights too.
-        progress: called with each tensor's name and bytes.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         FormatError: for files that are missing, damaged, or a pickle that was not asked for.

@@ -69,8 +69,8 @@ class Groups:
 
     Args:
         w: the weights; elements that are not finite are taken as the nearest finite one of their group, NaN as 0.
-        pads: for each group, how many of its last elements are fillings equal to the last one. They are in no
-            sum: their share, known from the last element, is taken away.
+        pads: for each group, how many of its last elements are fillings, which are in no sum. They must lie within
+            the group's range: copies of its last element do.
     """
 
     def __init__(self, w: Float[Array, "*groups size"], pads: Float[Array, "*groups"]) -> None:
@@ -87,7 +87,8 @@ class Groups:
         return new
 
     def _sum(self, terms: Float[Array, "*groups size"]) -> Float[Array, "*groups"]:
-        return total(terms) - self.pads * terms[..., -1]
+        size = terms.shape[-1]
+        return total(jnp.where(jnp.arange(size) < size - self.pads[..., None], terms, 0.0))
 
     def sums(self, grid: Grid, bits: int) -> Sums:
         u = encode(self.w, grid, bits) + offset(grid, bits)

@@ -389,13 +389,10 @@ def _products(w: Array, pads: Array, codes: Array, grid: Grid) -> Float[Array, "
     """w.w, v.v, w.v and (w-v).(w-v) over a tile, for w and v divided by the last number, a power of two."""
     lo, hi, _ = finite_range(w.reshape(-1))
     unit = round_mantissa(jnp.clip(jnp.maximum(hi, -lo), SCALE_MIN, SCALE_MAX), 0)
-    v = decode(codes, grid.scale, grid.zero_point) / unit
-    w = w / unit
-
-    def dot(a: Array, b: Array) -> Array:
-        return jnp.vdot(a, b) - jnp.vdot(pads, a[:, -1] * b[:, -1])
-
-    return jnp.stack([dot(w, w), dot(v, v), dot(w, v), dot(w - v, w - v), unit])
+    v = decode(codes, grid.scale, grid.zero_point)
+    real = jnp.arange(w.shape[1]) < w.shape[1] - pads[:, None]
+    w, v = jnp.where(real, w / unit, 0.0), jnp.where(real, v / unit, 0.0)
+    return jnp.stack([jnp.vdot(w, w), jnp.vdot(v, v), jnp.vdot(w, v), jnp.vdot(w - v, w - v), unit])
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

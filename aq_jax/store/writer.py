@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,11 +13,13 @@ import pyarrow.parquet as pq
 
 from aq_jax.errors import FormatError
 from aq_jax.store.digest import row_digest
+from aq_jax.store.files import replacing
 from aq_jax.store.metadata import check_aliases, compose
 from aq_jax.store.rows import Row, RowOrder, at, check
 from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, QUANT_TYPES, V1, V2, Version, written_dtype
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
@@ -134,27 +134,23 @@ class TableWriter:
         self._arena = np.empty(GROUP_BYTES, np.uint8)
         self._arena_end = 0
         self._sink: _ParquetSink | _IpcSink | None = None
-        self._temporary: Path | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(self.path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        try:
-            self._sink = _SINKS[self.path.suffix](self._temporary, self._schema, self._compression)
-        except BaseException:
-            self._discard()
-            raise
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self.path))
+            self._sink = _SINKS[self.path.suffix](temporary, self._schema, self._compression)
+            stack.callback(self._close)  # before the file is renamed, or removed
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._finish()
 
     def write(self, row: Row) -> None:
         """Adds a row and its digest; the row's arrays may change afterwards.
@@ -208,30 +204,18 @@ class TableWriter:
 
     def _finish(self) -> None:
         assert self._sink is not None  # noqa: S101
-        assert self._temporary is not None  # noqa: S101
         self._order.finish(str(self.path))
         check_aliases(self._aliases, self._order.names, str(self.path))
         metadata = compose(self._version, self._config, self._aliases, self._written)
         self._flush()
         self._sink.finish(metadata)
-        _sync(self._temporary)
-        os.replace(self._temporary, self.path)
-        self._temporary = None
-        if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename needs no such care
-            _sync(self.path.parent)
+        self._sink = None
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         sink, self._sink = self._sink, None
-        temporary, self._temporary = self._temporary, None
-        if temporary is None:
-            return
-        try:
-            if sink is not None:
+        if sink is not None:  # the table is not whole: whatever led here is the error to report
+            with suppress(OSError, pa.ArrowException):
                 sink.close()
-        except (OSError, pa.ArrowException):
-            pass  # the disk is full, say; whatever led here is the error to report
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_table(
@@ -272,32 +256,3 @@ def _columns(rows: list[Row], data: np.ndarray, schema: pa.Schema) -> list[pa.Ar
             cells = values.get(column.name) or [getattr(row, column.name) for row in rows]
             arrays.append(pa.array(cells, column.type))
     return arrays
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(path: Path) -> None:
-    """Removes what killed writers of the same file left behind."""
-    if os.name != "posix":  # elsewhere `os.kill` cannot ask whether a process lives
-        return
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
-    for other in path.parent.iterdir():
-        match = pattern.fullmatch(other.name)
-        if match and not _lives(int(match[1])):
-            other.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

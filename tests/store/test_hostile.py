@@ -23,9 +23,20 @@ def contents(path: Path) -> list[tuple[object, ...]]:
     """Everything that a table says."""
     with open_table(path) as table:
         head = (table.version, table.names, sorted(table.aliases.items()), table.metadata)
+        cells = (
+            "layer_name",
+            "shape",
+            "dtype",
+            "quant_type",
+            "quant_axis",
+            "group_size",
+            "solver",
+            "cosine",
+            "rel_mse",
+        )
+        arrays = ("data", "scales", "zero_points")
         rows = [
-            (r.layer_name, r.shape, r.dtype, r.quant_type, r.quant_axis, r.group_size, r.solver, r.cosine, r.rel_mse)
-            + (r.data.tobytes(), r.scales.tobytes(), r.zero_points.tobytes())
+            (*(getattr(r, name) for name in cells), *(getattr(r, name).tobytes() for name in arrays))
             for r in table.rows()
         ]
     return [head, *rows]
@@ -348,7 +359,7 @@ def test_other_encodings_of_the_columns_mean_the_same(written: Path, encode: Cal
 def test_a_footer_on_which_pyarrow_ends_the_process_is_refused(tmp_path: Path, golden: Path) -> None:
     # `ColumnChunkMetaData` of pyarrow 26 aborts on some of these; the package must not come near it.
     content = (golden / "v2.parquet").read_bytes()
-    for byte in range(len(content) - 8 - 1200, len(content) - 8):
+    for byte in range(len(content) - 8 - 1200, len(content) - 8, 3):
         flip(tmp_path / "m.parquet", content, byte * 8 + byte % 3)
         found = outcome(tmp_path / "m.parquet")
         assert not isinstance(found, str) or "m.parquet" in found

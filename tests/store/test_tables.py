@@ -54,7 +54,8 @@ def test_round_trip(tmp_path: Path, suffix: str, version: Version, v1_rows: list
 
 
 def test_columns_are_those_of_the_format(tmp_path: Path, v1_rows: list[Row], v2_rows: list[Row]) -> None:
-    for rows, schema, version in ((v1_rows, V1, 1), (v2_rows, V2, 2)):
+    tables: list[tuple[list[Row], pa.Schema, Version]] = [(v1_rows, V1, 1), (v2_rows, V2, 2)]
+    for rows, schema, version in tables:
         write_table(tmp_path / "m.parquet", rows, version=version)
         write_table(tmp_path / "m.arrow", rows, version=version)
         assert pq.read_schema(tmp_path / "m.parquet").remove_metadata() == schema

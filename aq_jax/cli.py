@@ -1,0 +1,286 @@
+"""The command line: parse, build a config, call a job, print what it says. jax is imported by the jobs that compute."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import aq_jax
+from aq_jax import jobs
+from aq_jax.config import BITS, QuantizationConfig, load_config
+from aq_jax.errors import AqError, ConfigError
+
+if TYPE_CHECKING:
+    from aq_jax.pipeline import Progress, Written
+
+DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+CACHE_VARIABLE = "AQ_JAX_CACHE"
+# Column of `inspect` -> what it sorts by.
+SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
+    "name": lambda layer: layer.name,
+    "shape": lambda layer: layer.shape,
+    "type": lambda layer: layer.quant_type,
+    "params": lambda layer: layer.params,
+    "bits": lambda layer: layer.bits,
+    "bytes": lambda layer: layer.bytes,
+    "cosine": lambda layer: 2.0 if layer.cosine is None else layer.cosine,
+    "error": lambda layer: -1.0 if layer.rel_mse is None else layer.rel_mse,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    use_compile_cache()
+    signal.signal(signal.SIGTERM, _interrupt)  # so that nothing is left behind half-written
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was left half-written", INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (AqError, OSError, ImportError) as error:
+        return _fail(_one_line(error), BAD_INPUT)
+    except MemoryError:
+        return _fail("out of memory", BAD_INPUT)
+
+
+def use_compile_cache() -> None:
+    """Let compiled programs be kept between runs, in the user's cache folder, unless AQ_JAX_CACHE is "off".
+
+    JAX reads these variables when it is imported; settings of the user's own go before ours.
+    """
+    folder = os.environ.get(CACHE_VARIABLE) or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aq_jax", "xla")
+    )
+    if folder == "off":
+        return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aq-jax",
+        description="Quantize model weights and keep them in Arrow tables.",
+        epilog=f"Compiled programs are kept in the user's cache folder; {CACHE_VARIABLE}=FOLDER moves it, "
+        f"{CACHE_VARIABLE}=off turns it off. Exit status: 0 done, 1 the answer is no, 2 bad input.",
+    )
+    parser.add_argument("--version", action="version", version=f"aq-jax {aq_jax.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print a JSON report")
+        return sub
+
+    sub = command("convert", _convert, "do what a TOML config says: a folder of weights becomes a table")
+    sub.add_argument("config", metavar="CONFIG.toml")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be written, and how large; write nothing")
+
+    sub = command("quantize", _quantize, "quantize a table of plain weights into another table")
+    sub.add_argument("input", metavar="IN")
+    sub.add_argument("output", metavar="OUT")
+    sub.add_argument("--quant-type", default="int8", metavar="TYPE", help=f"{', '.join(BITS)} or fp16 (default int8)")
+    grids = sub.add_mutually_exclusive_group()
+    grids.add_argument("--per-channel", action="store_true", default=None, help="one grid for each row of axis 0")
+    grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
+    grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
+    sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
+    sub.add_argument("--solver", help="absmax, minmax or search")
+    sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
+    sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
+    sub.add_argument("--compression", default="none", metavar="none|zstd", help="of the weights (.parquet only)")
+
+    sub = command("dequantize", _dequantize, "turn a table into plain weights: a V1 table, or a folder of safetensors")
+    sub.add_argument("input", metavar="IN")
+    sub.add_argument("output", metavar="OUT", help="NAME.parquet, NAME.arrow, or a folder")
+
+    sub = command("inspect", _inspect, "list what a table holds, without reading the weights")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--sort", choices=SORT_KEYS, help="by this column instead of the table's order")
+    sub.add_argument("--reverse", action="store_true", help="largest first")
+
+    sub = command("verify", _verify, "compare every row of a table with its digest")
+    sub.add_argument("file", metavar="FILE")
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> int:
+    config = load_config(args.config, tuple(args.set))
+    if args.dry_run:
+        return _print_plan(config.output, jobs.plan(config), args.json)
+    with _progress_bar(args.json) as progress:
+        return _print_written(jobs.convert(config, progress), args.json)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    config = QuantizationConfig(
+        quant_type=args.quant_type,
+        per_channel=args.per_channel,
+        group_size=args.group_size,
+        symmetric=not args.asymmetric,
+        solver=args.solver,
+        mixed_precision_layers=tuple(args.keep),
+        on_nonfinite=args.on_nonfinite,
+    )
+    _check_compression(args.compression)
+    with _progress_bar(args.json) as progress:
+        done = jobs.quantize_file(args.input, args.output, config, compression=args.compression, progress=progress)
+    return _print_written(done, args.json)
+
+
+def _dequantize(args: argparse.Namespace) -> int:
+    with _progress_bar(args.json) as progress:
+        done = jobs.dequantize_file(args.input, args.output, progress=progress)
+    if isinstance(done, Path):
+        _say(json.dumps({"path": str(done)}) if args.json else f"{done}: written")
+        return DONE
+    return _print_written(done, args.json)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = jobs.inspect_table(args.file)
+    layers = sorted(found.layers, key=SORT_KEYS[args.sort]) if args.sort else list(found.layers)
+    if args.reverse:
+        layers.reverse()
+    if args.json:
+        report = dataclasses.asdict(dataclasses.replace(found, layers=tuple(layers)))
+        _say(json.dumps(report | {"params": found.params}))
+        return DONE
+    rows = [
+        (layer.name, _shape(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}", f"{layer.bytes:,}",
+         _number(layer.cosine, "{:.5f}"), _number(layer.rel_mse, "{:.2e}"))
+        for layer in layers
+    ]  # fmt: skip
+    total = sum(layer.bytes for layer in layers)
+    bits = f"{8 * total / found.params:.2f}" if found.params else ""
+    footer = (f"{len(layers)} tensors", "", "", f"{found.params:,}", bits, f"{total:,}", "", "")
+    _table(("name", "shape", "type", "params", "bits", "bytes", "cosine", "error"), rows, footer)
+    if found.aliases:
+        _say("tied: " + ", ".join(f"{_clean(a)} = {_clean(b)}" for a, b in found.aliases.items()))
+    _say(f"schema V{found.version}, {found.file_bytes:,} bytes on disk")
+    return DONE
+
+
+def _verify(args: argparse.Namespace) -> int:
+    try:
+        verdict = jobs.verify_table(args.file)
+    except AqError as error:
+        verdict = jobs.Verdict(args.file, 0, 0, (_one_line(error),))
+    if args.json:
+        _say(json.dumps(dataclasses.asdict(verdict) | {"ok": verdict.ok}))
+    else:
+        for error in verdict.errors:
+            _say(_clean(error))
+        unchecked = f", {verdict.unchecked} of them without a digest to check" if verdict.unchecked else ""
+        answer = "whole" if verdict.ok else f"damaged: {len(verdict.errors)} errors"
+        _say(f"{_clean(args.file)}: {answer}; {verdict.rows} good rows{unchecked}")
+    return DONE if verdict.ok else NO
+
+
+def _check_compression(name: str) -> None:
+    if name not in ("none", "zstd"):
+        raise ConfigError(f"--compression {name!r}: wanted none or zstd")
+
+
+def _print_written(done: Written, as_json: bool) -> int:
+    size = Path(done.path).stat().st_size
+    if as_json:
+        _say(json.dumps(dataclasses.asdict(done) | {"bytes": size}))
+        return DONE
+    for why in done.kept.values():
+        _say(f"kept unquantized: {_clean(why)}")
+    times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
+    ratio = f", {done.source_bytes / size:.2f}x smaller than its {done.source_bytes:,} bytes of weights" if size else ""
+    _say(f"{_clean(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
+    return DONE
+
+
+def _print_plan(output: str, planned: list[jobs.Planned], as_json: bool) -> int:
+    total = sum(row.bytes for row in planned)
+    if as_json:
+        _say(json.dumps({"output": output, "bytes": total, "rows": [dataclasses.asdict(row) for row in planned]}))
+        return DONE
+    rows = [(row.name, _shape(row.shape), row.quant_type, f"{row.bytes:,}") for row in planned]
+    _table(("name", "shape", "type", "bytes"), rows, (f"{len(rows)} tensors", "", "", f"{total:,}"))
+    _say(f"{_clean(output)}: would hold at most {total:,} bytes of tensors; nothing was written")
+    return DONE
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[str, ...]) -> None:
+    """Aligned columns, numbers to the right; plain text, so that it can be piped."""
+    lines = [header, *(tuple(map(_clean, row)) for row in rows), footer]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for n, line in enumerate(lines):
+        cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        if n in (1, len(lines) - 1):
+            _say("-" * (sum(widths) + 2 * len(widths) - 2))
+        _say("  ".join(cells).rstrip())
+
+
+@contextmanager
+def _progress_bar(as_json: bool) -> Iterator[Progress | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def advance(name: str, size: int, total: int) -> None:
+            bar.update(task, description=_clean(name)[-40:], total=total, advance=size)
+
+        yield advance
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _number(value: float | None, how: str) -> str:
+    return "" if value is None else how.format(value)
+
+
+def _clean(text: str) -> str:
+    """Names come from files: what would steer a terminal is shown, not sent."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"aq-jax: {_clean(text)}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
