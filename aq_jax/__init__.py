@@ -36,7 +36,7 @@ _PUBLIC = {
     "convert": "jobs",
 }
 
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 (strings, all of them)
+__all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
     from aq_jax.config import Override, QuantizationConfig, QuantSpec, load_config

@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("convert", _convert, "do what a TOML config says: a folder of weights becomes a table")
     sub.add_argument("config", metavar="CONFIG.toml")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64"
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be written, and how large; write nothing")
 
     sub = command("quantize", _quantize, "quantize a table of plain weights into another table")

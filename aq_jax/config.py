@@ -1,8 +1,8 @@
 """What a user may ask for: the numerics of one tensor, the policy of a model, the contents of a TOML file.
 
-    QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric)
-    QuantizationConfig    which spec, which solver, for which names
-    ConversionConfig      a TOML file: source, output and the above
+QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric)
+QuantizationConfig    which spec, which solver, for which names
+ConversionConfig      a TOML file: source, output and the above
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ class QuantizationConfig:
         if self.solver == "absmax" and not self.symmetric:
             raise ConfigError("solver = 'absmax' is symmetric: set symmetric = true, or solver = 'minmax' or 'search'")
         if self.solver == "minmax" and self.symmetric:
-            raise ConfigError("solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'search'")
+            raise ConfigError(
+                "solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'search'"
+            )
         for override in self.overrides:
             self._overridden(override)  # refuses contradictions now, not at the first tensor that matches
 

@@ -11,7 +11,7 @@ from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import aligned_empty
 
 if TYPE_CHECKING:
-    import jax
+    pass
 
 Framework = Literal["jax", "torch", "numpy"]
 FRAMEWORKS = ("jax", "torch", "numpy")

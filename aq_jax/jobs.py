@@ -61,9 +61,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
         return _plan(checkpoint.shapes, config.quantization)
 
 
-def _plan(
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], config: QuantizationConfig | None
-) -> list[Planned]:
+def _plan(shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], config: QuantizationConfig | None) -> list[Planned]:
     rows = []
     for name, (shape, dtype) in shapes.items():
         count = math.prod(shape)

@@ -80,9 +80,7 @@ class WeightLoader:
         """What the table knows of a tensor without reading it: its first row, less the arrays."""
         return self._pieces(name)[0]
 
-    def get_layer(
-        self, name: str, framework: Framework = "jax", *, dtype: Any = None, copy: bool = True
-    ) -> Any:
+    def get_layer(self, name: str, framework: Framework = "jax", *, dtype: Any = None, copy: bool = True) -> Any:
         """One tensor: quantized ones as float32, others in their own dtype.
 
         Args:
@@ -133,9 +131,7 @@ class WeightLoader:
             # One transfer for all leaves: each costs more than its bytes do.
             out = jax.device_put({name: as_packed(self._packed(name, copy), dtype) for name in self._table.names})
         else:
-            out = {
-                name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names
-            }
+            out = {name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names}
         return out | {alias: out[stored] for alias, stored in self._table.aliases.items()}
 
     def _pieces(self, name: str) -> list[RowInfo]:
@@ -251,7 +247,9 @@ def packed_rows(name: str, q: QTensor) -> Iterator[Row]:
     """The rows of a QTensor: its codes as one bit stream over the flattened tensor."""
     codes, scales, zeros = (np.asarray(leaf) for leaf in (q.codes, q.scale, q.zero_point))
     bits, spec = q.spec.bits, q.spec
-    stream = np.ascontiguousarray(codes).reshape(-1).view(np.uint8) if q.packed or bits == 8 else pack_codes(codes, bits)
+    stream = (
+        np.ascontiguousarray(codes).reshape(-1).view(np.uint8) if q.packed or bits == 8 else pack_codes(codes, bits)
+    )
     scales, zeros = scales.reshape(-1), zeros.reshape(-1)
     size = spec.group_elements(q.shape)
     for start, stop in pieces(q.shape, "float32", spec.quant_type, spec.quant_axis, spec.group_size):

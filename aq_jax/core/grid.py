@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 Rounding = Literal["tread", "rise", "affine"]
+AnyArray = Array | np.ndarray
 SCALE_MIN, SCALE_MAX = np.float32(2.0**-126), np.float32(2.0**126)
 _FLOAT_MAX = np.finfo(np.float32).max
 
@@ -76,14 +77,14 @@ def finite_range(
     return lo, hi, finite
 
 
-def absmax_grid(lo: Float[Array, "*groups"], hi: Float[Array, "*groups"], bits: int) -> Grid:
+def absmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], bits: int) -> Grid:
     """Symmetric: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe)."""
     xp = lo.__array_namespace__()
     scale = xp.maximum(hi, -lo) * np.float32(1 / code_range(bits)[1])
     return settle(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, bits, "tread")
 
 
-def minmax_grid(lo: Float[Array, "*groups"], hi: Float[Array, "*groups"], bits: int) -> Grid:
+def minmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], bits: int) -> Grid:
     """Asymmetric: scale = max * f32(1/n) - min * f32(1/n), zero_point = qmin - min * (1/scale), a float."""
     xp = lo.__array_namespace__()
     qmin, qmax = code_range(bits)
@@ -94,9 +95,7 @@ def minmax_grid(lo: Float[Array, "*groups"], hi: Float[Array, "*groups"], bits: 
     return settle(scale, zero_point, lo, lo, hi, bits, "affine")
 
 
-def settle(
-    scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, rounding: Rounding
-) -> Grid:
+def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, rounding: Rounding) -> Grid:
     """Make constant groups exact and force every scale into its bounds.
 
     A group of one value c has scale = |c| (2|c| for `rise`) and a zero point under which a code is c exactly.
@@ -118,7 +117,7 @@ def settle(
     return Grid(xp.clip(scale, SCALE_MIN, SCALE_MAX), zero_point, base, sound, rounding)
 
 
-def encode(w: Float[Array, "*groups size"], grid: Grid, bits: int) -> Float[Array, "*groups size"]:
+def encode(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[AnyArray, "*groups size"]:
     """The code of each element: integers held as float32. NaN has the code 0, infinities saturate."""
     xp = w.__array_namespace__()
     qmin, qmax = code_range(bits)
@@ -132,13 +131,13 @@ def encode(w: Float[Array, "*groups size"], grid: Grid, bits: int) -> Float[Arra
 
 
 def decode(
-    codes: Float[Array, "*groups size"], scale: Float[Array, "*groups"], zero_point: Float[Array, "*groups"]
-) -> Float[Array, "*groups size"]:
+    codes: Float[AnyArray, "*groups size"], scale: Float[AnyArray, "*groups"], zero_point: Float[AnyArray, "*groups"]
+) -> Float[AnyArray, "*groups size"]:
     """(q - zero_point) * scale in float32: the value that a code stands for."""
     return (codes - zero_point[..., None]) * scale[..., None]
 
 
-def round_mantissa(x: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
+def round_mantissa(x: Float[AnyArray, "*shape"], bits: int) -> Float[AnyArray, "*shape"]:
     """Round to `bits` stored mantissa bits, ties to even: 7 gives two-byte floats, 0 powers of two."""
     if isinstance(x, jax.Array):
         return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits)

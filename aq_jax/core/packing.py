@@ -62,7 +62,11 @@ def unpack(data: Shaped[Array, "*lead bytes"], bits: int) -> Int8[Array, "*lead 
     >>> unpack(jnp.array([0xE4], jnp.uint8), 2).tolist()
     [-2, -1, 0, 1]
     """
-    return _unsigned(data, bits).astype(jnp.int8) if bits == 8 else (_unsigned(data, bits) - 2 ** (bits - 1)).astype(jnp.int8)
+    return (
+        _unsigned(data, bits).astype(jnp.int8)
+        if bits == 8
+        else (_unsigned(data, bits) - 2 ** (bits - 1)).astype(jnp.int8)
+    )
 
 
 def unpack_float(data: Shaped[Array, "*lead bytes"], bits: int) -> Float[Array, "*lead length"]:

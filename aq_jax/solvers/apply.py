@@ -21,9 +21,7 @@ from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.tiles import Refused, is_quantizable, quantize_array, refusal, to_half
 
 
-def quantize(
-    w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight"
-) -> QTensor | Array:
+def quantize(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
@@ -158,9 +156,7 @@ def _smaller_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[
     first, second = grids
     # Relative to the tensor's largest value, so that no square is out of range.
     unit = 1 / jnp.maximum(jnp.max(jnp.maximum(groups.hi, -groups.lo)), 2.0**-126)
-    errors = [
-        jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids
-    ]
+    errors = [jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids]
     take = errors[1] < errors[0]
     return (
         jnp.where(take, encode(groups.w, second, bits), encode(groups.w, first, bits)),

@@ -72,7 +72,9 @@ def _refine(s: Sums, grid: Grid) -> Grid:
     xp = s.u.__array_namespace__()
     if grid.rounding != "affine":
         fits = s.uu > 0
-        return _grid(xp.where(fits, s.uw / xp.where(fits, s.uu, 1), grid.scale), grid.zero_point, grid.base, grid.rounding)
+        return _grid(
+            xp.where(fits, s.uw / xp.where(fits, s.uu, 1), grid.scale), grid.zero_point, grid.base, grid.rounding
+        )
     spread = s.uu - s.u * s.u / s.count
     scale = (s.uw - s.u * s.w / s.count) / xp.where(spread > 0, spread, 1)
     fits = (spread > 0) & (scale > 0)

@@ -346,7 +346,7 @@ class Stream:
 
 @partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
 def _solve_tile(
-    w: Float[Array, "groups size"], pads: Float[Array, "groups"], bits: int, symmetric: bool, solver: str
+    w: Float[Array, "groups size"], pads: Float[Array, groups], bits: int, symmetric: bool, solver: str
 ) -> tuple[list[tuple[Array, ...]], Array]:
     groups = Groups(w, pads)
     answers = []
@@ -358,7 +358,7 @@ def _solve_tile(
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _encode_tile(
-    w: Float[Array, "1 size"], pads: Float[Array, "1"], grid: tuple[Array, ...], bits: int, rounding: Rounding
+    w: Float[Array, "1 size"], pads: Float[Array, 1], grid: tuple[Array, ...], bits: int, rounding: Rounding
 ) -> tuple[Array, Array]:
     whole = Grid(*grid, rounding)
     codes = encode(w, whole, bits)
@@ -368,7 +368,7 @@ def _encode_tile(
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _stream_sums(
     w: Float[Array, "1 size"],
-    pads: Float[Array, "1"],
+    pads: Float[Array, 1],
     factor: Float[Array, ""],
     grid: tuple[Array, ...],
     bits: int,
@@ -385,7 +385,7 @@ def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
     return packing.pack(codes.reshape(-1), bits)
 
 
-def _products(w: Array, pads: Array, codes: Array, grid: Grid) -> Float[Array, "5"]:
+def _products(w: Array, pads: Array, codes: Array, grid: Grid) -> Float[Array, 5]:
     """w.w, v.v, w.v and (w-v).(w-v) over a tile, for w and v divided by the last number, a power of two."""
     lo, hi, _ = finite_range(w.reshape(-1))
     unit = round_mantissa(jnp.clip(jnp.maximum(hi, -lo), SCALE_MIN, SCALE_MAX), 0)

@@ -150,3 +150,13 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path, suff
     assert seen <= {1, 2}
     write_table(path, [row("r", 1)], version=1)
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_who_reads_the_old_file_goes_on_reading_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m.{suffix}"
+    write_table(path, [row("r", 1)], version=1)
+    with open_table(path) as old:
+        write_table(path, [row("r", 2)], version=1)
+        assert old.read(0).data.tolist() == [1] * 8
+    with open_table(path) as new:
+        assert new.read(0).data.tolist() == [2] * 8
