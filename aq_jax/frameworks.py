@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from aq_jax.errors import AqError, ConfigError
-from aq_jax.store import aligned_empty
+from aq_jax.store import DTYPES, aligned_empty
 
 if TYPE_CHECKING:
     pass
@@ -75,12 +75,14 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     Raises:
         AqError: if it is none of them.
     """
-    if type(value).__module__.partition(".")[0] == "torch":
-        return _from_torch(value)
-    array = np.asarray(value)
-    if array.dtype == object or array.dtype.kind in "USmM":
-        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor of numbers")
-    return array
+    if any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__):
+        return _from_torch(value, name)
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    # Asked before it is made an array: keys of jax.random have a dtype, but cannot become one.
+    if getattr(array.dtype, "name", None) not in DTYPES:
+        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
+    array = np.asarray(array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def torch_module() -> types.ModuleType:
@@ -103,28 +105,32 @@ def _to_torch(array: np.ndarray, name: str) -> Any:
     return torch.from_numpy(array.view(_BITS_OF[array.dtype.itemsize])).view(dtype)
 
 
-def _from_torch(tensor: Any) -> np.ndarray:
-    import ml_dtypes
-
-    tensor = tensor.detach().cpu().contiguous()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if not hasattr(ml_dtypes, name):
-        return tensor.numpy()
+def _from_torch(tensor: Any, name: str) -> np.ndarray:
     torch = torch_module()
+    dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
+        raise AqError(f"{name}: {tensor.layout} tensor of {tensor.dtype} on {tensor.device} has no plain values to store")
+    tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    if dtype.isbuiltin == 1:
+        return tensor.numpy()
     bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.uint8)
-    return bits.numpy().view(getattr(ml_dtypes, name))
+    return bits.numpy().view(dtype)
 
 
 def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Floating arrays in another floating dtype; integers and None leave everything as it is."""
+    """Floating arrays in another floating dtype, others as they are; None leaves everything as it is.
+
+    Raises:
+        ConfigError: if the dtype is unknown, or not floating.
+    """
     if dtype is None:
         return array
-    import ml_dtypes
-
     name = str(dtype).removeprefix("torch.") if not isinstance(dtype, type | np.dtype) else np.dtype(dtype).name
-    target = np.dtype(getattr(ml_dtypes, name, name))
-    floating = array.dtype.kind == "f" or hasattr(ml_dtypes, array.dtype.name)
-    if not floating or array.dtype == target:
+    if name not in DTYPES or "float" not in name:
+        known = ", ".join(known for known in DTYPES if "float" in known)
+        raise ConfigError(f"dtype = {dtype!r}: wanted None or a floating dtype: {known}")
+    target = DTYPES[name]
+    if "float" not in array.dtype.name or array.dtype == target:
         return array
     with np.errstate(over="ignore"):
         return array.astype(target)

@@ -194,8 +194,9 @@ def _layer(rows: list[RowInfo]) -> Layer:
     first, params = rows[0], sum(row.num_params for row in rows)
     size = sum(row.disk_bytes for row in rows)
     # Pieces of one tensor: the worst of their cosines, the mean of their errors.
-    cosines = [row.cosine for row in rows if row.cosine is not None]
-    errors = [row.rel_mse * row.num_params for row in rows if row.rel_mse is not None]
+    # (NaN, which another writer may have stored, is as good as none.)
+    cosines = [row.cosine for row in rows if row.cosine is not None and math.isfinite(row.cosine)]
+    errors = [row.rel_mse * row.num_params for row in rows if row.rel_mse is not None and math.isfinite(row.rel_mse)]
     return Layer(
         name=first.layer_name,
         shape=first.shape,

@@ -64,7 +64,7 @@ class WeightLoader:
         self.close()
 
     def close(self) -> None:
-        """Close the files. Arrays that were loaded stay valid; anything else raises ValueError from now on."""
+        """Close the files. Arrays that were loaded stay valid; loading another raises ValueError."""
         self._table.close()
 
     @property
@@ -128,8 +128,9 @@ class WeightLoader:
                 raise FormatError(f"packed=True gives QTensors, which are JAX arrays; framework={framework!r} has none")
             import jax
 
-            # One transfer for all leaves: each costs more than its bytes do.
-            out = jax.device_put({name: as_packed(self._packed(name, copy), dtype) for name in self._table.names})
+            # One transfer for all leaves: each costs more than its bytes do. A list, because JAX sorts dictionaries.
+            values = jax.device_put([as_packed(self._packed(name, copy), dtype) for name in self._table.names])
+            out = dict(zip(self._table.names, values, strict=True))
         else:
             out = {name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names}
         return out | {alias: out[stored] for alias, stored in self._table.aliases.items()}
@@ -218,6 +219,7 @@ def save(
         AqError: for a value that is no tensor.
         FormatError: for a file name, a tensor name or a shape that the format does not have.
     """
+    tensors = dict(tensors.items())  # a mapping that makes its values when asked would make an object's id mean nothing
     quantized = any(isinstance(value, QTensor) for value in tensors.values())
     seen: dict[int, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:

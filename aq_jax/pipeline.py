@@ -65,7 +65,10 @@ class TableSource:
             self.shapes[name] = (row.shape, DTYPES[row.dtype])
 
     def array(self, name: str) -> np.ndarray:
-        return self._table.get_layer(name, "numpy", dtype=self.shapes[name][1], copy=False)
+        dtype = self.shapes[name][1]
+        array = self._table.get_layer(name, "numpy", dtype=dtype if is_floating(dtype) else None, copy=False)
+        # Integers that another writer has quantized.
+        return array if array.dtype == dtype else np.rint(array).astype(dtype)
 
 
 @dataclass(slots=True)

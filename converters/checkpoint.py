@@ -99,16 +99,13 @@ def _read_safetensors(path: Path, found: Checkpoint) -> None:
     try:
         with safetensors.safe_open(path, framework="numpy") as handle:
             notes = handle.metadata() or {}
-            count = len(handle.keys())
     except (safetensors.SafetensorError, OSError) as error:
         raise FormatError(f"{path}: not a safetensors file: {error}") from None
     with path.open("rb") as file:
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + int.from_bytes(memory[:8], "little")
-    header = json.loads(bytes(memory[8:start]))
+    header = json.loads(bytes(memory[8:start]), object_pairs_hook=lambda pairs: _distinct(pairs, path))
     header.pop("__metadata__", None)
-    if len(header) != count:
-        raise FormatError(f"{path}: the header repeats a name; fetch the file again")
     for name, entry in header.items():
         if entry["dtype"] not in SAFE_DTYPES:
             raise FormatError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(SAFE_DTYPES)}")
@@ -117,6 +114,14 @@ def _read_safetensors(path: Path, found: Checkpoint) -> None:
         found.add(name, np.frombuffer(memory[first:last], np.uint8).view(dtype).reshape(entry["shape"]), path)
     # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}.
     found.aliases |= {a: kept for a, kept in notes.items() if kept in header and a not in header}
+
+
+def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of two that are equal, readers would silently keep one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FormatError(f"{path}: the header repeats a name; fetch the file again")
+    return found
 
 
 def _read_pickle(path: Path, found: Checkpoint) -> None:
@@ -130,8 +135,10 @@ def _read_pickle(path: Path, found: Checkpoint) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a hostile pickle makes torch raise, it is the file's fault
-        raise FormatError(f"{path}: torch refuses it: {str(error).splitlines()[0][:200]}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{path}: torch refuses it: {text[:200]}") from None
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in state.values()):
         raise FormatError(f"{path}: holds something other than named tensors; save model.state_dict()")
     tied: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
@@ -139,7 +146,6 @@ def _read_pickle(path: Path, found: Checkpoint) -> None:
         if tensor.numel() and (stored := tied.setdefault((*place, tensor.dtype), name)) != name:
             found.aliases[name] = stored
             continue
-        array = to_numpy(tensor, name)
-        if array.dtype.name not in DTYPES:
-            raise FormatError(f"{path}: {name} has dtype {array.dtype.name}; known are {', '.join(DTYPES)}")
-        found.add(name, array, path)
+        if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:
+            raise FormatError(f"{path}: {name} has dtype {dtype}; known are {', '.join(DTYPES)}")
+        found.add(name, to_numpy(tensor, name), path)

@@ -114,6 +114,8 @@ def write_safetensors(source: Source, path: Path) -> None:
     end = 0
     for name, origin in stored.items():
         shape, dtype = source.shapes[origin]
+        if name in header:
+            raise FormatError(f"{name}: is what safetensors calls its own notes; no tensor may have that name")
         if dtype.name not in _TO_SAFE:
             raise FormatError(f"{name}: safetensors has no dtype {dtype.name}; known are {', '.join(_TO_SAFE)}")
         start, end = end, end + math.prod(shape) * dtype.itemsize

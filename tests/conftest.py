@@ -1,15 +1,54 @@
-"""Shared by all tests: types and shapes are checked while they run, and dtypes never widen by themselves."""
+"""Shared by all tests: shapes and types are checked while the tests run, and dtypes never widen by themselves."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import jaxtyping
+import numpy as np
+import pytest
 
-# Before anything imports these packages: their signatures are then checked on every call and every trace.
-# (The solvers themselves take a protocol, which cannot be checked, and arrays without shapes.)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Before anything imports these modules: their signatures are then checked at every call and every trace.
+# (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)
 CHECKED = ["aq_jax.core", "aq_jax.solvers.apply", "aq_jax.solvers.measure", "aq_jax.solvers.tiles"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
-# `import oracle` works from every folder of tests.
+
+# `import oracle` works in every folder of tests.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# The same examples every time, so that a failure is everybody's failure; compiling takes as long as it takes.
+hypothesis.settings.register_profile(
+    "aq_jax", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=False
+)
+hypothesis.settings.load_profile("aq_jax")
+
+STRICT_FOLDERS = ("core", "solvers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the tests of the mathematics, an int32 never meets a float32 by accident."""
+    if request.path.parent.name not in STRICT_FOLDERS:
+        yield
+        return
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240611)
+
+
+@pytest.fixture
+def weight(rng: np.random.Generator) -> np.ndarray:
+    """What a layer looks like: [out, in], rows of different sizes, groups of 32 divide a row."""
+    return (rng.normal(size=(6, 64)) * np.geomspace(0.01, 2, 6)[:, None]).astype(np.float32)

@@ -63,8 +63,14 @@ def finite_range(
     A group without a finite element has the range (0, 0). The plain reductions are several times faster than
     the masked ones, which are only run when something is not finite.
     """
-    lo, hi = jnp.min(w, axis=-1), jnp.max(w, axis=-1)
-    finite = jnp.all(jnp.isfinite(lo) & jnp.isfinite(hi))
+    # Both in one reduction: the weights are read from memory once instead of twice.
+    lo, hi = lax.reduce(
+        (w, w),
+        (np.float32(np.inf), np.float32(-np.inf)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
+        (w.ndim - 1,),
+    )
+    finite = jnp.isfinite(jnp.min(lo)) & jnp.isfinite(jnp.max(hi))
 
     def masked(w: Array, lo: Array, hi: Array) -> tuple[Array, Array]:
         ok = jnp.isfinite(w)
@@ -114,20 +120,27 @@ def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, 
     base = xp.where(constant, qmin * exact, base)
     scale = xp.where(constant, exact, scale)
     sound = (scale >= SCALE_MIN) & (scale <= SCALE_MAX)
+    if rounding == "affine":  # the differences that `encode` takes must not overflow
+        sound = sound & xp.isfinite(hi - lo) & xp.isfinite(base)
     return Grid(xp.clip(scale, SCALE_MIN, SCALE_MAX), zero_point, base, sound, rounding)
 
 
 def encode(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[AnyArray, "*groups size"]:
     """The code of each element: integers held as float32. NaN has the code 0, infinities saturate."""
+    return w.__array_namespace__().round(place(w, grid, bits))
+
+
+def place(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[AnyArray, "*groups size"]:
+    """As `encode`, but not yet rounded to the nearest integer, which `packing.pack` does on its way."""
     xp = w.__array_namespace__()
     qmin, qmax = code_range(bits)
-    inverse = (1 / grid.scale)[..., None]
+    shifted = w - grid.base[..., None] if grid.rounding == "affine" else w
+    q = shifted * (1 / grid.scale)[..., None]
+    q = xp.where(q == q, q, np.float32(0))
     if grid.rounding == "affine":
-        q = xp.clip(xp.round((w - grid.base[..., None]) * inverse), 0, qmax - qmin) + qmin
-    else:
-        nearest = xp.round if grid.rounding == "tread" else xp.floor
-        q = xp.clip(nearest(w * inverse), qmin, qmax)
-    return xp.where(w == w, q, np.float32(0))
+        # Rounded before qmin is added: the sum would be rounded elsewhere.
+        return xp.round(xp.clip(q, 0, qmax - qmin)) + qmin
+    return xp.clip(xp.floor(q) if grid.rounding == "rise" else q, qmin, qmax)
 
 
 def decode(

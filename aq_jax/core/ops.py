@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from aq_jax.core import packing
 from aq_jax.core.grid import decode
@@ -34,7 +34,7 @@ def qdot(x: Float[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch o
 
 
 @jax.jit
-def qembed(table: QTensor, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
+def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch width"]:
     """Rows of an embedding table: gathered as codes, dequantized after.
 
     Args:
@@ -53,7 +53,12 @@ def qembed(table: QTensor, ids: Int[Array, "*batch"]) -> Float[Array, "*batch wi
     if table.ndim != 2:
         raise ValueError(f"qembed: table of shape {list(table.shape)}: wanted [rows, width]")
     rows = table.shape[0]
-    wrapped = jnp.where(ids < 0, ids + rows, ids)
+    if ids.dtype.itemsize < 4:  # may not be able to count the rows
+        ids = ids.astype(jnp.int32)
+    elif jnp.issubdtype(ids.dtype, jnp.unsignedinteger):
+        ids = jnp.minimum(ids, rows).astype(jnp.int32)
+    inside = (ids >= -rows) & (ids < rows)
+    wrapped = jnp.where(inside, jnp.where(ids < 0, ids + rows, ids), rows)
     codes = jnp.take(table.codes, wrapped, axis=0, mode="clip")
     values = packing.unpack_float(codes, table.spec.bits) if table.packed else codes.astype(jnp.float32)
     if table.by_row:
@@ -67,6 +72,6 @@ def qembed(table: QTensor, ids: Int[Array, "*batch"]) -> Float[Array, "*batch wi
             "choose a group_size that divides the width"
         )
     group = (wrapped[..., None] * table.length + jnp.arange(table.length)) // table.spec.group_elements(table.shape)
-    group = jnp.where((wrapped >= 0) & (wrapped < rows), group.T, table.scale.size).T
+    group = jnp.where(inside[..., None], group, table.scale.size)
     scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
     return (values - jnp.take(table.zero_point, group, mode="clip")) * scale

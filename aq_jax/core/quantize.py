@@ -19,12 +19,10 @@ def assemble(
     shape: tuple[int, ...],
     spec: QuantSpec,
 ) -> QTensor:
-    """A QTensor from codes in groups: back to the tensor's shape, then packed where rows are whole bytes."""
+    """A QTensor from codes in groups (see `packing.pack`): back to the tensor's shape, then packed."""
     codes = from_groups(codes, shape)
     whole = packing.fills_bytes(shape[-1], spec.bits)
-    return QTensor(
-        packing.pack(codes, spec.bits) if whole else codes.astype(jnp.int8), scale, zero_point, spec, shape[-1]
-    )
+    return QTensor(packing.pack(codes, spec.bits if whole else 8), scale, zero_point, spec, shape[-1])
 
 
 @jax.jit(static_argnames="dtype")
@@ -34,6 +32,10 @@ def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*sha
     Args:
         q: a quantized tensor.
         dtype: what the values are rounded to at the end.
+
+    Raises:
+        ValueError: for a batch of tensors, made by `vmap`, whose groups do not lie in rows: its grids are those of
+            one tensor each, so it takes `jax.vmap(dequantize)`.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import dequantize, quantize
@@ -51,6 +53,11 @@ def _decode_tensor(codes: Float[Array, "*shape"], q: QTensor) -> Float[Array, "*
         groups = q.scale.shape[-1]
         grouped = codes.reshape(*codes.shape[:-1], groups, q.length // groups)
         return decode(grouped, q.scale, q.zero_point).reshape(codes.shape)
+    if q.scale.shape != (q.spec.group_count(q.shape),):
+        raise ValueError(
+            f"dequantize: scales of shape {list(q.scale.shape)} do not belong to one tensor of shape {list(q.shape)}; "
+            "if this is a batch of tensors whose groups cross rows, use jax.vmap(dequantize)"
+        )
     size = min(q.spec.group_elements(q.shape), codes.size)
     short = q.scale.size * size - codes.size
     flat = jnp.pad(codes.reshape(-1), (0, short)) if short else codes

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core.grid import Grid, encode
+from aq_jax.core.grid import Grid, place
 from aq_jax.core.qtensor import QTensor, from_stream, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.errors import AqError
@@ -140,15 +140,15 @@ def _quantize(
     """The QTensor; whether all elements were finite and all scales within bounds; whether a group looked like zeros."""
     if w.size == 0:
         ones = jnp.ones(scale_shape(w.shape, spec), jnp.float32)
-        return assemble(w.astype(jnp.float32), ones, ones - 1, w.shape, spec), jnp.array(True), jnp.array(False)
+        return assemble(ones[..., None][..., :0], ones, ones - 1, w.shape, spec), jnp.array(True), jnp.array(False)
     rows, pads = to_groups(w.astype(jnp.float32), spec)
     groups = Groups(rows, jnp.asarray(pads))
     grids = SOLVERS[solver](groups, spec.bits, spec.symmetric)
-    codes = encode(rows, grids[0], spec.bits)
+    codes = place(rows, grids[0], spec.bits)
     scale, zero_point, sound = grids[0].scale, grids[0].zero_point, jnp.all(grids[0].sound)
     if len(grids) > 1:
         codes, scale, zero_point, sound = _smaller_error(groups, grids, spec.bits)
-    zeros = jnp.any((scale == 1) & (zero_point == 0))
+    zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
     return assemble(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
 
 
@@ -159,7 +159,7 @@ def _smaller_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[
     errors = [jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids]
     take = errors[1] < errors[0]
     return (
-        jnp.where(take, encode(groups.w, second, bits), encode(groups.w, first, bits)),
+        jnp.where(take, place(groups.w, second, bits), place(groups.w, first, bits)),
         jnp.where(take, second.scale, first.scale),
         jnp.where(take, second.zero_point, first.zero_point),
         jnp.where(take, jnp.all(second.sound), jnp.all(first.sound)),

@@ -1,0 +1,322 @@
+"""Folders of PyTorch weights as they are found, including broken and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
+from aq_jax.errors import FormatError
+
+
+def write_raw(path: Path, header: dict[str, Any] | bytes, data: bytes = b"") -> None:
+    """A safetensors file without the library, which would not write a wrong one."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def read(folder: Path, **options: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with open_checkpoint(folder, **options) as found:
+        assert set(found.shapes) == set(found._arrays)
+        arrays = {name: found.array(name) for name in found.shapes}
+        assert found.shapes == {name: (a.shape, a.dtype) for name, a in arrays.items()}
+        return arrays, dict(found.aliases)
+
+
+def shards(folder: Path, weight_map: dict[str, Any], **files: dict[str, np.ndarray]) -> None:
+    for name, tensors in files.items():
+        safetensors.numpy.save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+# ------------------------------------------------------------------------------------------------ what is there
+
+
+def test_every_dtype_is_read_bit_for_bit(tmp_path: Path) -> None:
+    header, data, wanted = {}, b"", {}
+    for safe, name in SAFE_DTYPES.items():
+        wanted[name] = (np.arange(6) % 2).astype(np.dtype(getattr(ml_dtypes, name, name))).tobytes()
+        header[name] = entry(safe, [2, 3], len(data), len(data) + len(wanted[name]))
+        data += wanted[name]
+    write_raw(tmp_path / "model.safetensors", header, data)
+    arrays, _ = read(tmp_path)
+    assert list(arrays) == list(SAFE_DTYPES.values())
+    for name, array in arrays.items():
+        assert array.dtype.name == name
+        assert array.shape == (2, 3)
+        assert array.tobytes() == wanted[name], name
+
+
+def test_numbers_that_no_smaller_dtype_holds_are_exact(tmp_path: Path) -> None:
+    tensors = {
+        "bfloat16": torch.tensor([1.0, -3e38, 2.0**-130], dtype=torch.bfloat16),
+        "float8": torch.tensor([448.0, -0.5]).to(torch.float8_e4m3fn),
+        "int64": torch.tensor([2**62 + 1, -(2**63)]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    arrays, _ = read(tmp_path)
+    for name, tensor in tensors.items():
+        assert arrays[name].shape == tuple(tensor.shape)
+        assert arrays[name].tobytes() == tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), name
+
+
+def test_arrays_are_views_of_the_file_that_cannot_be_written_to(tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"w": np.ones(4, np.float32)}, tmp_path / "model.safetensors")
+    arrays, _ = read(tmp_path)
+    assert not arrays["w"].flags.writeable
+    assert arrays["w"].tolist() == [1, 1, 1, 1]  # and they outlive the checkpoint
+
+
+def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    a, b = np.ones(2, np.float32), np.arange(3)
+    shards(tmp_path, {"b": "two.safetensors", "a": "one.safetensors"}, one={"a": a}, two={"b": b})
+    # A single file beside an index is a leftover: the index says what the model is.
+    safetensors.numpy.save_file({"old": a}, tmp_path / "model.safetensors")
+    arrays, _ = read(tmp_path)
+    assert list(arrays) == ["a", "b"]
+    assert arrays["b"].tolist() == [0, 1, 2]
+
+
+def test_names_that_safetensors_has_tied_come_back(tmp_path: Path) -> None:
+    embed = torch.nn.Embedding(4, 3)
+    head = torch.nn.Linear(3, 4, bias=False)
+    head.weight = embed.weight
+    model = torch.nn.ModuleDict({"embed": embed, "head": head})
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"), {"format": "pt"})
+    arrays, aliases = read(tmp_path)
+    assert (list(arrays), aliases) == (["embed.weight"], {"head.weight": "embed.weight"})
+    # Notes of another kind are no ties.
+    notes = {"format": "pt", "author": "nobody", "embed.weight": "other"}
+    safetensors.numpy.save_file({"embed.weight": np.ones(2), "other": np.ones(2)}, tmp_path / "model.safetensors", notes)
+    assert read(tmp_path)[1] == {}
+
+
+def test_a_tied_name_in_the_index_is_not_missing(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": "one.safetensors", "b": "one.safetensors"})
+    safetensors.numpy.save_file({"a": np.ones(2)}, tmp_path / "one.safetensors", {"b": "a"})
+    assert read(tmp_path)[1] == {"b": "a"}
+
+
+# ------------------------------------------------------------------------------------------------ what is wrong
+
+ONE = {"a": np.ones(2, np.float32)}
+INDEX = "model.safetensors.index.json"
+WRONG_INDEX = {
+    "missing shard": ({"a": "one.safetensors", "b": "two.safetensors"}, "names 'two.safetensors', which is not there"),
+    "a name that no shard has": ({"a": "one.safetensors", "b": "one.safetensors"}, r"the shards lack \['b'\], and hold \[\]"),
+    "a tensor that is not named": ({"x": "one.safetensors"}, r"the shards lack \['x'\], and hold \['a'\]"),
+    "parent folder": ({"a": "../one.safetensors"}, r"names the file '\.\./one\.safetensors'; wanted a plain file name"),
+    "folder": ({"a": "sub/one.safetensors"}, "wanted a plain file name in the same folder"),
+    "absolute": ({"a": "/etc/passwd"}, "wanted a plain file name in the same folder"),
+    "dots": ({"a": ".."}, "wanted a plain file name in the same folder"),
+    "hidden": ({"a": ".one.safetensors"}, "wanted a plain file name in the same folder"),
+    "empty": ({"a": ""}, "which is not there"),
+    "number": ({"a": 1}, "wanted a plain file name in the same folder"),
+    "null": ({"a": None}, "wanted a plain file name in the same folder"),
+    "list": ({"a": ["one.safetensors"]}, "has no weight_map of names and files"),
+    "mixed": ({"a": "one.safetensors", "b": 1}, "has no weight_map of names and files"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_INDEX)
+def test_an_index_that_lies_is_refused(tmp_path: Path, what: str) -> None:
+    weight_map, message = WRONG_INDEX[what]
+    safetensors.numpy.save_file(ONE, tmp_path / "one.safetensors")  # where a path that leads out would find it
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    shards(folder, weight_map, one=ONE)
+    safetensors.numpy.save_file(ONE, folder / "sub" / "one.safetensors")
+    with pytest.raises(FormatError, match=message) as caught:
+        read(folder)
+    assert str(folder / INDEX) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": ["a"]}', "\xff", "[" * 10**5])
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_bytes(text.encode("latin1"))
+    with pytest.raises(FormatError, match="has no weight_map of names and files"):
+        read(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one=ONE, two={**ONE, "b": np.ones(1)})
+    with pytest.raises(FormatError, match="two.safetensors: tensor 'a' is in another file too"):
+        read(tmp_path)
+
+
+GOOD = {"a": entry("F32", [2], 0, 8)}
+WRONG_FILES: dict[str, tuple[dict[str, Any] | bytes, bytes, str]] = {
+    "truncated": (GOOD, b"1234", "not a safetensors file"),
+    "too long": (GOOD, b"12345678?", "not a safetensors file"),
+    "no JSON": (b"{", b"", "not a safetensors file"),
+    "unknown dtype": ({"a": entry("F128", [1], 0, 16)}, bytes(16), "not a safetensors file"),
+    "dtype that cannot be stored": ({"a": entry("F4", [2], 0, 1)}, bytes(1), "a has dtype F4; known are F64"),
+    "overlapping": ({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, bytes(12), "not a safetensors file"),
+    "hole": ({"a": entry("F32", [2], 4, 12)}, bytes(12), "not a safetensors file"),
+    "shape and size": ({"a": entry("F32", [3], 0, 8)}, bytes(8), "not a safetensors file"),
+    "overflowing": ({"a": entry("F32", [2**62, 8], 0, 8)}, bytes(8), "not a safetensors file"),
+    "same name twice": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        bytes(1),
+        "the header repeats a name",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_FILES)
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    header, data, message = WRONG_FILES[what]
+    write_raw(tmp_path / "model.safetensors", header, data)
+    with pytest.raises(FormatError, match=message) as caught:
+        read(tmp_path)
+    assert str(tmp_path / "model.safetensors") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"\x80\x02}q\x00."])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(FormatError, match="not a safetensors file"):
+        read(tmp_path)
+
+
+def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="holds none of model.safetensors, .* pytorch_model.bin"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        read(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        read(tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------------------------ pickles
+
+
+def pickled(folder: Path, state: object) -> Path:
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_a_pickle_is_refused_until_it_is_asked_for(tmp_path: Path) -> None:
+    pickled(tmp_path, {"a": torch.ones(2)})
+    with pytest.raises(FormatError, match="is a pickle, which can run code .* set allow_pickle = true"):
+        read(tmp_path)
+    assert read(tmp_path, allow_pickle=True)[0]["a"].tolist() == [1, 1]
+    # What is safe goes first, also when a pickle is allowed.
+    safetensors.numpy.save_file({"b": np.ones(1)}, tmp_path / "model.safetensors")
+    assert list(read(tmp_path, allow_pickle=True)[0]) == ["b"]
+
+
+def test_a_pickle_keeps_values_and_ties(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "embed": whole,
+        "turned": whole.T,  # the same memory, other values: not tied
+        "part": whole[1:],
+        "head": whole,
+        "bfloat16": torch.tensor([1.5, -3e38], dtype=torch.bfloat16),
+        "ids": torch.tensor([2**40]),
+        "scalar": torch.tensor(True),
+        "empty": torch.zeros(0, 2),
+        "also_empty": torch.zeros(0, 2),
+        "parameter": torch.nn.Parameter(torch.ones(1)),
+    }
+    arrays, aliases = read(pickled(tmp_path, state), allow_pickle=True)
+    assert aliases == {"head": "embed"}
+    assert list(arrays) == [name for name in state if name != "head"]
+    for name, array in arrays.items():
+        wanted = state[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        assert array.tobytes() == wanted, name
+        assert array.dtype.name == str(state[name].dtype).removeprefix("torch."), name
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (os.system, (f"touch '{self.marker}'",))
+
+
+def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    data = pickle.dumps({"a": Payload(marker)})
+    pickle.loads(data)
+    assert marker.exists(), "the payload does not work, so the test would show nothing"
+    marker.unlink()
+
+    plain, zipped = tmp_path / "plain", tmp_path / "zipped"
+    for folder in (plain, zipped):
+        folder.mkdir()
+    (plain / "pytorch_model.bin").write_bytes(data)
+    pickled(zipped, {"a": torch.ones(2)})
+    with zipfile.ZipFile(zipped / "pytorch_model.bin") as good:
+        members = {name: good.read(name) for name in good.namelist()}
+    with zipfile.ZipFile(zipped / "pytorch_model.bin", "w") as bad:
+        for name, content in members.items():
+            bad.writestr(name, data if name.endswith("data.pkl") else content)
+    for folder in (plain, zipped):
+        for allowed in (False, True):
+            with pytest.raises(FormatError, match="can run code" if not allowed else "torch refuses it"):
+                read(folder, allow_pickle=allowed)
+            assert not marker.exists()
+
+
+WRONG_PICKLES = {
+    "a module": torch.nn.Linear(2, 2),
+    "a list": [torch.ones(1)],
+    "nested": {"state_dict": {"a": torch.ones(1)}},
+    "numbered": {0: torch.ones(1)},
+    "sparse": {"a": torch.eye(2).to_sparse()},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PICKLES)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
+    with pytest.raises(FormatError, match="pytorch_model.bin: (holds something other than named tensors|torch refuses)"):
+        read(pickled(tmp_path, WRONG_PICKLES[what]), allow_pickle=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a pickle", b"\x80\x02."])
+def test_a_pickle_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(FormatError, match="torch refuses it: ."):
+        read(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(("version", "allowed"), [
+    ("1.13.1", False), ("2.5.1+cu121", False), ("2.9.1", False), ("2.10.0", True), ("2.11.0a0+git1", True), ("3.0", True),
+])  # fmt: skip
+def test_an_old_torch_is_not_trusted_with_a_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, allowed: bool
+) -> None:
+    pickled(tmp_path, {"a": torch.ones(1)})
+    monkeypatch.setattr(torch, "__version__", version)
+    if allowed:
+        assert list(read(tmp_path, allow_pickle=True)[0]) == ["a"]
+    else:
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+        with pytest.raises(FormatError, match=r"CVE-2026-24747\); install torch >= 2.10"):
+            read(tmp_path, allow_pickle=True)
+
+

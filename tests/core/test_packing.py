@@ -1,0 +1,112 @@
+"""Packed bytes against a bit stream made of one Python integer."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aq_jax.core import packing
+
+# Few lengths: every new one is compiled. Multiples of 8 are whole bytes at every width.
+LENGTHS = (8, 24, 40)
+
+
+@st.composite
+def codes_and_bits(draw: st.DrawFn) -> tuple[list[int], int]:
+    bits = draw(st.sampled_from([8, 4, 3, 2]))
+    length = draw(st.sampled_from(LENGTHS))
+    qmin, qmax = oracle.code_range(bits)
+    return draw(st.lists(st.integers(qmin, qmax), min_size=length, max_size=length)), bits
+
+
+@given(codes_and_bits())
+def test_pack_agrees_with_the_bit_by_bit_oracle(case: tuple[list[int], int]) -> None:
+    codes, bits = case
+    packed = packing.pack(jnp.array(codes, jnp.int8), bits)
+    assert np.asarray(packed).tobytes() == oracle.pack(codes, bits)
+    # Solvers hand over codes as float32.
+    assert jnp.array_equal(packing.pack(jnp.array(codes, jnp.float32), bits), packed)
+
+
+@given(codes_and_bits())
+def test_unpack_agrees_with_the_bit_by_bit_oracle(case: tuple[list[int], int]) -> None:
+    codes, bits = case
+    data = np.frombuffer(oracle.pack(codes, bits), np.int8 if bits == 8 else np.uint8)
+    unpacked = packing.unpack(jnp.asarray(data), bits)
+    assert unpacked.dtype == jnp.int8
+    assert unpacked.tolist() == codes
+    floats = packing.unpack_float(jnp.asarray(data), bits)
+    assert floats.dtype == jnp.float32
+    assert floats.tolist() == codes
+
+
+# The layout as it is drawn, in literal bytes: what files hold, whatever the code says.
+DRAWN = [
+    pytest.param(2, [0, 1, -2, -1], [0b01_00_11_10], id="2 bits: u3 u2 u1 u0"),
+    pytest.param(4, [-8, 7, 0, 1], [0b1111_0000, 0b1001_1000], id="4 bits: the first code is the low nibble"),
+    pytest.param(
+        3, [-4, -3, -2, -1, 0, 1, 2, 3], [0b10_001_000, 0b1_100_011_0, 0b111_110_10], id="3 bits: codes cross bytes"
+    ),
+    pytest.param(8, [-128, -1, 0, 127], [0x80, 0xFF, 0x00, 0x7F], id="8 bits: signed bytes"),
+]
+
+
+@pytest.mark.parametrize(("bits", "codes", "octets"), DRAWN)
+def test_the_drawn_layout(bits: int, codes: list[int], octets: list[int]) -> None:
+    packed = np.asarray(packing.pack(jnp.array(codes, jnp.int8), bits))
+    assert [f"{b:08b}" for b in packed.tobytes()] == [f"{b:08b}" for b in octets]
+    assert packing.unpack(jnp.asarray(packed), bits).tolist() == codes
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_every_code_survives_in_every_place(bits: int) -> None:
+    qmin, qmax = oracle.code_range(bits)
+    run = packing.run_length(bits)
+    codes = jnp.array([[q] * i + [other] + [q] * (run - 1 - i) for q in (qmin, qmax) for other in range(qmin, qmax + 1)
+                       for i in range(run)], jnp.int8)  # fmt: skip
+    assert jnp.array_equal(packing.unpack(packing.pack(codes, bits), bits), codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
+def test_rows_are_packed_on_their_own(bits: int, lead: tuple[int, ...], rng: np.random.Generator) -> None:
+    qmin, qmax = oracle.code_range(bits)
+    codes = rng.integers(qmin, qmax + 1, (*lead, 16)).astype(np.int8)
+    packed = packing.pack(jnp.asarray(codes), bits)
+    assert packed.shape == (*lead, 2 * bits)
+    for row, data in zip(codes.reshape(-1, 16), np.asarray(packed).reshape(-1, 2 * bits), strict=True):
+        assert data.tobytes() == oracle.pack(row.tolist(), bits)
+    assert jnp.array_equal(packing.unpack(packed, bits), codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_rows_of_length_zero(bits: int) -> None:
+    packed = packing.pack(jnp.zeros((3, 0), jnp.int8), bits)
+    assert packed.shape == (3, 0)
+    assert packing.unpack(packed, bits).shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "bits", "whole"),
+    [(1, 8, True), (3, 4, False), (2, 4, True), (3, 2, False), (4, 2, True), (4, 3, False), (8, 3, True), (0, 3, True)],
+)
+def test_which_rows_are_whole_bytes(length: int, bits: int, whole: bool) -> None:
+    assert packing.fills_bytes(length, bits) is whole
+    if not whole:
+        with pytest.raises(ValueError, match=f"{length} codes of {bits} bits are no whole number of bytes"):
+            packing.pack(jnp.zeros(length, jnp.int8), bits)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_jit_and_vmap_change_nothing(bits: int, rng: np.random.Generator) -> None:
+    qmin, qmax = oracle.code_range(bits)
+    codes = jnp.asarray(rng.integers(qmin, qmax + 1, (4, 8)), jnp.int8)
+    packed = packing.pack(codes, bits)
+    assert jnp.array_equal(jax.jit(packing.pack, static_argnums=1)(codes, bits), packed)
+    assert jnp.array_equal(jax.vmap(lambda row: packing.pack(row, bits))(codes), packed)
+    assert jnp.array_equal(jax.vmap(lambda row: packing.unpack(row, bits))(packed), codes)

@@ -1,0 +1,119 @@
+"""What the numerics are, once more: slow, in plain NumPy and Python integers, written from the specification alone.
+
+Nothing here imports aq_jax. Every operation is one float32 operation, in the order in which it is specified.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+f32 = np.float32
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def group_elements(shape: tuple[int, ...], per_channel: bool = False, group_size: int = 0) -> int:
+    """How many consecutive elements of the row-major flattened tensor share a grid."""
+    if group_size:
+        return group_size
+    return math.prod(shape[1:]) if per_channel else math.prod(shape)
+
+
+def groups_of(w: np.ndarray, per_channel: bool = False, group_size: int = 0) -> list[np.ndarray]:
+    """The groups in their order; the last may be short."""
+    flat = w.astype(f32).ravel()
+    size = group_elements(w.shape, per_channel, group_size)
+    return [flat[start : start + size] for start in range(0, flat.size, size)]
+
+
+def absmax(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.float32, np.float32]:
+    """(codes, scale, zero point) of one group."""
+    qmin, qmax = code_range(bits)
+    if x.min() == x.max():
+        return constant(x)
+    scale = f32(np.abs(x).max() * f32(1 / qmax))
+    inverse = f32(f32(1) / scale)
+    codes = np.clip(np.round(x * inverse), qmin, qmax)
+    return codes.astype(int), scale, f32(0)
+
+
+def minmax(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.float32, np.float32]:
+    qmin, qmax = code_range(bits)
+    n = qmax - qmin
+    lo, hi = x.min(), x.max()
+    if lo == hi:
+        return constant(x)
+    share = f32(1 / n)
+    scale = f32(f32(hi * share) - f32(lo * share))
+    inverse = f32(f32(1) / scale)
+    codes = np.clip(np.round((x - lo) * inverse), 0, n) + qmin
+    return codes.astype(int), scale, f32(f32(qmin) - f32(lo * inverse))
+
+
+def constant(x: np.ndarray) -> tuple[np.ndarray, np.float32, np.float32]:
+    """One value c: scale |c| and the code sign(c), which is exact; zeros have the scale 1."""
+    c = x[0]
+    return np.full(x.size, int(np.sign(c))), f32(1) if c == 0 else f32(abs(c)), f32(0)
+
+
+SOLVERS = {"absmax": absmax, "minmax": minmax}
+
+
+def quantize(
+    w: np.ndarray, bits: int, solver: str, per_channel: bool = False, group_size: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(codes of the flattened tensor, scales, zero points)."""
+    solved = [SOLVERS[solver](group, bits) for group in groups_of(w, per_channel, group_size)]
+    codes = [code for codes, _, _ in solved for code in codes.tolist()]
+    return np.array(codes, int), np.array([s for _, s, _ in solved], f32), np.array([z for _, _, z in solved], f32)
+
+
+def dequantize(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zero_points: np.ndarray,
+    shape: tuple[int, ...],
+    per_channel: bool = False,
+    group_size: int = 0,
+) -> np.ndarray:
+    """(q - zero_point) * scale, in float32."""
+    group = np.arange(codes.size) // group_elements(shape, per_channel, group_size)
+    values = (codes.ravel().astype(f32) - zero_points.ravel()[group]) * scales.ravel()[group]
+    return values.astype(f32).reshape(shape)
+
+
+def pack(codes: list[int], bits: int) -> bytes:
+    """The little-endian bit stream: code i in bits [bits * i, bits * (i + 1)) of one large integer."""
+    if bits == 8:
+        return bytes(code % 256 for code in codes)
+    stream = 0
+    for i, code in enumerate(codes):
+        stream |= (code + 2 ** (bits - 1)) << (bits * i)
+    return stream.to_bytes(math.ceil(len(codes) * bits / 8), "little")
+
+
+def unpack(data: bytes, bits: int, count: int) -> list[int]:
+    if bits == 8:
+        return [byte - 256 if byte > 127 else byte for byte in data[:count]]
+    stream = int.from_bytes(data, "little")
+    return [(stream >> (bits * i)) % 2**bits - 2 ** (bits - 1) for i in range(count)]
+
+
+def codes_of(q) -> np.ndarray:
+    """The codes of a QTensor, read out of its bytes."""
+    codes = np.asarray(q.codes)
+    if codes.dtype == np.int8:
+        return codes.astype(int)
+    rows = [unpack(row.tobytes(), q.spec.bits, q.length) for row in codes.reshape(-1, codes.shape[-1])]
+    return np.array(rows, int).reshape(q.shape)
+
+
+def stream_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The codes of a stored tensor of any size: whole runs of bytes one after the other."""
+    raw, step = data.tobytes(), bits  # 8 codes are `bits` bytes
+    codes = [code for i in range(0, len(raw), step) for code in unpack(raw[i : i + step], bits, 8)]
+    return np.array(codes[:count] if bits < 8 else unpack(raw, 8, count), int)
