@@ -163,8 +163,8 @@ def _inspect(args: argparse.Namespace) -> int:
         _say(json.dumps(report | {"params": found.params}))
         return DONE
     rows = [
-        (layer.name, _shape(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}", f"{layer.bytes:,}",
-         _number(layer.cosine, "{:.5f}"), _number(layer.rel_mse, "{:.2e}"))
+        (layer.name, _shape(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}",
+         f"{layer.bytes:,}", _number(layer.cosine, "{:.5f}"), _number(layer.rel_mse, "{:.2e}"))
         for layer in layers
     ]  # fmt: skip
     total = sum(layer.bytes for layer in layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.util
 import json
 import math
@@ -129,11 +130,13 @@ def write_safetensors(source: Source, path: Path) -> None:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy config and tokenizer files, each of them whole or not at all; a folder is not copied onto itself."""
+    """Copy config and tokenizer files, each of them whole or not at all; what is there already is left alone."""
     if source.resolve() == target.resolve():
         return
     for file in _side_files(source):
         to = target / file.relative_to(source)
+        if to.is_file() and filecmp.cmp(file, to, shallow=False):
+            continue
         to.parent.mkdir(parents=True, exist_ok=True)
         with replacing(to) as temporary:
             shutil.copyfile(file, temporary)

@@ -14,9 +14,9 @@ import safetensors.numpy
 import aq_jax as aq
 from aq_jax import jobs
 from aq_jax.config import ConversionConfig, Override, QuantizationConfig
-from aq_jax.store import Row, open_table, write_table
+from aq_jax.store import DTYPES, Row, open_table, write_table
 
-BFLOAT16 = aq.frameworks.DTYPES["bfloat16"]
+BFLOAT16 = DTYPES["bfloat16"]
 
 
 def matrix(*shape: int, dtype: object = np.float32, seed: int = 0) -> np.ndarray:

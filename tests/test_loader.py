@@ -46,7 +46,9 @@ def bits(array: Any) -> bytes:
 
 def sample(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     numbers = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 3
-    return np.asarray(numbers > 0 if dtype == "bool" else abs(numbers)).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    return np.asarray(numbers > 0 if dtype == "bool" else abs(numbers)).astype(
+        np.dtype(getattr(ml_dtypes, dtype, dtype))
+    )
 
 
 def to(framework: str, array: np.ndarray) -> Any:
@@ -152,14 +154,14 @@ def test_arrays_in_any_memory_order_are_stored_by_value(path: Path) -> None:
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'dtype', '')}",
 )
 def test_what_is_no_tensor_is_refused_by_name(path: Path, value: object) -> None:
-    with pytest.raises(aq.AqError, match="some.name: .* to store|some.name: .* can be stored"):
+    with pytest.raises(aq.AqError, match=r"some.name: .* to store|some.name: .* can be stored"):
         aq.save(path, {"some.name": value})
     assert not list(path.parent.iterdir())
 
 
 def test_jax_values_that_have_no_bytes_of_their_own_are_refused_by_name(path: Path) -> None:
     for value in (jnp.zeros(2, jnp.int4), jax.random.key(0)):
-        with pytest.raises(aq.AqError, match="some.name: .* can be stored"):
+        with pytest.raises(aq.AqError, match=r"some.name: .* can be stored"):
             aq.save(path, {"some.name": value})
 
 
@@ -183,9 +185,7 @@ def test_integers_beyond_32_bits_are_refused_in_jax_and_exact_elsewhere(path: Pa
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_qtensors_come_back_leaf_for_leaf(
-    tmp_path: Path, quantized: dict[str, aq.QTensor], compression: str
-) -> None:
+def test_qtensors_come_back_leaf_for_leaf(tmp_path: Path, quantized: dict[str, aq.QTensor], compression: str) -> None:
     path = tmp_path / "m.parquet"
     aq.save(path, quantized, compression=compression)  # type: ignore[arg-type]
     with aq.WeightLoader(path) as table:
@@ -302,7 +302,7 @@ def test_unknown_layers_name_the_nearest(path: Path) -> None:
     with aq.WeightLoader(path) as table:
         calls = (table.get_layer, table.get_quantized, table.describe)
         for call in calls:
-            with pytest.raises(KeyError, match="no layer 'pooler.bais'; the nearest is 'pooler.bias'"):
+            with pytest.raises(KeyError, match=r"no layer 'pooler.bais'; the nearest is 'pooler.bias'"):
                 call("pooler.bais")
     aq.save(path, {})
     with aq.WeightLoader(path) as table:
@@ -463,9 +463,7 @@ def test_tensors_in_pieces_come_back_whole(
 
 def test_pieces_of_one_grid_that_disagree_are_refused(path: Path) -> None:
     codes, zero = np.zeros(8, np.uint8), np.zeros(1, np.float32)
-    rows = [
-        Row("w", (2, 8), "float32", codes, 8, "int8", np.full(1, scale, np.float32), zero) for scale in (0.5, 0.25)
-    ]
+    rows = [Row("w", (2, 8), "float32", codes, 8, "int8", np.full(1, scale, np.float32), zero) for scale in (0.5, 0.25)]
     write_table(path, rows, version=2)
     with aq.WeightLoader(path) as table, pytest.raises(aq.FormatError, match=r"w: pieces of one grid .*\[0.5, 0.25\]"):
         table.get_quantized("w")
@@ -499,7 +497,7 @@ def test_threads_share_a_loader(path: Path) -> None:
                         wrong.append((seed, i))
                 if bits(table.get_quantized("q").codes) != code:
                     wrong.append((seed, "q"))
-            except Exception as error:  # noqa: BLE001 (a thread's error would be lost)
+            except Exception as error:
                 wrong.append(error)
 
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
@@ -545,6 +543,10 @@ for call in (lambda: aq.load(sys.argv[1], "torch"), lambda: aq.WeightLoader(sys.
         raise SystemExit("torch was loaded")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "m.parquet")], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(tmp_path / "m.parquet")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -109,7 +109,9 @@ def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, 
     """
     xp = lo.__array_namespace__()
     qmin, _ = code_range(bits)
-    constant = (lo == hi) | ((scale == 0) & (hi / 2 - lo / 2 <= xp.abs(hi) * np.float32(2.0**-21)))
+    # Below 2^-102 the range itself may be flushed to zero: there only equal values are constant.
+    narrow = (hi - lo <= xp.abs(hi) * np.float32(2.0**-20)) & (xp.abs(hi) >= np.float32(2.0**-102))
+    constant = (lo == hi) | ((scale == 0) & narrow)
     zero = constant & (hi == 0)
     exact = xp.where(zero, np.float32(1), xp.abs(hi))
     if rounding == "rise":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import Grid, place
@@ -21,7 +21,9 @@ from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.tiles import Refused, is_quantizable, quantize_array, refusal, to_half
 
 
-def quantize(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
+def quantize(
+    w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight"
+) -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
@@ -88,7 +90,7 @@ def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) 
 
 
 def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
-    """Quantize the floating leaves of two axes or more of a pytree; the others pass through.
+    """Quantize the floating leaves of two axes or more of a pytree; the others, and QTensors, pass through.
 
     A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b".
     Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
@@ -104,7 +106,9 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     (QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True)), dtype('float32'))
     """
     policy = _policy(config)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf(path_name(path), leaf, policy), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _leaf(path_name(path), leaf, policy), params, is_leaf=lambda x: isinstance(x, QTensor)
+    )
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -114,7 +118,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
     policy = config.for_tensor(name)
-    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or policy.quant_type == "none":
+    if isinstance(leaf, QTensor) or not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or policy.quant_type == "none":
         return leaf
     if isinstance(leaf, jax.core.Tracer):
         return quantize(leaf, policy, name) if leaf.ndim >= 2 else leaf

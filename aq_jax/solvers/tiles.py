@@ -4,7 +4,7 @@ A tensor is cut into tiles of about `TILE` elements; each is copied into float32
 compiled function, and its bytes are appended to the result. What differs is only how groups lie in a tile:
 
     groups        [TILE / group_size, group_size]         one shape a config
-    channels      [TILE / bucket, bucket]                 rows filled up to a power of two: one shape a bucket
+    channels      [4 * TILE / bucket, bucket]             rows filled up to a power of two: one shape a bucket
     long groups   [1, TILE]                               a whole tensor, or a channel longer than a tile: the group is
                                                           read once for its range, again for each question that its
                                                           solver asks, and once more for its codes
@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core import packing
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, finite_range, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups, Sums
@@ -175,6 +175,11 @@ class _Candidate:
     codes: np.ndarray | None  # int8, where groups do not end on bytes and the stream is packed at the end
     count: int
 
+    def add(self, sums: np.ndarray) -> None:
+        """Take in the sums of a tile (see `_products`)."""
+        ww, wd, dd, unit = (float(x) for x in sums)
+        self.sums += np.array([ww, ww - 2 * wd + dd, ww - wd, dd]) * unit**2
+
     def finish(self, bits: int) -> Quantized:
         data = self.data
         if self.codes is not None:
@@ -224,25 +229,25 @@ class _Short(_Road):
     def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
         super().__init__(flat, size, spec, solver)
         self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
-        # A multiple of eight rows: a tile of odd groups ends on a byte.
-        self.rows = max(8, TILE // self.width // 8 * 8)
+        # A multiple of eight rows: a tile of odd groups ends on a byte. Matrices have hundreds of channels, so larger
+        # tiles of them are filled well enough to gain more by fewer calls than they lose.
+        self.rows = max(8, (TILE if spec.group_size else 4 * TILE) // self.width // 8 * 8)
 
     def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
         rooms: list[_Candidate] = []
         step = self.rows * self.size
         for first in range(start, stop, step):
             tile, pads, count = self._tile(first, min(first + step, stop))
-            answers, finite = _solve_tile(tile, pads, self.spec.bits, self.spec.symmetric, self.solver)
-            answers, finite = jax.device_get((answers, finite))
+            codes, numbers = map(np.asarray, _solve_tile(tile, pads, self.spec.bits, self.spec.symmetric, self.solver))
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or packing.fills_bytes(self.size, self.spec.bits)
-            rooms = rooms or [self._room(start, stop, keep, whole) for _ in answers]
+            rooms = rooms or [self._room(start, stop, keep, whole) for _ in codes]
             group = (first - start) // self.size
-            for room, (packed, scale, zero_point, sound, sums) in zip(rooms, answers, strict=True):
+            for room, packed, (scale, zero_point, sound), sums in zip(rooms, codes, *_numbers(numbers), strict=True):
                 room.scales[group : group + count] = scale[:count]
                 room.zero_points[group : group + count] = zero_point[:count]
-                room.sums += sums[:4].astype(np.float64) * float(sums[4]) ** 2
-                room.sound &= bool(finite) and bool(sound[:count].all())
+                room.add(sums)
+                room.sound &= bool(sound[:count].all())
                 self._put(room, first - start, packed, self.width, self.size, min(step, stop - first))
         return rooms
 
@@ -297,8 +302,8 @@ class _Long(_Road):
         room.scales[group], room.zero_points[group] = grid.scale[0], grid.zero_point[0]
         room.sound &= bool(grid.sound[0])
         for at, tile, pads in stream.tiles():
-            packed, sums = jax.device_get(_encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding))
-            room.sums += sums[:4].astype(np.float64) * float(sums[4]) ** 2
+            packed, sums = map(np.asarray, _encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding))
+            room.add(sums)
             valid = TILE - int(pads[0])
             self._put(room, position + at, packed, TILE, valid, valid)
 
@@ -346,29 +351,38 @@ class Stream:
 
 @partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
 def _solve_tile(
-    w: Float[Array, "groups size"], pads: Float[Array, groups], bits: int, symmetric: bool, solver: str
-) -> tuple[list[tuple[Array, ...]], Array]:
+    w: Float[Array, "groups size"], pads: Float[Array, "groups"], bits: int, symmetric: bool, solver: str
+) -> tuple[Shaped[Array, "candidates bytes"], Float[Array, "candidates numbers"]]:
+    """Codes, and all numbers in one array: to fetch an array costs as much as to compute a tenth of the tile."""
     groups = Groups(w, pads)
-    answers = []
+    codes, numbers = [], []
     for grid in SOLVERS[solver](groups, bits, symmetric):
-        codes = encode(w, grid, bits)
-        answers.append((_packed(codes, bits), grid.scale, grid.zero_point, grid.sound, _products(w, pads, codes, grid)))
-    return answers, groups.finite
+        q = encode(w, grid, bits)
+        sound = (grid.sound & groups.finite).astype(jnp.float32)
+        codes.append(_packed(q, bits))
+        numbers.append(jnp.concatenate([grid.scale, grid.zero_point, sound, _products(groups, q, grid)]))
+    return jnp.stack(codes), jnp.stack(numbers)
+
+
+def _numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each candidate: (scale, zero_point, sound) of each group, and the sums of the tile."""
+    rows = (numbers.shape[1] - 4) // 3
+    return numbers[:, :-4].reshape(-1, 3, rows), numbers[:, -4:]
 
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _encode_tile(
-    w: Float[Array, "1 size"], pads: Float[Array, 1], grid: tuple[Array, ...], bits: int, rounding: Rounding
-) -> tuple[Array, Array]:
+    w: Float[Array, "1 size"], pads: Float[Array, "1"], grid: tuple[Array, ...], bits: int, rounding: Rounding
+) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
     whole = Grid(*grid, rounding)
-    codes = encode(w, whole, bits)
-    return _packed(codes, bits), _products(w, pads, codes, whole)
+    q = encode(w, whole, bits)
+    return _packed(q, bits), _products(Groups(w, pads), q, whole)
 
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _stream_sums(
     w: Float[Array, "1 size"],
-    pads: Float[Array, 1],
+    pads: Float[Array, "1"],
     factor: Float[Array, ""],
     grid: tuple[Array, ...],
     bits: int,
@@ -385,14 +399,18 @@ def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
     return packing.pack(codes.reshape(-1), bits)
 
 
-def _products(w: Array, pads: Array, codes: Array, grid: Grid) -> Float[Array, 5]:
-    """w.w, v.v, w.v and (w-v).(w-v) over a tile, for w and v divided by the last number, a power of two."""
-    lo, hi, _ = finite_range(w.reshape(-1))
-    unit = round_mantissa(jnp.clip(jnp.maximum(hi, -lo), SCALE_MIN, SCALE_MAX), 0)
-    v = decode(codes, grid.scale, grid.zero_point)
-    real = jnp.arange(w.shape[1]) < w.shape[1] - pads[:, None]
-    w, v = jnp.where(real, w / unit, 0.0), jnp.where(real, v / unit, 0.0)
-    return jnp.stack([jnp.vdot(w, w), jnp.vdot(v, v), jnp.vdot(w, v), jnp.vdot(w - v, w - v), unit])
+def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
+    """w.w, w.d, d.d over a tile, d being what quantization changes, both divided by the last number, a power of two.
+
+    From these three nothing is lost where d is small beside w.
+    """
+    top = jnp.max(jnp.maximum(groups.hi, -groups.lo))
+    unit = round_mantissa(jnp.clip(top, SCALE_MIN, SCALE_MAX), 0)
+    size = groups.w.shape[-1]
+    real = jnp.arange(size) < size - groups.pads[:, None]
+    w = jnp.where(real, groups.w / unit, 0.0)
+    d = jnp.where(real, (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit, 0.0)
+    return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

@@ -105,7 +105,9 @@ def test_names_that_safetensors_has_tied_come_back(tmp_path: Path) -> None:
     assert (list(arrays), aliases) == (["embed.weight"], {"head.weight": "embed.weight"})
     # Notes of another kind are no ties.
     notes = {"format": "pt", "author": "nobody", "embed.weight": "other"}
-    safetensors.numpy.save_file({"embed.weight": np.ones(2), "other": np.ones(2)}, tmp_path / "model.safetensors", notes)
+    safetensors.numpy.save_file(
+        {"embed.weight": np.ones(2), "other": np.ones(2)}, tmp_path / "model.safetensors", notes
+    )
     assert read(tmp_path)[1] == {}
 
 
@@ -121,7 +123,10 @@ ONE = {"a": np.ones(2, np.float32)}
 INDEX = "model.safetensors.index.json"
 WRONG_INDEX = {
     "missing shard": ({"a": "one.safetensors", "b": "two.safetensors"}, "names 'two.safetensors', which is not there"),
-    "a name that no shard has": ({"a": "one.safetensors", "b": "one.safetensors"}, r"the shards lack \['b'\], and hold \[\]"),
+    "a name that no shard has": (
+        {"a": "one.safetensors", "b": "one.safetensors"},
+        r"the shards lack \['b'\], and hold \[\]",
+    ),
     "a tensor that is not named": ({"x": "one.safetensors"}, r"the shards lack \['x'\], and hold \['a'\]"),
     "parent folder": ({"a": "../one.safetensors"}, r"names the file '\.\./one\.safetensors'; wanted a plain file name"),
     "folder": ({"a": "sub/one.safetensors"}, "wanted a plain file name in the same folder"),
@@ -149,7 +154,9 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, what: str) -> None:
     assert str(folder / INDEX) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": ["a"]}', "\xff", "[" * 10**5])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": ["a"]}', "\xff", "[" * 10**5]
+)
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_bytes(text.encode("latin1"))
     with pytest.raises(FormatError, match="has no weight_map of names and files"):
@@ -158,7 +165,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one=ONE, two={**ONE, "b": np.ones(1)})
-    with pytest.raises(FormatError, match="two.safetensors: tensor 'a' is in another file too"):
+    with pytest.raises(FormatError, match=r"two.safetensors: tensor 'a' is in another file too"):
         read(tmp_path)
 
 
@@ -198,7 +205,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> 
 
 
 def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="holds none of model.safetensors, .* pytorch_model.bin"):
+    with pytest.raises(FormatError, match=r"holds none of model.safetensors, .* pytorch_model.bin"):
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         read(tmp_path / "missing")
@@ -217,7 +224,7 @@ def pickled(folder: Path, state: object) -> Path:
 
 def test_a_pickle_is_refused_until_it_is_asked_for(tmp_path: Path) -> None:
     pickled(tmp_path, {"a": torch.ones(2)})
-    with pytest.raises(FormatError, match="is a pickle, which can run code .* set allow_pickle = true"):
+    with pytest.raises(FormatError, match=r"is a pickle, which can run code .* set allow_pickle = true"):
         read(tmp_path)
     assert read(tmp_path, allow_pickle=True)[0]["a"].tolist() == [1, 1]
     # What is safe goes first, also when a pickle is allowed.
@@ -293,20 +300,30 @@ WRONG_PICKLES = {
 
 @pytest.mark.parametrize("what", WRONG_PICKLES)
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
-    with pytest.raises(FormatError, match="pytorch_model.bin: (holds something other than named tensors|torch refuses)"):
+    with pytest.raises(
+        FormatError, match=r"pytorch_model.bin: (holds something other than named tensors|torch refuses)"
+    ):
         read(pickled(tmp_path, WRONG_PICKLES[what]), allow_pickle=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a pickle", b"\x80\x02."])
 def test_a_pickle_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(FormatError, match="torch refuses it: ."):
+    with pytest.raises(FormatError, match=r"torch refuses it: ."):
         read(tmp_path, allow_pickle=True)
 
 
-@pytest.mark.parametrize(("version", "allowed"), [
-    ("1.13.1", False), ("2.5.1+cu121", False), ("2.9.1", False), ("2.10.0", True), ("2.11.0a0+git1", True), ("3.0", True),
-])  # fmt: skip
+OLD_AND_NEW = {
+    "1.13.1": False,
+    "2.5.1+cu121": False,
+    "2.9.1": False,
+    "2.10.0": True,
+    "2.11.0a0+git1": True,
+    "3.0": True,
+}
+
+
+@pytest.mark.parametrize(("version", "allowed"), OLD_AND_NEW.items())
 def test_an_old_torch_is_not_trusted_with_a_pickle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, allowed: bool
 ) -> None:
@@ -318,5 +335,3 @@ def test_an_old_torch_is_not_trusted_with_a_pickle(
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
         with pytest.raises(FormatError, match=r"CVE-2026-24747\); install torch >= 2.10"):
             read(tmp_path, allow_pickle=True)
-
-

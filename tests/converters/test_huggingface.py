@@ -173,11 +173,16 @@ def test_a_folder_inside_a_package_is_found_without_importing_it(
 
 @pytest.mark.parametrize("name", ["no_such_package", "sys", "a.b", "", "../x", "json.decoder"])
 def test_a_package_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(aq.ConfigError, match="no package '.*' is installed"):
+    with pytest.raises(aq.ConfigError, match=r"no package '.*' is installed"):
         huggingface.resolve_source(f"package:{name}/model")
 
 
-SENTENCES = ("A man is eating food.", "A cheetah runs behind its prey.", "Someone has a meal.", "The stock market fell.")
+SENTENCES = (
+    "A man is eating food.",
+    "A cheetah runs behind its prey.",
+    "Someone has a meal.",
+    "The stock market fell.",
+)
 
 # In a process of its own: transformers' settings for working offline are read when it is imported, and its import
 # would make every later test of ours run under the warnings that it sets up.

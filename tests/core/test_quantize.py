@@ -68,7 +68,5 @@ def test_jit_and_vmap_change_nothing(rng: np.random.Generator) -> None:
 
 def test_gradients_reach_scales(rng: np.random.Generator) -> None:
     codes, q = made((2, 8), QuantSpec(4, group_size=8), rng)
-    grads = jax.grad(
-        lambda scale: dequantize(QTensor(q.codes, scale, q.zero_point, q.spec, q.length)).sum()
-    )(q.scale)
+    grads = jax.grad(lambda scale: dequantize(QTensor(q.codes, scale, q.zero_point, q.spec, q.length)).sum())(q.scale)
     assert np.allclose(grads, (codes - np.asarray(q.zero_point)).sum(axis=1, keepdims=True), rtol=1e-6)

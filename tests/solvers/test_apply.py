@@ -1,0 +1,249 @@
+"""`quantize`, `fake_quant` and `quantize_tree`: one array or a tree, concrete or traced."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from aq_jax import (
+    AqError,
+    ConfigError,
+    Override,
+    QTensor,
+    QuantizationConfig,
+    dequantize,
+    fake_quant,
+    quantize,
+    quantize_tree,
+)
+
+ABSMAX = QuantizationConfig(quant_type="int4", group_size=32, solver="absmax")
+SEARCH = QuantizationConfig(quant_type="int2", group_size=32)
+
+
+def assert_same(found: QTensor, wanted: QTensor) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert jnp.array_equal(ours, theirs)
+
+
+# Transformations
+
+
+@partial(jax.jit, static_argnums=1)
+def compiled(w: jax.Array, config: QuantizationConfig) -> QTensor:
+    """One compilation for all tests of traced weights."""
+    return quantize(w, config)
+
+
+@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+def test_jit_changes_nothing(config: QuantizationConfig, weight: np.ndarray) -> None:
+    assert_same(compiled(weight, config), quantize(weight, config))
+
+
+def test_vmap_of_quantize_is_quantize_of_the_batch(weight: np.ndarray) -> None:
+    batch = jnp.stack([jnp.asarray(weight), -weight, 5 * weight])
+    found = jax.vmap(lambda w: quantize(w, ABSMAX))(batch)
+    assert_same(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[quantize(w, ABSMAX) for w in batch]))
+    # Groups that divide the rows lie in the batch as they lie in its parts.
+    assert_same(found, quantize(batch, ABSMAX))
+
+
+def test_vmap_of_a_symmetric_search_decides_for_each(rng: np.random.Generator) -> None:
+    # The first is better with zero on a level, the second with zero between two.
+    batch = jnp.asarray(
+        [rng.choice([-1, 0, 1], (6, 64), p=[0.05, 0.9, 0.05]) * 0.7, rng.normal(size=(6, 64))], jnp.float32
+    )
+    found = jax.vmap(lambda w: quantize(w, SEARCH))(batch)
+    assert [set(np.asarray(z)[np.asarray(s) != 1].tolist()) for z, s in zip(found.zero_point, found.scale, strict=True)] == [
+        {0.0}, {-0.5}]  # fmt: skip
+
+
+def test_scan_over_layers(weight: np.ndarray) -> None:
+    batch = jnp.stack([jnp.asarray(weight), -weight])
+    _, found = jax.lax.scan(lambda carry, w: (carry, quantize(w, ABSMAX)), None, batch)
+    assert_same(found, jax.vmap(lambda w: quantize(w, ABSMAX))(batch))
+
+
+@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+def test_eval_shape_is_what_comes_out(config: QuantizationConfig, weight: np.ndarray) -> None:
+    abstract = jax.eval_shape(lambda w: quantize(w, config), weight)
+    q = quantize(weight, config)
+    assert jax.tree.structure(abstract) == jax.tree.structure(q)
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(abstract)] == [(a.shape, a.dtype) for a in jax.tree.leaves(q)]
+
+
+# The straight-through estimator
+
+
+def test_fake_quant_rounds_forwards_and_is_the_identity_backwards(weight: np.ndarray) -> None:
+    config = ABSMAX
+    w = jnp.asarray(weight)
+    rounded = dequantize(quantize(w, config))
+    tangent = jnp.linspace(-1, 1, w.size).reshape(w.shape)
+    value, pushed = jax.jvp(lambda w: fake_quant(w, config), (w,), (tangent,))
+    assert np.allclose(value, rounded, rtol=0, atol=1e-6)
+    assert jnp.array_equal(pushed, tangent)
+    # The gradient is that of the function at the rounded weights.
+    grads = jax.grad(lambda w: (fake_quant(w, config) ** 2).sum())(w)
+    assert np.allclose(grads, 2 * rounded, rtol=0, atol=1e-5)
+
+
+def test_fake_quant_under_jit_and_vmap_keeps_the_dtype(weight: np.ndarray) -> None:
+    w = jnp.asarray(weight, jnp.bfloat16)
+    out = jax.jit(lambda w: fake_quant(w, ABSMAX))(w)
+    assert out.dtype == jnp.bfloat16
+    assert jnp.array_equal(jax.vmap(lambda w: fake_quant(w, ABSMAX))(w[None])[0], out)
+
+
+def test_fake_quant_needs_a_grid() -> None:
+    with pytest.raises(ConfigError, match="'fp16' has no grid"):
+        fake_quant(jnp.ones((2, 2)), "fp16")
+
+
+# Numbers that are none, where nothing can be raised
+
+
+@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+def test_under_tracing_nan_does_not_poison_its_group(config: QuantizationConfig, weight: np.ndarray) -> None:
+    broken, mended = weight.copy(), weight.copy()
+    broken[2, 5], mended[2, 5] = np.nan, 0.0
+    found, wanted = compiled(broken, config), compiled(mended, config)
+    assert jnp.array_equal(found.scale, wanted.scale)
+    assert jnp.array_equal(found.zero_point, wanted.zero_point)
+    others = np.ones(weight.shape, bool)
+    others[2, 5] = False
+    assert np.array_equal(oracle.codes_of(found)[others], oracle.codes_of(wanted)[others])
+    assert np.isfinite(dequantize(found)).all()
+    assert oracle.codes_of(found)[2, 5] == 0  # a level near zero
+
+
+@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+def test_under_tracing_infinities_saturate(config: QuantizationConfig, weight: np.ndarray) -> None:
+    broken = weight.copy()
+    broken[2, 5], broken[2, 6] = np.inf, -np.inf
+    found = compiled(broken, config)
+    qmin, qmax = oracle.code_range(found.spec.bits)
+    assert oracle.codes_of(found)[2, 5:7].tolist() == [qmax, qmin]
+    assert np.isfinite(dequantize(found)).all()
+    # The range is that of the finite elements.
+    assert np.abs(dequantize(found)[2]).max() <= 2 * np.abs(weight[2]).max()
+    untouched = np.arange(6) != 2
+    wanted = compiled(weight, config)
+    assert np.array_equal(dequantize(found)[untouched], dequantize(wanted)[untouched])
+
+
+# What quantize refuses, and what it lets through
+
+
+def test_only_floating_weights_with_an_axis() -> None:
+    with pytest.raises(AqError, match="head: dtype int32 is not floating; only floating weights are quantized"):
+        quantize(jnp.ones((2, 2), jnp.int32), "int8", name="head")
+    with pytest.raises(AqError, match="head: a scalar has no axis"):
+        quantize(jnp.float32(3.0), "int8", name="head")
+    with pytest.raises(ConfigError, match="quant_type = 'int7'"):
+        quantize(jnp.ones((2, 2)), "int7")
+
+
+def test_types_that_are_no_codes(weight: np.ndarray) -> None:
+    assert np.array_equal(quantize(weight, "none"), weight)
+    half = quantize(weight, "fp16")
+    assert half.dtype == jnp.float16
+    assert np.array_equal(half, weight.astype(np.float16))
+    tiny = jnp.asarray(weight * 1e-20, jnp.bfloat16)
+    assert quantize(tiny, "fp16").dtype == jnp.bfloat16  # half cannot hold it
+
+
+def test_a_name_is_seen_by_patterns(weight: np.ndarray) -> None:
+    config = QuantizationConfig(mixed_precision_layers=["embed"], overrides=(Override("head", quant_type="none"),))
+    assert isinstance(quantize(weight, config, name="layer"), QTensor)
+    assert quantize(weight, config, name="embed.word").dtype == jnp.float16
+    assert quantize(weight, config, name="head").dtype == jnp.float32
+
+
+# Trees
+
+
+@pytest.fixture
+def params(rng: np.random.Generator) -> dict:
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return {
+        "embed": {"word": normal(8, 64), "position": normal(4, 64)},
+        "layers": [{"kernel": normal(6, 64), "bias": normal(6)}, {"kernel": normal(6, 64), "bias": normal(6)}],
+        "ids": jnp.arange(8).reshape(2, 4),
+        "scale": jnp.float32(3.0),
+        "step": 7,
+        "nothing": None,
+    }
+
+
+def test_a_tree_is_quantized_by_name(params: dict) -> None:
+    config = QuantizationConfig(
+        quant_type="int4",
+        group_size=32,
+        solver="absmax",
+        mixed_precision_layers=["position"],
+        overrides=(Override(r"^layers\.1\.", quant_type="int8"), Override("word", quant_type="none")),
+    )
+    tree = quantize_tree(params, config)
+    assert tree["embed"]["word"] is params["embed"]["word"]
+    assert tree["embed"]["position"].dtype == jnp.float16
+    assert_same(tree["layers"][0]["kernel"], quantize(params["layers"][0]["kernel"], ABSMAX))
+    assert tree["layers"][1]["kernel"].spec.bits == 8
+    # Not quantized: one axis, integers, scalars, and what is no array.
+    for name in ("ids", "scale", "step", "nothing"):
+        assert tree[name] is params[name]
+    assert tree["layers"][0]["bias"] is params["layers"][0]["bias"]
+    assert isinstance(tree["layers"], list)
+
+
+def test_mixed_precision_holds_for_biases_too(params: dict) -> None:
+    tree = quantize_tree(params, QuantizationConfig(mixed_precision_layers=["layers.0"]))
+    assert tree["layers"][0]["bias"].dtype == jnp.float16
+    assert tree["layers"][1]["bias"].dtype == jnp.float32
+
+
+def test_a_tree_may_be_a_single_leaf_of_numpy(weight: np.ndarray) -> None:
+    q = quantize_tree(weight, ABSMAX)
+    assert isinstance(q.codes, jax.Array)
+    assert_same(q, quantize(weight, ABSMAX))
+
+
+def test_tied_leaves_stay_equal(params: dict) -> None:
+    params["head"] = params["embed"]["word"]
+    tree = quantize_tree(params, ABSMAX)
+    assert_same(tree["head"], tree["embed"]["word"])
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["concrete", "traced"])
+def test_what_is_quantized_already_stays(params: dict, traced: bool) -> None:
+    once = quantize_tree(params["layers"], ABSMAX)
+    again = (jax.jit(lambda p: quantize_tree(p, "int8")) if traced else lambda p: quantize_tree(p, "int8"))(once)
+    assert_same(again[0]["kernel"], once[0]["kernel"])
+
+
+def test_a_traced_tree_is_the_concrete_one(params: dict) -> None:
+    layers = params["layers"]
+    found = jax.jit(lambda p: quantize_tree(p, ABSMAX))(layers)
+    wanted = quantize_tree(layers, ABSMAX)
+    assert_same(found[1]["kernel"], wanted[1]["kernel"])
+    assert jnp.array_equal(found[1]["bias"], layers[1]["bias"])
+
+
+def test_errors_name_the_leaf(params: dict) -> None:
+    params["layers"][1]["kernel"] = params["layers"][1]["kernel"].at[3, 7].set(jnp.nan)
+    with pytest.raises(AqError, match=r"^layers\.1\.kernel: 1 of 384 values are not finite \(first at \[3, 7\]\)"):
+        quantize_tree(params, ABSMAX)
+    tree = quantize_tree(
+        params, QuantizationConfig(quant_type="int4", group_size=32, solver="absmax", on_nonfinite="keep")
+    )
+    assert tree["layers"][1]["kernel"] is params["layers"][1]["kernel"]
+    assert isinstance(tree["layers"][0]["kernel"], QTensor)

@@ -1,0 +1,319 @@
+"""Tensors through tiles: the same bytes as all at once, in few compilations, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+
+from aq_jax import AqError, QuantizationConfig, quantize
+from aq_jax.solvers import tiles
+from aq_jax.solvers.tiles import (
+    TILE,
+    Quantized,
+    Refused,
+    is_quantizable,
+    quantize_array,
+    quantize_pieces,
+    to_half,
+)
+
+ABSMAX = {"solver": "absmax", "symmetric": True}
+MINMAX = {"solver": "minmax", "symmetric": False}
+
+
+def config(bits: int = 8, solver: dict = ABSMAX, **more: object) -> QuantizationConfig:
+    return QuantizationConfig(quant_type=f"int{bits}", **(solver | ({"per_channel": False} if not more else {}) | more))
+
+
+def tiled(w: np.ndarray, c: QuantizationConfig) -> Quantized:
+    result = quantize_array(w, c, "w")
+    assert isinstance(result, Quantized)
+    return result
+
+
+def granularity(c: QuantizationConfig) -> dict[str, int]:
+    return {"per_channel": c.spec.per_channel, "group_size": c.spec.group_size}
+
+
+def assert_measures(w: np.ndarray, c: QuantizationConfig, found: Quantized) -> None:
+    """cosine and rel_mse are those of float64."""
+    codes = oracle.stream_codes(found.data, c.spec.bits, w.size)
+    v = oracle.dequantize(codes, found.scales, found.zero_points, w.shape, **granularity(c)).astype(np.float64).ravel()
+    x = w.astype(np.float64).ravel()
+    assert found.rel_mse == pytest.approx(((x - v) ** 2).sum() / (x**2).sum(), rel=1e-5, abs=1e-12)
+    assert found.cosine == pytest.approx((x @ v) / math.sqrt((x @ x) * (v @ v)), rel=1e-5)
+
+
+ROADS = [
+    pytest.param((300, 250), config(2, group_size=32), id="groups over two tiles, the last is short"),
+    pytest.param((3, 7), config(2, group_size=32), id="less than a group"),
+    pytest.param((37, 29), config(3, group_size=32), id="three bits"),
+    pytest.param((53, 31), config(4, MINMAX, group_size=13), id="groups of odd size"),
+    pytest.param((700, 100), config(8, MINMAX, per_channel=True), id="channels over two tiles"),
+    pytest.param((9, 37), config(2, per_channel=True), id="channels that are no whole bytes"),
+    pytest.param((9, 36), config(2, per_channel=True), id="channels of whole bytes, shorter than a bucket"),
+    pytest.param((7, 11, 13), config(8, per_channel=True), id="channels of two axes"),
+    pytest.param((2, 70000), config(8, MINMAX, per_channel=True), id="channels longer than a tile"),
+    pytest.param((3, 70001), config(3, per_channel=True), id="such channels that are no whole bytes"),
+    pytest.param((2, 70000), config(2, group_size=70001), id="a group longer than a tile, the last is short"),
+    pytest.param((3, 50001), config(8, MINMAX), id="tensor"),
+    pytest.param((5, 3), config(4, per_channel=False), id="a small tensor"),
+]
+
+
+@pytest.mark.parametrize(("shape", "c"), ROADS)
+def test_the_tiled_tensor_is_the_oracle(
+    shape: tuple[int, ...], c: QuantizationConfig, rng: np.random.Generator
+) -> None:
+    w = (rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 2, (shape[0],) + (1,) * (len(shape) - 1))).astype(np.float32)
+    found = tiled(w, c)
+    codes, scales, zero_points = oracle.quantize(w, c.spec.bits, c.solver_name, **granularity(c))
+    assert np.array_equal(found.scales, scales)
+    assert np.array_equal(found.zero_points, zero_points)
+    assert found.data.size == -(-w.size * c.spec.bits // 8)
+    assert np.array_equal(oracle.stream_codes(found.data, c.spec.bits, w.size), codes)
+    assert_measures(w, c, found)
+    # Spare bits of the last byte are zero.
+    assert w.size * c.spec.bits % 8 == 0 or found.data[-1] < 1 << (w.size * c.spec.bits % 8)
+
+
+@pytest.mark.parametrize(
+    "c", [config(2, group_size=32), config(8, MINMAX, per_channel=True)], ids=["groups", "channels"]
+)
+def test_tiled_is_all_at_once(c: QuantizationConfig, rng: np.random.Generator) -> None:
+    w = rng.normal(size=(37, 29)).astype(np.float32)
+    found, q = tiled(w, c), quantize(w, c)
+    assert np.array_equal(found.scales, np.asarray(q.scale).ravel())
+    assert np.array_equal(found.zero_points, np.asarray(q.zero_point).ravel())
+    assert np.array_equal(oracle.stream_codes(found.data, c.spec.bits, w.size), oracle.codes_of(q).ravel())
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_search_through_tiles_is_as_good_as_all_at_once(symmetric: bool, rng: np.random.Generator) -> None:
+    # The sums are added up in another order, so that a scale may end on its neighbour.
+    c = QuantizationConfig(quant_type="int2", group_size=64, symmetric=symmetric)
+    w = rng.normal(size=(32, 128)).astype(np.float32)
+    found, q = tiled(w, c), quantize(w, c)
+    assert_measures(w, c, found)
+    v = oracle.dequantize(oracle.codes_of(q), np.asarray(q.scale), np.asarray(q.zero_point), w.shape, group_size=64)
+    whole = ((w.astype(np.float64) - v) ** 2).sum() / (w.astype(np.float64) ** 2).sum()
+    assert found.rel_mse == pytest.approx(whole, rel=1e-3)
+
+
+def test_search_of_one_long_group(rng: np.random.Generator) -> None:
+    c = QuantizationConfig(quant_type="int4", per_channel=False, symmetric=False)
+    w = (rng.normal(size=(2, 40000)) + 0.5).astype(np.float32)
+    found = tiled(w, c)
+    assert_measures(w, c, found)
+    codes, scales, zeros = oracle.quantize(w, 4, "minmax")
+    baseline = oracle.dequantize(codes, scales, zeros, w.shape).astype(np.float64)
+    assert found.rel_mse < 0.8 * ((baseline - w) ** 2).sum() / (w.astype(np.float64) ** 2).sum()
+
+
+PIECES = [
+    pytest.param((300, 250), config(2, group_size=32), [0, 32, 4096, 65536, 75000], id="groups"),
+    pytest.param((37, 29), config(3, group_size=32), [0, 512, 1073], id="three bits"),
+    pytest.param((48, 37), config(8, MINMAX, per_channel=True), [0, 37 * 8, 37 * 40, 37 * 48], id="channels"),
+    pytest.param((3, 50001), config(8, MINMAX), [0, 8, 70000, 150003], id="tensor, whose scale each piece repeats"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "c", "cuts"), PIECES)
+def test_pieces_are_the_whole(
+    shape: tuple[int, ...], c: QuantizationConfig, cuts: list[int], rng: np.random.Generator
+) -> None:
+    w = rng.normal(size=shape).astype(np.float32)
+    whole = tiled(w, c)
+    spans = list(zip(cuts[:-1], cuts[1:], strict=True))
+    found = quantize_pieces(w, c, "w", spans)
+    assert not isinstance(found, Refused)
+    found = list(found)
+    assert len(found) == len(spans)
+    assert np.array_equal(np.concatenate([piece.data for piece in found]), whole.data)
+    if c.spec.quant_axis == -1:
+        assert all(np.array_equal(piece.scales, whole.scales) for piece in found)
+    else:
+        assert np.array_equal(np.concatenate([piece.scales for piece in found]), whole.scales)
+        assert np.array_equal(np.concatenate([piece.zero_points for piece in found]), whole.zero_points)
+    # A piece's measures are its own; weighted by their weights they add up to the whole's.
+    weights = [(w.ravel()[a:b].astype(np.float64) ** 2).sum() for a, b in spans]
+    total = sum(piece.rel_mse * weight for piece, weight in zip(found, weights, strict=True)) / sum(weights)
+    assert total == pytest.approx(whole.rel_mse, rel=1e-5)
+
+
+def test_symmetric_search_in_pieces_has_one_zero_point(rng: np.random.Generator) -> None:
+    # One half alone would take the other way of rounding.
+    w = np.concatenate([rng.choice([-0.7, 0, 0.7], (8, 128), p=[0.02, 0.96, 0.02]), 30 * rng.normal(size=(24, 128))])
+    w = w.astype(np.float32)
+    c = QuantizationConfig(quant_type="int2", group_size=64)
+    assert not tiled(w[:8], c).zero_points.any()
+    pieces = list(quantize_pieces(w, c, "w", [(0, 1024), (1024, 4096)]))
+    zeros = np.concatenate([p.zero_points for p in pieces])
+    scales = np.concatenate([p.scales for p in pieces])
+    assert set(zeros[scales != 1].tolist()) == {-0.5}
+
+
+@pytest.mark.parametrize(
+    "w",
+    [np.asfortranarray(np.arange(160, dtype=np.float32).reshape(5, 32)), np.arange(640, dtype=np.float32).reshape(20, 32)[::4],
+     np.arange(160).reshape(5, 32).astype(ml_dtypes.bfloat16), np.arange(160).reshape(5, 32).astype(np.float16),
+     np.arange(160).reshape(5, 32).astype(np.float64), (np.arange(160) % 16).reshape(5, 32).astype(ml_dtypes.float8_e4m3fn)],
+    ids=["Fortran order", "a view", "bfloat16", "float16", "float64", "float8"],
+)  # fmt: skip
+def test_other_strides_and_dtypes(w: np.ndarray) -> None:
+    found = tiled(w, config(2, group_size=32))
+    codes, scales, _ = oracle.quantize(np.asarray(w, np.float32), 2, "absmax", group_size=32)
+    assert np.array_equal(found.scales, scales)
+    assert np.array_equal(oracle.stream_codes(found.data, 2, 160), codes)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0)], ids=str)
+@pytest.mark.parametrize(
+    "c", [config(2, group_size=32), config(8, per_channel=True), config(8)], ids=["groups", "channels", "tensor"]
+)
+def test_tensors_without_elements(shape: tuple[int, ...], c: QuantizationConfig) -> None:
+    found = tiled(np.zeros(shape, np.float32), c)
+    assert found.data.size == 0
+    assert found.scales.tolist() == [1.0] * c.spec.group_count(shape)
+    assert (found.cosine, found.rel_mse) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("c", [config(2, group_size=32), config(8)], ids=["groups", "tensor"])
+def test_measures_of_zeros(c: QuantizationConfig) -> None:
+    found = tiled(np.zeros((4, 64), np.float32), c)
+    assert (found.cosine, found.rel_mse) == (1.0, 0.0)
+
+
+def test_measures_of_extreme_numbers(rng: np.random.Generator) -> None:
+    # Squares of these are no float32.
+    for factor in (1e-30, 1e30):
+        w = (rng.normal(size=(37, 29)) * factor).astype(np.float32)
+        assert_measures(w, config(3, group_size=32), tiled(w, config(3, group_size=32)))
+
+
+def test_a_grouped_config_compiles_once_for_all_shapes(rng: np.random.Generator) -> None:
+    c = config(4, group_size=40)  # a size that no other test uses
+    before = tiles._solve_tile._cache_size()
+    for shape in [(3, 7), (40, 40), (41, 39), (700, 100), (1, 1), (2, 70000), (5, 6, 7)]:
+        tiled(rng.normal(size=shape).astype(np.float32), c)
+    assert tiles._solve_tile._cache_size() - before == 1
+
+
+def test_channels_compile_once_a_bucket(rng: np.random.Generator) -> None:
+    c = config(4, per_channel=True)
+    before = tiles._solve_tile._cache_size()
+    for width in (1, 3, 100, 128, 129, 200, 256):
+        tiled(rng.normal(size=(5, width)).astype(np.float32), c)
+    assert tiles._solve_tile._cache_size() - before == 2  # up to 128, up to 256
+
+
+def test_a_model_of_many_shapes_compiles_few_programs(rng: np.random.Generator) -> None:
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, _seconds, **_more: names.append(name))
+    try:
+        c = config(2, group_size=56)
+        for shape in [(3, 70), (64, 64), (65, 63), (700, 100), (5, 6, 7)]:
+            tiled(rng.normal(size=shape).astype(np.float32), c)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert 1 <= sum("backend_compile" in name for name in names) <= 3
+
+
+# What is wrong with a [40, 60] tensor -> the error. Index [9, 20] is element 560 of the flattened tensor.
+WRONG = [
+    pytest.param([((9, 20), np.nan)], r"^w: 1 of 2400 values are not finite \(first at \[9, 20\]\); repair it, or keep "
+                 'the tensor unquantized with on_nonfinite = "keep"$', id="NaN"),
+    pytest.param([((9, 20), np.inf), ((9, 21), -np.inf), ((30, 0), np.nan)],
+                 r"^w: 3 of 2400 values are not finite \(first at \[9, 20\]\)", id="infinities"),
+    pytest.param([((9, 20), 3.3e38), ((9, 21), -3.3e38)], r"^w: the scale of group \d+, whose largest value is "
+                 r"3\.3e\+38, is outside \[2\^-126, 2\^126\]", id="too large"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "text"), WRONG)
+@pytest.mark.parametrize(
+    "c",
+    [config(2, group_size=32), config(2, per_channel=True), config(2, per_channel=False, group_size=100000)],
+    ids=["groups", "channels", "a long group"],
+)
+def test_what_is_refused(
+    values: list[tuple[tuple[int, int], float]], text: str, c: QuantizationConfig, rng: np.random.Generator
+) -> None:
+    w = rng.normal(size=(40, 60)).astype(np.float32)
+    for at, value in values:
+        w[at] = value
+    with pytest.raises(AqError, match=text):
+        quantize_array(w, c, "w")
+    keep = QuantizationConfig(
+        quant_type="int2", solver="absmax", per_channel=c.per_channel, group_size=c.group_size, on_nonfinite="keep"
+    )
+    kept = quantize_array(w, keep, "w")
+    assert isinstance(kept, Refused)
+    assert kept.why.startswith("w: ")
+    # All at once refuses the same.
+    with pytest.raises(AqError, match=text):
+        quantize(w, c, name="w")
+    assert np.array_equal(quantize(w, keep, name="w"), w, equal_nan=True)
+
+
+def test_a_first_index_beyond_the_first_tile() -> None:
+    w = np.zeros((3, 50000), np.float32)
+    w[2, 49999] = np.nan
+    with pytest.raises(AqError, match=r"1 of 150000 values are not finite \(first at \[2, 49999\]\)"):
+        quantize_array(w, config(8), "w")
+
+
+@pytest.mark.parametrize("c", [config(2, group_size=32), config(8)], ids=["groups", "tensor"])
+def test_numbers_too_small_for_any_scale_are_refused(c: QuantizationConfig) -> None:
+    w = np.zeros((4, 64), np.float32)
+    w[1, 3] = 1e-42
+    with pytest.raises(AqError, match=r"w: the scale of group \d+, whose largest value is .*e-42, is outside"):
+        quantize_array(w, c, "w")
+
+
+def test_a_float64_beyond_float32_is_refused() -> None:
+    with pytest.raises(AqError, match=r"1 of 64 values are not finite \(first at \[0, 3\]\)"):
+        w = np.ones((1, 64))
+        w[0, 3] = 1e300
+        quantize_array(w, config(2, group_size=32), "w")
+
+
+@pytest.mark.parametrize(
+    ("values", "half"),
+    [
+        ([1.0, -2.5, 0.0], True),
+        ([1.0, 1e-9], True),  # lost, but next to 1.0 nobody misses it
+        ([65280.0, 1.0], True),
+        ([65536.0, 1.0], False),  # rounds to infinity
+        ([1e-9, 2e-9], False),  # all of it lost
+        ([1e-4, 2e-4], True),
+        ([6e-8 * 1.4, 0.0], False),  # a subnormal half: a quarter of its value
+        ([0.0, 0.0], True),
+        ([np.nan, 1.0], False),  # keeps its own dtype, whatever it is
+        ([np.inf, 1.0], False),
+        ([], True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+def test_what_fits_into_half(values: list[float], half: bool, dtype: type) -> None:
+    w = np.array(values).astype(dtype)
+    found = to_half(w)
+    assert found.dtype == (np.float16 if half else dtype)
+    wide = w.astype(np.float32)
+    if half:
+        assert np.abs(found.astype(np.float32) - wide).max(initial=0) <= np.abs(wide).max(initial=0) * 2**-10
+    else:
+        assert found is w
+
+
+def test_what_is_quantized() -> None:
+    assert is_quantizable(np.zeros((2, 2), np.float32))
+    assert is_quantizable(np.zeros((2, 2), ml_dtypes.bfloat16))
+    assert not is_quantizable(np.zeros(2, np.float32))
+    assert not is_quantizable(np.zeros((2, 2), np.int32))
+    assert TILE % 8 == 0

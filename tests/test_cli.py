@@ -1,0 +1,461 @@
+"""The command line: what it prints, and its exit status. Most of it in this process, which spares an import of jax."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import aq_jax as aq
+from aq_jax import cli, jobs
+from aq_jax.config import QuantizationConfig
+from aq_jax.store import Row, write_table
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` is meant to have a process of its own: it sets a signal's handler, and variables unless told not to."""
+    monkeypatch.setenv("AQ_JAX_CACHE", "off")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls `main`; gives exit status, standard output and standard error. Any other exception is a traceback."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(a) for a in arguments])
+        except SystemExit as stop:  # how argparse ends
+            status = stop.code if isinstance(stop.code, int) else 1
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    tensors = {"b.weight": weights(8, 16), "a.weight": weights(16, 16, seed=1), "c.bias": np.ones(5, np.float16)}
+    aq.save(tmp_path / "v1.parquet", tensors | {"tied": tensors["b.weight"]})
+    return tmp_path / "v1.parquet"
+
+
+@pytest.fixture
+def v2(v1: Path) -> Path:
+    config = QuantizationConfig("int8", overrides=(aq.Override("a", quant_type="int4", group_size=8, solver="absmax"),))
+    aq.quantize_file(v1, v1.with_name("v2.parquet"), config)
+    return v1.with_name("v2.parquet")
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    (tmp_path / "hf").mkdir()
+    tensors = {"a.weight": weights(8, 16), "a.bias": weights(8)}
+    safetensors.numpy.save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    text = f'source = "{tmp_path}/hf"\noutput = "{tmp_path}/out/m.parquet"\n[quantization]\nquant_type = "int8"\n'
+    (tmp_path / "c.toml").write_text(text)
+    return tmp_path / "c.toml"
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*"))
+
+
+# ------------------------------------------------------------------------------------------------ what is done
+
+
+def test_convert_writes_a_table_and_says_so(run: Run, toml: Path, tmp_path: Path) -> None:
+    status, out, err = run("convert", toml)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{tmp_path}/out/m.parquet: 1 tensors quantized, ")
+    assert listing(tmp_path / "out") == ["config.json", "m.parquet"]
+    status, out, err = run("convert", toml, "--set", "quantization.quant_type=none", "--json")
+    report = json.loads(out)
+    assert (status, err, report["quantized"]) == (0, "", {})
+    assert report["bytes"] == (tmp_path / "out" / "m.parquet").stat().st_size
+    assert jobs.inspect_table(tmp_path / "out" / "m.parquet").config["quantization"]["quant_type"] == "none"
+
+
+def test_a_dry_run_writes_nothing(run: Run, toml: Path, tmp_path: Path) -> None:
+    before = listing(tmp_path)
+    status, out, _ = run("convert", toml, "--dry-run")
+    assert status == 0
+    assert out.splitlines()[-1].endswith("bytes of tensors; nothing was written")
+    status, out, _ = run("convert", toml, "--dry-run", "--json", "--set", "quantization.group_size=8")
+    report = json.loads(out)
+    assert status == 0
+    assert report["rows"][1] == {"name": "a.weight", "shape": [8, 16], "quant_type": "int8", "bytes": 128 + 8 * 16}
+    assert report["bytes"] == sum(row["bytes"] for row in report["rows"])
+    assert listing(tmp_path) == before
+
+
+def test_quantize_and_dequantize(run: Run, v1: Path, tmp_path: Path) -> None:
+    v2, back = tmp_path / "v2.arrow", tmp_path / "back.parquet"
+    assert (
+        run("quantize", v1, v2, "--quant-type", "int4", "--group-size", 8, "--solver", "absmax", "--keep", "b.")[0] == 0
+    )
+    layers = {layer.name: layer for layer in jobs.inspect_table(v2).layers}
+    assert {name: layer.quant_type for name, layer in layers.items()} == {
+        "b.weight": "fp16", "a.weight": "int4", "c.bias": "none",
+    }  # fmt: skip
+    assert run("dequantize", v2, back)[0] == 0
+    assert aq.load(back, "numpy")["c.bias"].dtype == np.float16
+    status, out, _ = run("dequantize", v2, tmp_path / "folder", "--json")
+    assert (status, json.loads(out)) == (0, {"path": str(tmp_path / "folder" / "model.safetensors")})
+    status, out, _ = run("dequantize", v2, back, "--json")
+    assert (status, json.loads(out)["path"]) == (0, str(back))
+
+
+def test_flags_are_the_config(run: Run, v1: Path, tmp_path: Path) -> None:
+    cases = {
+        (): {"quant_type": "int8", "per_channel": True, "group_size": 0, "symmetric": True, "solver": "absmax"},
+        ("--per-tensor",): {"per_channel": False, "group_size": 0},
+        ("--group-size", 8, "--asymmetric"): {
+            "per_channel": False,
+            "group_size": 8,
+            "symmetric": False,
+            "solver": "minmax",
+        },
+        ("--quant-type", "fp16", "--on-nonfinite", "keep"): {"quant_type": "fp16", "on_nonfinite": "keep"},
+        ("--keep", "a", "--keep", "b", "--compression", "zstd"): {"mixed_precision_layers": ["a", "b"]},
+    }
+    for flags, wanted in cases.items():
+        assert run("quantize", v1, tmp_path / "m.parquet", *flags)[0] == 0
+        config = jobs.inspect_table(tmp_path / "m.parquet").config["quantization"]
+        assert {key: config[key] for key in wanted} == wanted, flags
+
+
+def test_tensors_that_are_kept_are_named(run: Run, tmp_path: Path) -> None:
+    aq.save(tmp_path / "v1.parquet", {"bad": np.full((2, 8), np.nan, np.float32), "good": weights(2, 8)})
+    status, _, err = run("quantize", tmp_path / "v1.parquet", tmp_path / "v2.parquet")
+    assert status == 2
+    assert err.startswith("aq-jax: bad: 16 of 16 values are not finite (first at [0, 0])")
+    assert listing(tmp_path) == ["v1.parquet"]
+    status, out, _ = run("quantize", tmp_path / "v1.parquet", tmp_path / "v2.parquet", "--on-nonfinite", "keep")
+    assert status == 0
+    assert out.startswith("kept unquantized: bad: 16 of 16 values are not finite")
+    assert "1 tensors quantized" in out
+
+
+# ------------------------------------------------------------------------------------------------ inspect
+
+
+def test_inspect_lists_what_is_there(run: Run, v2: Path) -> None:
+    status, out, err = run("inspect", v2)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "shape", "type", "params", "bits", "bytes", "cosine", "error"]
+    assert [line.split()[0] for line in lines[2:5]] == ["b.weight", "a.weight", "c.bias"]
+    assert lines[3].split()[1:4] == ["16x16", "int4", "256"]
+    assert lines[6].split()[:3] == ["3", "tensors", "389"]
+    assert lines[7] == "tied: tied = b.weight"
+    assert lines[8] == f"schema V2, {v2.stat().st_size:,} bytes on disk"
+
+
+SORTED = {
+    "name": ["a.weight", "b.weight", "c.bias"],
+    "shape": ["c.bias", "b.weight", "a.weight"],
+    "type": ["a.weight", "b.weight", "c.bias"],
+    "params": ["c.bias", "b.weight", "a.weight"],
+    "bytes": ["c.bias", "b.weight", "a.weight"],
+    "cosine": ["a.weight", "b.weight", "c.bias"],
+    "error": ["c.bias", "b.weight", "a.weight"],
+}
+
+
+@pytest.mark.parametrize("key", SORTED)
+def test_inspect_sorts(run: Run, v2: Path, key: str) -> None:
+    for flags, wanted in ((), SORTED[key]), (("--reverse",), SORTED[key][::-1]):
+        _, out, _ = run("inspect", v2, "--sort", key, *flags)
+        assert [line.split()[0] for line in out.splitlines()[2:5]] == wanted
+        _, out, _ = run("inspect", v2, "--sort", key, "--json", *flags)
+        assert [layer["name"] for layer in json.loads(out)["layers"]] == wanted
+
+
+def test_every_column_can_be_sorted_by(run: Run, v2: Path) -> None:
+    header = run("inspect", v2)[1].splitlines()[0].split()
+    assert set(header) == set(cli.SORT_KEYS)
+    bits = [layer["bits"] for layer in json.loads(run("inspect", v2, "--sort", "bits", "--json")[1])["layers"]]
+    assert bits == sorted(bits)
+
+
+def test_inspect_in_json(run: Run, v2: Path) -> None:
+    status, out, _ = run("inspect", v2, "--json")
+    report = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert (status, report["version"], report["params"], report["aliases"]) == (0, 2, 389, {"tied": "b.weight"})
+    assert report["file_bytes"] == v2.stat().st_size
+    assert report["layers"][2]["cosine"] is None
+    assert report["config"]["quantization"]["quant_type"] == "int8"
+
+
+def test_statistics_that_are_no_numbers_are_no_json_either(run: Run, tmp_path: Path) -> None:
+    one = np.ones(1, np.float32)
+    row = Row("w", (2, 4), "float32", np.zeros(8, np.uint8), 8, "int8", one, one - 1, solver="absmax",
+              cosine=float("nan"), rel_mse=float("inf"))  # fmt: skip
+    write_table(tmp_path / "m.parquet", [row], version=2)
+    _, out, _ = run("inspect", tmp_path / "m.parquet", "--json")
+    (layer,) = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))["layers"]
+    assert (layer["cosine"], layer["rel_mse"]) == (None, None)
+
+
+def test_an_empty_table_is_listed(run: Run, tmp_path: Path) -> None:
+    aq.save(tmp_path / "m.parquet", {})
+    status, out, _ = run("inspect", tmp_path / "m.parquet")
+    assert status == 0
+    assert "0 tensors" in out
+    assert run("verify", tmp_path / "m.parquet")[0] == 0
+
+
+HOSTILE = "evil\x1b[2J\x07\r\n\u202ename\x9b31m"
+
+
+def test_names_from_files_do_not_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    tensor = np.full((4, 8), np.nan, np.float32)
+    aq.save(path, {HOSTILE: tensor, HOSTILE + "tied": tensor})
+    outputs = [run("inspect", path), run("inspect", path, "--json"), run("quantize", path, tmp_path / "o.parquet")]
+    outputs.append(run("quantize", path, tmp_path / "o.parquet", "--on-nonfinite", "keep"))
+    path.write_bytes(path.read_bytes().replace(tensor.tobytes(), b"\1" + tensor.tobytes()[1:]))
+    outputs += [run("verify", path), run("verify", path, "--json")]
+    assert [status for status, *_ in outputs] == [0, 0, 2, 0, 1, 1]
+    for _, out, err in outputs:
+        assert "evil" in out + err
+        text = (out + err).replace("\n", "")
+        assert text.isprintable(), text
+        assert "evil\n" not in out + err
+
+
+# ------------------------------------------------------------------------------------------------ verify
+
+
+def test_verify_answers_with_its_status(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    aq.save(path, {"a": np.full(64, 65, np.uint8), "b": np.full(64, 66, np.uint8)})
+    assert run("verify", path) == (0, f"{path}: whole; 2 good rows\n", "")
+    assert json.loads(run("verify", path, "--json")[1]) == {
+        "path": str(path), "rows": 2, "unchecked": 0, "errors": [], "ok": True,
+    }  # fmt: skip
+    path.write_bytes(path.read_bytes().replace(b"B" * 64, b"B" * 63 + b"?"))
+    status, out, err = run("verify", path)
+    assert (status, err) == (1, "")
+    assert f"{path}: row 1 (b): its bytes have digest" in out
+    assert out.endswith(f"{path}: damaged: 1 errors; 1 good rows\n")
+    status, out, _ = run("verify", path, "--json")
+    assert (status, json.loads(out)["ok"], json.loads(out)["rows"]) == (1, False, 1)
+    path.write_bytes(b"no table")
+    assert run("verify", path)[0] == 1
+
+
+def test_verify_says_what_it_could_not_check(run: Run) -> None:
+    old = Path(__file__).parent / "golden" / "existing" / "v1.parquet"
+    status, out, _ = run("verify", old)
+    assert status == 0
+    assert "without a digest to check" in out
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "o.parquet", tmp_path / "text.txt"
+    text.write_text("text")
+    (tmp_path / "broken.toml").write_text("source = [")
+    (tmp_path / "strange.toml").write_text('source = "a"\noutputs = "b"\n')
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "empty").mkdir()
+    before = listing(tmp_path)
+    cases: list[tuple[tuple[Any, ...], str]] = [
+        (("inspect", tmp_path / "missing.parquet"), "missing.parquet: No such file or directory"),
+        (("verify", tmp_path / "missing.parquet"), "missing.parquet: No such file or directory"),
+        (("inspect", text), "not a Parquet or Arrow IPC file"),
+        (("inspect", tmp_path / "empty"), "holds no .parquet or .arrow file"),
+        (("quantize", text, out), "not a Parquet or Arrow IPC file"),
+        (("quantize", v2, out), "is int8 already"),
+        (("quantize", v1, out, "--quant-type", "int5"), "quant_type = 'int5': wanted one of"),
+        (("quantize", v1, out, "--group-size", -1), "group_size = -1: wanted 0"),
+        (("quantize", v1, out, "--group-size", "many"), "invalid int value: 'many'"),
+        (("quantize", v1, out, "--per-channel", "--group-size", 8), "not allowed with argument"),
+        (("quantize", v1, out, "--per-channel", "--per-tensor"), "not allowed with argument"),
+        (("quantize", v1, out, "--solver", "absmax", "--asymmetric"), "'absmax' is symmetric"),
+        (("quantize", v1, out, "--solver", "newton"), "solver = 'newton': wanted one of"),
+        (("quantize", v1, out, "--compression", "gzip"), "--compression 'gzip': wanted none or zstd"),
+        (("quantize", v1, out, "--on-nonfinite", "ignore"), "on_nonfinite = 'ignore'"),
+        (("quantize", v1, tmp_path / "o.safetensors"), "a table's name ends in .parquet or .arrow"),
+        (("quantize", v1, tmp_path / "folder.parquet"), "is a folder; name a file in it"),
+        (("quantize", v1, text / "o.parquet"), "text.txt"),
+        (("quantize", v1, "/proc/no/o.parquet"), "/proc/no"),
+        (("dequantize", v2, text), "is a file; name a folder"),
+        (("dequantize", v2, "/proc/no"), "/proc/no"),
+        (("convert", tmp_path / "missing.toml"), "missing.toml: No such file or directory"),
+        (("convert", tmp_path), "Is a directory"),
+        (("convert", tmp_path / "broken.toml"), "not a TOML file"),
+        (("convert", v1), "not a TOML file"),
+        (("convert", tmp_path / "strange.toml"), "unknown key 'outputs'; known are"),
+        (("convert", toml, "--set", "quantization.bits=4"), "unknown key 'bits'"),
+        (("convert", toml, "--set", "nonsense"), "wanted KEY=VALUE"),
+        (("convert", toml, "--set", "source.x=1"), "source is no table"),
+        (("convert", toml, "--set", "quantization=int8"), "wanted a table of keys"),
+        (("convert", toml, "--set", "source=/missing"), "/missing: there is no such folder"),
+        (("convert", toml, "--set", "source=package:missing/model"), "no package 'missing' is installed"),
+        (("convert", toml, "--set", f"source={tmp_path / 'empty'}", "--dry-run"), "holds none of model.safetensors"),
+        (("convert", toml, "--set", f"output={tmp_path / 'folder.parquet'}"), "is a folder"),
+        (("inspect", v1, "--sort", "size"), "invalid choice: 'size'"),
+        (("inspect",), "the following arguments are required: FILE"),
+        (("explode",), "invalid choice: 'explode'"),
+        ((), "the following arguments are required: COMMAND"),
+    ]
+    for arguments, message in cases:
+        status, said, err = run(*arguments)
+        assert (status, said) == (2, ""), (arguments, err)
+        assert message in err, arguments
+        assert "Traceback" not in err
+        if not err.startswith("usage:"):
+            assert err.startswith("aq-jax: "), err
+            assert err.count("\n") == 1, err
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to(run: Run, v1: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    status, _, err = run("quantize", v1, tmp_path / "closed" / "m.parquet")
+    assert status == 2
+    assert err.endswith("Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt(), 130, "aq-jax: interrupted; nothing was left half-written\n"),
+        (MemoryError(), 2, "aq-jax: out of memory\n"),
+        (PermissionError(13, "Permission denied", "/a/b"), 2, "aq-jax: /a/b: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "aq-jax: [Errno 28] No space left on device\n"),
+        (ImportError("framework='torch' needs torch"), 2, "aq-jax: framework='torch' needs torch\n"),
+        (aq.FormatError("a\x1bb"), 2, "aq-jax: a\\x1bb\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_stops_a_job_is_said_in_one_line(
+    run: Run, v1: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, text: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(jobs, "inspect_table", fail)
+    assert run("inspect", v1) == (status, "", text)
+
+
+def test_a_mistake_of_ours_is_not_hidden(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "inspect_table", lambda _: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        cli.main(["inspect", str(v1)])
+
+
+# ------------------------------------------------------------------------------------------------ the compile cache
+
+CACHE = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+)
+CACHE_CASES: list[tuple[dict[str, str], list[str | None]]] = [
+    ({"HOME": "/h"}, ["/h/.cache/aq_jax/xla", "0", "-1"]),
+    ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, ["/x/aq_jax/xla", "0", "-1"]),
+    ({"HOME": "/h", "AQ_JAX_CACHE": "/mine"}, ["/mine", "0", "-1"]),
+    ({"HOME": "/h", "AQ_JAX_CACHE": "off"}, [None, None, None]),
+    ({"HOME": "/h", CACHE[0]: "/yours", CACHE[1]: "5"}, ["/yours", "5", "-1"]),
+]
+
+
+@pytest.mark.parametrize(("given", "wanted"), CACHE_CASES)
+def test_the_compile_cache_is_set_up_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], wanted: list[str | None]
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    cli.use_compile_cache()
+    assert [os.environ.get(name) for name in CACHE] == wanted
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+def test_what_reads_names_imports_nothing_that_computes(v2: Path) -> None:
+    code = """
+import sys
+from aq_jax import cli
+def main(*arguments):
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+assert [main("--help"), main("--version"), main("quantize", "--help"), main("inspect", sys.argv[1]),
+        main("inspect", sys.argv[1], "--json"), main("verify", sys.argv[1])] == [0] * 6
+heavy = {"jax", "jaxlib", "torch", "flax", "orbax", "transformers", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(v2)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "aq-jax" in done.stdout
+    assert aq.__version__ in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "aq_jax.cli", "inspect", str(v2)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()  # before anything is written
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "hf").mkdir()
+    tensor = weights(1024, 1024)
+    safetensors.numpy.save_file({f"w{i}": tensor for i in range(32)}, tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "m.parquet").write_bytes(b"old")
+    text = f'source = "{tmp_path}/hf"\noutput = "{tmp_path}/out/m.parquet"\n[quantization]\nquant_type = "int2"\n'
+    (tmp_path / "c.toml").write_text(text)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "aq_jax.cli", "convert", str(tmp_path / "c.toml")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"AQ_JAX_CACHE": "off"},
+    )  # fmt: skip
+    stop = time.monotonic() + 60
+    while time.monotonic() < stop and child.poll() is None:
+        if any(f.name.endswith(".tmp") for f in (tmp_path / "out").iterdir()):
+            break  # tensors are being quantized, which takes seconds
+        time.sleep(0.05)
+    time.sleep(0.3)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (130, ""), err
+    assert err == "aq-jax: interrupted; nothing was left half-written\n"
+    assert listing(tmp_path / "out") == ["m.parquet"]
+    assert (tmp_path / "out" / "m.parquet").read_bytes() == b"old"

