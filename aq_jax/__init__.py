@@ -11,6 +11,33 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "SOLVERS",
+    "AqError",
+    "ConfigError",
+    "FormatError",
+    "IntegrityError",
+    "Override",
+    "QTensor",
+    "QuantSpec",
+    "QuantizationConfig",
+    "WeightLoader",
+    "__version__",
+    "convert",
+    "dequantize",
+    "dequantize_file",
+    "fake_quant",
+    "load",
+    "load_config",
+    "qdot",
+    "qembed",
+    "quantize",
+    "quantize_file",
+    "quantize_tree",
+    "save",
+]
+
+# Name -> the module that it is resolved from.
 _PUBLIC = {
     "AqError": "errors",
     "ConfigError": "errors",
@@ -36,7 +63,6 @@ _PUBLIC = {
     "convert": "jobs",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
     from aq_jax.config import Override, QuantizationConfig, QuantSpec, load_config

@@ -349,4 +349,4 @@ def _spell(hint: Any) -> str:
         return " or ".join(map(repr, args))
     if origin is tuple:
         return f"a list of {_spell(args[0])}s"
-    return {bool: "true or false", int: "an integer", str: "a string"}.get(hint, hint.__name__)
+    return {bool: "true or false", int: "an integer", str: "a string"}[hint]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from aq_jax.loader import WeightLoader, as_v2, plain_rows
 from aq_jax.solvers.tiles import Refused, is_floating, is_quantizable, quantize_pieces, to_half
 from aq_jax.store import DTYPES, Row, TableWriter, pieces
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 
 
@@ -125,7 +127,7 @@ def write_model(
         for name in source.shapes:
             array = clock.timed("read", source.array, name)
             rows = plain_rows(name, array) if config is None else quantized_rows(name, array, config, done)
-            while (row := clock.timed("quantize", next, rows, None)) is not None:
+            for row in clock.watched("quantize", rows):
                 table.write(row)
             done.source_bytes += array.nbytes
             if progress:
@@ -168,7 +170,12 @@ class _Clock:
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds = seconds
 
-    def timed(self, what: str, call: Callable, *args: object) -> object:  # type: ignore[type-arg]
+    def watched(self, what: str, items: Iterator[T]) -> Iterator[T]:
+        """The items, with the seconds that it takes to make each."""
+        while found := self.timed(what, list, itertools.islice(items, 1)):
+            yield found[0]
+
+    def timed(self, what: str, call: Callable[..., T], *args: Any) -> T:
         start = time.perf_counter()
         try:
             return call(*args)

@@ -43,7 +43,9 @@ def main() -> int:
             result = json.loads(line)
             report["results"].append(result)
             figure = f"{result['value']:.4g} {result['unit']}".strip()
-            print(f"| {result['what']} | {figure} | {result['least']} | {result['goal']} | {result['note']} |", flush=True)
+            print(
+                f"| {result['what']} | {figure} | {result['least']} | {result['goal']} | {result['note']} |", flush=True
+            )
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1))
@@ -66,7 +68,11 @@ def run_suite(name: str) -> int:
 def machine() -> str:
     """The processor's name, and how many cores this process may use."""
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+    names = (
+        [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 

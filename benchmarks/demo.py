@@ -25,10 +25,11 @@ def main() -> int:
         return 2
     widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(len(HEADER))]
     for row in (HEADER, *rows):
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))))
+        cells = enumerate(zip(row, widths, strict=True))
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in cells))
     print(
-        "\ncosine: of each quantized tensor with its float32 weights, mean and smallest; times in ms: compile is what the"
-        "\nfirst run took longer than the second; load is the whole file to float32 JAX arrays, digests checked."
+        "\ncosine: of each quantized tensor with its float32 weights, mean and smallest; times in ms: compile is what"
+        "\nthe first run took longer than the second; load is the whole file to float32 JAX arrays, digests checked."
         "\nLook closer: .venv/bin/aq-jax inspect build/minilm_int2.parquet --sort cosine"
     )
     return 0 if all(row[-1].endswith("ok") for row in rows) else 1

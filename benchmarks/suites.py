@@ -150,11 +150,17 @@ def minilm_road() -> Iterator[Result]:
                 ROUNDS,
             )
             mine = times["ours"]
-            note = f"{1e3 * mine.median:.0f} ms, NumPy {1e3 * times['numpy'].median:.0f}, first call +{mine.first:.2f} s"
-            yield Result(f"MiniLM to a table, {name} / NumPy", times["numpy"].median / mine.median, "x speed", "1", "2", note)
+            note = (
+                f"{1e3 * mine.median:.0f} ms, NumPy {1e3 * times['numpy'].median:.0f}, first call +{mine.first:.2f} s"
+            )
+            yield Result(
+                f"MiniLM to a table, {name} / NumPy", times["numpy"].median / mine.median, "x speed", "1", "2", note
+            )
         searched = aq.QuantizationConfig("int2", group_size=128)
         times = race({"ours": lambda: our_road(ours, searched)}, 3)["ours"]
-        yield Result("MiniLM int2 g128 search, whole road", times.median, "s", "<= 8", "<= 3", f"first +{times.first:.2f} s")
+        yield Result(
+            "MiniLM int2 g128 search, whole road", times.median, "s", "<= 8", "<= 3", f"first +{times.first:.2f} s"
+        )
 
 
 def load_speed() -> Iterator[Result]:
@@ -186,7 +192,14 @@ def load_speed() -> Iterator[Result]:
     for name, timing in times.items():
         least, goal = limits[name]
         note = f"{1e3 * timing.median:.0f} ms, safetensors {1e3 * base:.0f} ms, first call +{timing.first:.2f} s"
-        yield Result(f"load int8 .{name} / safetensors float32", timing.median / base, "x time", f"<= {least}", f"<= {goal}", note)
+        yield Result(
+            f"load int8 .{name} / safetensors float32",
+            timing.median / base,
+            "x time",
+            f"<= {least}",
+            f"<= {goal}",
+            note,
+        )
 
 
 def sizes_and_fit() -> Iterator[Result]:

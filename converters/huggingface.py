@@ -126,7 +126,7 @@ def write_safetensors(source: Source, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for origin in stored.values():
-            file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8))
+            file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8).data)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import aq_jax as aq
 from aq_jax import loader as loader_module
 from aq_jax.config import BITS, QuantizationConfig
 from aq_jax.store import Row, pieces, write_table
+from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -506,6 +508,29 @@ def test_threads_share_a_loader(path: Path) -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_file_is_read_by_one_thread_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow does not promise that its readers may be shared; what threads do at once is all that follows."""
+    aq.save(path, {"a": np.ones(2), "b": np.ones(2)})
+    inside, most, read = 0, 0, Shard.read
+
+    def slowly(self: Shard, index: int, verify: bool) -> Row:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return read(self, index, verify)
+
+    monkeypatch.setattr(Shard, "read", slowly)
+    with aq.WeightLoader(path) as table:
+        threads = [threading.Thread(target=table.get_layer, args=(name, "numpy")) for name in "abab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == 1
 
 
 @pytest.mark.parametrize("tool", ["duckdb", "polars"])

@@ -14,7 +14,7 @@ The functions of a grid follow the array they are given: NumPy arrays are comput
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 Rounding = Literal["tread", "rise", "affine"]
-AnyArray = Array | np.ndarray
+# One NumPy array in, one NumPy array out, and the same for JAX: more than a type checker can be told.
+if TYPE_CHECKING:
+    AnyArray: TypeAlias = Any
+else:
+    AnyArray = Array | np.ndarray
 SCALE_MIN, SCALE_MAX = np.float32(2.0**-126), np.float32(2.0**126)
 _FLOAT_MAX = np.finfo(np.float32).max
 
@@ -138,11 +142,12 @@ def place(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[An
     qmin, qmax = code_range(bits)
     shifted = w - grid.base[..., None] if grid.rounding == "affine" else w
     q = shifted * (1 / grid.scale)[..., None]
-    q = xp.where(q == q, q, np.float32(0))
     if grid.rounding == "affine":
         # Rounded before qmin is added: the sum would be rounded elsewhere.
-        return xp.round(xp.clip(q, 0, qmax - qmin)) + qmin
-    return xp.clip(xp.floor(q) if grid.rounding == "rise" else q, qmin, qmax)
+        q = xp.round(xp.clip(q, 0, qmax - qmin)) + qmin
+    else:
+        q = xp.clip(xp.floor(q) if grid.rounding == "rise" else q, qmin, qmax)
+    return xp.where(q == q, q, np.float32(0))
 
 
 def decode(

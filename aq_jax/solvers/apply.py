@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from aq_jax.config import QuantizationConfig, QuantSpec
@@ -21,9 +22,7 @@ from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.tiles import Refused, is_quantizable, quantize_array, refusal, to_half
 
 
-def quantize(
-    w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight"
-) -> QTensor | Array:
+def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
@@ -52,12 +51,12 @@ def quantize(
     if policy.quant_type == "none":
         return jnp.asarray(w)
     if policy.quant_type == "fp16":
-        return jnp.asarray(w) if isinstance(w, jax.core.Tracer) else jnp.asarray(to_half(np.asarray(w)))
+        return jnp.asarray(w) if isinstance(w, Tracer) else jnp.asarray(to_half(np.asarray(w)))
     if jnp.ndim(w) == 0:
         raise AqError(f"{name}: a scalar has no axis to quantize along; wanted one axis or more")
     array = jnp.asarray(w)
     q, sound, zeros = _quantize(array, policy.spec, policy.solver_name)
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return q
     sound, zeros = jax.device_get((sound, zeros))
     if sound and not zeros:
@@ -118,9 +117,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
     policy = config.for_tensor(name)
-    if isinstance(leaf, QTensor) or not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or policy.quant_type == "none":
+    if (
+        isinstance(leaf, QTensor)
+        or not hasattr(leaf, "dtype")
+        or not jnp.issubdtype(leaf.dtype, jnp.floating)
+        or policy.quant_type == "none"
+    ):
         return leaf
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return quantize(leaf, policy, name) if leaf.ndim >= 2 else leaf
     host = np.asarray(leaf)
     if policy.quant_type == "fp16":

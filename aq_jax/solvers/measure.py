@@ -36,6 +36,10 @@ class Measure(Protocol):
     lo: Any
     hi: Any
 
+    def scaled(self, factor: Any) -> Measure:
+        """The same groups, finite, times a factor each."""
+        ...
+
     def sums(self, grid: Grid, bits: int) -> Sums:
         """The sums for least squares, with codes rounded to `grid`."""
         ...
@@ -112,4 +116,5 @@ class Groups:
         zeros = jnp.zeros_like(self.lo)
         first = (jnp.full_like(self.lo, jnp.inf), zeros + 1, zeros, zeros, zeros > 0)
         (_, *fields), _ = lax.scan(step, first, jnp.asarray(starts, jnp.float32))
-        return Grid(*fields, rounding[0])
+        scale, zero_point, base, sound = fields
+        return Grid(scale, zero_point, base, sound, rounding[0])

@@ -336,7 +336,7 @@ class Stream:
 
     def _ask(self, grid: Grid, bits: int) -> np.ndarray:
         answers = [_stream_sums(t, p, self.factor, grid[:4], bits, grid.rounding) for _, t, p in self.tiles()]
-        return np.sum(np.stack(jax.device_get(answers)), axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(sum(np.asarray(a, np.float64) for a in answers), np.float32)
 
     def sums(self, grid: Grid, bits: int) -> Sums:
         answer = self._ask(grid, bits)
@@ -372,7 +372,11 @@ def _numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _encode_tile(
-    w: Float[Array, "1 size"], pads: Float[Array, "1"], grid: tuple[Array, ...], bits: int, rounding: Rounding
+    w: Float[Array, "1 size"],
+    pads: Float[Array, "1"],
+    grid: tuple[Array, Array, Array, Array],
+    bits: int,
+    rounding: Rounding,
 ) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
     whole = Grid(*grid, rounding)
     q = encode(w, whole, bits)
@@ -384,7 +388,7 @@ def _stream_sums(
     w: Float[Array, "1 size"],
     pads: Float[Array, "1"],
     factor: Float[Array, ""],
-    grid: tuple[Array, ...],
+    grid: tuple[Array, Array, Array, Array],
     bits: int,
     rounding: Rounding,
 ) -> Float[Array, "5 1"]:
@@ -421,8 +425,8 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 
 def _finite_range(values: np.ndarray) -> tuple[float, float, bool]:
-    lo, hi = values.min(), values.max()
-    if np.isfinite(lo) and np.isfinite(hi):
+    lo, hi = float(values.min()), float(values.max())
+    if math.isfinite(lo) and math.isfinite(hi):
         return lo, hi, True
     finite = values[np.isfinite(values)]
-    return (finite.min(), finite.max(), False) if finite.size else (np.float32(0), np.float32(0), False)
+    return (float(finite.min()), float(finite.max()), False) if finite.size else (0.0, 0.0, False)

@@ -128,6 +128,7 @@ WRONG_INDEX = {
         r"the shards lack \['b'\], and hold \[\]",
     ),
     "a tensor that is not named": ({"x": "one.safetensors"}, r"the shards lack \['x'\], and hold \['a'\]"),
+    "one tensor too many": ({"b": "sub.safetensors"}, r"the shards lack \[\], and hold \['a'\] that it does not name"),
     "parent folder": ({"a": "../one.safetensors"}, r"names the file '\.\./one\.safetensors'; wanted a plain file name"),
     "folder": ({"a": "sub/one.safetensors"}, "wanted a plain file name in the same folder"),
     "absolute": ({"a": "/etc/passwd"}, "wanted a plain file name in the same folder"),
@@ -147,7 +148,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, what: str) -> None:
     safetensors.numpy.save_file(ONE, tmp_path / "one.safetensors")  # where a path that leads out would find it
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
-    shards(folder, weight_map, one=ONE)
+    shards(folder, weight_map, one=ONE, sub={**ONE, "b": np.ones(1)})
     safetensors.numpy.save_file(ONE, folder / "sub" / "one.safetensors")
     with pytest.raises(FormatError, match=message) as caught:
         read(folder)
@@ -310,6 +311,16 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, what: str) -> Non
 def test_a_pickle_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(FormatError, match=r"torch refuses it: ."):
+        read(tmp_path, allow_pickle=True)
+
+
+def test_an_error_of_torch_without_a_word_is_named_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    pickled(tmp_path, {"a": torch.ones(1)})
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(FormatError, match="torch refuses it: AssertionError"):
         read(tmp_path, allow_pickle=True)
 
 

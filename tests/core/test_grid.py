@@ -49,9 +49,13 @@ def samples(rng: np.random.Generator) -> np.ndarray:
     plain = rng.normal(size=(200, 8)) * np.geomspace(1e-30, 1e30, 200)[:, None]
     offset = rng.normal(size=(50, 8)) + np.geomspace(1, 1e4, 50)[:, None]
     special = np.array(
-        [[0.0] * 8, [3.7] * 8, [-3.7] * 8, [-0.0] * 8, [1e-30] * 8, [-1e30] * 8]
-        + [[0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, -1], [1, 2, 3, 4, 5, 6, 7, 8]]
-        + [[-127, -0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 127]]
+        [
+            *([c] * 8 for c in (0.0, 3.7, -3.7, -0.0, 1e-30, -1e30)),
+            [0, 0, 0, 0, 0, 0, 0, 1],
+            [0, 0, 0, 0, 0, 0, 0, -1],
+            [1, 2, 3, 4, 5, 6, 7, 8],
+            [-127, -0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 127],
+        ]
     )
     return np.concatenate([plain, offset, special]).astype(np.float32)
 

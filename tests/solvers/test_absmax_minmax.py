@@ -103,8 +103,11 @@ def test_strides_do_not_matter(solver: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float64],
-                         ids=lambda d: d.__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float64],
+    ids=lambda d: d.__name__,
+)
 def test_other_floats_are_computed_in_float32(dtype: type, solver: str, rng: np.random.Generator) -> None:
     w = rng.normal(size=(4, 64)).astype(np.float32).astype(dtype)
     q = quantize(w, config(solver, 8, {"group_size": 32}))
