@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -39,6 +40,8 @@ SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names are any text, terminals are not
     use_compile_cache()
     signal.signal(signal.SIGTERM, _interrupt)  # so that nothing is left behind half-written
     try:

@@ -348,5 +348,5 @@ def _spell(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
-        return f"a list of {_spell(args[0])}s"
+        return f"a list of {_spell(args[0]).split()[-1]}s"
     return {bool: "true or false", int: "an integer", str: "a string"}[hint]

@@ -49,7 +49,9 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Iterator[Checkpoint]:
-    """The tensors of a Hugging Face folder: sharded safetensors, else model.safetensors, else (asked for) the pickle.
+    """The tensors of a Hugging Face folder: model.safetensors, else its shards, else (asked for) the pickle.
+
+    The order is that of transformers: where a folder holds more than one of them, both read the same weights.
 
     Raises:
         FormatError: if the folder holds no weights, or files that are damaged, incomplete or of an unknown dtype.
@@ -59,10 +61,10 @@ def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Iterator[
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
     found = Checkpoint()
-    if (folder / INDEX).exists():
-        _read_shards(folder, found)
-    elif (folder / SINGLE).exists():
+    if (folder / SINGLE).exists():
         _read_safetensors(folder / SINGLE, found)
+    elif (folder / INDEX).exists():
+        _read_shards(folder, found)
     elif not (folder / PICKLE).exists():
         raise FormatError(f"{folder}: holds none of {SINGLE}, {INDEX}, {PICKLE}; name a folder of Hugging Face weights")
     elif not allow_pickle:
@@ -88,6 +90,8 @@ def _read_shards(folder: Path, found: Checkpoint) -> None:
         if not (folder / file).is_file():
             raise FormatError(f"{path}: names {file!r}, which is not there; fetch the missing shard")
         _read_safetensors(folder / file, found)
+    if not files:
+        raise FormatError(f"{path}: its weight_map is empty; fetch it again")
     missing = [name for name in places if name not in found.shapes and name not in found.aliases]
     strangers = [name for name in found.shapes if name not in places]
     if missing or strangers:

@@ -22,9 +22,13 @@ from aq_jax.pipeline import Progress, Source, TableSource, Written, write_model
 from aq_jax.store.files import replacing
 
 PACKAGE = "package:"
-# Everything beside the weights that a model or a tokenizer is loaded from.
-SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "[0-9]_*/config.json")
-NOT_SIDE_FILES = ("*.index.json",)
+# What a model, a tokenizer or a sentence-transformers pipeline is loaded from, beside the weights.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json",
+    "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model", "vocab.json", "vocab.txt", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json",
+)  # fmt: skip
 _TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
 
 
@@ -95,8 +99,8 @@ def from_table(
         The path of model.safetensors.
     """
     out = Path(out_dir)
-    if out.exists() and not out.is_dir():
-        raise FormatError(f"{out}: is a file; name a folder for model.safetensors and its config files")
+    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+        raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
     with WeightLoader(path) as table:
         source = TableSource(table, requantize=True)
         out.mkdir(parents=True, exist_ok=True)
@@ -145,5 +149,5 @@ def copy_side_files(source: Path, target: Path) -> None:
 def _side_files(folder: Path) -> Iterator[Path]:
     for pattern in SIDE_FILES:
         for file in sorted(folder.glob(pattern)):
-            if file.is_file() and not any(file.match(other) for other in NOT_SIDE_FILES):
+            if file.is_file():
                 yield file

@@ -304,7 +304,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("quantize", v1, tmp_path / "folder.parquet"), "is a folder; name a file in it"),
         (("quantize", v1, text / "o.parquet"), "text.txt"),
         (("quantize", v1, "/proc/no/o.parquet"), "/proc/no"),
-        (("dequantize", v2, text), "is a file; name a folder"),
+        (("dequantize", v2, text), "wanted a folder"),
         (("dequantize", v2, "/proc/no"), "/proc/no"),
         (("convert", tmp_path / "missing.toml"), "missing.toml: No such file or directory"),
         (("convert", tmp_path), "Is a directory"),

@@ -240,7 +240,7 @@ OVERRIDDEN = [
                  id="a group size drops channels"),
     pytest.param({"quant_type": "int4", "group_size": 64}, {"per_channel": True}, QuantSpec(4, True), "search",
                  id="channels drop a group size"),
-    pytest.param({"quant_type": "int2", "group_size": 64}, {"quant_type": "int4"}, QuantSpec(4, group_size=64), "search",
+    pytest.param({"quant_type": "int2", "group_size": 8}, {"quant_type": "int4"}, QuantSpec(4, group_size=8), "search",
                  id="a type keeps the group size"),
     pytest.param({"solver": "absmax"}, {"symmetric": False}, QuantSpec(8, True, symmetric=False), "minmax",
                  id="a solver of the other kind gives way"),

@@ -92,7 +92,7 @@ class Groups:
 
     def _sum(self, terms: Float[Array, "*groups size"]) -> Float[Array, "*groups"]:
         size = terms.shape[-1]
-        return total(jnp.where(jnp.arange(size) < size - self.pads[..., None], terms, 0.0))
+        return total(jnp.where(jnp.arange(size, dtype=jnp.float32) < size - self.pads[..., None], terms, 0.0))
 
     def sums(self, grid: Grid, bits: int) -> Sums:
         u = encode(self.w, grid, bits) + offset(grid, bits)

@@ -411,7 +411,7 @@ def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
     top = jnp.max(jnp.maximum(groups.hi, -groups.lo))
     unit = round_mantissa(jnp.clip(top, SCALE_MIN, SCALE_MAX), 0)
     size = groups.w.shape[-1]
-    real = jnp.arange(size) < size - groups.pads[:, None]
+    real = jnp.arange(size, dtype=jnp.float32) < size - groups.pads[:, None]
     w = jnp.where(real, groups.w / unit, 0.0)
     d = jnp.where(real, (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit, 0.0)
     return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])

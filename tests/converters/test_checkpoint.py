@@ -88,11 +88,13 @@ def test_arrays_are_views_of_the_file_that_cannot_be_written_to(tmp_path: Path) 
 def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     a, b = np.ones(2, np.float32), np.arange(3)
     shards(tmp_path, {"b": "two.safetensors", "a": "one.safetensors"}, one={"a": a}, two={"b": b})
-    # A single file beside an index is a leftover: the index says what the model is.
-    safetensors.numpy.save_file({"old": a}, tmp_path / "model.safetensors")
     arrays, _ = read(tmp_path)
     assert list(arrays) == ["a", "b"]
     assert arrays["b"].tolist() == [0, 1, 2]
+    # A single file goes before shards, as it does in transformers.
+    safetensors.numpy.save_file({"whole": a}, tmp_path / "model.safetensors")
+    arrays, _ = read(tmp_path)
+    assert list(arrays) == ["whole"]
 
 
 def test_names_that_safetensors_has_tied_come_back(tmp_path: Path) -> None:

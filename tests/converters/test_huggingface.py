@@ -149,7 +149,7 @@ def test_a_table_may_lie_in_the_folder_of_its_weights(folder: Path) -> None:
 def test_targets_that_cannot_be_are_named(folder: Path, tmp_path: Path) -> None:
     huggingface.to_table(folder, tmp_path / "m.parquet", CONFIG)
     (tmp_path / "file").write_text("")
-    with pytest.raises(aq.FormatError, match="file: is a file; name a folder"):
+    with pytest.raises(aq.FormatError, match="file: wanted a folder"):
         huggingface.from_table(tmp_path / "m.parquet", tmp_path / "file")
     with pytest.raises(FileNotFoundError):
         huggingface.from_table(tmp_path / "missing.parquet", tmp_path / "new")

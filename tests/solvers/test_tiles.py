@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from itertools import pairwise
 
 import jax
 import ml_dtypes
@@ -70,7 +72,8 @@ ROADS = [
 def test_the_tiled_tensor_is_the_oracle(
     shape: tuple[int, ...], c: QuantizationConfig, rng: np.random.Generator
 ) -> None:
-    w = (rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 2, (shape[0],) + (1,) * (len(shape) - 1))).astype(np.float32)
+    magnitudes = 10.0 ** rng.uniform(-2, 2, shape[0])
+    w = (rng.normal(size=shape).T * magnitudes).T.astype(np.float32)
     found = tiled(w, c)
     codes, scales, zero_points = oracle.quantize(w, c.spec.bits, c.solver_name, **granularity(c))
     assert np.array_equal(found.scales, scales)
@@ -105,6 +108,17 @@ def test_search_through_tiles_is_as_good_as_all_at_once(symmetric: bool, rng: np
     assert found.rel_mse == pytest.approx(whole, rel=1e-3)
 
 
+def test_a_short_last_group_is_searched_as_if_it_were_alone(rng: np.random.Generator) -> None:
+    c = QuantizationConfig(quant_type="int2", group_size=64, symmetric=False)
+    w = rng.normal(size=(1, 160)).astype(np.float32)
+    whole, alone = tiled(w, c), tiled(w[:, 128:], c)
+    # What fills the group up weighs nothing.
+    assert (whole.scales[-1], whole.zero_points[-1]) == (alone.scales[0], alone.zero_points[0])
+    assert whole.data[-8:].tolist() == alone.data.tolist()
+    padded = tiled(np.pad(w[:, 128:], [(0, 0), (0, 32)], mode="edge"), c)
+    assert alone.scales[0] != padded.scales[0]
+
+
 def test_search_of_one_long_group(rng: np.random.Generator) -> None:
     c = QuantizationConfig(quant_type="int4", per_channel=False, symmetric=False)
     w = (rng.normal(size=(2, 40000)) + 0.5).astype(np.float32)
@@ -129,7 +143,7 @@ def test_pieces_are_the_whole(
 ) -> None:
     w = rng.normal(size=shape).astype(np.float32)
     whole = tiled(w, c)
-    spans = list(zip(cuts[:-1], cuts[1:], strict=True))
+    spans = list(pairwise(cuts))
     found = quantize_pieces(w, c, "w", spans)
     assert not isinstance(found, Refused)
     found = list(found)
@@ -158,13 +172,21 @@ def test_symmetric_search_in_pieces_has_one_zero_point(rng: np.random.Generator)
     assert set(zeros[scales != 1].tolist()) == {-0.5}
 
 
+COUNTED = np.arange(160).reshape(5, 32)
+
+
 @pytest.mark.parametrize(
     "w",
-    [np.asfortranarray(np.arange(160, dtype=np.float32).reshape(5, 32)), np.arange(640, dtype=np.float32).reshape(20, 32)[::4],
-     np.arange(160).reshape(5, 32).astype(ml_dtypes.bfloat16), np.arange(160).reshape(5, 32).astype(np.float16),
-     np.arange(160).reshape(5, 32).astype(np.float64), (np.arange(160) % 16).reshape(5, 32).astype(ml_dtypes.float8_e4m3fn)],
+    [
+        np.asfortranarray(COUNTED, np.float32),
+        np.arange(640, dtype=np.float32).reshape(20, 32)[::4],
+        COUNTED.astype(ml_dtypes.bfloat16),
+        COUNTED.astype(np.float16),
+        COUNTED.astype(np.float64),
+        (COUNTED % 16).astype(ml_dtypes.float8_e4m3fn),
+    ],
     ids=["Fortran order", "a view", "bfloat16", "float16", "float64", "float8"],
-)  # fmt: skip
+)
 def test_other_strides_and_dtypes(w: np.ndarray) -> None:
     found = tiled(w, config(2, group_size=32))
     codes, scales, _ = oracle.quantize(np.asarray(w, np.float32), 2, "absmax", group_size=32)
@@ -249,9 +271,7 @@ def test_what_is_refused(
         w[at] = value
     with pytest.raises(AqError, match=text):
         quantize_array(w, c, "w")
-    keep = QuantizationConfig(
-        quant_type="int2", solver="absmax", per_channel=c.per_channel, group_size=c.group_size, on_nonfinite="keep"
-    )
+    keep = dataclasses.replace(c, on_nonfinite="keep")
     kept = quantize_array(w, keep, "w")
     assert isinstance(kept, Refused)
     assert kept.why.startswith("w: ")
@@ -277,9 +297,9 @@ def test_numbers_too_small_for_any_scale_are_refused(c: QuantizationConfig) -> N
 
 
 def test_a_float64_beyond_float32_is_refused() -> None:
+    w = np.ones((1, 64))
+    w[0, 3] = 1e300
     with pytest.raises(AqError, match=r"1 of 64 values are not finite \(first at \[0, 3\]\)"):
-        w = np.ones((1, 64))
-        w[0, 3] = 1e300
         quantize_array(w, config(2, group_size=32), "w")
 
 
