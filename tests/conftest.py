@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# `make test TORCH=no`: as if torch were not installed, whether or not it is.
+if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
+    sys.modules["torch"] = None  # type: ignore[assignment]
 
 # Before anything imports these modules: their signatures are then checked at every call and every trace.
 # (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.frameworks import aligned_copy, as_dtype, canonical, check_framework, to_framework, to_numpy
 from aq_jax.store import DTYPES
+
+torch = pytest.importorskip("torch")
 
 
 def test_a_copy_is_aligned_whatever_it_is_a_copy_of() -> None:

@@ -18,7 +18,6 @@ import ml_dtypes
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 import aq_jax as aq
 from aq_jax import loader as loader_module
@@ -28,6 +27,8 @@ from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+torch = pytest.importorskip("torch")
 
 FRAMEWORKS = ("jax", "numpy", "torch")
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int8", "uint8", "bool")

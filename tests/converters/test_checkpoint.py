@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import safetensors.torch
-import torch
 
 from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
 from aq_jax.errors import FormatError
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 
 def write_raw(path: Path, header: dict[str, Any] | bytes, data: bytes = b"") -> None:
@@ -71,7 +72,7 @@ def test_numbers_that_no_smaller_dtype_holds_are_exact(tmp_path: Path) -> None:
         "scalar": torch.tensor(2.5),
         "empty": torch.zeros(0, 4),
     }
-    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    safetensors_torch.save_file(tensors, tmp_path / "model.safetensors")
     arrays, _ = read(tmp_path)
     for name, tensor in tensors.items():
         assert arrays[name].shape == tuple(tensor.shape)
@@ -102,7 +103,7 @@ def test_names_that_safetensors_has_tied_come_back(tmp_path: Path) -> None:
     head = torch.nn.Linear(3, 4, bias=False)
     head.weight = embed.weight
     model = torch.nn.ModuleDict({"embed": embed, "head": head})
-    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"), {"format": "pt"})
+    safetensors_torch.save_model(model, str(tmp_path / "model.safetensors"), {"format": "pt"})
     arrays, aliases = read(tmp_path)
     assert (list(arrays), aliases) == (["embed.weight"], {"head.weight": "embed.weight"})
     # Notes of another kind are no ties.

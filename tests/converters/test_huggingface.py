@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-import safetensors.torch
-import torch
 
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
 from aq_jax.converters import huggingface
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 CONFIG = QuantizationConfig("int8")
 
@@ -68,7 +69,7 @@ def test_weights_and_side_files_go_to_a_table_and_back(folder: Path, tmp_path: P
 
     assert huggingface.from_table(out / "m.parquet", back) == back / "model.safetensors"
     assert listing(back) == sorted(["model.safetensors", *SIDE_FILES])
-    found = safetensors.torch.load_file(back / "model.safetensors")
+    found = safetensors_torch.load_file(back / "model.safetensors")
     wanted = aq.load(out / "m.parquet", "torch")
     assert set(found) == {"a.weight", "b.weight", "b.bias", "ids", "tied.weight"}
     assert torch.equal(found["tied.weight"], found["a.weight"])
@@ -100,7 +101,7 @@ def test_every_dtype_goes_into_safetensors_or_is_refused_by_name(tmp_path: Path)
     }
     aq.save(tmp_path / "m.parquet", tensors)
     huggingface.from_table(tmp_path / "m.parquet", tmp_path / "out")
-    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    found = safetensors_torch.load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in tensors.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found[name].float(), tensor.float())
