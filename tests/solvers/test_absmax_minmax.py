@@ -24,7 +24,14 @@ def kinds(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, np.ndar
     normal = rng.normal(size=shape)
     patches = normal.copy()  # groups of one value and of zeros beside plain ones
     patches.reshape(-1)[: normal.size // 2] = np.repeat([0.0, 2.7, -1.3, 0.0], -(-normal.size // 8))[: normal.size // 2]
+    # Halfway between two codes of a grid of eight bits, but for the last bit, which decides. Every group has both ends.
+    codes = rng.integers(-127, 126, shape) + 0.5
+    near_ties, shifted_ties = 2.9 * codes / 127, 2.9 * (2 * (codes + 127) / 255 - 1)
+    for values in (near_ties, shifted_ties):
+        values.reshape(-1)[::5], values.reshape(-1)[1::5] = 2.9, -2.9
     found = {
+        "near ties": near_ties,
+        "near ties of the other grid": shifted_ties,
         "normal": normal,
         "offset": normal + 1000,
         "one-sided": -np.abs(normal) - 0.5,
@@ -129,15 +136,17 @@ def test_a_constant_tensor_comes_back_exactly(c: float) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("kind", ["all denormal", "one denormal among zeros", "denormal scales"])
+@pytest.mark.parametrize("kind", ["all denormal", "one denormal among zeros", "denormal scales", "a denormal range"])
 def test_groups_of_denormals_are_refused(kind: str, solver: str) -> None:
     w = np.zeros((4, 64), np.float32)
     if kind == "all denormal":
         w[:] = np.linspace(-1e-39, 1e-39, 64)
     elif kind == "one denormal among zeros":
         w[2, 40] = 1e-42
-    else:
+    elif kind == "denormal scales":
         w[1] = np.linspace(-2e-38, 2e-38, 64)
+    else:  # not constant, although differences are flushed to zero
+        w[1] = np.linspace(1.4e-38, 1.5e-38, 64)
     with pytest.raises(AqError, match=r"weight: the scale of group \d, whose largest value is .*e-\d\d, is outside"):
         quantize(w, config(solver, 8, {"group_size": 32}))
 

@@ -112,11 +112,11 @@ def test_a_short_last_group_is_searched_as_if_it_were_alone(rng: np.random.Gener
     c = QuantizationConfig(quant_type="int2", group_size=64, symmetric=False)
     w = rng.normal(size=(1, 160)).astype(np.float32)
     whole, alone = tiled(w, c), tiled(w[:, 128:], c)
-    # What fills the group up weighs nothing.
+    # What fills the group up weighs nothing: it is no worse than a group that is as short as this.
+    short = tiled(w[:, 128:], dataclasses.replace(c, group_size=32))
+    assert alone.rel_mse == pytest.approx(short.rel_mse, rel=0.01)
     assert (whole.scales[-1], whole.zero_points[-1]) == (alone.scales[0], alone.zero_points[0])
     assert whole.data[-8:].tolist() == alone.data.tolist()
-    padded = tiled(np.pad(w[:, 128:], [(0, 0), (0, 32)], mode="edge"), c)
-    assert alone.scales[0] != padded.scales[0]
 
 
 def test_search_of_one_long_group(rng: np.random.Generator) -> None:
@@ -329,6 +329,12 @@ def test_what_fits_into_half(values: list[float], half: bool, dtype: type) -> No
         assert np.abs(found.astype(np.float32) - wide).max(initial=0) <= np.abs(wide).max(initial=0) * 2**-10
     else:
         assert found is w
+
+
+@pytest.mark.parametrize(("steps", "half"), [(600.5, True), (400.5, False)])
+def test_the_bound_of_half_is_two_to_the_minus_ten(steps: float, half: bool) -> None:
+    # Halfway between two subnormal halves, which lie 2^-24 apart: the error is 0.5 / steps of the value.
+    assert (to_half(np.array([steps * 2.0**-24], np.float32)).dtype == np.float16) is half
 
 
 def test_what_is_quantized() -> None:
