@@ -9,9 +9,11 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import aq_jax
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from aq_jax.pipeline import Progress, Written
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_interrupted = threading.Event()
 CACHE_VARIABLE = "AQ_JAX_CACHE"
 # Column of `inspect` -> what it sorts by.
 SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
@@ -37,13 +40,26 @@ SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
 }
 
 
+def run() -> NoReturn:
+    """The program: `main`, and out."""
+    status = main()
+    if status == INTERRUPTED:
+        # A computation may still be running; it would crash an interpreter that takes itself down around it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names are any text, terminals are not
     use_compile_cache()
-    signal.signal(signal.SIGTERM, _interrupt)  # so that nothing is left behind half-written
+    _interrupted.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)  # so that nothing is left behind half-written
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -237,10 +253,10 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[s
 
 
 @contextmanager
-def _progress_bar(as_json: bool) -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress_bar(as_json: bool) -> Iterator[Progress]:
+    """A bar on a terminal, nothing to be seen elsewhere."""
     if as_json or not sys.stderr.isatty():
-        yield None
+        yield _heed_interrupt
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -250,6 +266,7 @@ def _progress_bar(as_json: bool) -> Iterator[Progress | None]:
         task = bar.add_task("starting", total=None)
 
         def advance(name: str, size: int, total: int) -> None:
+            _heed_interrupt(name, size, total)
             bar.update(task, description=_clean(name)[-40:], total=total, advance=size)
 
         yield advance
@@ -283,9 +300,20 @@ def _fail(text: str, status: int) -> int:
     return status
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not inside JAX's garbage-collection callback, which would drop and report it."""
+    _interrupted.set()
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+        return
     raise KeyboardInterrupt
 
 
+def _heed_interrupt(name: str, size: int, total: int) -> None:
+    """Raise an interrupt once more that another callback has swallowed: Python drops what those raise."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
