@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names are any text, terminals are not
-    use_compile_cache()
     _interrupted.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)  # so that nothing is left behind half-written
     try:
+        use_compile_cache()
         return args.run(args)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was left half-written", INTERRUPTED)
@@ -78,9 +78,12 @@ def use_compile_cache() -> None:
 
     JAX reads these variables when it is imported; settings of the user's own go before ours.
     """
-    folder = os.environ.get(CACHE_VARIABLE) or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aq_jax", "xla")
-    )
+    folder = os.environ.get(CACHE_VARIABLE)
+    if not folder:
+        try:
+            folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aq_jax", "xla"))
+        except RuntimeError:  # a user without a home
+            folder = "off"
     if folder == "off":
         return
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)

@@ -97,7 +97,7 @@ class Override:
     def __post_init__(self) -> None:
         try:
             re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"override pattern {self.pattern!r} is no regular expression: {error}") from None
 
 
@@ -254,6 +254,10 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         _pick("compression", self.compression, ("none", "zstd"))
+        for key in ("source", "output"):
+            path = getattr(self, key)
+            if not path or "\0" in path:
+                raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -266,7 +270,7 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
     raw = Path(path).read_bytes()
     try:
         tree = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     for assignment in sets:
         _assign(tree, assignment)
@@ -299,6 +303,8 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {assignment[:60]!r}: not a TOML value: {error}") from None
     node: Any = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {}) if isinstance(node, dict) else None

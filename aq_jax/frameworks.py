@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import DTYPES, aligned_empty
-
-if TYPE_CHECKING:
-    pass
 
 Framework = Literal["jax", "torch", "numpy"]
 FRAMEWORKS = ("jax", "torch", "numpy")
@@ -75,7 +72,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     Raises:
         AqError: if it is none of them.
     """
-    if any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__):
+    if is_torch(value):
         return _from_torch(value, name)
     array = value if hasattr(value, "dtype") else np.asarray(value)
     # Asked before it is made an array: keys of jax.random have a dtype, but cannot become one.
@@ -83,6 +80,19 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
     array = np.asarray(array)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def is_torch(value: Any) -> bool:
+    """Whether it is a torch tensor, of torch's own class or of one made from it; torch is not imported to see."""
+    return any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__)
+
+
+def identity(value: Any) -> object:
+    """What two values share if they are one: the object or, since torch makes new ones for the same memory, that."""
+    if not is_torch(value) or not value.numel() or value.layout != torch_module().strided or value.is_meta:
+        return id(value)
+    place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+    return (*place, value.dtype, value.is_conj())
 
 
 def torch_module() -> types.ModuleType:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from aq_jax.config import BITS, Compression, ConversionConfig, QuantizationConfig
 from aq_jax.errors import AqError
-from aq_jax.store import RowInfo, open_table
+from aq_jax.store import RowInfo, TableWriter, open_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import numpy as np
 
     from aq_jax.pipeline import Progress, Written
 
@@ -53,28 +51,29 @@ class Planned:
 
 
 def plan(config: ConversionConfig) -> list[Planned]:
-    """What `convert` will write, from names and shapes alone: nothing is read or written."""
+    """What `convert` will write. Only tensors that may be kept in float16 are looked at; nothing is written.
+
+    Raises:
+        ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
+    """
     from aq_jax.converters.checkpoint import open_checkpoint
     from aq_jax.converters.huggingface import resolve_source
+    from aq_jax.solvers.tiles import is_floating, to_half
 
-    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
-        return _plan(checkpoint.shapes, config.quantization)
-
-
-def _plan(shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], config: QuantizationConfig | None) -> list[Planned]:
+    TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
     rows = []
-    for name, (shape, dtype) in shapes.items():
-        count = math.prod(shape)
-        policy = config.for_tensor(name) if config else None
-        floating = dtype.kind == "f" or "float" in dtype.name
-        if policy and policy.quant_type in BITS and floating and len(shape) >= 2:
-            spec = policy.spec
-            size = -(-count * spec.bits // 8) + 8 * spec.group_count(shape)
-            rows.append(Planned(name, shape, spec.quant_type, size))
-        elif policy and policy.quant_type == "fp16" and floating:
-            rows.append(Planned(name, shape, "fp16", 2 * count))
-        else:
-            rows.append(Planned(name, shape, "none" if config else dtype.name, count * dtype.itemsize))
+    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+        for name, (shape, dtype) in checkpoint.shapes.items():
+            kind, size = dtype.name, math.prod(shape) * dtype.itemsize
+            if config.quantization:
+                policy, kind = config.quantization.for_tensor(name), "none"
+                if policy.quant_type in BITS and is_floating(dtype) and len(shape) >= 2:
+                    spec, kind = policy.spec, policy.quant_type
+                    size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
+                elif policy.quant_type == "fp16" and is_floating(dtype):
+                    half = to_half(checkpoint.array(name))
+                    kind, size = ("fp16" if half.dtype == "float16" else "none"), half.nbytes
+            rows.append(Planned(name, shape, kind, size))
     return rows
 
 
@@ -112,7 +111,7 @@ def quantize_file(
     config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
     with WeightLoader(source) as table:
         return write_model(
-            TableSource(table, requantize=False), output, config, compression=compression, progress=progress
+            TableSource(table, allow_quantized=False), output, config, compression=compression, progress=progress
         )
 
 
@@ -138,7 +137,7 @@ def dequantize_file(
 
     with WeightLoader(source) as table:
         return write_model(
-            TableSource(table, requantize=True), output, None, compression=compression, progress=progress
+            TableSource(table, allow_quantized=True), output, None, compression=compression, progress=progress
         )
 
 

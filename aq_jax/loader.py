@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from aq_jax.config import BITS, Compression, QuantSpec
-from aq_jax.core.qtensor import QTensor, from_stream
+from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.frameworks import (
     Framework,
@@ -19,11 +19,13 @@ from aq_jax.frameworks import (
     as_dtype,
     canonical,
     check_framework,
+    identity,
     to_framework,
     to_numpy,
     torch_module,
 )
-from aq_jax.store import Row, RowInfo, TableReader, TableWriter, decode, open_table, pack_codes, pieces
+from aq_jax.store import Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
+from aq_jax.streams import from_stream, to_stream
 
 _NO_BYTES = np.empty(0, np.uint8)
 
@@ -52,10 +54,12 @@ class WeightLoader:
     """
 
     def __init__(self, path: str | os.PathLike[str], verify: bool = True) -> None:
-        self._table: TableReader = open_table(path)
+        self._reader = open_table(path)
+        self._closed = False
         self._verify = verify
 
     def __enter__(self) -> Self:
+        _ = self._table  # refuses a closed one
         return self
 
     def __exit__(
@@ -64,8 +68,15 @@ class WeightLoader:
         self.close()
 
     def close(self) -> None:
-        """Close the files. Arrays that were loaded stay valid; loading another raises ValueError."""
-        self._table.close()
+        """Close the files. Arrays that were loaded stay valid; asking for anything else raises ValueError."""
+        self._reader.close()
+        self._closed = True
+
+    @property
+    def _table(self) -> TableReader:
+        if self._closed:
+            raise ValueError(f"{self._reader.path} is closed")
+        return self._reader
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -140,7 +151,7 @@ class WeightLoader:
         try:
             return self._table.pieces(stored)
         except KeyError:
-            near = difflib.get_close_matches(name, self.get_layer_names(), 1, cutoff=0.0)
+            near = difflib.get_close_matches(str(name), self.get_layer_names(), 1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else "; the table is empty"
             raise KeyError(f"{self._table.path}: no layer {name!r}{hint}") from None
 
@@ -207,7 +218,9 @@ def save(
 ) -> None:
     """Write arrays and QTensors to a table: V1 if nothing is quantized, else V2.
 
-    A value that stands under several names (the same object) is stored once and comes back under all of them.
+    A value that stands under several names (the same object, or torch tensors over the same memory) is stored once
+    and comes back under all of them. A QTensor is recorded as float32, whatever it was made from; `quantize_file`
+    and `convert` record the dtype that a tensor had.
 
     Args:
         path: .parquet or .arrow; appears whole, or not at all.
@@ -221,10 +234,10 @@ def save(
     """
     tensors = dict(tensors.items())  # a mapping that makes its values when asked would make an object's id mean nothing
     quantized = any(isinstance(value, QTensor) for value in tensors.values())
-    seen: dict[int, str] = {}
+    seen: dict[object, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:
         for name, value in tensors.items():
-            if (stored := seen.setdefault(id(value), name)) != name:
+            if (stored := seen.setdefault(identity(value), name)) != name:
                 table.alias(name, stored)
                 continue
             rows = packed_rows(name, value) if isinstance(value, QTensor) else plain_rows(name, to_numpy(value, name))
@@ -247,15 +260,13 @@ def as_v2(row: Row) -> Row:
 
 def packed_rows(name: str, q: QTensor) -> Iterator[Row]:
     """The rows of a QTensor: its codes as one bit stream over the flattened tensor."""
-    codes, scales, zeros = (np.asarray(leaf) for leaf in (q.codes, q.scale, q.zero_point))
+    stream, scales, zeros = to_stream(q)
     bits, spec = q.spec.bits, q.spec
-    stream = (
-        np.ascontiguousarray(codes).reshape(-1).view(np.uint8) if q.packed or bits == 8 else pack_codes(codes, bits)
-    )
-    scales, zeros = scales.reshape(-1), zeros.reshape(-1)
     size = spec.group_elements(q.shape)
-    for start, stop in pieces(q.shape, "float32", spec.quant_type, spec.quant_axis, spec.group_size):
-        grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 else slice(None)
+    cuts = pieces(q.shape, "float32", spec.quant_type, spec.quant_axis, spec.group_size)
+    for start, stop in cuts:
+        # One grid a tensor is repeated in each piece; and channels have one each even if they are empty.
+        grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 and len(cuts) > 1 else slice(None)
         data = stream[start * bits // 8 : -(-stop * bits // 8)]
         yield Row(
             name, q.shape, "float32", data, stop - start, spec.quant_type,

@@ -45,13 +45,13 @@ class TableSource:
 
     Args:
         table: an open loader.
-        requantize: False refuses quantized rows, which would be rounded a second time.
+        allow_quantized: False refuses quantized rows, which would be rounded a second time.
 
     Raises:
         FormatError: if the table holds quantized rows and may not.
     """
 
-    def __init__(self, table: WeightLoader, requantize: bool) -> None:
+    def __init__(self, table: WeightLoader, allow_quantized: bool) -> None:
         self._table = table
         self.aliases = table.aliases
         self.shapes = {}
@@ -59,7 +59,7 @@ class TableSource:
             if name in table.aliases:
                 continue
             row = table.describe(name)
-            if row.quantized and not requantize:
+            if row.quantized and not allow_quantized:
                 raise FormatError(
                     f"{name}: is {row.quant_type} already, and would be rounded twice; quantize the table that it was "
                     "made from, or dequantize this one first"

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from aq_jax.errors import FormatError
-from aq_jax.frameworks import to_numpy, torch_module
+from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -116,8 +116,8 @@ def _read_safetensors(path: Path, found: Checkpoint) -> None:
         first, last = (start + offset for offset in entry["data_offsets"])
         dtype = DTYPES[SAFE_DTYPES[entry["dtype"]]]
         found.add(name, np.frombuffer(memory[first:last], np.uint8).view(dtype).reshape(entry["shape"]), path)
-    # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}.
-    found.aliases |= {a: kept for a, kept in notes.items() if kept in header and a not in header}
+    # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}; "format" is its own note.
+    found.aliases |= {a: kept for a, kept in notes.items() if kept in header and a not in header and a != "format"}
 
 
 def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
@@ -144,10 +144,9 @@ def _read_pickle(path: Path, found: Checkpoint) -> None:
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in state.values()):
         raise FormatError(f"{path}: holds something other than named tensors; save model.state_dict()")
-    tied: dict[tuple[object, ...], str] = {}
+    tied: dict[object, str] = {}
     for name, tensor in state.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and (stored := tied.setdefault((*place, tensor.dtype), name)) != name:
+        if (stored := tied.setdefault(identity(tensor), name)) != name:
             found.aliases[name] = stored
             continue
         if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:

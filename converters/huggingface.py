@@ -25,7 +25,8 @@ PACKAGE = "package:"
 # What a model, a tokenizer or a sentence-transformers pipeline is loaded from, beside the weights.
 SIDE_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json",
-    "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
+    "vocab.json", "vocab.txt", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.*",
     "modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json",
 )  # fmt: skip
@@ -79,6 +80,7 @@ def to_table(
         AqError: for a tensor that cannot be quantized.
     """
     folder = resolve_source(model_dir)
+    check_side_files(folder, Path(path).parent)
     with open_checkpoint(folder, allow_pickle) as checkpoint:
         done = write_model(checkpoint, path, config, compression=compression, progress=progress)
     copy_side_files(folder, Path(path).parent)
@@ -101,11 +103,13 @@ def from_table(
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
+    side_files = resolve_source(config_from) if config_from is not None else Path(path).parent
+    check_side_files(side_files, out)
     with WeightLoader(path) as table:
-        source = TableSource(table, requantize=True)
+        source = TableSource(table, allow_quantized=True)
         out.mkdir(parents=True, exist_ok=True)
         write_safetensors(source, out / SINGLE)
-    copy_side_files(resolve_source(config_from) if config_from is not None else Path(path).parent, out)
+    copy_side_files(side_files, out)
     return out / SINGLE
 
 
@@ -133,13 +137,26 @@ def write_safetensors(source: Source, path: Path) -> None:
             file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8).data)
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy config and tokenizer files, each of them whole or not at all; what is there already is left alone."""
-    if source.resolve() == target.resolve():
-        return
+def check_side_files(source: Path, target: Path) -> None:
+    """Refuse to put one model's config and tokenizer files in the place of another's.
+
+    Raises:
+        FormatError: naming a file that is there already with other contents.
+    """
     for file in _side_files(source):
         to = target / file.relative_to(source)
-        if to.is_file() and filecmp.cmp(file, to, shallow=False):
+        if to.exists() and not (to.is_file() and filecmp.cmp(file, to, shallow=False)):
+            raise FormatError(
+                f"{to}: is there already and differs from {file}, which belongs beside this model; write to another "
+                "folder, or remove it"
+            )
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy config and tokenizer files, each of them whole or not at all; equal files are left alone."""
+    for file in _side_files(source):
+        to = target / file.relative_to(source)
+        if to.exists():
             continue
         to.parent.mkdir(parents=True, exist_ok=True)
         with replacing(to) as temporary:

@@ -135,7 +135,7 @@ def test_a_table_is_a_source_in_the_dtypes_that_were(tmp_path: Path) -> None:
         QuantizationConfig("int8", mixed_precision_layers=("half",)),
     )
     with aq.WeightLoader(tmp_path / "m.parquet") as table:
-        source = TableSource(table, requantize=True)
+        source = TableSource(table, allow_quantized=True)
         assert source.shapes == {
             "q": ((4, 8), np.float16),
             "half": ((4,), np.float32),
@@ -145,4 +145,4 @@ def test_a_table_is_a_source_in_the_dtypes_that_were(tmp_path: Path) -> None:
             name: dtype for name, (_, dtype) in source.shapes.items()
         }
         with pytest.raises(aq.FormatError, match="q: is int8 already"):
-            TableSource(table, requantize=False)
+            TableSource(table, allow_quantized=False)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Integer
 
 from aq_jax.core import packing
 from aq_jax.core.grid import decode
-from aq_jax.core.qtensor import QTensor
+from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.core.quantize import dequantize
 
 
@@ -16,7 +16,8 @@ from aq_jax.core.quantize import dequantize
 def qdot(x: Float[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch outputs"]:
     """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
 
-    The weight is dequantized to float32, the products are summed in float32, and the result has x's dtype.
+    The weight is dequantized to float32, the products are summed in float32, and the result has x's dtype, or float32
+    where x is not floating.
 
     Raises:
         ValueError: if W has other than two axes, or x another length.
@@ -30,7 +31,7 @@ def qdot(x: Float[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch o
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
     y = jnp.einsum("...i,oi->...o", x.astype(jnp.float32), dequantize(w), preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
 
 
 @jax.jit
@@ -52,6 +53,7 @@ def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batc
     """
     if table.ndim != 2:
         raise ValueError(f"qembed: table of shape {list(table.shape)}: wanted [rows, width]")
+    check_layout(table)
     rows = table.shape[0]
     if ids.dtype.itemsize < 4:  # may not be able to count the rows
         ids = ids.astype(jnp.int32)

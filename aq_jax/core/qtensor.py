@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aq_jax.config import QuantSpec
-from aq_jax.core import packing
 
 
 @jax.tree_util.register_dataclass
@@ -96,28 +95,17 @@ def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
     return (spec.group_count(shape),)
 
 
-def from_stream(
-    stream: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, shape: tuple[int, ...], spec: QuantSpec
-) -> QTensor:
-    """A QTensor of NumPy leaves over the format's bytes: no copy where rows are whole bytes.
+def check_layout(q: QTensor) -> None:
+    """Refuse a QTensor that is no one tensor: a batch of them, made by `vmap`, whose groups cross rows.
 
-    Args:
-        stream: uint8, the bit stream of the flattened tensor.
-        scale: float32, one a group; zero_point likewise.
-        shape: of the tensor.
+    Raises:
+        ValueError: naming both shapes; such a batch is decoded with `jax.vmap`, and stored one by one.
     """
-    *lead, length = shape or (1,)
-    if spec.bits == 8:
-        codes = stream.view(np.int8).reshape(*lead, length)
-    elif packing.fills_bytes(length, spec.bits):
-        codes = stream.reshape(*lead, length * spec.bits // 8)
-    else:
-        padded = np.zeros(-(-stream.size // 3) * 3, np.uint8)  # three bytes are whole codes at every width
-        padded[: stream.size] = stream
-        count = math.prod(shape)
-        codes = np.asarray(packing.unpack(jnp.asarray(padded), spec.bits))[:count].reshape(*lead, length)
-    grids = scale_shape(tuple(shape) or (1,), spec)
-    return QTensor(codes, scale.reshape(grids), zero_point.reshape(grids), spec, length)
+    if not q.by_row and q.scale.shape != (q.spec.group_count(q.shape),):
+        raise ValueError(
+            f"scales of shape {list(q.scale.shape)} do not belong to one tensor of shape {list(q.shape)}; if this is a "
+            "batch of tensors whose groups cross rows, use jax.vmap(dequantize), and save them one by one"
+        )
 
 
 def to_groups(w: Float[Array, "*shape"], spec: QuantSpec) -> tuple[Float[Array, "*groups size"], np.ndarray]:

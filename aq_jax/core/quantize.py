@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 from aq_jax.config import QuantSpec
 from aq_jax.core import packing
 from aq_jax.core.grid import decode
-from aq_jax.core.qtensor import QTensor, from_groups
+from aq_jax.core.qtensor import QTensor, check_layout, from_groups
 
 
 def assemble(
@@ -53,11 +53,7 @@ def _decode_tensor(codes: Float[Array, "*shape"], q: QTensor) -> Float[Array, "*
         groups = q.scale.shape[-1]
         grouped = codes.reshape(*codes.shape[:-1], groups, q.length // groups)
         return decode(grouped, q.scale, q.zero_point).reshape(codes.shape)
-    if q.scale.shape != (q.spec.group_count(q.shape),):
-        raise ValueError(
-            f"dequantize: scales of shape {list(q.scale.shape)} do not belong to one tensor of shape {list(q.shape)}; "
-            "if this is a batch of tensors whose groups cross rows, use jax.vmap(dequantize)"
-        )
+    check_layout(q)
     size = min(q.spec.group_elements(q.shape), codes.size)
     short = q.scale.size * size - codes.size
     flat = jnp.pad(codes.reshape(-1), (0, short)) if short else codes

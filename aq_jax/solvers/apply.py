@@ -14,19 +14,21 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import Grid, place
-from aq_jax.core.qtensor import QTensor, from_stream, scale_shape, to_groups
+from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.tiles import Refused, is_quantizable, quantize_array, refusal, to_half
+from aq_jax.solvers.tiles import Refused, quantize_array, refusal, to_half
+from aq_jax.streams import from_stream
 
 
 def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
-    saturate and NaN becomes a level near zero. On a concrete array the config's `on_nonfinite` holds.
+    saturate and NaN becomes a level near zero; fp16 saturates too. On a concrete array the config's `on_nonfinite`
+    holds, and fp16 leaves an array alone that float16 cannot hold (see `QuantizationConfig`).
 
     Args:
         w: floating weights of one axis or more; computed in float32.
@@ -46,15 +48,9 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True))
     """
     policy = _policy(config).for_tensor(name)
-    if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
-        raise AqError(f"{name}: dtype {jnp.result_type(w)} is not floating; only floating weights are quantized")
-    if policy.quant_type == "none":
-        return jnp.asarray(w)
-    if policy.quant_type == "fp16":
-        return jnp.asarray(w) if isinstance(w, Tracer) else jnp.asarray(to_half(np.asarray(w)))
-    if jnp.ndim(w) == 0:
-        raise AqError(f"{name}: a scalar has no axis to quantize along; wanted one axis or more")
-    array = jnp.asarray(w)
+    array = _floating(w, name)
+    if policy.quant_type in ("fp16", "none"):
+        return _half(array) if policy.quant_type == "fp16" else array
     q, sound, zeros = _quantize(array, policy.spec, policy.solver_name)
     if isinstance(array, Tracer):
         return q
@@ -73,6 +69,13 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
 def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) -> Float[Array, "*shape"]:
     """dequantize(quantize(w)) forwards, the identity backwards: the straight-through estimator.
 
+    Args:
+        w: floating weights of one axis or more.
+        config: or just a quant_type. fp16 rounds to float16, none does nothing.
+
+    Raises:
+        AqError: for weights that are not floating, or have no axis. Values are never refused.
+
     Reference: Y. Bengio, N. Leonard, A. Courville, "Estimating or propagating gradients through stochastic neurons
     for conditional computation", arXiv:1308.3432.
 
@@ -81,11 +84,16 @@ def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) 
     >>> jax.grad(lambda w: fake_quant(w, "int2").sum())(jnp.array([[0.3, -0.7]])).tolist()
     [[1.0, 1.0]]
     """
-    policy = _policy(config).for_tensor("weight")
-    w = jnp.asarray(w)
-    q, *_ = _quantize(lax.stop_gradient(w), policy.spec, policy.solver_name)
-    # Written as a sum, so that both forward and reverse mode see the identity.
-    return w + lax.stop_gradient(dequantize(q, dtype=w.dtype) - w)
+    policy, w = _policy(config).for_tensor("weight"), _floating(w, "weight")
+    if policy.quant_type == "none":
+        return w
+    if policy.quant_type == "fp16":
+        seen = _half(w).astype(w.dtype)
+    else:
+        q, *_ = _quantize(lax.stop_gradient(w), policy.spec, policy.solver_name)
+        seen = dequantize(q, dtype=w.dtype)
+    # Written so that forward and reverse mode see the identity, and the forward value is exact: w - w is zero.
+    return lax.stop_gradient(seen) + (w - lax.stop_gradient(w))
 
 
 def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
@@ -93,7 +101,11 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
 
     A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b".
     Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
-    small one; traced leaves are quantized where they are.
+    small one; traced and abstract leaves are quantized where they are.
+
+    Args:
+        params: a tree of arrays. QTensors, integers and what is no array pass through.
+        config: or just a quant_type.
 
     Raises:
         AqError: as `quantize`, naming the leaf.
@@ -124,17 +136,34 @@ def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
         or policy.quant_type == "none"
     ):
         return leaf
-    if isinstance(leaf, Tracer):
-        return quantize(leaf, policy, name) if leaf.ndim >= 2 else leaf
-    host = np.asarray(leaf)
-    if policy.quant_type == "fp16":
-        return jnp.asarray(to_half(host))
-    if not is_quantizable(host):
+    if leaf.ndim < (1 if policy.quant_type == "fp16" else 2):
         return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):  # a tree of shapes, to restore a checkpoint into
+        return jax.eval_shape(lambda w: quantize(w, policy, name), leaf)
+    if isinstance(leaf, Tracer) or policy.quant_type == "fp16":
+        return quantize(leaf, policy, name)
+    host = np.asarray(leaf)
     result = quantize_array(host, policy, name)
     if isinstance(result, Refused):
         return leaf
     return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, policy.spec))
+
+
+def _floating(w: Any, name: str) -> Array:
+    """The weights as a JAX array, if they are what can be quantized."""
+    if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
+        raise AqError(f"{name}: dtype {jnp.result_type(w)} is not floating; only floating weights are quantized")
+    if jnp.ndim(w) == 0:
+        raise AqError(f"{name}: a scalar has no axis to quantize along; wanted one axis or more")
+    return jnp.asarray(w)
+
+
+def _half(w: Array) -> Array:
+    """In float16; what is traced cannot be looked at, and saturates."""
+    if isinstance(w, Tracer):
+        largest = float(jnp.finfo(jnp.float16).max)
+        return jnp.clip(w.astype(jnp.float32), -largest, largest).astype(jnp.float16)
+    return jnp.asarray(to_half(np.asarray(w)))
 
 
 def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
