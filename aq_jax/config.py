@@ -272,9 +272,14 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
         tree = tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
-    for assignment in sets:
-        _assign(tree, assignment)
-    return parse_config(tree, where=str(path))
+    try:
+        for assignment in sets:
+            _assign(tree, assignment)
+        return parse_config(tree, where=str(path))
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:

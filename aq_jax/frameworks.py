@@ -92,7 +92,7 @@ def identity(value: Any) -> object:
     if not is_torch(value) or not value.numel() or value.layout != torch_module().strided or value.is_meta:
         return id(value)
     place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
-    return (*place, value.dtype, value.is_conj())
+    return (*place, value.dtype, value.device, value.is_conj(), value.is_neg())
 
 
 def torch_module() -> types.ModuleType:

@@ -57,12 +57,13 @@ def plan(config: ConversionConfig) -> list[Planned]:
         ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
     """
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import resolve_source
+    from aq_jax.converters.huggingface import check_side_files, resolve_source
     from aq_jax.solvers.tiles import is_floating, to_half
 
     TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
-    rows = []
-    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+    folder, rows = resolve_source(config.source), []
+    check_side_files(folder, Path(config.output).parent)
+    with open_checkpoint(folder, config.allow_pickle) as checkpoint:
         for name, (shape, dtype) in checkpoint.shapes.items():
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize
             if config.quantization:

@@ -213,6 +213,33 @@ def test_quantized_rows_are_float32_and_equal_in_every_framework(path: Path, qua
         assert {bits(loaded[framework][name]) for framework in FRAMEWORKS} == {wanted}, name
 
 
+def test_a_batch_of_qtensors_that_is_no_tensor_is_refused_and_leaves_nothing(path: Path) -> None:
+    flat = QuantizationConfig("int4", group_size=24, solver="absmax")  # groups that cross rows of 64
+    batch = jax.vmap(lambda w: aq.quantize(w, flat))(jnp.ones((3, 6, 64)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aq.quantize(jnp.ones((6, 64)), flat)] * 2)
+    channels = jax.vmap(lambda w: aq.quantize(w, "int8"))(jnp.ones((3, 6, 64)))
+    for q, message in ((batch, "save them one by one"), (stacked, "save them one by one"), (channels, "scales holds")):
+        with pytest.raises(ValueError, match=message):
+            aq.save(path, {"fine": np.ones(2), "w": q})
+        assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (3, 0, 4)], ids=str)
+def test_empty_qtensors_come_back(path: Path, shape: tuple[int, ...]) -> None:
+    kinds: list[dict[str, Any]] = [{"per_channel": True}, {"per_channel": False}, {"group_size": 24}]
+    empty = {
+        f"{kind}{i}": aq.quantize(jnp.ones(shape), QuantizationConfig(kind, solver="absmax", **options))
+        for kind in ("int8", "int3")
+        for i, options in enumerate(kinds)
+    }
+    aq.save(path, empty)
+    packed = aq.load(path, packed=True)
+    assert jax.tree.structure(packed) == jax.tree.structure(empty)
+    for name, value in aq.load(path).items():
+        assert value.shape == packed[name].shape == shape
+        assert [leaf.shape for leaf in jax.tree.leaves(packed[name])] == [x.shape for x in jax.tree.leaves(empty[name])]
+
+
 def test_saved_again_a_table_is_the_same_file(tmp_path: Path, quantized: dict[str, aq.QTensor]) -> None:
     tensors = {**quantized, "plain": np.arange(3)}
     first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
@@ -250,8 +277,22 @@ def test_one_object_under_two_names_is_stored_once_and_comes_back_as_one(path: P
             assert table.describe("head").layer_name == "embed"
 
 
+def test_a_state_dict_of_torch_has_its_ties(path: Path) -> None:
+    """It makes a new tensor for each name, over the same memory."""
+    embed, head = torch.nn.Embedding(4, 3), torch.nn.Linear(3, 4)
+    head.weight = embed.weight
+    aq.save(path, torch.nn.ModuleDict({"embed": embed, "head": head}).state_dict())
+    with aq.WeightLoader(path) as table:
+        assert dict(table.aliases) == {"head.weight": "embed.weight"}
+        assert len(table._table.infos) == 2
+        loaded = table.load_weights("torch")
+    assert loaded["head.weight"] is loaded["embed.weight"]
+    assert torch.equal(loaded["embed.weight"], embed.weight)
+
+
 def test_equal_arrays_are_not_tied(path: Path) -> None:
-    aq.save(path, {"a": np.ones(3), "b": np.ones(3)})
+    z = torch.tensor([1 + 2j])
+    aq.save(path, {"a": np.ones(3), "b": np.ones(3), "up": z.imag, "down": z.conj().imag, "row": z, "turned": z.conj()})
     with aq.WeightLoader(path) as table:
         assert not table.aliases
 
@@ -307,6 +348,8 @@ def test_unknown_layers_name_the_nearest(path: Path) -> None:
         for call in calls:
             with pytest.raises(KeyError, match=r"no layer 'pooler.bais'; the nearest is 'pooler.bias'"):
                 call("pooler.bais")
+            with pytest.raises(KeyError, match="no layer 3; the nearest is"):
+                call(3)
     aq.save(path, {})
     with aq.WeightLoader(path) as table:
         assert table.get_layer_names() == []
@@ -326,8 +369,9 @@ def test_a_closed_loader_gives_no_more_and_takes_nothing_back(path: Path) -> Non
     for call in (table.get_layer, table.get_quantized, table.describe):
         with pytest.raises(ValueError, match="is closed"):
             call("w")
-    with pytest.raises(ValueError, match="is closed"):
-        table.load_weights()
+    for ask in (table.load_weights, table.get_layer_names, lambda: table.aliases, table.__enter__):
+        with pytest.raises(ValueError, match="is closed"):
+            ask()
     table.close()  # twice is once
 
 

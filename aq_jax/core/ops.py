@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Real
 
 from aq_jax.core import packing
 from aq_jax.core.grid import decode
@@ -13,7 +13,7 @@ from aq_jax.core.quantize import dequantize
 
 
 @jax.jit
-def qdot(x: Float[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch outputs"]:
+def qdot(x: Real[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch outputs"]:
     """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
 
     The weight is dequantized to float32, the products are summed in float32, and the result has x's dtype, or float32

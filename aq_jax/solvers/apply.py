@@ -66,7 +66,7 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     return array
 
 
-def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) -> Float[Array, "*shape"]:
+def fake_quant(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str) -> Float[Array, "*shape"]:
     """dequantize(quantize(w)) forwards, the identity backwards: the straight-through estimator.
 
     Args:
@@ -92,8 +92,18 @@ def fake_quant(w: Float[ArrayLike, "*shape"], config: QuantizationConfig | str) 
     else:
         q, *_ = _quantize(lax.stop_gradient(w), policy.spec, policy.solver_name)
         seen = dequantize(q, dtype=w.dtype)
-    # Written so that forward and reverse mode see the identity, and the forward value is exact: w - w is zero.
-    return lax.stop_gradient(seen) + (w - lax.stop_gradient(w))
+    return _straight_through(w, lax.stop_gradient(seen))
+
+
+@jax.custom_jvp
+def _straight_through(w: Float[Array, "*shape"], seen: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`seen` exactly, even where w is not finite; its derivative is that of w."""
+    return seen
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return values[1], tangents[0]
 
 
 def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:

@@ -4,7 +4,7 @@ A tensor is cut into tiles of about `TILE` elements; each is copied into float32
 compiled function, and its bytes are appended to the result. What differs is only how groups lie in a tile:
 
     groups        [TILE / group_size, group_size]         one shape a config
-    channels      [4 * TILE / bucket, bucket]             rows filled up to a power of two: one shape a bucket
+    channels      [TILE / bucket, bucket]                 rows filled up to a power of two: one shape a bucket
     long groups   [1, TILE]                               a whole tensor, or a channel longer than a tile: the group is
                                                           read once for its range, again for each question that its
                                                           solver asks, and once more for its codes
@@ -29,9 +29,9 @@ from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encod
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups, Sums
-from aq_jax.store import pack_codes, unpack_codes
+from aq_jax.store import aligned_empty, pack_codes, unpack_codes
 
-TILE = 1 << 16
+TILE = 1 << 18
 SMALLEST_BUCKET = 128
 
 
@@ -229,16 +229,18 @@ class _Short(_Road):
     def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
         super().__init__(flat, size, spec, solver)
         self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
-        # A multiple of eight rows: a tile of odd groups ends on a byte. Matrices have hundreds of channels, so larger
-        # tiles of them are filled well enough to gain more by fewer calls than they lose.
-        self.rows = max(8, (TILE if spec.group_size else 4 * TILE) // self.width // 8 * 8)
+        # A multiple of eight rows: a tile of odd groups ends on a byte.
+        self.rows = max(8, TILE // self.width // 8 * 8)
+        self.tile = aligned_empty((self.rows, self.width), np.float32)
+        self.pads = aligned_empty((self.rows,), np.float32)
 
     def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
         rooms: list[_Candidate] = []
         step = self.rows * self.size
         for first in range(start, stop, step):
-            tile, pads, count = self._tile(first, min(first + step, stop))
-            codes, numbers = map(np.asarray, _solve_tile(tile, pads, self.spec.bits, self.spec.symmetric, self.solver))
+            count = self._fill(first, min(first + step, stop))
+            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.spec.symmetric, self.solver)
+            codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or packing.fills_bytes(self.size, self.spec.bits)
             rooms = rooms or [self._room(start, stop, keep, whole) for _ in codes]
@@ -251,22 +253,26 @@ class _Short(_Road):
                 self._put(room, first - start, packed, self.width, self.size, min(step, stop - first))
         return rooms
 
-    def _tile(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The elements of a tile in rows, how many fillings each row ends with, and how many rows are groups."""
-        values = _float32(self.flat[first:stop])
-        count = -(-values.size // self.size)
-        pads = np.full(self.rows, self.width - self.size, np.float32)
-        if values.size == self.rows * self.width:
-            return values.reshape(self.rows, self.width), pads, count
-        tile = np.zeros((self.rows, self.width), np.float32)
-        whole = values.size // self.size
-        tile[:whole, : self.size] = values[: whole * self.size].reshape(whole, self.size)
-        tile[:whole, self.size :] = tile[:whole, self.size - 1 : self.size]
-        if whole < count:
-            rest = values[whole * self.size :]
-            tile[whole, : rest.size], tile[whole, rest.size :] = rest, rest[-1]
-            pads[whole] = self.width - rest.size
-        return tile, pads, count
+    def _fill(self, first: int, stop: int) -> int:
+        """Put elements into the tile, one group a row, and count the rows that are groups.
+
+        The tile's memory is used again and again, and JAX may compute on it in place: the results of the last tile
+        have been fetched by now.
+        """
+        values = self.flat[first:stop]
+        whole, rest = divmod(values.size, self.size)
+        count = whole + (rest > 0)
+        with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused by name
+            self.tile[:whole, : self.size] = values[: whole * self.size].reshape(whole, self.size)
+            if rest:
+                self.tile[whole, :rest] = values[whole * self.size :]
+        self.tile[:whole, self.size :] = self.tile[:whole, self.size - 1 : self.size]
+        if rest:
+            self.tile[whole, rest:] = self.tile[whole, rest - 1]
+        self.tile[count:] = 0
+        self.pads[...] = self.width - self.size
+        self.pads[whole:count] = self.width - rest
+        return count
 
 
 class _Long(_Road):
@@ -410,11 +416,19 @@ def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
     """
     top = jnp.max(jnp.maximum(groups.hi, -groups.lo))
     unit = round_mantissa(jnp.clip(top, SCALE_MIN, SCALE_MAX), 0)
-    size = groups.w.shape[-1]
-    real = jnp.arange(size, dtype=jnp.float32) < size - groups.pads[:, None]
-    w = jnp.where(real, groups.w / unit, 0.0)
-    d = jnp.where(real, (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit, 0.0)
-    return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])
+    w = groups.w / unit
+    d = (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit
+    rows, size = w.shape
+    if rows == 1:  # fillings may outnumber elements, so that to take their share away would leave nothing exact
+        real = jnp.arange(size, dtype=jnp.float32) < size - groups.pads[:, None]
+        w, d = jnp.where(real, w, 0.0), jnp.where(real, d, 0.0)
+        return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])
+
+    def dot(a: Array, b: Array) -> Array:
+        # Fillings are equal to the last element of their row; a mask takes as long as everything else in a tile.
+        return jnp.vdot(a, b) - jnp.vdot(groups.pads, a[:, -1] * b[:, -1])
+
+    return jnp.stack([dot(w, w), dot(w, d), dot(d, d), unit])
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

@@ -68,8 +68,6 @@ class _IpcSink:
     """Arrow IPC: uncompressed, so that it can be mapped; the metadata rides on a last, empty batch."""
 
     def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
-        if compression != "none":
-            raise FormatError(f"{path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'")
         self._schema = schema
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
@@ -103,7 +101,7 @@ class TableWriter:
         compression: of the `data` column.
 
     Raises:
-        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's.
+        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's; or an `.arrow` is to be compressed.
     """
 
     def __init__(
@@ -123,6 +121,8 @@ class TableWriter:
             raise FormatError(
                 f"{self.path}: version {version!r} must be 1 or 2, compression {compression!r} none or zstd"
             )
+        if self.path.suffix == ".arrow" and compression != "none":
+            raise FormatError(f"{self.path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'")
         self._version, self._compression = version, compression
         self._config = dict(config or {})
         self._schema = V1 if version == 1 else V2

@@ -43,6 +43,15 @@ def test_qdot_of_one_vector_in_half_precision_has_its_dtype(weight: np.ndarray, 
     assert np.allclose(np.asarray(y, np.float64), np.asarray(x, np.float64) @ dense(q).T, rtol=2**-8, atol=0)
 
 
+def test_qdot_of_integers_is_float32(weight: np.ndarray) -> None:
+    q = quantize(weight, "int8")
+    x = jnp.arange(64) % 5 - 2
+    y = qdot(x, q)
+    assert y.dtype == jnp.float32
+    assert jnp.array_equal(y, qdot(x.astype(jnp.float32), q))
+    assert jnp.array_equal(qdot(x.astype(jnp.uint8) % 2, q), qdot(jnp.asarray(x % 2, jnp.float32), q))
+
+
 @pytest.mark.parametrize("x_shape", [(63,), (64, 1)], ids=str)
 def test_qdot_refuses_other_lengths(x_shape: tuple[int, ...], weight: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"qdot: x of shape .* and W of shape \[6, 64\]: wanted \[\.\.\., n\]"):

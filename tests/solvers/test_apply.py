@@ -80,6 +80,11 @@ def test_eval_shape_is_what_comes_out(config: QuantizationConfig, weight: np.nda
     assert [(a.shape, a.dtype) for a in jax.tree.leaves(abstract)] == [(a.shape, a.dtype) for a in jax.tree.leaves(q)]
 
 
+def test_eval_shape_of_half_is_half() -> None:
+    abstract = jax.eval_shape(lambda w: quantize(w, "fp16"), jax.ShapeDtypeStruct((2, 8), jnp.float32))
+    assert (abstract.shape, abstract.dtype) == ((2, 8), jnp.float16)
+
+
 # The straight-through estimator
 
 
@@ -103,9 +108,27 @@ def test_fake_quant_under_jit_and_vmap_keeps_the_dtype(weight: np.ndarray) -> No
     assert jnp.array_equal(jax.vmap(lambda w: fake_quant(w, ABSMAX))(w[None])[0], out)
 
 
-def test_fake_quant_needs_a_grid() -> None:
-    with pytest.raises(ConfigError, match="'fp16' has no grid"):
-        fake_quant(jnp.ones((2, 2)), "fp16")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [ABSMAX, "fp16", "none"], ids=["absmax", "fp16", "none"])
+def test_fake_quant_is_exactly_what_quantize_gives(
+    config: QuantizationConfig | str, dtype: str, weight: np.ndarray
+) -> None:
+    w = jnp.asarray(weight * 37.3, dtype)
+    q = quantize(w, config)
+    found = fake_quant(w, config)
+    assert found.dtype == w.dtype
+    assert jnp.array_equal(found, dequantize(q, dtype=w.dtype) if isinstance(q, QTensor) else q.astype(w.dtype))
+    assert jnp.array_equal(jax.grad(lambda w: (3 * fake_quant(w, config)).sum())(w), jnp.full_like(w, 3))
+
+
+def test_fake_quant_refuses_what_quantize_does_but_no_values(weight: np.ndarray) -> None:
+    for config in ("int8", "fp16", "none"):
+        with pytest.raises(AqError, match="weight: dtype int32 is not floating"):
+            fake_quant(jnp.ones((2, 2), jnp.int32), config)
+        with pytest.raises(AqError, match="weight: a scalar has no axis"):
+            fake_quant(1.0, config)
+    broken = jnp.asarray(weight).at[2, 5].set(jnp.nan).at[2, 6].set(jnp.inf)
+    assert jnp.array_equal(fake_quant(broken, ABSMAX), dequantize(compiled(broken, ABSMAX)))
 
 
 # Numbers that are none, where nothing can be raised
@@ -237,6 +260,44 @@ def test_a_traced_tree_is_the_concrete_one(params: dict) -> None:
     wanted = quantize_tree(layers, ABSMAX)
     assert_same(found[1]["kernel"], wanted[1]["kernel"])
     assert jnp.array_equal(found[1]["bias"], layers[1]["bias"])
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_a_tree_of_shapes_becomes_the_shapes_of_the_tree(kind: str, params: dict) -> None:
+    layers = params["layers"]
+    found = quantize_tree(jax.eval_shape(lambda p: p, layers), kind)
+    wanted = quantize_tree(layers, kind)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert isinstance(ours, jax.ShapeDtypeStruct)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
+ODD = [
+    QuantizationConfig("int4", group_size=24, solver="absmax"),
+    QuantizationConfig("int3", group_size=17, solver="absmax"),
+    QuantizationConfig("int2", per_channel=False, group_size=0, solver="absmax"),
+]
+
+
+@pytest.mark.parametrize("config", ODD, ids=lambda c: c.quant_type)
+def test_a_tree_of_many_odd_shapes_compiles_few_programs(config: QuantizationConfig) -> None:
+    """Rows that are no whole bytes, too, are cut up without a program for each shape."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    tree = {str(i): np.ones((5 + i, 7 + 2 * i), np.float32) for i in range(12)}
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        quantized = quantize_tree(tree, config)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not any(q.packed for q in quantized.values())
+    assert 1 <= len(found) <= 3
 
 
 def test_errors_name_the_leaf(params: dict) -> None:
