@@ -81,9 +81,19 @@ def _pick(what: str, value: object, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Different numerics for the tensors whose name matches `pattern` (a regular expression, searched).
+    """Different numerics for the tensors whose name matches a pattern; what is left at None stays as the policy says.
 
-    Fields left at None keep what the model's policy says.
+    Args:
+        pattern: a regular expression, found anywhere in the name.
+        quant_type: as in `QuantizationConfig`, and so are the others; channels and groups exclude each other, so that
+            naming one drops the other.
+
+    Raises:
+        ConfigError: if the pattern is no regular expression.
+
+    >>> config = QuantizationConfig("int4", group_size=64, overrides=(Override(r"embed", quant_type="int8"),))
+    >>> config.for_tensor("embed.word").quant_type, config.for_tensor("layer.0").quant_type
+    ('int8', 'int4')
     """
 
     pattern: str
@@ -244,6 +254,12 @@ class ConversionConfig:
         quantization: None writes plain weights (schema V1).
         compression: "zstd" compresses the weights too (.parquet only).
         allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
+
+    Raises:
+        ConfigError: for an unknown compression, or a source or output that can be no name.
+
+    >>> ConversionConfig("path/to/folder", "build/model.parquet", QuantizationConfig("int8")).compression
+    'none'
     """
 
     source: str
@@ -261,11 +277,21 @@ class ConversionConfig:
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
-    """Read a TOML file; `sets` are assignments such as `quantization.group_size=64` that go before the file.
+    """Read a TOML file that describes a conversion.
+
+    Args:
+        path: of the file.
+        sets: assignments such as `quantization.group_size=64`, which go before the file.
 
     Raises:
         ConfigError: for a file that is no TOML, an unknown key (the known ones are listed), a wrong type.
         OSError: if the file cannot be read.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "c.toml")
+    >>> _ = path.write_text('source = "model"\\noutput = "model.parquet"\\n[quantization]\\nquant_type = "int4"')
+    >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
+    QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True)
     """
     raw = Path(path).read_bytes()
     try:

@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
     """Do what a TOML file says: a folder of weights becomes a table, its config and tokenizer files beside it.
 
+    Args:
+        config: from `load_config`, or made by hand.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
     Raises:
         ConfigError, FormatError, AqError: see `converters.huggingface.to_table`.
 
+    >>> import numpy as np, safetensors.numpy, tempfile
     >>> import aq_jax as aq
-    >>> aq.convert(aq.load_config("configs/minilm_int8.toml")).path  # doctest: +SKIP
-    'build/minilm_int8.parquet'
+    >>> folder = tempfile.mkdtemp()
+    >>> safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder + "/model.safetensors")
+    >>> config = ConversionConfig(folder, folder + "/m.parquet", QuantizationConfig("int8"))
+    >>> aq.convert(config).quantized
+    {'w': 1.0}
     """
     from aq_jax.converters import huggingface
 
@@ -58,7 +66,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
     """
     from aq_jax.converters.checkpoint import open_checkpoint
     from aq_jax.converters.huggingface import check_side_files, resolve_source
-    from aq_jax.solvers.tiles import is_floating, to_half
+    from aq_jax.solvers.screen import is_floating, to_half
 
     TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
     folder, rows = resolve_source(config.source), []
@@ -125,9 +133,26 @@ def dequantize_file(
 ) -> Written | Path:
     """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
 
+    Args:
+        source: a table, or a folder of them.
+        output: appears whole, or not at all, and may be the source.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name, its bytes, and the bytes of all (tables only).
+
+    Returns:
+        What was written; for a folder, the path of its model.safetensors.
+
+    Raises:
+        FormatError: for a source that is no table, or an output that cannot be.
+        IntegrityError: if a row is not what was written.
+
+    >>> import numpy as np, tempfile
     >>> import aq_jax as aq
-    >>> aq.dequantize_file("v2.parquet", "v1.parquet").path  # doctest: +SKIP
-    'v1.parquet'
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v2.parquet", {"w": aq.quantize(np.ones((4, 8), np.float32), "int8")})
+    >>> _ = aq.dequantize_file(folder + "/v2.parquet", folder + "/v1.parquet")
+    >>> aq.load(folder + "/v1.parquet", "numpy")["w"].sum()
+    np.float32(32.0)
     """
     if Path(output).suffix not in (".parquet", ".arrow"):
         from aq_jax.converters import huggingface
@@ -183,7 +208,22 @@ class Inspection:
 
 
 def inspect_table(path: str | os.PathLike[str]) -> Inspection:
-    """List the tensors of a table: shape, type, true bits per weight (bytes on disk), fit. No tensor is read."""
+    """List the tensors of a table: shape, type, true bits per weight (bytes on disk), fit. No tensor is read.
+
+    Args:
+        path: a table, or a folder of them.
+
+    Raises:
+        FormatError: if it is no table of this format.
+        IntegrityError: if its metadata and its rows do not belong together.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> path = tempfile.mkdtemp() + "/m.arrow"
+    >>> aq.save(path, {"w": aq.quantize(np.ones((4, 8), np.float32), "int8")})
+    >>> [(layer.name, layer.quant_type, layer.bits) for layer in inspect_table(path).layers]
+    [('w', 'int8', 16.0)]
+    """
     with open_table(path) as table:
         layers = tuple(_layer(table.pieces(name)) for name in table.names)
         config = table.metadata.config if table.metadata else {}
@@ -239,9 +279,19 @@ class Verdict:
 def verify_table(path: str | os.PathLike[str]) -> Verdict:
     """Read every row, compare it with its digest, and the rows with the table's; say which rows are wrong.
 
+    Args:
+        path: a table, or a folder of them.
+
     Raises:
         FormatError: if the file cannot be read as a table at all.
         IntegrityError: if its metadata and its rows do not belong together.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> path = tempfile.mkdtemp() + "/m.arrow"
+    >>> aq.save(path, {"w": np.ones(3)})
+    >>> verify_table(path).ok
+    True
     """
     good, unchecked, errors = 0, 0, []
     with open_table(path) as table:

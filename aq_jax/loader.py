@@ -106,6 +106,13 @@ class WeightLoader:
             KeyError: for an unknown name; the nearest is named.
             IntegrityError: if the row's bytes are not those that were written.
             ImportError: if torch is asked for and not installed.
+            ValueError: if the loader is closed.
+
+        >>> import tempfile
+        >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"bias": np.ones(3, np.float32)})
+        >>> with WeightLoader(path) as loader:
+        ...     loader.get_layer("bias", framework="numpy", dtype="float16")
+        array([1., 1., 1.], dtype=float16)
         """
         check_framework(framework)
         if framework == "torch":
@@ -117,7 +124,23 @@ class WeightLoader:
         return to_framework(array, framework, name)
 
     def get_quantized(self, name: str, *, copy: bool = True) -> Any:
-        """One tensor as a packed QTensor of JAX arrays; an unquantized one as the JAX array that it is."""
+        """One tensor as a packed QTensor of JAX arrays; an unquantized one as the JAX array that it is.
+
+        Args:
+            name: of the tensor, or an alias.
+            copy: as in `get_layer`.
+
+        Raises:
+            KeyError, IntegrityError, ValueError: as `get_layer`.
+            FormatError: for rows that were rotated before they were quantized.
+
+        >>> import tempfile
+        >>> import aq_jax as aq
+        >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"w": aq.quantize(np.ones((2, 8), np.float32), "int8")})
+        >>> with WeightLoader(path) as loader:
+        ...     loader.get_quantized("w")
+        QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True))
+        """
         import jax
 
         return jax.device_put(self._packed(name, copy))
@@ -132,6 +155,18 @@ class WeightLoader:
             packed: quantized tensors as QTensors (framework "jax" only).
             dtype: what floating tensors are converted to.
             copy: as in `get_layer`.
+
+        Raises:
+            FormatError: if packed QTensors are asked for in another framework than JAX.
+            IntegrityError, ImportError, ValueError: as `get_layer`.
+
+        >>> import tempfile
+        >>> tied = np.ones(2, np.float32)
+        >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"embed": tied, "head": tied})
+        >>> with WeightLoader(path) as loader:
+        ...     weights = loader.load_weights("numpy")
+        >>> list(weights), weights["head"] is weights["embed"]
+        (['embed', 'head'], True)
         """
         check_framework(framework)
         if packed:
@@ -198,6 +233,17 @@ def load(
 ) -> dict[str, Any]:
     """All tensors of a table by name; see `WeightLoader.load_weights`.
 
+    Args:
+        path: a table, or a folder of them.
+        framework: "jax", "torch" or "numpy".
+        packed: quantized tensors as QTensors (framework "jax" only).
+        dtype: what floating tensors are converted to.
+        copy: as in `WeightLoader.get_layer`.
+        verify: compare every row with its digest.
+
+    Raises:
+        FileNotFoundError, FormatError, IntegrityError, ImportError: as `WeightLoader` and its methods.
+
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq
     >>> path = tempfile.mkdtemp() + "/m.arrow"
@@ -231,6 +277,14 @@ def save(
     Raises:
         AqError: for a value that is no tensor.
         FormatError: for a file name, a tensor name or a shape that the format does not have.
+        ValueError: for a batch of QTensors whose groups cross rows.
+
+    >>> import jax.numpy as jnp, tempfile
+    >>> import aq_jax as aq
+    >>> path = tempfile.mkdtemp() + "/m.parquet"
+    >>> aq.save(path, {"w": aq.quantize(jnp.ones((2, 8)), "int8"), "bias": jnp.zeros(2)}, config={"made": "by hand"})
+    >>> list(aq.load(path))
+    ['w', 'bias']
     """
     tensors = dict(tensors.items())  # a mapping that makes its values when asked would make an object's id mean nothing
     quantized = any(isinstance(value, QTensor) for value in tensors.values())

@@ -15,7 +15,8 @@ import numpy as np
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.errors import FormatError
 from aq_jax.loader import WeightLoader, as_v2, plain_rows
-from aq_jax.solvers.tiles import Refused, is_floating, is_quantizable, quantize_pieces, to_half
+from aq_jax.solvers.screen import Refused, is_floating, is_quantizable, to_half
+from aq_jax.solvers.tiles import quantize_pieces
 from aq_jax.store import DTYPES, Row, TableWriter, pieces
 
 T = TypeVar("T")

@@ -76,8 +76,17 @@ def to_table(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FormatError: for files that are missing, damaged, or a pickle that was not asked for.
+        ConfigError: if the folder is inside a package that is not installed.
+        FileNotFoundError: if there is no such folder.
+        FormatError: for files that are missing, damaged, or a pickle that was not asked for; for an output whose
+            folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
+
+    >>> import safetensors.numpy, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder + "/model.safetensors")
+    >>> to_table(folder, folder + "/m.parquet", QuantizationConfig("int8")).quantized
+    {'w': 1.0}
     """
     folder = resolve_source(model_dir)
     check_side_files(folder, Path(path).parent)
@@ -99,6 +108,19 @@ def from_table(
 
     Returns:
         The path of model.safetensors.
+
+    Raises:
+        FileNotFoundError: if there is no such table.
+        FormatError: for a table or a folder that is none, a dtype that safetensors does not have, and a folder that
+            holds another model's config or tokenizer files.
+        IntegrityError: if a row is not what was written.
+
+    >>> import safetensors.numpy, tempfile
+    >>> from aq_jax import quantize, save
+    >>> folder = tempfile.mkdtemp()
+    >>> save(folder + "/m.parquet", {"w": quantize(np.ones((2, 8), np.float32), "int8")})
+    >>> safetensors.numpy.load_file(from_table(folder + "/m.parquet", folder + "/hf"))["w"].sum()
+    np.float32(16.0)
     """
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):

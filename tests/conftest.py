@@ -21,7 +21,7 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
 
 # Before anything imports these modules: their signatures are then checked at every call and every trace.
 # (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)
-CHECKED = ["aq_jax.core", "aq_jax.solvers.apply", "aq_jax.solvers.measure", "aq_jax.solvers.tiles"]
+CHECKED = ["aq_jax.core", *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles"))]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # `import oracle` works in every folder of tests.

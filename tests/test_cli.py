@@ -109,6 +109,24 @@ def test_a_dry_run_writes_nothing(run: Run, toml: Path, tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
+def test_a_dry_run_refuses_what_the_run_would(run: Run, toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_text('{"another": "model"}')
+    before = listing(tmp_path)
+    for sets in (
+        ["output=m.safetensors"],
+        [f"output={tmp_path}"],
+        [f"output={tmp_path}/m.arrow", "compression=zstd"],
+        [f"output={tmp_path}/taken/m.parquet"],
+        ["source=/missing"],
+    ):
+        flags = [word for text in sets for word in ("--set", text)]
+        dry, real = run("convert", toml, "--dry-run", *flags), run("convert", toml, *flags)
+        assert dry == real
+        assert (dry[0], dry[1], dry[2].count("\n")) == (2, "", 1)
+    assert listing(tmp_path) == before
+
+
 def test_quantize_and_dequantize(run: Run, v1: Path, tmp_path: Path) -> None:
     v2, back = tmp_path / "v2.arrow", tmp_path / "back.parquet"
     assert (
@@ -281,6 +299,9 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
     text.write_text("text")
     (tmp_path / "broken.toml").write_text("source = [")
     (tmp_path / "strange.toml").write_text('source = "a"\noutputs = "b"\n')
+    (tmp_path / "digits.toml").write_text(f'source = "a"\noutput = {"9" * 5000}')
+    (tmp_path / "deep.toml").write_text(f"source = {'[' * 3000}{']' * 3000}")
+    (tmp_path / "pattern.toml").write_text(toml.read_text() + '[[override]]\npattern = "a{99999999999999}"\n')
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "empty").mkdir()
     before = listing(tmp_path)
@@ -313,6 +334,15 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("convert", tmp_path / "strange.toml"), "unknown key 'outputs'; known are"),
         (("convert", toml, "--set", "quantization.bits=4"), "unknown key 'bits'"),
         (("convert", toml, "--set", "nonsense"), "wanted KEY=VALUE"),
+        (("convert", toml, "--set", "output=a\0b.parquet"), "output = 'a\\x00b.parquet': wanted the name of a file"),
+        (("convert", toml, "--set", "source="), "source = '': wanted the name of a file or folder"),
+        (("convert", toml, "--set", f"quantization.group_size={'9' * 5000}"), "not a TOML value: Exceeds the limit"),
+        (("convert", toml, "--set", f"quantization.group_size=0x{'f' * 5000}"), "Exceeds the limit"),
+        (("convert", toml, "--set", f"source={'[' * 3000}{']' * 3000}"), "[[[["),
+        (("convert", toml, "--set", f"quantization.solver{'.x' * 3000}=1"), "c.toml"),
+        (("convert", tmp_path / "digits.toml"), "digits.toml: not a TOML file: Exceeds the limit"),
+        (("convert", tmp_path / "deep.toml"), "deep.toml"),
+        (("convert", tmp_path / "pattern.toml"), "override pattern 'a{99999999999999}' is no regular expression"),
         (("convert", toml, "--set", "source.x=1"), "source is no table"),
         (("convert", toml, "--set", "quantization=int8"), "wanted a table of keys"),
         (("convert", toml, "--set", "source=/missing"), "/missing: there is no such folder"),
@@ -394,6 +424,17 @@ def test_the_compile_cache_is_set_up_unless_the_user_has(
     monkeypatch.setattr(os, "environ", dict(given))
     cli.use_compile_cache()
     assert [os.environ.get(name) for name in CACHE] == wanted
+
+
+def test_a_user_without_a_home_has_no_cache(run: Run, v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("HOME", "XDG_CACHE_HOME", "AQ_JAX_CACHE", *CACHE):
+        monkeypatch.delenv(name, raising=False)
+    assert run("verify", v1)[0] == 0
+    assert not set(CACHE) & set(os.environ)
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -289,6 +289,17 @@ def test_a_plan_is_what_will_be_written(folder: Path, tmp_path: Path, config: Qu
     assert {p.name: p.bytes for p in planned} == sizes
 
 
+def test_a_plan_knows_what_float16_cannot_hold(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    tensors = {"embed.large": matrix(4, 8) * 1e6, "embed.small": matrix(4, 8)}
+    safetensors.numpy.save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    config = QuantizationConfig(mixed_precision_layers=("embed",))
+    planned = jobs.plan(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
+    assert {p.name: (p.quant_type, p.bytes) for p in planned} == {
+        "embed.large": ("none", 128), "embed.small": ("fp16", 64),
+    }  # fmt: skip
+
+
 def test_progress_is_told_of_every_tensor(v1: Path) -> None:
     told: list[tuple[str, int, int]] = []
     aq.quantize_file(v1, v1.with_name("v2.parquet"), "int8", progress=lambda *what: told.append(what))

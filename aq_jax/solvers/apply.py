@@ -19,7 +19,8 @@ from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.tiles import Refused, quantize_array, refusal, to_half
+from aq_jax.solvers.screen import Refused, refusal, to_half
+from aq_jax.solvers.tiles import quantize_array
 from aq_jax.streams import from_stream
 
 

@@ -1,7 +1,7 @@
 """What a solver may ask of the weights it places a grid under: their range, and sums over the codes of a grid.
 
 A solver is written once, against this protocol. `Groups` answers it inside a compiled function for many groups
-at a time; `tiles.Stream` answers it for one group that is too long to hold, by reading it again for each question.
+at a time; `stream.Stream` answers it for one group that is too long to hold, by reading it again for each question.
 """
 
 from __future__ import annotations

@@ -13,10 +13,9 @@ compiled function, and its bytes are appended to the result. What differs is onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +27,11 @@ from aq_jax.core import packing
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
-from aq_jax.solvers.measure import Groups, Sums
+from aq_jax.solvers.measure import Groups
+from aq_jax.solvers.screen import Refused, refusal
+from aq_jax.solvers.stream import TILE, Stream
 from aq_jax.store import aligned_empty, pack_codes, unpack_codes
 
-TILE = 1 << 18
 SMALLEST_BUCKET = 128
 
 
@@ -51,35 +51,6 @@ class Quantized:
     zero_points: np.ndarray
     cosine: float
     rel_mse: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a tensor cannot be quantized."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return f'{self.why}; repair it, or keep the tensor unquantized with on_nonfinite = "keep"'
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
-
-
-def is_quantizable(array: np.ndarray) -> bool:
-    """What a model's config quantizes: floating tensors of two axes or more."""
-    return array.ndim >= 2 and is_floating(array.dtype)
-
-
-def to_half(array: np.ndarray) -> np.ndarray:
-    """In float16, or unchanged where float16's largest error exceeds 2^-10 of the largest value (or is undefined)."""
-    wide = array.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = wide.astype(np.float16)
-        error = np.abs(half.astype(np.float32) - wide).max(initial=0.0)
-        fits = error <= np.abs(wide).max(initial=0.0) * np.float32(2.0**-10)
-    return half if fits else array
 
 
 def quantize_array(array: np.ndarray, config: QuantizationConfig, name: str) -> Quantized | Refused:
@@ -130,37 +101,6 @@ def quantize_pieces(
         return iter([best.finish(spec.bits)])
     index = whole.index(best)
     return (run.candidates(start, stop, keep=True)[index].finish(spec.bits) for start, stop in pieces)
-
-
-def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, sound: bool) -> Refused | None:
-    """Why an array was not represented well, found in the array itself; None if there is no reason.
-
-    Args:
-        array: the weights.
-        spec: their numerics.
-        scales: one a group, forced into [2^-126, 2^126]; 1 where a group was taken for zeros.
-        name: for the text.
-        sound: whether the solver saw nothing wrong; numbers that are too small for it to see may still be there.
-    """
-    flat = np.ascontiguousarray(array).reshape(-1)
-    bad, first = 0, -1
-    for start in range(0, 0 if sound else flat.size, TILE):
-        wrong = np.flatnonzero(~np.isfinite(_float32(flat[start : start + TILE])))
-        if wrong.size and first < 0:
-            first = start + int(wrong[0])
-        bad += wrong.size
-    if bad:
-        at = [int(i) for i in np.unravel_index(first, array.shape)]
-        return Refused(f"{name}: {bad} of {flat.size} values are not finite (first at {at})")
-    size = spec.group_elements(array.shape)
-    at_bounds = (scales <= SCALE_MIN) | (scales >= SCALE_MAX)
-    for group in np.flatnonzero(at_bounds | (scales == 1)):
-        largest = np.abs(_float32(flat[group * size : (group + 1) * size]).astype(np.float64)).max(initial=0.0)
-        if at_bounds[group] or 0 < largest < float(SCALE_MIN):
-            return Refused(
-                f"{name}: the scale of group {group}, whose largest value is {largest:.3g}, is outside [2^-126, 2^126]"
-            )
-    return None if sound else Refused(f"{name}: a scale is outside [2^-126, 2^126]")
 
 
 @dataclass(slots=True, eq=False)
@@ -314,47 +254,6 @@ class _Long(_Road):
             self._put(room, position + at, packed, TILE, valid, valid)
 
 
-class Stream:
-    """One long group, read tile by tile for each question (see `measure.Measure`)."""
-
-    def __init__(self, flat: np.ndarray, factor: float = 1.0) -> None:
-        self.flat, self.factor = flat, np.float32(factor)
-        if factor == 1.0:
-            ends = [_finite_range(_float32(flat[i : i + TILE])) for i in range(0, flat.size, TILE)]
-            self.finite = all(e[2] for e in ends)
-            self.lo = np.array([min(e[0] for e in ends)], np.float32)
-            self.hi = np.array([max(e[1] for e in ends)], np.float32)
-
-    def scaled(self, factor: np.ndarray) -> Stream:
-        new = Stream.__new__(Stream)
-        new.flat, new.factor, new.finite = self.flat, self.factor * np.float32(factor[0]), self.finite
-        new.lo, new.hi = self.lo * factor, self.hi * factor
-        return new
-
-    def tiles(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(position, tile, fillings) over the group."""
-        for at in range(0, self.flat.size, TILE):
-            values = _float32(self.flat[at : at + TILE])
-            pads = np.array([TILE - values.size], np.float32)
-            if pads[0]:
-                values = np.pad(values, (0, TILE - values.size), mode="edge")
-            yield at, values.reshape(1, TILE), pads
-
-    def _ask(self, grid: Grid, bits: int) -> np.ndarray:
-        answers = [_stream_sums(t, p, self.factor, grid[:4], bits, grid.rounding) for _, t, p in self.tiles()]
-        return np.asarray(sum(np.asarray(a, np.float64) for a in answers), np.float32)
-
-    def sums(self, grid: Grid, bits: int) -> Sums:
-        answer = self._ask(grid, bits)
-        return Sums(*answer[:4], count=np.array([self.flat.size], np.float32))
-
-    def error(self, grid: Grid, bits: int) -> np.ndarray:
-        return self._ask(grid, bits)[4]
-
-    def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
-        return min((grid_at(start) for start in starts), key=lambda found: found[0][0])[1]
-
-
 @partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
 def _solve_tile(
     w: Float[Array, "groups size"], pads: Float[Array, "groups"], bits: int, symmetric: bool, solver: str
@@ -389,21 +288,6 @@ def _encode_tile(
     return _packed(q, bits), _products(Groups(w, pads), q, whole)
 
 
-@partial(jax.jit, static_argnames=("bits", "rounding"))
-def _stream_sums(
-    w: Float[Array, "1 size"],
-    pads: Float[Array, "1"],
-    factor: Float[Array, ""],
-    grid: tuple[Array, Array, Array, Array],
-    bits: int,
-    rounding: Rounding,
-) -> Float[Array, "5 1"]:
-    groups = Groups(w, pads).scaled(factor[None])
-    whole = Grid(*grid, rounding)
-    s = groups.sums(whole, bits)
-    return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, bits)])
-
-
 def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
     """The bit stream of a tile. Rows of odd lengths run on into each other, as they do in the tensor."""
     return packing.pack(codes.reshape(-1), bits)
@@ -429,18 +313,3 @@ def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
         return jnp.vdot(a, b) - jnp.vdot(groups.pads, a[:, -1] * b[:, -1])
 
     return jnp.stack([dot(w, w), dot(w, d), dot(d, d), unit])
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    if values.dtype == np.float32:
-        return values
-    with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused by name
-        return values.astype(np.float32)
-
-
-def _finite_range(values: np.ndarray) -> tuple[float, float, bool]:
-    lo, hi = float(values.min()), float(values.max())
-    if math.isfinite(lo) and math.isfinite(hi):
-        return lo, hi, True
-    finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max()), False) if finite.size else (0.0, 0.0, False)

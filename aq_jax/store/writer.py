@@ -122,7 +122,9 @@ class TableWriter:
                 f"{self.path}: version {version!r} must be 1 or 2, compression {compression!r} none or zstd"
             )
         if self.path.suffix == ".arrow" and compression != "none":
-            raise FormatError(f"{self.path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'")
+            raise FormatError(
+                f"{self.path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'"
+            )
         self._version, self._compression = version, compression
         self._config = dict(config or {})
         self._schema = V1 if version == 1 else V2

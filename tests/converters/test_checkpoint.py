@@ -112,6 +112,8 @@ def test_names_that_safetensors_has_tied_come_back(tmp_path: Path) -> None:
         {"embed.weight": np.ones(2), "other": np.ones(2)}, tmp_path / "model.safetensors", notes
     )
     assert read(tmp_path)[1] == {}
+    safetensors.numpy.save_file({"pt": np.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert read(tmp_path)[1] == {}
 
 
 def test_a_tied_name_in_the_index_is_not_missing(tmp_path: Path) -> None:

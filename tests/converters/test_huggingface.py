@@ -138,6 +138,22 @@ def test_nothing_is_copied_when_the_table_is_not_written(folder: Path, tmp_path:
     assert listing(tmp_path / "out") == []
 
 
+def test_another_models_side_files_are_not_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    huggingface.to_table(folder, out / "m.parquet", CONFIG)
+    huggingface.to_table(folder, out / "n.parquet", CONFIG)  # equal ones are its own
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"a": 2}')
+    for write in (
+        lambda: huggingface.to_table(folder, tmp_path / "other" / "m.parquet", CONFIG),
+        lambda: huggingface.from_table(out / "m.parquet", tmp_path / "other"),
+    ):
+        with pytest.raises(aq.FormatError, match=r"other/config\.json: is there already and differs from"):
+            write()
+        assert listing(tmp_path / "other") == ["config.json"]
+    assert (tmp_path / "other" / "config.json").read_text() == '{"a": 2}'
+
+
 def test_a_table_may_lie_in_the_folder_of_its_weights(folder: Path) -> None:
     before = listing(folder)
     huggingface.to_table(folder, folder / "m.parquet", CONFIG)

@@ -276,7 +276,7 @@ def test_a_tree_of_shapes_becomes_the_shapes_of_the_tree(kind: str, params: dict
 ODD = [
     QuantizationConfig("int4", group_size=24, solver="absmax"),
     QuantizationConfig("int3", group_size=17, solver="absmax"),
-    QuantizationConfig("int2", per_channel=False, group_size=0, solver="absmax"),
+    QuantizationConfig("int2", per_channel=False, solver="absmax"),
 ]
 
 

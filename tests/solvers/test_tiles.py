@@ -14,15 +14,9 @@ import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
 from aq_jax.solvers import tiles
-from aq_jax.solvers.tiles import (
-    TILE,
-    Quantized,
-    Refused,
-    is_quantizable,
-    quantize_array,
-    quantize_pieces,
-    to_half,
-)
+from aq_jax.solvers.screen import Refused, is_quantizable, to_half
+from aq_jax.solvers.stream import TILE
+from aq_jax.solvers.tiles import Quantized, quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
 MINMAX = {"solver": "minmax", "symmetric": False}
@@ -60,9 +54,9 @@ ROADS = [
     pytest.param((9, 37), config(2, per_channel=True), id="channels that are no whole bytes"),
     pytest.param((9, 36), config(2, per_channel=True), id="channels of whole bytes, shorter than a bucket"),
     pytest.param((7, 11, 13), config(8, per_channel=True), id="channels of two axes"),
-    pytest.param((2, 70000), config(8, MINMAX, per_channel=True), id="channels longer than a tile"),
+    pytest.param((2, 270000), config(8, MINMAX, per_channel=True), id="channels longer than a tile"),
     pytest.param((3, 70001), config(3, per_channel=True), id="such channels that are no whole bytes"),
-    pytest.param((2, 70000), config(2, group_size=70001), id="a group longer than a tile, the last is short"),
+    pytest.param((2, 270000), config(2, group_size=270001), id="a group longer than a tile, the last is short"),
     pytest.param((3, 50001), config(8, MINMAX), id="tensor"),
     pytest.param((5, 3), config(4, per_channel=False), id="a small tensor"),
 ]
@@ -133,7 +127,7 @@ PIECES = [
     pytest.param((300, 250), config(2, group_size=32), [0, 32, 4096, 65536, 75000], id="groups"),
     pytest.param((37, 29), config(3, group_size=32), [0, 512, 1073], id="three bits"),
     pytest.param((48, 37), config(8, MINMAX, per_channel=True), [0, 37 * 8, 37 * 40, 37 * 48], id="channels"),
-    pytest.param((3, 50001), config(8, MINMAX), [0, 8, 70000, 150003], id="tensor, whose scale each piece repeats"),
+    pytest.param((3, 100001), config(8, MINMAX), [0, 8, 270000, 300003], id="tensor, whose scale each piece repeats"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,83 @@
+"""One group that is too long to hold: a `Measure` that reads it tile by tile for each question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from aq_jax.core.grid import Grid, Rounding
+from aq_jax.solvers.measure import Groups, Sums
+from aq_jax.solvers.screen import float32
+
+TILE = 1 << 18
+"""Elements that are computed on at a time."""
+
+
+class Stream:
+    """A long group, of any floating dtype; see `measure.Measure`."""
+
+    def __init__(self, flat: np.ndarray) -> None:
+        self.flat, self.factor = flat, np.float32(1)
+        ends = [_finite_range(float32(flat[i : i + TILE])) for i in range(0, flat.size, TILE)]
+        self.finite = all(e[2] for e in ends)
+        self.lo = np.array([min(e[0] for e in ends)], np.float32)
+        self.hi = np.array([max(e[1] for e in ends)], np.float32)
+
+    def scaled(self, factor: np.ndarray) -> Stream:
+        new = Stream.__new__(Stream)
+        new.flat, new.factor, new.finite = self.flat, self.factor * np.float32(factor[0]), self.finite
+        new.lo, new.hi = self.lo * factor, self.hi * factor
+        return new
+
+    def tiles(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(position, tile, fillings) over the group."""
+        for at in range(0, self.flat.size, TILE):
+            values = float32(self.flat[at : at + TILE])
+            pads = np.array([TILE - values.size], np.float32)
+            if pads[0]:
+                values = np.pad(values, (0, TILE - values.size), mode="edge")
+            yield at, values.reshape(1, TILE), pads
+
+    def _ask(self, grid: Grid, bits: int) -> np.ndarray:
+        answers = [_stream_sums(t, p, self.factor, grid[:4], bits, grid.rounding) for _, t, p in self.tiles()]
+        return np.asarray(sum(np.asarray(a, np.float64) for a in answers), np.float32)
+
+    def sums(self, grid: Grid, bits: int) -> Sums:
+        answer = self._ask(grid, bits)
+        return Sums(*answer[:4], count=np.array([self.flat.size], np.float32))
+
+    def error(self, grid: Grid, bits: int) -> np.ndarray:
+        return self._ask(grid, bits)[4]
+
+    def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
+        return min((grid_at(start) for start in starts), key=lambda found: found[0][0])[1]
+
+
+@partial(jax.jit, static_argnames=("bits", "rounding"))
+def _stream_sums(
+    w: Float[Array, "1 size"],
+    pads: Float[Array, "1"],
+    factor: Float[Array, ""],
+    grid: tuple[Array, Array, Array, Array],
+    bits: int,
+    rounding: Rounding,
+) -> Float[Array, "5 1"]:
+    groups = Groups(w, pads).scaled(factor[None])
+    whole = Grid(*grid, rounding)
+    s = groups.sums(whole, bits)
+    return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, bits)])
+
+
+def _finite_range(values: np.ndarray) -> tuple[float, float, bool]:
+    lo, hi = float(values.min()), float(values.max())
+    if math.isfinite(lo) and math.isfinite(hi):
+        return lo, hi, True
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max()), False) if finite.size else (0.0, 0.0, False)
