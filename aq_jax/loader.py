@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aq_jax.bitstream import from_stream, to_stream
 from aq_jax.config import BITS, Compression, QuantSpec
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
@@ -25,7 +26,6 @@ from aq_jax.frameworks import (
     torch_module,
 )
 from aq_jax.store import Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
-from aq_jax.streams import from_stream, to_stream
 
 _NO_BYTES = np.empty(0, np.uint8)
 

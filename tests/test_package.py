@@ -31,7 +31,7 @@ FLOORS = {
     "frameworks": 2,
     "loader": 2,
     "pipeline": 2,
-    "streams": 2,
+    "bitstream": 2,
     "nn": 3,
     "calibration": 4,
     "evaluate": 4,

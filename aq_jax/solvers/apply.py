@@ -12,6 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
+from aq_jax.bitstream import from_stream
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import Grid, place
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
@@ -21,7 +22,6 @@ from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.screen import Refused, refusal, to_half
 from aq_jax.solvers.tiles import quantize_array
-from aq_jax.streams import from_stream
 
 
 def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
