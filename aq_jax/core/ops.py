@@ -19,6 +19,10 @@ def qdot(x: Real[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch ou
     The weight is dequantized to float32, the products are summed in float32, and the result has x's dtype, or float32
     where x is not floating.
 
+    Args:
+        x: real numbers, the last axis as long as W's.
+        w: [outputs, inputs].
+
     Raises:
         ValueError: if W has other than two axes, or x another length.
 

@@ -101,7 +101,8 @@ class TableWriter:
         compression: of the `data` column.
 
     Raises:
-        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's; or an `.arrow` is to be compressed.
+        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
+            compressed.
     """
 
     def __init__(

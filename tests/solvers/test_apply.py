@@ -24,6 +24,7 @@ from aq_jax import (
 )
 
 ABSMAX = QuantizationConfig(quant_type="int4", group_size=32, solver="absmax")
+MINMAX = QuantizationConfig(quant_type="int2", group_size=32, symmetric=False, solver="minmax")
 SEARCH = QuantizationConfig(quant_type="int2", group_size=32)
 
 
@@ -109,7 +110,7 @@ def test_fake_quant_under_jit_and_vmap_keeps_the_dtype(weight: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", [ABSMAX, "fp16", "none"], ids=["absmax", "fp16", "none"])
+@pytest.mark.parametrize("config", [MINMAX, "fp16", "none"], ids=["minmax", "fp16", "none"])
 def test_fake_quant_is_exactly_what_quantize_gives(
     config: QuantizationConfig | str, dtype: str, weight: np.ndarray
 ) -> None:
