@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -195,3 +198,26 @@ def test_sharding_along_rows(q: QTensor) -> None:
 def test_a_tensor_is_frozen(q: QTensor) -> None:
     with pytest.raises(AttributeError):
         q.length = 3  # type: ignore[misc]
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import aq_jax as aq
+
+mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+w = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+q = aq.quantize(w, aq.QuantizationConfig("int4", group_size=64, solver="absmax"))
+rows = jax.device_put(q, NamedSharding(mesh, PartitionSpec("x", None)))
+whole = aq.dequantize(q)
+assert {s.data.shape for s in rows.codes.addressable_shards} == {(16, 128)}
+assert (aq.dequantize(rows) == whole).all()
+assert (aq.qembed(rows, jnp.array([1, 17, 63])) == whole[jnp.array([1, 17, 63])]).all()
+assert jnp.allclose(aq.qdot(jnp.ones((3, 256)), rows), jnp.ones((3, 256)) @ whole.T, atol=1e-4)
+"""
+
+
+def test_a_tensor_sharded_over_devices_is_the_same_tensor() -> None:
+    """In a process of its own: how many devices there are is settled when JAX starts."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-c", SHARDED], env=env, check=True, timeout=120)
