@@ -22,6 +22,7 @@ from typing import Any, Literal
 from aq_jax.errors import ConfigError
 
 BITS: Mapping[str, int] = types.MappingProxyType({"int8": 8, "int4": 4, "int3": 3, "int2": 2})
+SOLVER_NAMES = ("absmax", "minmax", "search")
 QUANT_TYPES = (*BITS, "fp16", "none")
 PUBLISHED_INT2_GROUP = 128
 Compression = Literal["none", "zstd"]
@@ -155,7 +156,7 @@ class QuantizationConfig:
         _pick("quant_type", self.quant_type, QUANT_TYPES)
         _pick("on_nonfinite", self.on_nonfinite, ("error", "keep"))
         if self.solver is not None:
-            _pick("solver", self.solver, ("absmax", "minmax", "search"))
+            _pick("solver", self.solver, SOLVER_NAMES)
         if isinstance(self.group_size, bool) or not 0 <= self.group_size < 2**31:
             raise ConfigError(f"group_size = {self.group_size!r}: wanted 0 (no groups) or a size below 2^31")
         if self.group_size and self.per_channel:

@@ -66,7 +66,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
     """
     from aq_jax.converters.checkpoint import open_checkpoint
     from aq_jax.converters.huggingface import check_side_files, resolve_source
-    from aq_jax.solvers.screen import is_floating, to_half
+    from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
 
     TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
     folder, rows = resolve_source(config.source), []
@@ -76,7 +76,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize
             if config.quantization:
                 policy, kind = config.quantization.for_tensor(name), "none"
-                if policy.quant_type in BITS and is_floating(dtype) and len(shape) >= 2:
+                if policy.quant_type in BITS and is_quantizable(shape, dtype):
                     spec, kind = policy.spec, policy.quant_type
                     size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
                 elif policy.quant_type == "fp16" and is_floating(dtype):

@@ -99,7 +99,6 @@ def write_model(
     config: QuantizationConfig | None,
     *,
     compression: Compression = "none",
-    record: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
@@ -111,7 +110,6 @@ def write_model(
         path: .parquet or .arrow; appears whole, or not at all.
         config: None writes schema V1, anything else V2.
         compression: "zstd" compresses the weights too.
-        record: kept in the table's metadata as its config.
         progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
 
     Raises:
@@ -120,8 +118,7 @@ def write_model(
     """
     done = Written(str(path))
     clock = _Clock(done.seconds)
-    if record is None:
-        record = {"quantization": config.to_dict()} if config else {}
+    record = {"quantization": config.to_dict()} if config else {}
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
@@ -149,7 +146,7 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
             yield from plain_rows(name, half, dtype, "fp16")
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
-    elif policy.quant_type not in ("fp16", "none") and is_quantizable(array):
+    elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
         spec = policy.spec
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)

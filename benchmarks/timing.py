@@ -14,13 +14,10 @@ class Timing:
 
     Args:
         median: over the rounds.
-        low: the fastest round; high: the slowest.
         first: what the first call, before any round, took longer than the median: compilation, mostly.
     """
 
     median: float
-    low: float
-    high: float
     first: float
 
 
@@ -32,10 +29,7 @@ def race(contenders: Mapping[str, Callable[[], object]], rounds: int = 9) -> dic
     for _ in range(rounds):
         for name, call in contenders.items():
             rest[name].append(_seconds(call))
-    return {
-        name: Timing(m := statistics.median(times), min(times), max(times), max(first[name] - m, 0.0))
-        for name, times in rest.items()
-    }
+    return {name: Timing(m := statistics.median(times), max(first[name] - m, 0.0)) for name, times in rest.items()}
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -27,9 +27,9 @@ def is_floating(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
-def is_quantizable(array: np.ndarray) -> bool:
+def is_quantizable(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """What a model's config quantizes: floating tensors of two axes or more."""
-    return array.ndim >= 2 and is_floating(array.dtype)
+    return len(shape) >= 2 and is_floating(dtype)
 
 
 def to_half(array: np.ndarray) -> np.ndarray:

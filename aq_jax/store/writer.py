@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aq_jax.config import Compression
 from aq_jax.errors import FormatError
 from aq_jax.store.digest import row_digest
 from aq_jax.store.files import replacing
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
     from types import TracebackType
-
-Compression = Literal["none", "zstd"]
 
 
 _LEAVES = {"shape": "shape.list.element"}  # Parquet knows a list by its innermost column

@@ -332,8 +332,8 @@ def test_the_bound_of_half_is_two_to_the_minus_ten(steps: float, half: bool) -> 
 
 
 def test_what_is_quantized() -> None:
-    assert is_quantizable(np.zeros((2, 2), np.float32))
-    assert is_quantizable(np.zeros((2, 2), ml_dtypes.bfloat16))
-    assert not is_quantizable(np.zeros(2, np.float32))
-    assert not is_quantizable(np.zeros((2, 2), np.int32))
+    assert is_quantizable((2, 2), np.dtype(np.float32))
+    assert is_quantizable((2, 2), np.dtype(ml_dtypes.bfloat16))
+    assert not is_quantizable((2,), np.dtype(np.float32))
+    assert not is_quantizable((2, 2), np.dtype(np.int32))
     assert TILE % 8 == 0
