@@ -34,12 +34,19 @@ def is_quantizable(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 def to_half(array: np.ndarray) -> np.ndarray:
     """In float16, or unchanged where float16's largest error exceeds 2^-10 of the largest value (or is undefined)."""
-    wide = array.astype(np.float32)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    half = np.empty(flat.size, np.float16)
+    error = largest = np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
-        half = wide.astype(np.float16)
-        error = np.abs(half.astype(np.float32) - wide).max(initial=0.0)
-        fits = error <= np.abs(wide).max(initial=0.0) * np.float32(2.0**-10)
-    return half if fits else array
+        for start in range(0, flat.size, _BLOCK):
+            wide = float32(flat[start : start + _BLOCK])
+            part = half[start : start + _BLOCK]
+            part[...] = wide
+            # `maximum` keeps a NaN, which then fits nothing.
+            error = np.maximum(error, np.abs(part.astype(np.float32) - wide).max())
+            largest = np.maximum(largest, np.abs(wide).max())
+        fits = error <= largest * np.float32(2.0**-10)
+    return half.reshape(array.shape) if fits else array
 
 
 def float32(values: np.ndarray) -> np.ndarray:
