@@ -29,6 +29,7 @@ __all__ = [
     "fake_quant",
     "load",
     "load_config",
+    "load_model",
     "qdot",
     "qembed",
     "quantize",
@@ -61,6 +62,7 @@ _PUBLIC = {
     "quantize_file": "jobs",
     "dequantize_file": "jobs",
     "convert": "jobs",
+    "load_model": "nn",
 }
 
 
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
     from aq_jax.jobs import convert, dequantize_file, quantize_file
     from aq_jax.loader import WeightLoader, load, save
+    from aq_jax.nn import load_model
     from aq_jax.solvers import SOLVERS
     from aq_jax.solvers.apply import fake_quant, quantize, quantize_tree
 

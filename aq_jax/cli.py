@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _interrupted = threading.Event()
 CACHE_VARIABLE = "AQ_JAX_CACHE"
+ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
 # Column of `inspect` -> what it sorts by.
 SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
     "name": lambda layer: layer.name,
@@ -139,6 +141,23 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("verify", _verify, "compare every row of a table with its digest")
     sub.add_argument("file", metavar="FILE")
+
+    sub = command("embed", _embed, "embed the lines of a text file with an encoder, such as MiniLM")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("--input", required=True, metavar="FILE", help="one text a line; - reads the standard input")
+    sub.add_argument("--output", required=True, metavar="OUT", help="NAME.npy, or NAME.parquet with the texts")
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
+
+    sub = command("generate", _generate, "continue a prompt with a language model, such as Llama")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("prompt", metavar="PROMPT")
+    sub.add_argument(
+        "--max-tokens", type=int, default=128, metavar="N", help="at most so many new tokens (default 128)"
+    )
+    sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (default)")
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest, together P")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
     return parser
 
 
@@ -215,6 +234,49 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE if verdict.ok else NO
 
 
+def _embed(args: argparse.Namespace) -> int:
+    texts = _read_lines(args.input)
+    with _notes(), _progress_bar(args.json, "texts") as progress:
+        done = jobs.embed(args.model, texts, args.output, args.activations, progress)
+    if args.json:
+        _say(json.dumps(dataclasses.asdict(done)))
+        return DONE
+    speed = f", {done.texts / done.seconds['encode']:.0f} a second" if done.texts else ""
+    times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
+    _say(f"{_clean(done.path)}: {done.texts} embeddings of {done.width} numbers{speed} ({times})")
+    return DONE
+
+
+def _generate(args: argparse.Namespace) -> int:
+    with _notes():
+        text = jobs.generate(
+            args.model, args.prompt, args.max_tokens,
+            temperature=args.temperature, top_p=args.top_p, seed=args.seed, activations=args.activations,
+        )  # fmt: skip
+    _say(json.dumps({"prompt": args.prompt, "text": text}) if args.json else _clean_lines(args.prompt + text))
+    return DONE
+
+
+def _read_lines(name: str) -> list[str]:
+    """One text a line; a last line that is empty is none."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}: line {line} is no UTF-8; wanted one text a line, in UTF-8") from None
+    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What the library warns of, as notes beside the output."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest: _note(str(message))
+        yield
+
+
 def _check_compression(name: str) -> None:
     if name not in ("none", "zstd"):
         raise ConfigError(f"--compression {name!r}: wanted none or zstd")
@@ -256,15 +318,16 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[s
 
 
 @contextmanager
-def _progress_bar(as_json: bool) -> Iterator[Progress]:
-    """A bar on a terminal, nothing to be seen elsewhere."""
+def _progress_bar(as_json: bool, of: str = "bytes") -> Iterator[Progress]:
+    """A bar on a terminal, of bytes or of something else that is counted; nothing to be seen elsewhere."""
     if as_json or not sys.stderr.isatty():
         yield _heed_interrupt
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    count = DownloadColumn() if of == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -288,6 +351,10 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _clean_lines(text: str) -> str:
+    return "\n".join(map(_clean, text.split("\n")))
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -299,8 +366,12 @@ def _say(text: str) -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"aq-jax: {_clean(text)}", file=sys.stderr)  # noqa: T201
+    _note(text)
     return status
+
+
+def _note(text: str) -> None:
+    print(f"aq-jax: {_clean(text)}", file=sys.stderr)  # noqa: T201
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -6,28 +6,16 @@ import importlib
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import baseline
-from benchmarks.timing import race
+from benchmarks.inference import INFERENCE
+from benchmarks.timing import Result, race
 
 SIDE = 4096
 ROUNDS = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One line of the report: a ratio or a figure, and what it should be."""
-
-    what: str
-    value: float
-    unit: str
-    least: str
-    goal: str
-    note: str = ""
 
 
 def quantize_speed() -> Iterator[Result]:
@@ -292,4 +280,5 @@ SUITES: dict[str, Callable[[], Iterator[Result]]] = {
     "load": load_speed,
     "size": sizes_and_fit,
     "gaussian": gaussian_error,
+    **INFERENCE,
 }

@@ -36,3 +36,15 @@ def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the report: a ratio or a figure, and what it should be."""
+
+    what: str
+    value: float
+    unit: str
+    least: str
+    goal: str
+    note: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # `make test TORCH=no`: as if torch were not installed, whether or not it is.
 if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
@@ -21,7 +22,11 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
 
 # Before anything imports these modules: their signatures are then checked at every call and every trace.
 # (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)
-CHECKED = ["aq_jax.core", *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles"))]
+CHECKED = [
+    "aq_jax.core",
+    *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
+    *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
+]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # `import oracle` works in every folder of tests.
@@ -57,3 +62,29 @@ def rng() -> np.random.Generator:
 def weight(rng: np.random.Generator) -> np.ndarray:
     """What a layer looks like: [out, in], rows of different sizes, groups of 32 divide a row."""
     return (rng.normal(size=(6, 64)) * np.geomspace(0.01, 2, 6)[:, None]).astype(np.float32)
+
+
+@pytest.fixture
+def _no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` is meant to have a process of its own: it sets a signal's handler, and variables unless told not to."""
+    monkeypatch.setenv("AQ_JAX_CACHE", "off")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def run(_no_traces: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls `main`; gives exit status, standard output and standard error. Any other exception is a traceback."""
+
+    from aq_jax import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(a) for a in arguments])
+        except SystemExit as stop:  # how argparse ends
+            status = stop.code if isinstance(stop.code, int) else 1
+        return status, *capsys.readouterr()
+
+    return call

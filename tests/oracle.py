@@ -117,3 +117,29 @@ def stream_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     raw, step = data.tobytes(), bits  # 8 codes are `bits` bytes
     codes = [code for i in range(0, len(raw), step) for code in unpack(raw[i : i + step], bits, 8)]
     return np.array(codes[:count] if bits < 8 else unpack(raw, 8, count), int)
+
+
+def row_codes(x: np.ndarray) -> tuple[np.ndarray, np.float32, np.float32]:
+    """(codes, scale, offset) of one row of activations: its range on 256 levels."""
+    lo, hi = x.min(), x.max()
+    scale = max(f32(f32(hi - lo) * f32(1 / 255)), f32(2**-100))
+    codes = np.round((x - lo) * f32(f32(1) / scale)) - 128
+    return codes.astype(int), scale, f32(lo + f32(f32(128) * scale))
+
+
+def int8_dot(
+    x: np.ndarray, codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x @ W.T by sums of integers, the sum of the magnitudes that were added) for grids [outputs, groups]."""
+    (outputs, inputs), groups = codes.shape, scales.shape[1]
+    y, magnitude = np.zeros((2, len(x), outputs))
+    for i, row in enumerate(x):
+        qx, sx, ox = row_codes(row)
+        for j in range(outputs):
+            for part in range(groups):
+                group = slice(part * inputs // groups, (part + 1) * inputs // groups)
+                a, b = qx[group].astype(np.int64), codes[j, group].astype(np.int64)
+                sw, zw = float(scales[j, part]), float(zero_points[j, part])
+                y[i, j] += sw * (float(sx) * (a @ b - zw * a.sum()) + float(ox) * (b.sum() - len(b) * zw))
+                magnitude[i, j] += sw * (float(sx) * abs(a) + abs(float(ox))) @ (abs(b) + abs(zw))
+    return y, magnitude

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +24,7 @@ from aq_jax.store import Row, write_table
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True)
-def _no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`main` is meant to have a process of its own: it sets a signal's handler, and variables unless told not to."""
-    monkeypatch.setenv("AQ_JAX_CACHE", "off")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Calls `main`; gives exit status, standard output and standard error. Any other exception is a traceback."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as stop:  # how argparse ends
-            status = stop.code if isinstance(stop.code, int) else 1
-        return status, *capsys.readouterr()
-
-    return call
+pytestmark = pytest.mark.usefixtures("_no_traces")
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:

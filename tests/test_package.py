@@ -44,8 +44,8 @@ ALLOWED = {
     "pyarrow": {"store"},
     "flax": {"nn", "calibration", "evaluate", "converters", "jobs", "cli"},
     "orbax": {"converters"},
-    "transformers": {"converters"},
-    "tokenizers": {"converters", "evaluate", "calibration", "jobs"},
+    "transformers": {"converters", "nn"},
+    "tokenizers": {"converters", "nn", "evaluate", "calibration"},
     "rich": {"cli", "evaluate"},
     "jax": set(FLOORS) - {"__init__", "errors", "config", "store", "cli"},
 }

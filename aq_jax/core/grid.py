@@ -59,6 +59,16 @@ class Grid(NamedTuple):
     rounding: Rounding
 
 
+def ends(x: Float[Array, "*groups size"]) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
+    """Smallest and largest element of each group, in one reduction: memory is read once. Both are NaN if any is."""
+    return lax.reduce(
+        (x, x),
+        (np.float32(np.inf), np.float32(-np.inf)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
+        (x.ndim - 1,),
+    )
+
+
 def finite_range(
     w: Float[Array, "*groups size"],
 ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], Bool[Array, ""]]:
@@ -67,13 +77,7 @@ def finite_range(
     A group without a finite element has the range (0, 0). The plain reductions are several times faster than
     the masked ones, which are only run when something is not finite.
     """
-    # Both in one reduction: the weights are read from memory once instead of twice.
-    lo, hi = lax.reduce(
-        (w, w),
-        (np.float32(np.inf), np.float32(-np.inf)),
-        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
-        (w.ndim - 1,),
-    )
+    lo, hi = ends(w)
     finite = jnp.isfinite(jnp.min(lo)) & jnp.isfinite(jnp.max(hi))
 
     def masked(w: Array, lo: Array, hi: Array) -> tuple[Array, Array]:

@@ -2,40 +2,149 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Real
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int8, Integer, Real
 
 from aq_jax.core import packing
-from aq_jax.core.grid import decode
+from aq_jax.core.dispatch import FEWEST_ROWS, Activations, choose
+from aq_jax.core.grid import decode, ends
 from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.core.quantize import dequantize
 
 
-@jax.jit
-def qdot(x: Real[Array, "*batch inputs"], w: QTensor) -> Float[Array, "*batch outputs"]:
+@functools.partial(jax.jit, static_argnames="activations")
+def qdot(
+    x: Real[Array, "*batch inputs"], w: QTensor, activations: Activations | None = None
+) -> Float[Array, "*batch outputs"]:
     """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
 
-    The weight is dequantized to float32, the products are summed in float32, and the result has x's dtype, or float32
-    where x is not floating.
+    Sums are taken in float32, or in int32 where both sides are integers; the result has x's dtype, or float32 where x
+    is not floating. Derivatives are those of the float32 product, whatever x was rounded to.
 
     Args:
         x: real numbers, the last axis as long as W's.
         w: [outputs, inputs].
+        activations: what x is rounded to before it meets W. "float32" is exact. "bfloat16" also rounds W.
+            "int8" gives each row of x a scale and an offset of its own, so that a row's result depends on no other row
+            (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as minmax has it), and
+            multiplies it by the codes of W as integers.
+            None takes the fastest for this backend, width and number of rows (`aq_jax.core.dispatch`); the relative
+            error of a product may then be about 1 %.
 
     Raises:
-        ValueError: if W has other than two axes, or x another length.
+        ValueError: if W has other than two axes, or x another length; for other activations than these; for "int8" if
+            the groups of W cross its rows, or a sum has over 131071 products.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import qdot, quantize
     >>> w = quantize(jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), "int8")
-    >>> qdot(jnp.array([3.0, 4.0]), w).round(2).tolist()
+    >>> qdot(jnp.array([3.0, 4.0]), w, "float32").round(2).tolist()
     [3.0, 4.0, 7.0]
     """
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
-    y = jnp.einsum("...i,oi->...o", x.astype(jnp.float32), dequantize(w), preferred_element_type=jnp.float32)
+    if activations not in (None, *FORMULATIONS):
+        raise ValueError(f"qdot: activations={activations!r}; wanted {', '.join(FORMULATIONS)} or None")
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
+    if activations is None:
+        activations = choose(w.spec.bits, rows.shape[0])
+        if activations == "int8" and _unfit(w):
+            activations = "float32"
+    if w.size == 0:
+        activations = "float32"  # there is nothing to round
+    y = _rounded_dot(rows, w, activations).reshape(*x.shape[:-1], w.shape[0])
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _rounded_dot(x: Float[Array, "rows inputs"], w: QTensor, activations: Activations) -> Float[Array, "rows outputs"]:
+    return FORMULATIONS[activations](x, w)
+
+
+@_rounded_dot.defjvp
+def _rounded_dot_jvp(activations: Activations, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """Straight through the rounding of x, whose own derivative is zero."""
+    return _rounded_dot(*primals, activations), jax.jvp(_float32_dot, primals, tangents)[1]
+
+
+def _float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    return jnp.dot(x, dequantize(w).T, preferred_element_type=jnp.float32)
+
+
+def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    return jnp.dot(x.astype(jnp.bfloat16), dequantize(w, jnp.bfloat16).T, preferred_element_type=jnp.float32)
+
+
+def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    """Sums of integers, exact up to the scales.
+
+    With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
+    sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
+    """
+    if wanted := _unfit(w):
+        raise ValueError(f"qdot: integer products need {wanted}; found {w}")
+    rows = x.shape[0]
+    qx, sx, ox = quantize_rows(x)
+    qx = jnp.pad(qx, ((0, max(1, FEWEST_ROWS - rows)), (0, 0)), constant_values=1)  # a row of ones gives sum(qw)
+    qw = packing.unpack(w.codes, w.spec.bits) if w.packed else w.codes
+    groups = w.scale.shape[-1] if w.by_row else 1
+    size = w.length // groups
+    scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, w.zero_point))
+
+    def product(part: Any) -> Float[Array, "rows outputs"]:
+        a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))
+        sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False) for grid in (scale, zero_point))
+        dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((FEWEST_ROWS, size), jnp.int8))
+        # The scale of W first: x may be so large that no float32 holds its product with integers.
+        return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[rows] - size * zw))
+
+    if groups == 1:
+        return product(0)
+    # A loop, so that the program does not grow with the matrix.
+    return lax.fori_loop(0, groups, lambda part, y: y + product(part), jnp.zeros((rows, w.shape[0]), jnp.float32))
+
+
+def quantize_rows(
+    x: Float[Array, "rows inputs"],
+) -> tuple[Int8[Array, "rows inputs"], Float[Array, "rows 1"], Float[Array, "rows 1"]]:
+    """Codes, scale and offset, x ~ scale * codes + offset: the range of each row on 256 levels.
+
+    The offset of a row whose range is not finite is not finite, and neither are its products.
+    """
+    lo, hi = ends(x)
+    scale = jnp.maximum((hi - lo) * np.float32(1 / 255), np.float32(2.0**-100))
+    codes = packing.pack((x - lo[:, None]) * (1 / scale)[:, None] - 128, 8)
+    return codes, scale[:, None], (lo + 128 * scale)[:, None]
+
+
+def _integer_dot(a: Int8[Array, "rows inputs"], b: Int8[Array, "outputs inputs"]) -> Float[Array, "rows outputs"]:
+    dot = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    return dot.astype(jnp.float32)
+
+
+def grids_lie_in_rows(w: QTensor) -> bool:
+    return w.by_row or w.scale.size == 1
+
+
+def _unfit(w: QTensor) -> str:
+    """What W lacks for integer products; nothing if they can be computed."""
+    if not grids_lie_in_rows(w):
+        return "grids that each lie in one row of W"
+    if w.length // (w.scale.shape[-1] if w.by_row else 1) > MOST_PRODUCTS:
+        return f"at most {MOST_PRODUCTS} products in a sum, for 32 bits to hold it"
+    return ""
+
+
+# Of two int8 numbers each; a few more may not fit in int32.
+MOST_PRODUCTS = 2**17 - 1
+FORMULATIONS = {"float32": _float32_dot, "bfloat16": _bfloat16_dot, "int8": _int8_dot}
 
 
 @jax.jit

@@ -84,7 +84,9 @@ class QTensor:
         return self.codes.nbytes + self.scale.nbytes + self.zero_point.nbytes
 
     def __repr__(self) -> str:
-        return f"QTensor({self.spec.quant_type}{list(self.shape)}, {self.spec})"
+        # Leaves may be anything while a tree is mapped, shapes for example.
+        shape = [*self.codes.shape[:-1], self.length] if hasattr(self.codes, "shape") else [..., self.length]
+        return f"QTensor({self.spec.quant_type}{shape}, {self.spec})"
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:

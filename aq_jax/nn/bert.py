@@ -1,0 +1,180 @@
+"""BERT, as all-MiniLM-L6-v2 and most sentence encoders are: Devlin et al., arXiv:1810.04805.
+
+Every sum of a residual is float32; what the linear layers and the attention round their inputs to is `activations`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from aq_jax.core.dispatch import Activations, product_dtype
+from aq_jax.nn.weights import Mapped, kept, read_fields, turned
+
+Pooling = Literal["mean", "cls"]
+ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The fields of a Hugging Face config.json that the computation depends on."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], where: str) -> BertConfig:
+        """Of a parsed config.json.
+
+        Raises:
+            FormatError: for missing fields, fields of another type, and variants that this model does not compute.
+        """
+        return read_fields(
+            cls,
+            fields,
+            where,
+            {"hidden_act": tuple(ACTS), "position_embedding_type": ("absolute",), "is_decoder": (False,)},
+        )
+
+
+class Bert(nnx.Module):
+    """The encoder: ids and mask to hidden states.
+
+    Args:
+        config: the model's sizes.
+        activations: what linear layers (once quantized) and attention round their inputs to.
+        rngs: of the first weights.
+
+    >>> from flax import nnx
+    >>> config = BertConfig(100, 16, 1, 2, 32, 64)
+    >>> model = Bert(config, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 8), int), jnp.ones((2, 8), bool)).shape
+    (2, 8, 16)
+    """
+
+    def __init__(self, config: BertConfig, *, activations: Activations = "float32", rngs: nnx.Rngs) -> None:
+        width = config.hidden_size
+        self.config = config
+        self.word = nnx.Embed(config.vocab_size, width, rngs=rngs)
+        self.position = nnx.Embed(config.max_position_embeddings, width, rngs=rngs)
+        self.token_type = nnx.Embed(config.type_vocab_size, width, rngs=rngs)
+        self.norm = _norm(config, rngs)
+        self.layers = nnx.List([Layer(config, activations, rngs) for _ in range(config.num_hidden_layers)])
+
+    def __call__(
+        self, ids: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """Hidden states of the last layer; those of masked tokens mean nothing."""
+        tokens = ids.shape[1]
+        embedded = self.word(ids) + self.position(jnp.arange(tokens)) + self.token_type(jnp.zeros((), jnp.int32))
+        x = self.norm(embedded)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+class Layer(nnx.Module):
+    """Attention and a feed-forward part, each added to its input and normalized."""
+
+    def __init__(self, config: BertConfig, activations: Activations, rngs: nnx.Rngs) -> None:
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.act = config.hidden_act
+        self.activations: Activations = activations
+        self.query, self.key, self.value, self.out = (nnx.Linear(width, width, rngs=rngs) for _ in range(4))
+        self.up = nnx.Linear(width, config.intermediate_size, rngs=rngs)
+        self.down = nnx.Linear(config.intermediate_size, width, rngs=rngs)
+        self.attention_norm, self.output_norm = _norm(config, rngs), _norm(config, rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """One layer."""
+        mixed = attention(self.query(x), self.key(x), self.value(x), mask, self.heads, product_dtype(self.activations))
+        x = self.attention_norm(x + self.out(mixed))
+        return self.output_norm(x + self.down(ACTS[self.act](self.up(x))))
+
+
+def attention(
+    query: Float[Array, "batch tokens width"],
+    key: Float[Array, "batch tokens width"],
+    value: Float[Array, "batch tokens width"],
+    mask: Bool[Array, "batch tokens"],
+    heads: int,
+    dtype: Any,
+) -> Float[Array, "batch tokens width"]:
+    """softmax(q k / sqrt(d)) v, heads and batch together as one axis, products of `dtype`, sums of float32.
+
+    Keys that are masked have no weight at all, so that a sentence does not depend on how far it was padded.
+    """
+    batch, tokens, width = query.shape
+    size = width // heads
+
+    def split(x: Array) -> Array:
+        return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, size)
+
+    q, k, v = split(query * size**-0.5).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
+    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
+    # A sentence of padding only, as fills up a batch, has no largest score.
+    weights = jnp.exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
+    total = jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny).reshape(batch * heads, tokens, 1)
+    weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
+    mixed = jnp.einsum("bqk,bkd->bqd", weights, v, preferred_element_type=jnp.float32) / total
+    return mixed.reshape(batch, heads, tokens, size).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+
+
+def pool(
+    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"], how: Pooling, normalize: bool
+) -> Float[Array, "batch width"]:
+    """One vector a sentence: the mean over its tokens, or its first token; of length 1 if normalized."""
+    if how == "cls":
+        pooled = hidden[:, 0]
+    else:
+        kept = jnp.where(mask[..., None], hidden, 0.0)
+        pooled = kept.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12) if normalize else pooled
+
+
+def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
+
+
+# A Hugging Face name -> where it goes in Bert. Heads and poolers, which sentence embeddings do not use, are ignored.
+_LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
+_EMBED = r"(?:bert\.)?embeddings\."
+NAMES: tuple[Mapped, ...] = (
+    (_EMBED + r"word_embeddings\.weight", "word.embedding", kept),
+    (_EMBED + r"position_embeddings\.weight", "position.embedding", kept),
+    (_EMBED + r"token_type_embeddings\.weight", "token_type.embedding", kept),
+    (_EMBED + r"LayerNorm\.(?:weight|gamma)", "norm.scale", kept),
+    (_EMBED + r"LayerNorm\.(?:bias|beta)", "norm.bias", kept),
+    (_EMBED + r"position_ids", None, kept),
+    (_LAYER + r"attention\.self\.(query|key|value)\.weight", r"layers.\1.\2.kernel", turned),
+    (_LAYER + r"attention\.self\.(query|key|value)\.bias", r"layers.\1.\2.bias", kept),
+    (_LAYER + r"attention\.output\.dense\.weight", r"layers.\1.out.kernel", turned),
+    (_LAYER + r"attention\.output\.dense\.bias", r"layers.\1.out.bias", kept),
+    (_LAYER + r"attention\.output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.attention_norm.scale", kept),
+    (_LAYER + r"attention\.output\.LayerNorm\.(?:bias|beta)", r"layers.\1.attention_norm.bias", kept),
+    (_LAYER + r"intermediate\.dense\.weight", r"layers.\1.up.kernel", turned),
+    (_LAYER + r"intermediate\.dense\.bias", r"layers.\1.up.bias", kept),
+    (_LAYER + r"output\.dense\.weight", r"layers.\1.down.kernel", turned),
+    (_LAYER + r"output\.dense\.bias", r"layers.\1.down.bias", kept),
+    (_LAYER + r"output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.output_norm.scale", kept),
+    (_LAYER + r"output\.LayerNorm\.(?:bias|beta)", r"layers.\1.output_norm.bias", kept),
+    (r"(?:bert\.)?pooler\..*|cls\..*", None, kept),
+)

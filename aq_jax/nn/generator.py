@@ -1,0 +1,192 @@
+"""A prompt to its continuation: one jitted scan over the tokens to come."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from aq_jax.errors import AqError
+from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.encoder import valid
+from aq_jax.nn.llama import Llama
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SHORTEST = 16
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a folder says of text, beside the model: the ids that end it."""
+
+    ends: tuple[int, ...] = ()
+
+
+class Generator:
+    """A language model with its tokenizer: `aq_jax.load_model` makes one.
+
+    Args:
+        model: a concrete Llama.
+        tokenizer: of the model.
+        text: the ids that end a text.
+    """
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer, text: Text) -> None:
+        self.model, self.tokenizer, self.text = model, tokenizer, text
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._continue = Compiled(model, partial(continuation, ends=text.ends), ("steps",))
+        self._score = Compiled(model, log_likelihoods)
+
+    @property
+    def compiles(self) -> int:
+        """How many programs were compiled so far: one for each padded length of a prompt and of a continuation."""
+        return self._continue.compiles + self._score.compiles
+
+    def generate(
+        self, prompt: str, max_tokens: int = 128, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> str:
+        """The prompt's continuation, without the prompt.
+
+        Args:
+            prompt: any text. Of one that leaves none of the model's positions free the end is kept, with a warning.
+            max_tokens: of the continuation, which may end sooner, and does where the model has no more positions.
+            temperature: 0 takes the likeliest token each time; 1 draws by the model's probabilities, less is more
+                careful.
+            top_p: draw among the likeliest tokens that have this probability together (arXiv:1904.09751).
+            seed: of the draws: the same seed draws the same text.
+
+        Raises:
+            AqError: for a prompt that is no text, and for numbers out of their range.
+        """
+        ids = self._ids(prompt, "generate: the prompt")
+        new = self.generate_ids(ids, max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        before, whole = self.tokenizer.decode(ids), self.tokenizer.decode([*ids, *new])
+        # Decoders drop a space that a text begins with: the continuation is what follows the decoded prompt. Only bytes
+        # that are no UTF-8 change what stands before them.
+        return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(new)
+
+    def generate_ids(
+        self, ids: Sequence[int], max_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> list[int]:
+        """As `generate`, from token ids to the token ids that follow, without the one that ends the text."""
+        limit = self.model.config.max_position_embeddings
+        if not len(ids) or max_tokens < 1:
+            raise AqError(f"generate: {len(ids)} tokens and max_tokens = {max_tokens}; wanted some, and 1 or more")
+        last = self.model.config.vocab_size - 1
+        if min(ids) < 0 or max(ids) > last:
+            raise AqError(f"generate: ids from {min(ids)} to {max(ids)}; wanted 0 to {last}")
+        if not temperature >= 0 or not 0 < top_p <= 1:
+            raise AqError(f"generate: temperature = {temperature}, top_p = {top_p}; wanted >= 0, and in (0, 1]")
+        if not 0 <= seed < 2**32:
+            raise AqError(f"generate: seed = {seed}; wanted 0 to {2**32 - 1}")
+        if len(ids) >= limit:
+            kept = max(limit - max_tokens, limit // 2)
+            warnings.warn(f"the prompt has {len(ids)} tokens, of which the last {kept} are kept", stacklevel=3)
+            ids = ids[len(ids) - kept :]
+        max_tokens = min(max_tokens, limit - len(ids))
+        tokens = self._continue(
+            _padded(ids, limit), np.int32(len(ids)), np.int32(max_tokens), np.float32(temperature), np.float32(top_p),
+            jax.random.key(seed), steps=_room(max_tokens, limit),
+        )  # fmt: skip
+        found = np.asarray(tokens).tolist()[:max_tokens]
+        return found[: next((i for i, token in enumerate(found) if token in self.text.ends), len(found))]
+
+    def score(self, text: str) -> Float[Array, "tokens"]:
+        """The natural logarithm of the probability of each token of a text, the first excepted, given those before it.
+
+        Raises:
+            AqError: for what is no text, for fewer than two tokens, and for more than the model takes.
+        """
+        ids, limit = self._ids(text, "score: the text"), self.model.config.max_position_embeddings
+        if not 1 < len(ids) <= limit:
+            raise AqError(f"score: the text has {len(ids)} tokens; wanted 2 to {limit}")
+        # Cut on the host: a slice of another length would be another program.
+        return jax.device_put(np.asarray(self._score(_padded(ids, limit)))[: len(ids) - 1])
+
+    def _ids(self, text: str, what: str) -> list[int]:
+        if not isinstance(text, str):
+            raise AqError(f"{what} is {type(text).__name__}; wanted a string")
+        return self.tokenizer.encode(valid(text)).ids
+
+
+def continuation(
+    model: Llama,
+    ids: Int[Array, "1 tokens"],
+    length: Int[Array, ""],
+    count: Int[Array, ""],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    key: Key[Array, ""],
+    *,
+    steps: int,
+    ends: tuple[int, ...],
+) -> Int[Array, "steps"]:
+    """The tokens that follow the first `length` of `ids`; after `count`, or an end, nothing is computed any more."""
+    hidden, cache = model(ids, model.empty_cache(1, ids.shape[1] + steps), 0)
+    first = model.logits(lax.dynamic_index_in_dim(hidden[0], length - 1, keepdims=False))
+
+    def draw(logits: Float[Array, "vocabulary"], step: Int[Array, ""]) -> Int[Array, ""]:
+        return lax.cond(
+            temperature > 0,
+            lambda: sample(logits / jnp.maximum(temperature, 1e-6), top_p, jax.random.fold_in(key, step)),
+            lambda: jnp.argmax(logits).astype(jnp.int32),
+        )
+
+    def advance(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
+        token, cache = carry
+        # What the padding of the prompt left in the cache is overwritten before it is seen.
+        hidden, cache = model(token[None, None], cache, length + step - 1)
+        token = draw(model.logits(hidden[0, 0]), step)
+        return (token, cache), token
+
+    def skip(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
+        return carry, carry[0]
+
+    def body(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
+        over = (step >= count) | jnp.isin(carry[0], jnp.array(ends, jnp.int32))
+        return lax.cond(over, skip, advance, carry, step)
+
+    start = draw(first, jnp.int32(0))
+    _, tokens = lax.scan(body, (start, cache), jnp.arange(1, steps, dtype=jnp.int32))
+    return jnp.concatenate([start[None], tokens])
+
+
+def sample(logits: Float[Array, "vocabulary"], top_p: Float[Array, ""], key: Key[Array, ""]) -> Int[Array, ""]:
+    """Draw among the likeliest tokens that have the probability `top_p` together, the likeliest always among them."""
+    order = jnp.argsort(-logits)
+    share = jax.nn.softmax(logits[order])
+    before = jnp.cumsum(share) - share
+    drawn = jax.random.categorical(key, jnp.where(before < top_p, logits[order], -jnp.inf))
+    return order[drawn].astype(jnp.int32)
+
+
+def log_likelihoods(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
+    """log p(ids[i + 1] | ids[: i + 1])."""
+    hidden, _ = model(ids, model.empty_cache(1, ids.shape[1]), 0)
+    logs = jax.nn.log_softmax(model.logits(hidden[0, :-1]))
+    return jnp.take_along_axis(logs, ids[0, 1:, None], axis=1)[:, 0]
+
+
+def _room(count: int, limit: int) -> int:
+    """The next power of two, so that programs are few."""
+    room = SHORTEST
+    while room < count:
+        room *= 2
+    return min(room, limit)
+
+
+def _padded(ids: Sequence[int], limit: int) -> Int[np.ndarray, "1 tokens"]:
+    padded = np.zeros((1, _room(len(ids), limit)), np.int32)
+    padded[0, : len(ids)] = ids
+    return padded

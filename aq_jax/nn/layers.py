@@ -1,0 +1,88 @@
+"""NNX layers whose weights stay packed: QLinear and QEmbed stand where nnx.Linear and nnx.Embed stood."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Integer, Real
+
+from aq_jax.core.dispatch import Activations
+from aq_jax.core.ops import qdot, qembed
+from aq_jax.core.qtensor import QTensor
+
+
+class QLinear(nnx.Module):
+    """y = x @ W.T + b on a packed weight, in place of nnx.Linear or nnx.LinearGeneral.
+
+    Args:
+        weight: [outputs, inputs]: a Flax kernel, turned.
+        bias: of the shape of the outputs, or None.
+        activations: what inputs are rounded to (see `qdot`); None takes the fastest.
+        inputs: the lengths of the last axes of x, which are multiplied as one; default: one axis.
+        outputs: the lengths of the axes that the result has instead; default: one axis.
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import quantize
+    >>> layer = QLinear(quantize(jnp.eye(8), "int8"), jnp.ones(8), activations="float32")
+    >>> layer(jnp.arange(8.0))
+    Array([1., 2., 3., 4., 5., 6., 7., 8.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        weight: QTensor,
+        bias: Array | None = None,
+        *,
+        activations: Activations | None = None,
+        inputs: tuple[int, ...] | None = None,
+        outputs: tuple[int, ...] | None = None,
+    ) -> None:
+        self.weight = nnx.Param(weight)
+        self.bias = None if bias is None else nnx.Param(bias)
+        self.activations: Activations | None = activations
+        self.inputs = inputs or weight.shape[1:]
+        self.outputs = outputs or weight.shape[:1]
+        if (math.prod(self.outputs), math.prod(self.inputs)) != weight.shape:
+            raise ValueError(f"QLinear: weight of shape {list(weight.shape)} for {self.inputs} -> {self.outputs}")
+
+    def __call__(self, x: Real[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
+        """The last axes of x, as many as `inputs`, become `outputs`; `out_sharding` as in nnx.Linear."""
+        batch = x.shape[: x.ndim - len(self.inputs)]
+        if x.shape[len(batch) :] != self.inputs:
+            raise ValueError(f"QLinear: x of shape {list(x.shape)}; wanted [..., {', '.join(map(str, self.inputs))}]")
+        y = qdot(x.reshape(*batch, math.prod(self.inputs)), self.weight.get_value(), self.activations).reshape(
+            *batch, *self.outputs
+        )
+        y = y if self.bias is None else y + self.bias.get_value().astype(y.dtype)
+        return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+class QEmbed(nnx.Module):
+    """Rows of a packed table, in place of nnx.Embed: the codes of the rows are gathered, then dequantized.
+
+    Args:
+        table: [rows, width].
+        activations: what the queries of `attend` are rounded to (see `qdot`).
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import quantize
+    >>> QEmbed(quantize(jnp.eye(4), "int8"))(jnp.array([2])).tolist()
+    [[0.0, 0.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, table: QTensor, *, activations: Activations | None = None) -> None:
+        self.table = nnx.Param(table)
+        self.activations: Activations | None = activations
+
+    def __call__(self, ids: Integer[Array, "*batch"], out_sharding: Any = None) -> Float[Array, "*batch width"]:
+        """The rows of these numbers, in float32; `out_sharding` as in nnx.Embed."""
+        rows = qembed(self.table.get_value(), ids)
+        return rows if out_sharding is None else jax.sharding.reshard(rows, out_sharding)
+
+    def attend(self, query: Real[Array, "*batch width"], out_sharding: Any = None) -> Float[Array, "*batch rows"]:
+        """query @ table.T: the logits of a tied output head."""
+        logits = qdot(query, self.table.get_value(), self.activations)
+        return logits if out_sharding is None else jax.sharding.reshard(logits, out_sharding)

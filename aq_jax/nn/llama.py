@@ -1,0 +1,246 @@
+"""Llama: rotary positions (arXiv:2104.09864), grouped queries (arXiv:2305.13245), SwiGLU (arXiv:2002.05202), RMSNorm.
+
+Every sum of a residual is float32; what the linear layers and the attention round their inputs to is `activations`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aq_jax.core.dispatch import Activations, product_dtype
+from aq_jax.errors import FormatError
+from aq_jax.nn.weights import Mapped, kept, read_fields, turned
+
+# Of each layer, keys and values of all positions: [batch, positions, kv_heads, head_size].
+Cache = list[tuple[Float[Array, "batch positions heads size"], Float[Array, "batch positions heads size"]]]
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The fields of a Hugging Face config.json that the computation depends on.
+
+    `rope_scaling` holds the numbers of the llama3 rule, in the order of `LLAMA3`, or nothing.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[float, ...] = ()
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], where: str) -> LlamaConfig:
+        """Of a parsed config.json, of transformers 4 or 5.
+
+        Raises:
+            FormatError: for missing fields, fields of another type, heads that cannot be shared or turned, and variants
+                that this model does not compute.
+        """
+        # Absent and null mean the same there.
+        given = {name: value for name, value in fields.items() if value is not None}
+        heads = given.get("num_attention_heads")
+        given.setdefault("num_key_value_heads", heads)
+        if type(heads) is int and heads > 0 and type(given.get("hidden_size")) is int:
+            given.setdefault("head_dim", given["hidden_size"] // heads)
+        rope: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            if not isinstance(said := given.pop(name, {}), dict):
+                raise FormatError(f"{where}: {name} is {said!r}; wanted an object")
+            rope |= said
+        given["rope_theta"] = rope.get("rope_theta", given.get("rope_theta", 10000.0))
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        scaling: tuple[float, ...] = ()
+        if kind == "llama3":
+            missing = [name for name in LLAMA3 if not isinstance(rope.get(name), int | float)]
+            if missing:
+                raise FormatError(f"{where}: rope_scaling of type llama3 has no number {', '.join(missing)}")
+            scaling = tuple(float(rope[name]) for name in LLAMA3)
+        elif kind != "default":
+            raise FormatError(f"{where}: rope_type is {kind!r}; wanted 'default' or 'llama3'")
+        config = read_fields(cls, given, where, {"hidden_act": ("silu",), "pretraining_tp": (1,)})
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise FormatError(
+                f"{where}: num_attention_heads {config.num_attention_heads}, num_key_value_heads "
+                f"{config.num_key_value_heads}, head_dim {config.head_dim}; wanted as many heads for each of the "
+                "key-value heads, and an even head_dim"
+            )
+        return dataclasses.replace(config, rope_scaling=scaling)
+
+
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+class Llama(nnx.Module):
+    """The decoder: ids to logits, with a cache of keys and values.
+
+    Args:
+        config: the model's sizes.
+        activations: what linear layers (once quantized) and attention round their inputs to.
+        rngs: of the first weights.
+
+    >>> from flax import nnx
+    >>> config = LlamaConfig(100, 16, 32, 1, 4, 2, 4, 64)
+    >>> model = Llama(config, rngs=nnx.Rngs(0))
+    >>> hidden, cache = model(jnp.ones((1, 8), int), model.empty_cache(1, 8), 0)
+    >>> model.logits(hidden).shape
+    (1, 8, 100)
+    """
+
+    def __init__(self, config: LlamaConfig, *, activations: Activations = "float32", rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.layers = nnx.List([Layer(config, activations, rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = _norm(config, rngs)
+        if not config.tie_word_embeddings:
+            self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+
+    def empty_cache(self, batch: int, positions: int) -> Cache:
+        """Room for the keys and values of so many positions."""
+        shape = (batch, positions, self.config.num_key_value_heads, self.config.head_dim)
+        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(self.config.num_hidden_layers)]
+
+    def __call__(
+        self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "batch tokens width"], Cache]:
+        """Hidden states of tokens that follow `start` others, and the cache with them in it."""
+        positions = start + jnp.arange(ids.shape[1])
+        rope = rotations(self.config, positions)
+        x = self.embed(ids)
+        filled: Cache = []
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
+            x, both = layer(x, keys, values, positions, rope)
+            filled.append(both)
+        return self.norm(x), filled
+
+    def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
+        """Scores of the next token."""
+        return self.embed.attend(hidden) if self.config.tie_word_embeddings else self.head(hidden)
+
+
+class Layer(nnx.Module):
+    """Attention and a gated feed-forward part, each on the normalized input and added to it."""
+
+    def __init__(self, config: LlamaConfig, activations: Activations, rngs: nnx.Rngs) -> None:
+        width, size, bias = config.hidden_size, config.head_dim, config.attention_bias
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads, self.size = heads, kv_heads, size
+        self.activations: Activations = activations
+        self.query = nnx.Linear(width, heads * size, use_bias=bias, rngs=rngs)
+        self.key = nnx.Linear(width, kv_heads * size, use_bias=bias, rngs=rngs)
+        self.value = nnx.Linear(width, kv_heads * size, use_bias=bias, rngs=rngs)
+        self.out = nnx.Linear(heads * size, width, use_bias=bias, rngs=rngs)
+        self.gate = nnx.Linear(width, config.intermediate_size, use_bias=config.mlp_bias, rngs=rngs)
+        self.up = nnx.Linear(width, config.intermediate_size, use_bias=config.mlp_bias, rngs=rngs)
+        self.down = nnx.Linear(config.intermediate_size, width, use_bias=config.mlp_bias, rngs=rngs)
+        self.attention_norm, self.feed_norm = _norm(config, rngs), _norm(config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        keys: Float[Array, "batch positions kv_heads size"],
+        values: Float[Array, "batch positions kv_heads size"],
+        positions: Int[Array, "tokens"],
+        rope: tuple[Array, Array],
+    ) -> tuple[Float[Array, "batch tokens width"], tuple[Array, Array]]:
+        """One layer; keys and values of these tokens are put where their positions are."""
+        batch, tokens, _ = x.shape
+        normed = self.attention_norm(x)
+        q = rotate(self.query(normed).reshape(batch, tokens, self.heads, self.size), rope)
+        k = rotate(self.key(normed).reshape(batch, tokens, self.kv_heads, self.size), rope)
+        v = self.value(normed).reshape(batch, tokens, self.kv_heads, self.size)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, k, positions[0], axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(values, v, positions[0], axis=1)
+        mixed = attention(q, keys, values, positions, product_dtype(self.activations))
+        x = x + self.out(mixed.reshape(batch, tokens, -1))
+        normed = self.feed_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
+
+
+def attention(
+    q: Float[Array, "batch tokens heads size"],
+    keys: Float[Array, "batch positions kv_heads size"],
+    values: Float[Array, "batch positions kv_heads size"],
+    positions: Int[Array, "tokens"],
+    dtype: Any,
+) -> Float[Array, "batch tokens heads size"]:
+    """softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads share one key."""
+    batch, tokens, heads, size = q.shape
+    shared = (q * size**-0.5).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
+    scores = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
+    seen = jnp.arange(keys.shape[1]) <= positions[:, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(dtype)
+    mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, values.astype(dtype), preferred_element_type=jnp.float32)
+    return mixed.reshape(batch, tokens, heads, size)
+
+
+def rotations(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
+    """Cosines and sines, [tokens, 1, size / 2], by which the pairs (i, i + size / 2) of a head are turned."""
+    half = config.head_dim // 2
+    speed = config.rope_theta ** -(np.arange(half) / half)
+    if config.rope_scaling:  # slow pairs are slowed down further, so that more positions fit (Llama 3.1)
+        factor, low, high, original = config.rope_scaling
+        turns = original * speed / (2 * math.pi)
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        speed = speed / factor * (1 - smooth) + speed * smooth
+    angles = positions[:, None, None].astype(jnp.float32) * jnp.asarray(speed, jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "batch tokens heads size"], rope: tuple[Array, Array]
+) -> Float[Array, "batch tokens heads size"]:
+    """Turn the pairs (i, i + size / 2), as Hugging Face's weights have them."""
+    cos, sin = rope
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+
+
+def names(config: LlamaConfig) -> tuple[Mapped, ...]:
+    """A Hugging Face name -> where it goes in Llama."""
+    layer = r"model\.layers\.(\d+)\."
+    moved = {
+        "self_attn.q_proj": "query",
+        "self_attn.k_proj": "key",
+        "self_attn.v_proj": "value",
+        "self_attn.o_proj": "out",
+    }
+    moved |= {f"mlp.{name}_proj": name for name in ("gate", "up", "down")}
+    linear: list[Mapped] = []
+    for theirs, ours in moved.items():
+        pattern = layer + theirs.replace(".", r"\.")
+        linear += [
+            (pattern + r"\.weight", rf"layers.\1.{ours}.kernel", turned),
+            (pattern + r"\.bias", rf"layers.\1.{ours}.bias", kept),
+        ]
+    return (
+        (r"model\.embed_tokens\.weight", "embed.embedding", kept),
+        (r"model\.norm\.weight", "norm.scale", kept),
+        (r"lm_head\.weight", None if config.tie_word_embeddings else "head.kernel", turned),
+        (layer + r"input_layernorm\.weight", r"layers.\1.attention_norm.scale", kept),
+        (layer + r"post_attention_layernorm\.weight", r"layers.\1.feed_norm.scale", kept),
+        (layer + r"self_attn\.rotary_emb\.inv_freq", None, kept),
+        *linear,
+    )

@@ -1,0 +1,98 @@
+"""Quantized layers in the place of float ones, in any NNX model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+from flax import nnx
+from jaxtyping import Array
+
+from aq_jax.config import QuantizationConfig
+from aq_jax.core.dispatch import Activations
+from aq_jax.core.qtensor import QTensor
+from aq_jax.nn.layers import QEmbed, QLinear
+from aq_jax.solvers.apply import quantize_tree
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def quantize_module(model: M, config: QuantizationConfig | str, *, activations: Activations | None = None) -> M:
+    """A copy of a model in which QLinear and QEmbed stand where nnx.Linear, nnx.LinearGeneral and nnx.Embed stood.
+
+    A weight's name, which the config's patterns see, is its path joined by dots: "layers.0.query.kernel". Channels and
+    groups are those of the weight as [outputs, inputs], kernels being turned. Layers that several parents share stay
+    shared; subclasses, other layers, and axes that are not the last ones are left as they are, and so is the model
+    that was given.
+
+    Args:
+        model: any NNX module, concrete or (under `nnx.eval_shape`) abstract.
+        config: or just a quant_type. What it keeps in float16 is stored so, and computed in the layer's own dtype.
+        activations: what the new layers round their inputs to (see `qdot`).
+
+    Raises:
+        AqError: for weights that cannot be quantized, by name.
+
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    >>> [type(layer).__name__ for layer in quantize_module(model, "int8").layers]
+    ['QEmbed', 'QLinear']
+    """
+    weights = {
+        ".".join(map(str, (*path, key))): weight
+        for path, layer in nnx.iter_modules(model)
+        for key, weight in [_weight(layer)]
+        if weight is not None
+    }
+    quantized = quantize_tree(weights, config)
+
+    def swap(path: tuple[Any, ...], node: Any) -> Any:
+        key, weight = _weight(node)
+        if weight is None:
+            return node
+        new = quantized[".".join(map(str, (*path, key)))]
+        if isinstance(new, QTensor):
+            return quantized_layer(node, new, activations)
+        if new.dtype != weight.dtype:  # in float16
+            param = getattr(node, key)
+            setattr(node, key, param.replace(new if key == "embedding" else new.T.reshape(param.shape)))
+        return node
+
+    return nnx.recursive_map(swap, nnx.clone(model))  # or the copy would share its state with the model
+
+
+def quantized_layer(layer: Any, weight: QTensor, activations: Activations | None) -> QLinear | QEmbed:
+    """What stands in the place of a float layer: the same shapes and the same bias.
+
+    Raises:
+        ValueError: if the weight has another shape than the layer's, as [outputs, inputs].
+    """
+    if isinstance(layer, nnx.Embed):
+        return QEmbed(weight, activations=activations)
+    inputs, outputs = _axes(layer)
+    bias = None if layer.bias is None else layer.bias.get_value()
+    return QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs)
+
+
+def _weight(layer: Any) -> tuple[str, Array | None]:
+    """The name of a layer's weight and the weight as [outputs, inputs]; None for what is not swapped."""
+    if type(layer) is nnx.Embed:
+        return "embedding", layer.embedding.get_value()
+    if type(layer) is nnx.Linear or (type(layer) is nnx.LinearGeneral and _multiplies_last_axes(layer)):
+        inputs, outputs = _axes(layer)
+        return "kernel", layer.kernel.get_value().reshape(math.prod(inputs), math.prod(outputs)).T
+    return "", None
+
+
+def _axes(layer: nnx.Linear | nnx.LinearGeneral) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lengths of the axes that a layer takes, and of those that it gives."""
+    inputs, outputs = layer.in_features, layer.out_features
+    return (
+        inputs if isinstance(inputs, tuple) else (inputs,),
+        outputs if isinstance(outputs, tuple) else (outputs,),
+    )
+
+
+def _multiplies_last_axes(layer: nnx.LinearGeneral) -> bool:
+    axes = layer.axis if isinstance(layer.axis, tuple) else (layer.axis,)
+    return not layer.batch_axis and axes == tuple(range(-len(axes), 0))

@@ -1,0 +1,60 @@
+"""Embeddings of texts, as a NumPy file or as a Parquet table that SQL and data frames read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from aq_jax.errors import ConfigError
+from aq_jax.store.files import replacing
+
+SUFFIXES = (".npy", ".parquet")
+
+
+def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if embeddings can be written there.
+
+    Raises:
+        ConfigError: for another suffix.
+
+    >>> check_embeddings_path("emb.npy").suffix
+    '.npy'
+    """
+    if Path(path).suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: wanted a name that ends in {' or '.join(SUFFIXES)}")
+    return Path(path)
+
+
+def write_embeddings(
+    path: str | os.PathLike[str], texts: Sequence[str], embeddings: Float[np.ndarray, "texts width"]
+) -> None:
+    """Write one embedding a text: .npy holds the float32 array, .parquet the columns `text` and `embedding`.
+
+    Args:
+        path: appears whole, or not at all.
+        texts: in the order of the embeddings; .npy does not hold them.
+        embeddings: float32.
+
+    Raises:
+        ConfigError: for another suffix.
+
+    >>> import tempfile
+    >>> write_embeddings(path := tempfile.mkdtemp() + "/e.parquet", ["a", "b"], np.ones((2, 3), np.float32))
+    >>> pq.read_table(path).to_pylist()[0]
+    {'text': 'a', 'embedding': [1.0, 1.0, 1.0]}
+    """
+    target = check_embeddings_path(path)
+    values = np.ascontiguousarray(embeddings, np.float32)
+    with replacing(target) as temporary:
+        if target.suffix == ".npy":
+            with temporary.open("wb") as file:
+                np.save(file, values)
+        else:
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "embedding": column}), temporary)

@@ -1,0 +1,256 @@
+"""llama2.c's model and tokenizer files to a table, and to a config and a tokenizer that transformers loads.
+
+The files are those of version 0, which have no version: github.com/karpathy/llama2.c, run.c and export.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from aq_jax.config import Compression, QuantizationConfig
+from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing, read_pieces, tokenizer_config
+from aq_jax.errors import FormatError
+from aq_jax.pipeline import Progress, Written, write_model
+from aq_jax.store.files import replacing
+
+EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+FLOAT = np.dtype("<f4")
+_HEADER = struct.Struct("<7i")
+_MAGIC = 0x616B3432  # how files of version 1 and above begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The seven integers that a file begins with, in their order; `shared` is the sign of its vocab_size.
+
+    >>> Header(dim=64, hidden_dim=172, n_layers=5, n_heads=8, n_kv_heads=4, vocab_size=512, seq_len=512).head_size
+    8
+    """
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    seq_len: int
+    shared: bool = True
+
+    @property
+    def head_size(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def layer(self) -> dict[str, tuple[int, ...]]:
+        """What a layer holds, in the order of the file, which has each of them for all layers in turn."""
+        d, h, kv = self.dim, self.hidden_dim, self.n_kv_heads * self.head_size
+        return {
+            "input_layernorm": (d,),
+            "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d),
+            "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
+            "post_attention_layernorm": (d,),
+            "mlp.gate_proj": (h, d), "mlp.down_proj": (d, h), "mlp.up_proj": (h, d),
+        }  # fmt: skip
+
+    @property
+    def file_bytes(self) -> int:
+        """How long the file is; cosines and sines, which nobody needs, lie before a head of its own."""
+        layers = self.n_layers * sum(math.prod(shape) for shape in self.layer.values())
+        ends = (1 if self.shared else 2) * self.vocab_size * self.dim + self.dim + self.seq_len * self.head_size
+        return _HEADER.size + FLOAT.itemsize * (layers + ends)
+
+
+class ModelFile:
+    """The tensors of a llama2.c file under their Hugging Face names, read through a memory map.
+
+    Args:
+        path: of version 0.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        FormatError: if it is none of version 0, or not as long as its header says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        path = existing(path)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.header = h = _header(path, file.read(_HEADER.size), size)
+            self._floats = np.asarray(np.memmap(file, FLOAT, "r", offset=_HEADER.size))
+        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self.aliases = {HEAD: EMBED} if h.shared else {}
+        self._starts: dict[str, int] = {}
+
+        parts, start = [], h.vocab_size * h.dim
+        self._place(EMBED, (h.vocab_size, h.dim), 0)
+        for part, shape in h.layer.items():
+            parts.append((part, shape, start))
+            start += h.n_layers * math.prod(shape)
+        for layer in range(h.n_layers):
+            for part, shape, first in parts:
+                self._place(f"model.layers.{layer}.{part}.weight", shape, first + layer * math.prod(shape))
+        self._place(NORM, (h.dim,), start)
+        if not h.shared:
+            self._place(HEAD, (h.vocab_size, h.dim), start + h.dim + h.seq_len * h.head_size)
+
+    def _place(self, name: str, shape: tuple[int, ...], start: int) -> None:
+        self.shapes[name] = (shape, FLOAT)
+        self._starts[name] = start
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor: a view, but for queries and keys, whose rows are put in another order."""
+        shape, start = self.shapes[name][0], self._starts[name]
+        array = self._floats[start : start + math.prod(shape)].reshape(shape)
+        if name.endswith("q_proj.weight"):
+            return halves(array, self.header.n_heads)
+        return halves(array, self.header.n_kv_heads) if name.endswith("k_proj.weight") else array
+
+
+def halves(w: Float32[np.ndarray, "rows columns"], heads: int) -> Float32[np.ndarray, "rows columns"]:
+    """Rows for a rotation of halves, from rows for one of pairs: in a head, 2i becomes i, and 2i + 1 becomes d/2 + i.
+
+    llama2.c turns (2i, 2i + 1) by the i-th angle, Hugging Face (i, d/2 + i).
+
+    Args:
+        w: a query or key projection, [heads * d, inputs].
+        heads: how many there are.
+
+    >>> halves(np.arange(8, dtype=np.float32)[:, None], 2)[:, 0].tolist()
+    [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
+    """
+    return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def to_table(
+    model: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    config: QuantizationConfig | None = None,
+    *,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Write a llama2.c model to a table with Hugging Face's names, its config and tokenizer files beside it.
+
+    The files are config.json, tokenizer.json and tokenizer_config.json. A shared classifier is an alias of the
+    embedding.
+
+    Args:
+        model: such as stories15M.bin, of version 0.
+        tokenizer: such as tokenizer.bin, of as many tokens as the model's vocabulary has.
+        path: .parquet or .arrow; appears whole, or not at all.
+        config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
+        compression: "zstd" compresses the weights too.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        FileNotFoundError: if the model or the tokenizer is not there.
+        FormatError: for one that is damaged or of another version, a tokenizer that no list of merges is equal to, and
+            an output whose folder holds another model's config or tokenizer files.
+        AqError: for a tensor that cannot be quantized.
+
+    Source: github.com/karpathy/llama2.c.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> header = Header(dim=4, hidden_dim=8, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=260, seq_len=8)
+    >>> fields = struct.pack("<7i", 4, 8, 1, 2, 1, 260, 8)
+    >>> _ = (folder / "model.bin").write_bytes(fields + bytes(header.file_bytes - len(fields)))
+    >>> pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b" "]
+    >>> tokens = b"".join(struct.pack("<fi", 0, len(piece)) + piece for piece in pieces)
+    >>> _ = (folder / "tok.bin").write_bytes(struct.pack("<i", 6) + tokens)
+    >>> done = to_table(folder / "model.bin", folder / "tok.bin", folder / "out" / "m.parquet")
+    >>> sorted(file.name for file in (folder / "out").iterdir())
+    ['config.json', 'm.parquet', 'tokenizer.json', 'tokenizer_config.json']
+    >>> from tokenizers import Tokenizer
+    >>> Tokenizer.from_file(str(folder / "out" / "tokenizer.json")).encode("a").ids  # BOS, space, byte
+    [1, 259, 100]
+    """
+    source = ModelFile(model)
+    pieces = read_pieces(tokenizer, source.header.vocab_size)
+    files = {
+        "config.json": json.dumps(llama_config(source.header), indent=2) + "\n",
+        "tokenizer.json": build_tokenizer(pieces, tokenizer).to_str(pretty=True) + "\n",
+        "tokenizer_config.json": json.dumps(tokenizer_config(pieces, source.header.seq_len), indent=2) + "\n",
+    }
+    folder = Path(path).parent
+    wanted = [folder / name for name, text in files.items() if not _is_there(folder / name, text.encode(), model)]
+    done = write_model(source, path, config, compression=compression, progress=progress)
+    for file in wanted:
+        with replacing(file) as temporary:
+            temporary.write_bytes(files[file.name].encode())
+    return done
+
+
+def llama_config(header: Header) -> dict[str, object]:
+    """The config.json of a model, as transformers reads it.
+
+    Args:
+        header: of the model file.
+
+    >>> llama_config(Header(64, 172, 5, 8, 4, 512, 512, shared=False))["tie_word_embeddings"]
+    False
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": header.dim,
+        "intermediate_size": header.hidden_dim,
+        "num_hidden_layers": header.n_layers,
+        "num_attention_heads": header.n_heads,
+        "num_key_value_heads": header.n_kv_heads,
+        "head_dim": header.head_size,
+        "vocab_size": header.vocab_size,
+        "max_position_embeddings": header.seq_len,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": header.shared,
+        "bos_token_id": BOS,
+        "eos_token_id": [BOS, EOS],  # run.c stops at BOS, which stands between the texts that a model has seen
+        "dtype": "float32",
+    }
+
+
+def _header(path: Path, data: bytes, size: int) -> Header:
+    if len(data) < _HEADER.size:
+        raise FormatError(f"{path}: holds {size} bytes; wanted {_HEADER.size} of header first: is it a llama2.c file?")
+    fields = _HEADER.unpack(data)
+    if fields[0] == _MAGIC:
+        raise FormatError(f"{path}: is of version {fields[1]}; wanted version 0: export it with --version 0")
+    dim, hidden_dim, layers, heads, kv_heads, vocab_size, seq_len = fields
+    header = Header(dim, hidden_dim, layers, heads, kv_heads, abs(vocab_size), seq_len, shared=vocab_size > 0)
+    for name, value in asdict(header).items():
+        if name != "shared" and value < 1:
+            raise FormatError(f"{path}: {name} is {value}; wanted 1 or more: is it a llama2.c file?")
+    if dim % (2 * heads) or heads % kv_heads:
+        raise FormatError(
+            f"{path}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads}; wanted a dim that is an even number for each "
+            "of the heads, and as many heads for each of the key-value heads: is it a llama2.c file?"
+        )
+    if (wanted := header.file_bytes) != size:
+        kind = f"cut, {wanted - size} bytes short" if size < wanted else f"{size - wanted} bytes too long"
+        raise FormatError(f"{path}: is {kind}: holds {size}, wanted {wanted} for {header}; fetch it again")
+    return header
+
+
+def _is_there(file: Path, text: bytes, model: object) -> bool:
+    """Whether a file is there already; refuses one of other contents, which is another model's."""
+    if not file.exists():
+        return False
+    if not file.is_file() or file.read_bytes() != text:
+        raise FormatError(
+            f"{file}: is there already and differs from the one that belongs beside {model}; write to another folder, "
+            "or remove it"
+        )
+    return True

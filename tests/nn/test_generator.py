@@ -1,0 +1,354 @@
+"""Continuations: the oracle's greedy ones, fair draws, few programs, and nothing of the padding in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import llama2c_oracle as oracle
+import numpy as np
+import pytest
+import small_llama
+from flax import nnx
+
+import aq_jax as aq
+from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.generator import Generator, Text, continuation, sample
+from aq_jax.nn.load import load_model
+
+PROMPT = [1, 270, 259, 263, 80]
+LIMIT = small_llama.SHAPE["seq"]
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Collects the seconds of each program that XLA compiles."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: object) -> None:
+        if event == COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def load(path: Path) -> Generator:
+    found = load_model(path)
+    assert isinstance(found, Generator)
+    return found
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_llama.make(tmp_path_factory.mktemp("model"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def generator(table: Path) -> Generator:
+    """One whose texts have no end."""
+    found = load(table)
+    assert found.text.ends == (1, 2)
+    return Generator(found.model, found.tokenizer, Text())
+
+
+@pytest.fixture(scope="module")
+def greedy(table: Path) -> list[int]:
+    """What follows PROMPT, by the oracle."""
+    found = oracle.greedy(table.parent / small_llama.BIN, PROMPT, 64)
+    assert len(set(found)) > 16
+    return found
+
+
+@pytest.fixture(scope="module")
+def stopped_at(greedy: list[int]) -> int:
+    """Where, in the first 11 of those, the last one stands that is new: it will be an end."""
+    at = max(i for i in range(11) if greedy[i] not in greedy[:i])
+    assert at > 6
+    return at
+
+
+@pytest.fixture(scope="module")
+def stopping(generator: Generator, greedy: list[int], stopped_at: int) -> Generator:
+    return Generator(generator.model, generator.tokenizer, Text((7, greedy[stopped_at])))
+
+
+@pytest.fixture(scope="module")
+def run(stopping: Generator) -> Compiled:
+    """`continuation` as it stands; a program of its own would take seconds to compile."""
+    return stopping._continue
+
+
+# ------------------------------------------------------------------------------------------------ greedy
+
+
+def test_prompts_of_any_length_go_on_as_the_oracles(generator: Generator, greedy: list[int]) -> None:
+    text = [*PROMPT, *greedy]
+    for length in range(len(PROMPT), 17):
+        assert generator.generate_ids(text[:length], 16) == text[length : length + 16]
+    assert generator.generate_ids(np.array(PROMPT), 16) == greedy[:16]  # type: ignore[arg-type]
+
+
+def test_fewer_tokens_are_the_first_of_more(generator: Generator, greedy: list[int]) -> None:
+    for count in (1, 2, 15, 16):
+        assert generator.generate_ids(PROMPT, count) == greedy[:count]
+
+
+def test_the_likeliest_tokens_are_the_oracles_in_all_positions(
+    generator: Generator, table: Path, greedy: list[int]
+) -> None:
+    assert generator.generate_ids([80], LIMIT - 1) == oracle.greedy(table.parent / small_llama.BIN, [80], LIMIT - 1)
+    assert generator.generate_ids(PROMPT, 70)[:64] == greedy
+    long = [*PROMPT, *greedy, *greedy][: LIMIT - 1]
+    assert generator.generate_ids(long, 1) == oracle.greedy(table.parent / small_llama.BIN, long, 1)
+
+
+def numbers(length: int, count: int = 16, temperature: float = 0.0) -> tuple[Any, ...]:
+    return np.int32(length), np.int32(count), np.float32(temperature), np.float32(1), jax.random.key(0)
+
+
+def test_what_fills_up_a_prompt_is_never_seen(
+    run: Compiled, greedy: list[int], stopped_at: int, rng: np.random.Generator
+) -> None:
+    for temperature in (0.0, 1.0):
+        found = set()
+        for _ in range(3):
+            ids = rng.integers(0, small_llama.VOCAB, (1, 16)).astype(np.int32)
+            ids[0, : len(PROMPT)] = PROMPT
+            found.add(tuple(np.asarray(run(ids, *numbers(len(PROMPT), 16, temperature), steps=16)).tolist()))
+        (only,) = found
+        assert (list(only)[: stopped_at + 1] == greedy[: stopped_at + 1]) == (temperature == 0)
+
+
+def test_an_end_stops_the_text(stopping: Generator, generator: Generator, greedy: list[int], stopped_at: int) -> None:
+    assert stopping.generate_ids(PROMPT, 16) == greedy[:stopped_at]
+    # One in the prompt is not the text's.
+    ids = [greedy[stopped_at], *PROMPT]
+    assert stopping.generate_ids(ids, 1) == generator.generate_ids(ids, 1)
+    # The first that follows may be one.
+    assert stopping.generate_ids([*PROMPT, *greedy[:stopped_at]], 16) == []
+
+
+def test_after_the_end_nothing_is_computed(run: Compiled, greedy: list[int], stopped_at: int) -> None:
+    ids = np.zeros((1, 16), np.int32)
+    ids[0, : len(PROMPT)] = PROMPT
+    for count, last in ((16, stopped_at), (3, 2)):  # the last token is repeated
+        tokens = np.asarray(run(ids, *numbers(len(PROMPT), count), steps=16)).tolist()
+        assert tokens == greedy[:last] + [greedy[last]] * (16 - last)
+
+
+def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(table.parent, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for said, generation, wanted in (
+        ([1, 2], None, (1, 2)), (2, None, (2,)), (None, None, ()), ([1, 2], {"eos_token_id": 5}, (5,)),
+    ):  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
+        if generation is not None:
+            (folder / "generation_config.json").write_text(json.dumps(generation))
+        assert load(folder / small_llama.TABLE).text.ends == wanted
+
+
+# ------------------------------------------------------------------------------------------------ programs
+
+
+def test_programs_are_few(generator: Generator, greedy: list[int]) -> None:
+    text = "the an then ab é\n the"
+    ids = [*PROMPT, *greedy]
+    generator.generate_ids(ids[:3], 1)
+    generator.score(text)
+    before = generator.compiles
+    assert 3 < len(generator.tokenizer.encode(text).ids) <= 16
+    with compilations() as programs:
+        for count in range(1, 17):
+            generator.generate_ids(ids[:3], count, temperature=count / 4, top_p=0.5 + count / 32, seed=count)
+        for length in range(3, 17):
+            generator.generate_ids(ids[:length], length)
+        for end in range(1, len(text)):
+            generator.score(text[:end])
+    assert (generator.compiles, programs) == (before, [])
+    with compilations() as programs:
+        generator.generate_ids(ids[:17], 16)
+        generator.generate_ids(ids[:32], 1)
+    assert (generator.compiles, len(programs)) == (before + 1, 1)
+
+
+def equations(jaxpr: Any) -> int:
+    """With those of loops and branches."""
+    inner = [value for eqn in jaxpr.eqns for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))]
+    parts = [getattr(value, "jaxpr", value) for value in inner]
+    return len(jaxpr.eqns) + sum(equations(part) for part in parts if hasattr(part, "eqns"))
+
+
+def test_the_program_does_not_grow_with_the_text(generator: Generator) -> None:
+    graph, state = nnx.split(generator.model)
+
+    def size(padded: int, steps: int) -> int:
+        def run(state: Any, ids: jax.Array, *numbers: Any) -> jax.Array:
+            return continuation(nnx.merge(graph, state), ids, *numbers, steps=steps, ends=(1, 2))
+
+        return equations(jax.make_jaxpr(run)(state, np.zeros((1, padded), np.int32), *numbers(1)).jaxpr)
+
+    assert size(16, 16) == size(16, 64) == size(32, 16) > 200
+
+
+# ------------------------------------------------------------------------------------------------ draws
+
+SHARES = np.array([0.15, 0.5, 0.1, 0.25])
+
+
+@jax.jit
+def drawn(top_p: jax.Array) -> jax.Array:
+    logits = jnp.log(jnp.asarray(SHARES, jnp.float32))
+    return jax.vmap(lambda key: sample(logits, top_p, key))(jax.random.split(jax.random.key(0), 4000))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "left"), [(1.0, [0, 1, 2, 3]), (0.95, [0, 1, 2, 3]), (0.8, [0, 1, 3]), (0.6, [1, 3]), (1e-9, [1])]
+)
+def test_draws_are_fair_and_leave_exactly_the_tail_out(top_p: float, left: list[int]) -> None:
+    counts = np.bincount(np.asarray(drawn(np.float32(top_p))), minlength=4)
+    assert np.flatnonzero(counts).tolist() == left
+    wanted = 4000 * SHARES[left] / SHARES[left].sum()
+    assert ((counts[left] - wanted) ** 2 / wanted).sum() < 16.3  # one in a thousand is above, of three degrees
+
+
+def test_a_temperature_flattens_what_is_drawn_from(generator: Generator, table: Path) -> None:
+    logits = oracle.logits(table.parent / small_llama.BIN, PROMPT)[-1].astype(np.float64)
+    for temperature in (0.5, 1.0, 2.0):
+        shares = np.exp(logits / temperature)
+        shares /= shares.sum()
+        draws = [generator.generate_ids(PROMPT, 1, temperature=temperature, seed=seed)[0] for seed in range(400)]
+        # The mean of the drawn logits is theirs.
+        mean = shares @ logits
+        deviation = np.sqrt(shares @ (logits - mean) ** 2 / 400)
+        assert abs(logits[draws].mean() - mean) < 4 * deviation
+
+
+def test_a_seed_is_a_text(generator: Generator, greedy: list[int]) -> None:
+    def draw(seed: int, **how: float) -> list[int]:
+        return generator.generate_ids(PROMPT, 16, seed=seed, **({"temperature": 1.0} | how))
+
+    assert draw(1) == draw(1)
+    assert len({tuple(draw(seed)) for seed in range(8)}) == 8
+    assert draw(1)[:7] == generator.generate_ids(PROMPT, 7, temperature=1.0, seed=1)
+    # Each step has a draw of its own: nearly all of 16 out of 300 are different.
+    assert len(set(draw(1, temperature=1e6))) > 12
+    for seed in range(3):
+        assert draw(seed, top_p=1e-9) == greedy[:16]
+        assert draw(seed, temperature=1e-5) == greedy[:16]
+        assert draw(seed, temperature=0.0, top_p=0.1) == greedy[:16]
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+TEXTS = ["the an then ab é\n the", "", " ", "than 😀", "😀", "a\ud800b"]
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_a_continuation_is_what_follows_the_prompt(generator: Generator, prompt: str) -> None:
+    ids = generator.tokenizer.encode(prompt.replace("\ud800", "�")).ids
+    for seed in range(6):
+        new = generator.generate_ids(ids, 16, temperature=1.0, seed=seed)
+        text = generator.generate(prompt, 16, temperature=1.0, seed=seed)
+        before, whole = generator.tokenizer.decode(ids), generator.tokenizer.decode([*ids, *new])
+        assert before == prompt.replace("\ud800", "�")
+        # Half a character after a whole one makes all its bytes unreadable, which the prompt's are not.
+        assert before + text == whole or (not whole.startswith(before) and text == generator.tokenizer.decode(new))
+
+
+def test_half_a_character_after_the_prompt_does_not_bring_it_back(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = generator.tokenizer.token_to_id("n")
+    monkeypatch.setattr(Generator, "generate_ids", lambda *_, **__: [3 + 0xC3, letter])
+    assert generator.generate("than 😀", 2) == "�n"
+    assert generator.generate("than", 2) == "�n"
+
+
+def test_scores_are_the_oracles(generator: Generator, table: Path) -> None:
+    for text in TEXTS[:1] + TEXTS[3:4]:
+        ids = oracle.encode(table.parent / small_llama.TOKENIZER, small_llama.VOCAB, text)
+        logits = oracle.logits(table.parent / small_llama.BIN, ids[:-1]).astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        found = generator.score(text)
+        assert (found.shape, found.dtype) == ((len(ids) - 1,), np.float32)
+        np.testing.assert_allclose(found, logs[np.arange(len(ids) - 1), ids[1:]], atol=1e-5, rtol=0)
+
+
+def test_a_score_takes_as_many_tokens_as_the_model(generator: Generator) -> None:
+    longest = "b" * (LIMIT - 2)
+    assert generator.score(longest).shape == (LIMIT - 1,)
+    with pytest.raises(aq.AqError, match=f"score: the text has {LIMIT + 1} tokens; wanted 2 to {LIMIT}"):
+        generator.score(longest + "b")
+
+
+def test_the_end_of_a_long_prompt_is_kept(generator: Generator) -> None:
+    ids = [*PROMPT * 20, 270]
+    note = f"the prompt has 101 tokens, of which the last {LIMIT - 16} are kept"
+    with pytest.warns(UserWarning, match=note):
+        found = generator.generate_ids(ids, 16)
+    assert found == generator.generate_ids(ids[16 - LIMIT :], 16)
+    text = "b" * 99
+    assert generator.tokenizer.encode(text).ids[2:] == [generator.tokenizer.token_to_id("b")] * 99
+    with pytest.warns(UserWarning, match=note) as caught:
+        assert generator.generate(text, 16)
+    assert caught[0].filename == __file__
+
+
+def test_a_text_ends_where_positions_end(generator: Generator) -> None:
+    ids = [*PROMPT * 18]
+    found = generator.generate_ids(ids, 1000)
+    assert found == generator.generate_ids(ids, 16)[: LIMIT - len(ids)]
+    assert 0 < len(found) <= LIMIT - len(ids)
+
+
+def test_limits_of_a_tokenizer_are_not_those_of_the_model(table: Path) -> None:
+    found = load(table)
+    found.tokenizer.enable_truncation(3)
+    found.tokenizer.enable_padding(length=20)
+    again = Generator(found.model, found.tokenizer, found.text)
+    assert len(again.tokenizer.encode("bbbbbbb").ids) == 9
+
+
+NAN = float("nan")
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "none": ({"max_tokens": 0}, r"generate: 5 tokens and max_tokens = 0; wanted some, and 1 or more"),
+    "fewer": ({"max_tokens": -1}, "max_tokens = -1; wanted some, and 1 or more"),
+    "a seed too large": ({"seed": 2**32}, "seed = 4294967296; wanted 0 to 4294967295"),
+    "no ids": ({"ids": []}, "generate: 0 tokens and max_tokens = 4; wanted some"),
+    "an id too large": ({"ids": [1, small_llama.VOCAB]}, f"ids from 1 to {small_llama.VOCAB}; wanted 0 to "),
+    "a negative id": ({"ids": [1, -1]}, "ids from -1 to 1; wanted 0 to"),
+    "a temperature of NaN": ({"temperature": NAN}, r"temperature = nan, top_p = 1.0; wanted >= 0, and in \(0, 1\]"),
+    "a negative temperature": ({"temperature": -0.5}, "temperature = -0.5, top_p"),
+    "nothing to draw from": ({"top_p": 0.0}, "top_p = 0.0; wanted"),
+    "more than everything": ({"top_p": 1.5}, "top_p = 1.5; wanted"),
+    "a share of NaN": ({"top_p": NAN}, "top_p = nan; wanted"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_numbers_out_of_range_are_refused(generator: Generator, what: str) -> None:
+    given, message = WRONG[what]
+    with pytest.raises(aq.AqError, match=message):
+        generator.generate_ids(**{"ids": PROMPT, "max_tokens": 4, **given})
+
+
+def test_what_is_no_text_is_refused(generator: Generator) -> None:
+    with pytest.raises(aq.AqError, match="generate: the prompt is list; wanted a string"):
+        generator.generate(["the"])  # type: ignore[arg-type]
+    with pytest.raises(aq.AqError, match="score: the text is int; wanted a string"):
+        generator.score(3)  # type: ignore[arg-type]
+    with pytest.raises(aq.AqError, match="score: the text has 1 tokens; wanted 2 to 96"):
+        generator.score("")

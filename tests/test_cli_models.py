@@ -1,0 +1,148 @@
+"""The commands that run models: embed and generate. And the files that embeddings are written to."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import bert_oracle
+import duckdb
+import numpy as np
+import pytest
+import small_llama
+from test_cli import Run, listing
+
+import aq_jax as aq
+from aq_jax.errors import ConfigError
+from aq_jax.store.embeddings import write_embeddings
+
+TEXTS = ["a b c", "", "c b", "\N{SNOWMAN} d"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    aq.save(
+        folder / "m.arrow", {k: aq.quantize(v, "int8") if v.ndim > 1 else v for k, v in bert_oracle.weights().items()}
+    )
+    bert_oracle.write_side_files(folder)
+    return folder / "m.arrow"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_llama.make(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def expected(bert: Path) -> np.ndarray:
+    return np.asarray(aq.load_model(bert).encode(TEXTS))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_embed_writes_an_array(run: Run, bert: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\r\n".join(TEXTS) + "\n")
+    status, out, err = run("embed", bert, "--input", tmp_path / "in.txt", "--output", tmp_path / "e.npy")
+    assert (status, err) == (0, "")
+    assert "e.npy: 4 embeddings of 32 numbers" in out
+    found = np.load(tmp_path / "e.npy")
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
+
+
+def test_embed_reads_the_standard_input_and_writes_parquet(
+    run: Run, bert: Path, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
+    path = tmp_path / "e.parquet"
+    status, out, _ = run("embed", bert, "--input", "-", "--output", path, "--json")
+    report = json.loads(out)
+    assert (status, report["texts"], report["width"], report["compiles"]) == (0, 4, 32, 1)
+    with duckdb.connect() as connection:
+        rows = connection.execute(f"SELECT text, embedding FROM '{path}'").fetchall()
+    assert [text for text, _ in rows] == TEXTS
+    assert np.array_equal(np.array([e for _, e in rows], np.float32), expected)
+
+
+def test_embed_of_nothing_is_an_empty_array(run: Run, bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("")
+    for name in ("e.npy", "e.parquet"):
+        assert run("embed", bert, "--input", tmp_path / "in.txt", "--output", tmp_path / name)[0] == 0
+    assert np.load(tmp_path / "e.npy").shape == (0, 32)
+
+
+def test_embed_notes_what_it_cut(run: Run, bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a " * 1000 + "\nb\n")
+    status, _, err = run("embed", bert, "--input", tmp_path / "in.txt", "--output", tmp_path / "e.npy")
+    assert status == 0
+    assert err.startswith("aq-jax: 1 of 2 texts are longer than ")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "text"),
+    [
+        (b"a\nb\xff\n", ("--output", "e.npy"), "in.txt: line 2 is no UTF-8"),
+        (b"a\n", ("--output", "e.csv"), "e.csv: wanted a name that ends in .npy or .parquet"),
+        (b"a\n", ("--output", "e.npy", "--activations", "int4"), "activations = 'int4': wanted one of float32"),
+        (None, ("--output", "e.npy"), "in.txt: No such file"),
+    ],
+)
+def test_embed_refuses(
+    run: Run, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None, options: tuple[str, ...], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "in.txt").write_bytes(content)
+    before = listing(tmp_path)
+    status, out, err = run("embed", bert, "--input", "in.txt", *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("aq-jax: ")
+    assert text in err
+    assert listing(tmp_path) == before
+
+
+def test_models_of_the_other_kind_are_refused(run: Run, bert: Path, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
+    status, _, err = run("embed", llama, "--input", tmp_path / "in.txt", "--output", tmp_path / "e.npy")
+    assert status == 2
+    assert "holds a language model" in err
+    status, _, err = run("generate", bert, "a")
+    assert status == 2
+    assert "holds an encoder" in err
+
+
+def test_generate_prints_prompt_and_continuation(run: Run, llama: Path) -> None:
+    model = aq.load_model(llama)
+    text = model.generate("on", 12)  # pyright: ignore[reportAttributeAccessIssue]
+    status, out, err = run("generate", llama, "on", "--max-tokens", "12", "--json")
+    assert (status, err, json.loads(out)) == (0, "", {"prompt": "on", "text": text})
+    status, out, _ = run("generate", llama, "on", "--max-tokens", "12", "--temperature", "0")
+    assert status == 0
+    assert out.startswith("on")
+    assert all(c.isprintable() or c == "\n" for c in out)  # nothing that steers a terminal
+
+
+def test_generate_refuses_numbers_out_of_range(run: Run, llama: Path) -> None:
+    for options, text in (
+        (("--max-tokens", "0"), "max_tokens = 0"),
+        (("--temperature", "-1"), "temperature = -1.0"),
+        (("--temperature", "nan"), "temperature = nan"),
+        (("--top-p", "0"), "top_p = 0.0"),
+    ):
+        status, out, err = run("generate", llama, "on", *options)
+        assert (status, out) == (2, "")
+        assert text in err
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "e.parquet"
+    write_embeddings(path, ["a"], np.ones((1, 2), np.float32))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"\w"):
+        write_embeddings(path, ["a", "b"], np.ones((1, 2), np.float32))
+    assert path.read_bytes() == before
+    assert listing(tmp_path) == ["e.parquet"]
+    with pytest.raises(ConfigError, match=r"e\.csv: wanted a name that ends in \.npy or \.parquet"):
+        write_embeddings(tmp_path / "e.csv", [], np.ones((0, 2), np.float32))
