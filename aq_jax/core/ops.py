@@ -55,7 +55,7 @@ def qdot(
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
     if activations is None:
         activations = choose(w.spec.bits, rows.shape[0])
-        if activations == "int8" and _unfit(w):
+        if activations == "int8" and lacks_for_integers(w):
             activations = "float32"
     if w.size == 0:
         activations = "float32"  # there is nothing to round
@@ -88,7 +88,7 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
     With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
     sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
     """
-    if wanted := _unfit(w):
+    if wanted := lacks_for_integers(w):
         raise ValueError(f"qdot: integer products need {wanted}; found {w}")
     rows = x.shape[0]
     qx, sx, ox = quantize_rows(x)
@@ -129,13 +129,9 @@ def _integer_dot(a: Int8[Array, "rows inputs"], b: Int8[Array, "outputs inputs"]
     return dot.astype(jnp.float32)
 
 
-def grids_lie_in_rows(w: QTensor) -> bool:
-    return w.by_row or w.scale.size == 1
-
-
-def _unfit(w: QTensor) -> str:
-    """What W lacks for integer products; nothing if they can be computed."""
-    if not grids_lie_in_rows(w):
+def lacks_for_integers(w: QTensor) -> str:
+    """What W would need for integer products; nothing if they can be computed."""
+    if not w.by_row and w.scale.size != 1:
         return "grids that each lie in one row of W"
     if w.length // (w.scale.shape[-1] if w.by_row else 1) > MOST_PRODUCTS:
         return f"at most {MOST_PRODUCTS} products in a sum, for 32 bits to hold it"

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
+from aq_jax.errors import FormatError
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
 
 Pooling = Literal["mean", "cls"]
@@ -43,12 +44,11 @@ class BertConfig:
         Raises:
             FormatError: for missing fields, fields of another type, and variants that this model does not compute.
         """
-        return read_fields(
-            cls,
-            fields,
-            where,
-            {"hidden_act": tuple(ACTS), "position_embedding_type": ("absolute",), "is_decoder": (False,)},
-        )
+        allowed = {"hidden_act": tuple(ACTS), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
+        config = read_fields(cls, fields, where, allowed)
+        if config.hidden_size % config.num_attention_heads:
+            raise FormatError(f"{where}: {config.num_attention_heads} heads do not divide {config.hidden_size}")
+        return config
 
 
 class Bert(nnx.Module):

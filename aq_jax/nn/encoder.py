@@ -31,11 +31,13 @@ class Sentences:
         pooling: "mean" over the tokens, or "cls", the first token.
         normalize: whether embeddings have length 1.
         max_tokens: what is longer is cut.
+        lower_case: whether the tokenizer, which may not do so itself, is given lower-case text.
     """
 
     pooling: Pooling = "mean"
     normalize: bool = False
     max_tokens: int = 512
+    lower_case: bool = False
 
 
 class Encoder:
@@ -85,7 +87,9 @@ class Encoder:
         texts = list(texts)  # once: it may be a generator
         if not all(isinstance(text, str) for text in texts):
             raise AqError("encode: wanted a list of strings, found others")
-        encodings = self.tokenizer.encode_batch([valid(text) for text in texts])
+        encodings = self.tokenizer.encode_batch(
+            [valid(text.lower() if self.sentences.lower_case else text) for text in texts]
+        )
         cut = sum(1 for encoding in encodings if encoding.overflowing)
         if cut:
             note = f"{cut} of {len(texts)} texts are longer than {self.sentences.max_tokens} tokens, and were cut"
@@ -95,7 +99,14 @@ class Encoder:
     def encode_ids(
         self, ids: Sequence[Sequence[int]], progress: Callable[[str, int, int], None] | None = None
     ) -> Float[Array, "texts width"]:
-        """As `encode`, from token ids, each text's with its special tokens, and no more than the model takes."""
+        """As `encode`, from token ids, each text's with its special tokens.
+
+        Raises:
+            AqError: for more tokens than the model takes.
+        """
+        longest = max(map(len, ids), default=0)
+        if longest > self.sentences.max_tokens:
+            raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
         parts: list[tuple[list[int], Array]] = []
         for members, rows, length in batches(list(map(len, ids)), self.sentences.max_tokens, TOKENS[backend()]):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)

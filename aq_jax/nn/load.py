@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
-from aq_jax.core.ops import grids_lie_in_rows
+from aq_jax.core.ops import lacks_for_integers
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
@@ -20,6 +20,10 @@ from aq_jax.nn.weights import abstract, fill
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+J = TypeVar("J", dict[str, Any], list[Any])
+NAMES_OF_JSON = {dict: "object", list: "array"}
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def load_model(path: str | os.PathLike[str], activations: Activations | None = None) -> Encoder | Generator:
@@ -45,20 +49,21 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     with WeightLoader(path) as loader:
         tensors = loader.load_weights(packed=True)
     config_file = folder / "config.json"
-    fields = read_json(config_file)
+    fields = read_json(config_file, dict)
     if fields is None:
         raise FormatError(f"{config_file}: no such file; wanted the model's config, which `convert` copies there")
-    if not isinstance(fields, dict) or fields.get("model_type") not in ("bert", "llama"):
-        kind = fields.get("model_type") if isinstance(fields, dict) else fields
-        raise FormatError(f"{config_file}: model_type is {kind!r}; wanted 'bert' or 'llama'")
+    if fields.get("model_type") not in ("bert", "llama"):
+        raise FormatError(f"{config_file}: model_type is {fields.get('model_type')!r}; wanted 'bert' or 'llama'")
     how = default_activations(tensors) if activations is None else activations
     tokenizer = read_tokenizer(folder)
     if fields["model_type"] == "bert":
         config = bert.BertConfig.from_json(fields, str(config_file))
+        check_vocabulary(tokenizer, config.vocab_size, folder)
         encoder = abstract(lambda rngs: bert.Bert(config, activations=how, rngs=rngs))
         fill(encoder, tensors, bert.NAMES, how, str(path))
         return Encoder(encoder, tokenizer, read_sentences(folder, config.max_position_embeddings))
     config = llama.LlamaConfig.from_json(fields, str(config_file))
+    check_vocabulary(tokenizer, config.vocab_size, folder)
     decoder = abstract(lambda rngs: llama.Llama(config, activations=how, rngs=rngs))
     fill(decoder, tensors, llama.names(config), how, str(path))
     return Generator(decoder, tokenizer, read_ends(folder, fields))
@@ -67,21 +72,24 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
 def default_activations(tensors: dict[str, Any]) -> Activations:
     """Eight bits where the weights have eight and multiply as integers; else, and for float models, float32."""
     quantized = [value for value in tensors.values() if isinstance(value, QTensor)]
-    return "int8" if quantized and all(q.spec.bits == 8 and grids_lie_in_rows(q) for q in quantized) else "float32"
+    return "int8" if quantized and all(q.spec.bits == 8 and not lacks_for_integers(q) for q in quantized) else "float32"
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, or None if there is none.
+def read_json(path: Path, kind: type[J]) -> J | None:
+    """A JSON file that holds an object (dict) or an array (list), or None if there is no such file.
 
     Raises:
-        FormatError: if it is no JSON.
+        FormatError: if it is no JSON, or of another kind.
     """
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise FormatError(f"{path}: no JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise FormatError(f"{path}: holds {type(found).__name__}; wanted a JSON {NAMES_OF_JSON[kind]}")
+    return found
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -103,37 +111,61 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise FormatError(f"{file}: no tokenizer can be made of it: {error}") from None
 
 
+def check_vocabulary(tokenizer: Tokenizer, rows: int, folder: Path) -> None:
+    """Refuse a tokenizer of another model: there is nothing to look up for the tokens that only it has.
+
+    Raises:
+        FormatError: if it has tokens whose number is no row of the table.
+    """
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= rows:
+        raise FormatError(f"{folder}: the tokenizer has a token {largest}; vocab_size in config.json is {rows}")
+
+
 def read_sentences(folder: Path, positions: int) -> Sentences:
     """What the files of sentence-transformers say; without them, the mean over at most all positions.
 
     Raises:
-        FormatError: for modules and poolings that are not computed here.
+        FormatError: for modules and poolings that are not computed here, and for damaged files.
     """
-    limit = positions
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        given = (read_json(folder / name) or {}).get(key)
-        if isinstance(given, int | float):
-            limit = max(3, min(limit, int(given)))
-            break
-    modules = read_json(folder / "modules.json")
+    own = read_json(folder / "sentence_bert_config.json", dict) or {}
+    general = read_json(folder / "tokenizer_config.json", dict) or {}
+    # The first that is there; Hugging Face writes 10^30 where there is no limit.
+    given = (own.get("max_seq_length"), general.get("model_max_length"))
+    limits = [n for n in given if isinstance(n, int | float) and not isinstance(n, bool)]
+    limit = int(min(limits[0], positions)) if limits and limits[0] > 0 else positions
+    lower_case = own.get("do_lower_case") is True
+    file = folder / "modules.json"
+    modules = read_json(file, list)
     if modules is None:
-        return Sentences(max_tokens=limit)
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-        raise FormatError(f"{folder / 'modules.json'}: {kinds}; wanted Transformer, Pooling and perhaps Normalize")
-    file = folder / modules[1].get("path", "1_Pooling") / "config.json"
-    fields = read_json(file) or {}
-    chosen = [name for name, on in fields.items() if name.startswith("pooling_mode") and on is True]
-    if isinstance(fields.get("pooling_mode"), str):
-        chosen = [f"pooling_mode_{fields['pooling_mode']}_token{'' if fields['pooling_mode'] == 'cls' else 's'}"]
-    how: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(chosen) != 1 or chosen[0] not in how:
-        raise FormatError(f"{file}: {', '.join(chosen) or 'no pooling mode'}; wanted one of {', '.join(how)}")
-    return Sentences(how[chosen[0]], len(kinds) == 3, limit)
+        return Sentences(max_tokens=limit, lower_case=lower_case)
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules if isinstance(module, dict)]
+    if len(kinds) != len(modules) or kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        raise FormatError(f"{file}: {kinds}; wanted Transformer, Pooling and perhaps Normalize")
+    return Sentences(read_pooling(folder / str(modules[1].get("path"))), len(kinds) == 3, limit, lower_case)
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """The one pooling that a folder's config.json asks for, in the old spelling (a flag each) or the new one."""
+    file = folder / "config.json"
+    fields = read_json(file, dict)
+    if fields is None:
+        raise FormatError(f"{file}: no such file; wanted the pooling, which modules.json says is there")
+    spelled = fields.get("pooling_mode")
+    if spelled is not None:
+        chosen = spelled if isinstance(spelled, list) else [spelled]
+    else:
+        flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+        on = [name for name, flag in fields.items() if name.startswith("pooling_mode_") and flag is True]
+        chosen = [flags.get(name, name) for name in on] or ["mean"]  # as sentence-transformers reads it
+    for pooling in POOLINGS:
+        if chosen == [pooling]:
+            return pooling
+    raise FormatError(f"{file}: pools by {chosen}; wanted one of {', '.join(POOLINGS)}")
 
 
 def read_ends(folder: Path, fields: dict[str, Any]) -> Text:
     """The ids that end a text: of generation_config.json, or else of config.json."""
-    found = (read_json(folder / "generation_config.json") or fields).get("eos_token_id")
+    found = (read_json(folder / "generation_config.json", dict) or fields).get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return Text(tuple(i for i in ids if isinstance(i, int)))

@@ -22,8 +22,8 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
     A weight's name, which the config's patterns see, is its path joined by dots: "layers.0.query.kernel". Channels and
     groups are those of the weight as [outputs, inputs], kernels being turned. Layers that several parents share stay
-    shared; subclasses, other layers, and axes that are not the last ones are left as they are, and so is the model
-    that was given.
+    shared. Subclasses, other layers, layers stacked by `nnx.vmap`, and axes that are not the last ones are left as they
+    are, and so is the model that was given.
 
     Args:
         model: any NNX module, concrete or (under `nnx.eval_shape`) abstract.
@@ -76,11 +76,13 @@ def quantized_layer(layer: Any, weight: QTensor, activations: Activations | None
 
 def _weight(layer: Any) -> tuple[str, Array | None]:
     """The name of a layer's weight and the weight as [outputs, inputs]; None for what is not swapped."""
-    if type(layer) is nnx.Embed:
+    if type(layer) is nnx.Embed and layer.embedding.get_value().ndim == 2:
         return "embedding", layer.embedding.get_value()
     if type(layer) is nnx.Linear or (type(layer) is nnx.LinearGeneral and _multiplies_last_axes(layer)):
+        kernel = layer.kernel.get_value()
         inputs, outputs = _axes(layer)
-        return "kernel", layer.kernel.get_value().reshape(math.prod(inputs), math.prod(outputs)).T
+        if kernel.shape == (*inputs, *outputs):  # has more axes where `nnx.vmap` made several layers at once
+            return "kernel", kernel.reshape(math.prod(inputs), math.prod(outputs)).T
     return "", None
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from aq_jax.core.dispatch import Activations
-from aq_jax.core.ops import grids_lie_in_rows
+from aq_jax.core.ops import lacks_for_integers
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
@@ -99,8 +99,9 @@ def fill(
         parent, layer, key = _locate(model, goal)
         if isinstance(value, QTensor) and key in ("kernel", "embedding"):
             shape = value.shape[::-1] if key == "kernel" else value.shape
-            if shape == wanted and activations == "int8" and key == "kernel" and not grids_lie_in_rows(value):
-                wrong.append(f"{name}: groups of {value.spec.group_size} cross rows; activations = 'int8' wants none")
+            lack = lacks_for_integers(value) if activations == "int8" and key == "kernel" else ""
+            if lack:
+                wrong.append(f"{name}: {value}; activations = 'int8' wants {lack}")
                 continue
             if shape == wanted:
                 _set(*parent, quantized_layer(layer, value, activations))
@@ -114,7 +115,7 @@ def fill(
                 continue
         wrong.append(f"{name}: shape {list(shape)} does not fit {goal}, which wants {list(wanted)}")
     if wrong:
-        raise FormatError(f"{where}: {len(wrong)} names do not fit the model: " + "; ".join(sorted(wrong)))
+        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the model: " + "; ".join(sorted(wrong)))
     return model
 
 

@@ -247,5 +247,5 @@ def test_what_older_checkpoints_hold_beside_weights_is_left_out(tmp_path: Path) 
     np.testing.assert_array_equal(found["norm", "scale"].get_value(), tensors["model.norm.weight"])
     path.unlink()
     aq.save(path, {name: w for name, w in tensors.items() if name != "lm_head.weight"} | {"stranger": np.ones(1)})
-    with pytest.raises(aq.FormatError, match=r"2 names do not fit .*head.kernel: no tensor .*; stranger: matches no"):
+    with pytest.raises(aq.FormatError, match=r"2 tensors do not fit .*head.kernel: no tensor .*; stranger: matches no"):
         load_model(path)
