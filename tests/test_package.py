@@ -168,7 +168,7 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["huggingface", "checkpoint"])
+@pytest.mark.parametrize("name", ["huggingface", "checkpoint", "llama2c"])
 def test_converters_are_one_module_under_one_name(name: str) -> None:
     module = importlib.import_module(f"aq_jax.converters.{name}")
     assert module.__name__ == f"aq_jax.converters.{name}"

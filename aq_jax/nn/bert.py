@@ -61,8 +61,9 @@ class Bert(nnx.Module):
 
     >>> from flax import nnx
     >>> config = BertConfig(100, 16, 1, 2, 32, 64)
-    >>> model = Bert(config, rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((2, 8), int), jnp.ones((2, 8), bool)).shape
+    >>> def hidden():
+    ...     return Bert(config, rngs=nnx.Rngs(0))(jnp.ones((2, 8), int), jnp.ones((2, 8), bool))
+    >>> jax.eval_shape(hidden).shape
     (2, 8, 16)
     """
 

@@ -99,9 +99,11 @@ class Llama(nnx.Module):
 
     >>> from flax import nnx
     >>> config = LlamaConfig(100, 16, 32, 1, 4, 2, 4, 64)
-    >>> model = Llama(config, rngs=nnx.Rngs(0))
-    >>> hidden, cache = model(jnp.ones((1, 8), int), model.empty_cache(1, 8), 0)
-    >>> model.logits(hidden).shape
+    >>> def logits():
+    ...     model = Llama(config, rngs=nnx.Rngs(0))
+    ...     hidden, cache = model(jnp.ones((1, 8), int), model.empty_cache(1, 8), 0)
+    ...     return model.logits(hidden)
+    >>> jax.eval_shape(logits).shape
     (1, 8, 100)
     """
 

@@ -179,6 +179,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 def test_transformers_computes_what_llama2c_does(tmp_path: Path, tok: Path) -> None:
     texts = ["then an aaaaaa", "", "  the 😀 <s> </s>\n<s>\n\n</s>\n <unk> <0x41> ▁"]

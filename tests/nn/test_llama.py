@@ -108,6 +108,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # importing torch and transformers takes longer than all other tests here
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_are_those_of_transformers(theirs: Path, tmp_path: Path, name: str) -> None:
     huggingface.to_table(theirs / name, tmp_path / "m.parquet")
