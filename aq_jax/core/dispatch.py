@@ -4,10 +4,12 @@ Measured as speed over the float32 dot of a float32 weight already in memory, on
 
                                             384 x 1536                    2048 x 2048
   "cpu": AVX2 without integer dot products (AMD Zen 3, jaxlib 0.10.2; `python -m benchmarks qdot` measures it again)
-    int8 weight, x float32                  0.9 / 1.0 / 0.9 / 1.0         2.7 / 0.2 / 0.8 / 0.9
-    int8 weight, x bfloat16                 0.1 / 0.3 / 0.4 / 0.5         0.1 / 0.2 / 0.4 / 0.5
-    int8 weight, x int8                     0.6 / 2.1 / 1.2 / 1.0         0.4 / 1.6 / 1.2 / 1.0
-  "cpu+int8": AVX-512 with VNNI and AMX (rows 1 / 32 / 512; 384 x 1536, then 4096 x 4096)
+    int8 weight, x float32                  1.7 / 1.1 / 1.0 / 1.0         2.3 / 0.7 / 0.8 / 0.9
+    int8 weight, x bfloat16                 1.1 / 1.0 / 1.0 / 1.0         1.2 / 0.7 / 0.8 / 1.0
+    int8 weight, x int8                     0.9 / 1.9 / 1.3 / 1.0         0.9 / 1.4 / 1.3 / 1.1
+    int4 g128, x float32                    0.6 / 0.8 / 0.8 / 1.0         0.5 / 0.5 / 0.7 / 1.0
+    int4 g128, x int8                       0.4 / 0.9 / 0.8 / 0.8         0.3 / 0.5 / 0.7 / 0.7
+  "cpu+int8": AVX-512, VNNI, AMX (rows 1 / 32 / 512; 384 x 1536, 4096 x 4096; symmetric x, a prototype)
     int8 weight, x float32 or bfloat16      <= 1.0 / 0.5-4.2              <= 0.9 / 0.2-2.3
     int8 weight, x int8                     1.8 / 4.4 / 6.2               8.1 / 13.2 / 7.8
     bfloat16 weight, x bfloat16             0.5 / 3.5 / 5.9               0.3 / 2.6-5.6 / 3.1-4.1
