@@ -261,7 +261,7 @@ def _read_lines(name: str) -> list[str]:
     """One text a line; a last line that is empty is none."""
     data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
-        lines = data.decode().split("\n")
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}: line {line} is no UTF-8; wanted one text a line, in UTF-8") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import importlib.util
 import os
 import pydoc_data.topics
@@ -175,8 +176,7 @@ def onnx_peer() -> dict[str, Callable[[Any, Any], np.ndarray]]:
     if missing:
         print(f"  ONNX Runtime left out: {', '.join(missing)} not installed")
         return {}
-    import onnxruntime
-
+    onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
@@ -193,7 +193,6 @@ def onnx_peer() -> dict[str, Callable[[Any, Any], np.ndarray]]:
 def onnx_model() -> Path:
     """MiniLM as ONNX, dynamically quantized with onnxruntime's defaults."""
     import torch
-    from onnxruntime.quantization import quantize_dynamic
     from transformers import BertModel
 
     from aq_jax.converters.huggingface import resolve_source
@@ -213,7 +212,7 @@ def onnx_model() -> Path:
     names = {"input_names": ["ids", "mask"], "output_names": ["hidden"], "dynamic_axes": axes}
     with torch.inference_mode():
         torch.onnx.export(Hidden(), (ids, ids), str(exported), dynamo=False, opset_version=17, **names)
-    quantize_dynamic(exported, quantized)
+    importlib.import_module("onnxruntime.quantization").quantize_dynamic(exported, quantized)
     return quantized
 
 

@@ -60,13 +60,14 @@ COMPILER_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
 
 @functools.cache
 def backend() -> str:
-    """The key of this process's default device: the platform, and whether a CPU multiplies small integers itself."""
+    """The key of this process's default device: the platform; of a CPU, whether it multiplies bytes and bfloat16."""
     platform = jax.default_backend()
     if platform != "cpu":
         return platform if platform in TABLE else "gpu"
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.exists() else []
-    return "cpu+int8" if "amx_int8" in flags or "avx512_vnni" in flags else "cpu"
+    both = "amx_int8" in flags or {"avx512_vnni", "avx512_bf16"} <= set(flags)
+    return "cpu+int8" if both else "cpu"
 
 
 def choose(bits: int, rows: int) -> Activations:

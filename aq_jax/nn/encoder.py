@@ -72,8 +72,8 @@ class Encoder:
     ) -> Float[Array, "texts width"]:
         """One embedding for each text, in the order of the texts.
 
-        A text's embedding does not depend on the other texts, but for float rounding where they change the length to
-        which it is padded. Longer texts than the model takes are cut, with a warning.
+        A text's embedding does not depend on what the other texts say, but for rounding where they change the shape in
+        which it runs (docs/guide.md). Longer texts than the model takes are cut, with a warning.
 
         Args:
             texts: any strings, empty ones too.
@@ -82,8 +82,8 @@ class Encoder:
         Raises:
             AqError: if one of the texts is no string, or `texts` is one.
         """
-        if isinstance(texts, str):
-            raise AqError("encode: wanted a list of strings, found one string")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise AqError(f"encode: wanted a list of strings, found {type(texts).__name__}")
         texts = list(texts)  # once: it may be a generator
         if not all(isinstance(text, str) for text in texts):
             raise AqError("encode: wanted a list of strings, found others")
@@ -102,11 +102,14 @@ class Encoder:
         """As `encode`, from token ids, each text's with its special tokens.
 
         Raises:
-            AqError: for more tokens than the model takes.
+            AqError: for more tokens than the model takes, or tokens that it does not have.
         """
         longest = max(map(len, ids), default=0)
         if longest > self.sentences.max_tokens:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
+        rows_of_table = self.model.config.vocab_size
+        if any(not 0 <= token < rows_of_table for text in ids for token in text):
+            raise AqError(f"encode_ids: a token outside 0 to {rows_of_table - 1}")
         parts: list[tuple[list[int], Array]] = []
         for members, rows, length in batches(list(map(len, ids)), self.sentences.max_tokens, TOKENS[backend()]):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)

@@ -81,6 +81,8 @@ class Generator:
     ) -> list[int]:
         """As `generate`, from token ids to the token ids that follow, without the one that ends the text."""
         limit = self.model.config.max_position_embeddings
+        if not isinstance(max_tokens, int) or not isinstance(seed, int):
+            raise AqError(f"generate: max_tokens = {max_tokens!r}, seed = {seed!r}; wanted integers")
         if not len(ids) or max_tokens < 1:
             raise AqError(f"generate: {len(ids)} tokens and max_tokens = {max_tokens}; wanted some, and 1 or more")
         last = self.model.config.vocab_size - 1

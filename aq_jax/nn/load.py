@@ -166,6 +166,6 @@ def read_pooling(folder: Path) -> Pooling:
 
 def read_ends(folder: Path, fields: dict[str, Any]) -> Text:
     """The ids that end a text: of generation_config.json, or else of config.json."""
-    found = (read_json(folder / "generation_config.json", dict) or fields).get("eos_token_id")
+    found = (fields | (read_json(folder / "generation_config.json", dict) or {})).get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return Text(tuple(i for i in ids if isinstance(i, int)))

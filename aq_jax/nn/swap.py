@@ -9,8 +9,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from aq_jax.config import QuantizationConfig
-from aq_jax.core.dispatch import Activations
+from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import ConfigError
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.solvers.apply import quantize_tree
 
@@ -32,12 +33,15 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
     Raises:
         AqError: for weights that cannot be quantized, by name.
+        ConfigError: for other activations.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
     >>> [type(layer).__name__ for layer in quantize_module(model, "int8").layers]
     ['QEmbed', 'QLinear']
     """
+    if activations not in (None, *ACTIVATIONS):
+        raise ConfigError(f"activations = {activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
     weights = {
         ".".join(map(str, (*path, key))): weight
         for path, layer in nnx.iter_modules(model)

@@ -21,13 +21,15 @@ def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
     """The path, if embeddings can be written there.
 
     Raises:
-        ConfigError: for another suffix.
+        ConfigError: for another suffix, and for a folder.
 
     >>> check_embeddings_path("emb.npy").suffix
     '.npy'
     """
     if Path(path).suffix not in SUFFIXES:
         raise ConfigError(f"{path}: wanted a name that ends in {' or '.join(SUFFIXES)}")
+    if Path(path).is_dir():
+        raise ConfigError(f"{path}: is a folder; wanted the name of a file")
     return Path(path)
 
 
@@ -57,4 +59,12 @@ def write_embeddings(
                 np.save(file, values)
         else:
             column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-            pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "embedding": column}), temporary)
+            pq.write_table(
+                pa.table(
+                    {
+                        "text": pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.string()),
+                        "embedding": column,
+                    }
+                ),
+                temporary,
+            )

@@ -205,7 +205,7 @@ def test_what_is_too_long_is_cut_and_said(encoder: Encoder, exact: Callable) -> 
 
 
 @pytest.mark.parametrize(
-    ("texts", "found"), [("one", "one string"), ([b"bytes"], "others"), (["a", None], "others"), ([["a"]], "others")]
+    ("texts", "found"), [("one", "str"), ([b"bytes"], "others"), (["a", None], "others"), ([["a"]], "others")]
 )
 def test_what_is_no_list_of_strings_is_refused(encoder: Encoder, texts: object, found: str) -> None:
     with pytest.raises(aq.AqError, match=f"encode: wanted a list of strings, found {found}"):
