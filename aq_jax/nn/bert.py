@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -132,11 +133,30 @@ def attention(
     scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
     # A sentence of padding only, as fills up a batch, has no largest score.
-    weights = jnp.exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
-    total = jnp.maximum(weights.sum(-1), jnp.finfo(jnp.float32).tiny).reshape(batch * heads, tokens, 1)
+    weights = exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
     weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
-    mixed = jnp.einsum("bqk,bkd->bqd", weights, v, preferred_element_type=jnp.float32) / total
+    # Their sums come out of the product as well: as a reduction they would be rounded otherwise in other shapes, and so
+    # would a product that is one column wider (see `exp`).
+    v = jnp.concatenate([v, jnp.ones_like(v)], axis=-1)
+    mixed = jnp.einsum("bqk,bkd->bqd", weights, v, preferred_element_type=jnp.float32)
+    mixed = mixed[..., :size] / jnp.maximum(mixed[..., size : size + 1], jnp.finfo(jnp.float32).tiny)
     return mixed.reshape(batch, heads, tokens, size).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+
+
+def exp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """e^x for x <= 0, to 2 units in the last place: the same bits in programs of every shape.
+
+    XLA's own differs in the last bit between loops that it vectorizes and loops that it does not; one such bit turns an
+    8-bit code, that code others, and a short sentence alone would not be what it is in a batch. Here
+    e^x = 2^n e^r, n being the integer nearest to x / ln 2 and e^r a polynomial (Cephes, expf).
+    """
+    n = jnp.round(jnp.maximum(x, -87.0) * np.float32(1.44269504))
+    r = jnp.maximum(x, -87.0) - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    e = jnp.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
+        e = e * r + np.float32(c)
+    power = jax.lax.bitcast_convert_type((n.astype(jnp.int32) + 127) << 23, jnp.float32)
+    return jnp.where(x < -87.0, 0.0, e * power)
 
 
 def pool(

@@ -72,8 +72,8 @@ class Encoder:
     ) -> Float[Array, "texts width"]:
         """One embedding for each text, in the order of the texts.
 
-        A text's embedding does not depend on what the other texts say, but for rounding where they change the shape in
-        which it runs (docs/guide.md). Longer texts than the model takes are cut, with a warning.
+        A text's embedding does not depend on what the others say, but for the last bits where they change the shape in
+        which it runs. Longer texts than the model takes are cut, with a warning.
 
         Args:
             texts: any strings, empty ones too.
