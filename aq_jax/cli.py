@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)  # so that nothing is left behind half-written
     try:
         use_compile_cache()
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()  # here, where a reader that has gone can be minded
+        return status
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough
