@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 __all__ = [
     "SOLVERS",
     "AqError",
+    "CalibrationConfig",
     "ConfigError",
+    "ConversionConfig",
     "FormatError",
     "IntegrityError",
     "Override",
@@ -45,9 +47,11 @@ _PUBLIC = {
     "FormatError": "errors",
     "IntegrityError": "errors",
     "QuantSpec": "config",
+    "CalibrationConfig": "config",
+    "ConversionConfig": "config",
     "QuantizationConfig": "config",
     "Override": "config",
-    "load_config": "config",
+    "load_config": "configfile",
     "QTensor": "core.qtensor",
     "dequantize": "core.quantize",
     "qdot": "core.ops",
@@ -67,7 +71,8 @@ _PUBLIC = {
 
 
 if TYPE_CHECKING:
-    from aq_jax.config import Override, QuantizationConfig, QuantSpec, load_config
+    from aq_jax.config import CalibrationConfig, ConversionConfig, Override, QuantizationConfig, QuantSpec
+    from aq_jax.configfile import load_config
     from aq_jax.core.ops import qdot, qembed
     from aq_jax.core.qtensor import QTensor
     from aq_jax.core.quantize import dequantize

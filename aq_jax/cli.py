@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import aq_jax
 from aq_jax import jobs
-from aq_jax.config import BITS, QuantizationConfig, load_config
+from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""What a user may ask for: the numerics of one tensor, the policy of a model, the contents of a TOML file.
+"""What a user may ask for: the numerics of one tensor, the policy of a model, a whole conversion.
 
-QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric)
+QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric, rotation)
 QuantizationConfig    which spec, which solver, for which names
-ConversionConfig      a TOML file: source, output and the above
+CalibrationConfig     on which text calibrated solvers run the model
+ConversionConfig      source, output and the above: what a TOML file holds (`configfile`)
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ import dataclasses
 import difflib
 import math
 import re
-import tomllib
 import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from aq_jax.errors import ConfigError
 
 BITS: Mapping[str, int] = types.MappingProxyType({"int8": 8, "int4": 4, "int3": 3, "int2": 2})
-SOLVER_NAMES = ("absmax", "minmax", "search")
+SOLVER_NAMES = ("absmax", "minmax", "search", "gptq")
 QUANT_TYPES = (*BITS, "fp16", "none")
 PUBLISHED_INT2_GROUP = 128
+LARGEST_ROTATION = 128
 Compression = Literal["none", "zstd"]
 
 
@@ -37,6 +36,8 @@ class QuantSpec:
         per_channel: one grid for each index of axis 0.
         group_size: one grid for this many consecutive elements of the flattened tensor; 0 for none.
         symmetric: one constant zero point (0 or -0.5) instead of one for each grid.
+        rotation: the block in which the last axis was multiplied by a Hadamard matrix before; 0 for none
+            (see `aq_jax.hadamard`).
 
     Neither channels nor groups means one grid for the tensor.
 
@@ -50,10 +51,11 @@ class QuantSpec:
     per_channel: bool = False
     group_size: int = 0
     symmetric: bool = True
+    rotation: int = 0
 
     @property
     def quant_type(self) -> str:
-        return f"int{self.bits}"
+        return f"int{self.bits}h" if self.rotation else f"int{self.bits}"
 
     @property
     def quant_axis(self) -> int:
@@ -103,6 +105,7 @@ class Override:
     group_size: int | None = None
     symmetric: bool | None = None
     solver: str | None = None
+    rotate: bool | None = None
     on_nonfinite: str | None = None
 
     def __post_init__(self) -> None:
@@ -124,8 +127,10 @@ class QuantizationConfig:
             without a size, int2 takes groups of 128; other widths then have one grid for the tensor,
             unless `per_channel` was left open too, which means 128 below eight bits.
         symmetric: one constant zero point for the tensor.
-        solver: absmax (symmetric), minmax (asymmetric) or search. Default: absmax or minmax at eight bits,
-            search below.
+        solver: absmax (symmetric), minmax (asymmetric), search, or gptq, which is calibrated: `convert` runs the
+            model on text for it. Default: absmax or minmax at eight bits, search below.
+        rotate: multiply blocks of the last axis by a Hadamard matrix first, which spreads outliers, and undo it where
+            the weight is used. Below eight bits only; tensors whose last axis is odd are left as they are.
         mixed_precision_layers: tensors whose name contains one of these are kept in float16, or in their
             own dtype where float16's largest error exceeds 2^-10 of the tensor's largest value.
         on_nonfinite: what to do with NaN, inf, and scales outside [2^-126, 2^126]:
@@ -137,7 +142,7 @@ class QuantizationConfig:
         ConfigError: for an unknown or contradictory value.
 
     >>> QuantizationConfig(quant_type="int2").spec
-    QuantSpec(bits=2, per_channel=False, group_size=128, symmetric=True)
+    QuantSpec(bits=2, per_channel=False, group_size=128, symmetric=True, rotation=0)
     """
 
     quant_type: str = "int8"
@@ -145,6 +150,7 @@ class QuantizationConfig:
     group_size: int = 0
     symmetric: bool = True
     solver: str | None = None
+    rotate: bool = False
     mixed_precision_layers: tuple[str, ...] = ()
     on_nonfinite: str = "error"
     overrides: tuple[Override, ...] = field(default=())
@@ -170,6 +176,8 @@ class QuantizationConfig:
             raise ConfigError(
                 "solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'search'"
             )
+        if self.rotate and self.quant_type == "int8":
+            raise ConfigError("rotate = true: the format has no rotated int8; leave rotate out, or take int4 or less")
         for override in self.overrides:
             self._overridden(override)  # refuses contradictions now, not at the first tensor that matches
 
@@ -194,6 +202,18 @@ class QuantizationConfig:
             elif not channels and bits == 2:
                 size = PUBLISHED_INT2_GROUP
         return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size, symmetric=self.symmetric)
+
+    def spec_for(self, shape: tuple[int, ...]) -> QuantSpec:
+        """The numerics of a tensor of this shape: `spec`, and the block in which it is rotated.
+
+        That is the largest power of two up to 128 that divides the last axis, or 0 if the axis is odd.
+
+        >>> QuantizationConfig("int4", rotate=True).spec_for((8, 96)).rotation
+        32
+        """
+        length = shape[-1] if self.rotate and shape else 0
+        block = min(length & -length, LARGEST_ROTATION)
+        return dataclasses.replace(self.spec, rotation=block if block > 1 else 0)
 
     @property
     def solver_name(self) -> str:
@@ -224,6 +244,8 @@ class QuantizationConfig:
             given["per_channel"] = None
         if given.get("per_channel") and "group_size" not in given:
             given["group_size"] = 0
+        if given.get("quant_type") == "int8" and "rotate" not in given:
+            given["rotate"] = False  # which the format does not have
         # A solver of the policy that cannot make the override's kind of grid gives way to the default.
         if "symmetric" in given and "solver" not in given and self.solver in ("absmax", "minmax"):
             given["solver"] = None
@@ -246,6 +268,43 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationConfig:
+    """On what a model is run to learn what its weights are multiplied by.
+
+    Args:
+        text: a file of UTF-8 text, a sentence or a paragraph a line. Default: English prose of Python's own
+            documentation, which is always there, and narrow: text like that which the model will see is better.
+        sentences: how many lines are drawn, at most.
+        max_tokens: of a line; the rest is cut.
+        seed: of the draw.
+        correction: how far weights move, before they are rounded, towards those that give the float model's outputs
+            from the quantized model's inputs: 0 not at all, 1 all the way.
+        damping: what is added to the diagonal of the inputs' second moment, of its mean.
+
+    Raises:
+        ConfigError: for numbers out of their range.
+
+    >>> CalibrationConfig(sentences=256).max_tokens
+    128
+    """
+
+    text: str = ""
+    sentences: int = 1024
+    max_tokens: int = 128
+    seed: int = 0
+    correction: float = 0.5
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, least, most in (
+            ("sentences", 1, 2**24), ("max_tokens", 3, 2**20), ("seed", 0, 2**32 - 1),
+            ("correction", 0, 1), ("damping", 1e-6, 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, key) <= most:
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionConfig:
     """A conversion, as a TOML file describes it.
 
@@ -253,6 +312,7 @@ class ConversionConfig:
         source: a folder, or `package:NAME/FOLDER` for a folder inside an installed package.
         output: the table to write, .parquet or .arrow.
         quantization: None writes plain weights (schema V1).
+        calibration: for solver = "gptq".
         compression: "zstd" compresses the weights too (.parquet only).
         allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
 
@@ -266,6 +326,7 @@ class ConversionConfig:
     source: str
     output: str
     quantization: QuantizationConfig | None = None
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     compression: Compression = "none"
     allow_pickle: bool = False
 
@@ -275,116 +336,3 @@ class ConversionConfig:
             path = getattr(self, key)
             if not path or "\0" in path:
                 raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
-
-
-def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
-    """Read a TOML file that describes a conversion.
-
-    Args:
-        path: of the file.
-        sets: assignments such as `quantization.group_size=64`, which go before the file.
-
-    Raises:
-        ConfigError: for a file that is no TOML, an unknown key (the known ones are listed), a wrong type.
-        OSError: if the file cannot be read.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "c.toml")
-    >>> _ = path.write_text('source = "model"\\noutput = "model.parquet"\\n[quantization]\\nquant_type = "int4"')
-    >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
-    QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True)
-    """
-    raw = Path(path).read_bytes()
-    try:
-        tree = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
-    try:
-        for assignment in sets:
-            _assign(tree, assignment)
-        return parse_config(tree, where=str(path))
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:
-    """Build a ConversionConfig from nested dictionaries, as TOML gives them."""
-    top = dict(tree)
-    overrides = top.pop("override", [])
-    quantization = top.pop("quantization", None)
-    if not isinstance(overrides, list):
-        raise ConfigError(f"{where}: override must be [[override]] tables, one for each exception")
-    if quantization is None and overrides:
-        raise ConfigError(f"{where}: [[override]] without [quantization]: there is nothing to override")
-    if quantization is not None:
-        parsed = [_build(Override, o, f"{where}: override {i + 1}") for i, o in enumerate(overrides)]
-        quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=tuple(parsed))
-    known = ("source", "output", "compression", "allow_pickle", "quantization", "override")
-    return _build(ConversionConfig, top, where, known=known, quantization=quantization)
-
-
-def _assign(tree: dict[str, Any], assignment: str) -> None:
-    """Put one `a.b=value` into the tree; the value is TOML, or else taken as a string."""
-    key, equals, text = assignment.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {assignment!r}: wanted KEY=VALUE, such as quantization.group_size=64")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {assignment[:60]!r}: not a TOML value: {error}") from None
-    node: Any = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise ConfigError(f"--set {assignment!r}: {'.'.join(parts[:-1])} is no table")
-    node[parts[-1]] = value
-
-
-def _build(cls: type, given: object, where: str, known: tuple[str, ...] | None = None, **extra: object) -> Any:
-    """A dataclass from a TOML table, refusing unknown keys and wrong types by name."""
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: wanted a table of keys, found {given!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in extra}
-    for key, value in given.items():
-        if key not in fields:
-            names = known or tuple(fields)
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(names)}{hint}")
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{where}: {key} = {value!r}: wanted {_spell(hints[key])}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in given]
-    if missing:
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
-    try:
-        return cls(**given, **extra)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _fits(value: object, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return isinstance(value, str)  # which string is checked by the dataclass, with a better text
-    if origin is tuple:
-        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
-    return type(value) is hint
-
-
-def _spell(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return " or ".join(_spell(arg) for arg in args if arg is not type(None))
-    if origin is Literal:
-        return " or ".join(map(repr, args))
-    if origin is tuple:
-        return f"a list of {_spell(args[0]).split()[-1]}s"
-    return {bool: "true or false", int: "an integer", str: "a string"}[hint]

@@ -81,7 +81,8 @@ def plan(config: ConversionConfig) -> list[Planned]:
             if config.quantization:
                 policy, kind = config.quantization.for_tensor(name), "none"
                 if policy.quant_type in BITS and is_quantizable(shape, dtype):
-                    spec, kind = policy.spec, policy.quant_type
+                    spec = policy.spec_for(shape)
+                    kind = spec.quant_type
                     size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
                 elif policy.quant_type == "fp16" and is_floating(dtype):
                     half = to_half(checkpoint.array(name))

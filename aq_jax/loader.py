@@ -132,14 +132,13 @@ class WeightLoader:
 
         Raises:
             KeyError, IntegrityError, ValueError: as `get_layer`.
-            FormatError: for rows that were rotated before they were quantized.
 
         >>> import tempfile
         >>> import aq_jax as aq
         >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"w": aq.quantize(np.ones((2, 8), np.float32), "int8")})
         >>> with WeightLoader(path) as loader:
         ...     loader.get_quantized("w")
-        QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True))
+        QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True, rotation=0))
         """
         import jax
 
@@ -200,8 +199,6 @@ class WeightLoader:
         if not rows[0].quantized:
             array = canonical(decode(rows), name)
             return array if array.flags.writeable else keep(array)
-        if rows[0].rotation:
-            raise FormatError(f"{name}: {rows[0].quant_type} rows are rotated, which this version cannot undo")
         data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
         scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
         if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
@@ -219,7 +216,7 @@ def spec_of(row: Row, zero_points: np.ndarray) -> QuantSpec:
     """The numerics of a quantized row. A tensor is symmetric if no zero point is other than 0 or -0.5."""
     symmetric = bool(((zero_points == 0) | (zero_points == -0.5)).all())
     bits = BITS[f"int{row.bits}"]
-    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, symmetric)
+    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, symmetric, row.rotation)
 
 
 def load(
@@ -324,5 +321,5 @@ def packed_rows(name: str, q: QTensor) -> Iterator[Row]:
         data = stream[start * bits // 8 : -(-stop * bits // 8)]
         yield Row(
             name, q.shape, "float32", data, stop - start, spec.quant_type,
-            scales[grids], zeros[grids], spec.quant_axis, spec.group_size,
+            scales[grids], zeros[grids], spec.quant_axis, spec.group_size, spec.rotation,
         )  # fmt: skip

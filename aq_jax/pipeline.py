@@ -147,7 +147,7 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
     elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
-        spec = policy.spec
+        spec = policy.spec_for(array.shape)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)
         if not isinstance(results, Refused):
@@ -155,7 +155,7 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
                 done.quantized[name] = min(q.cosine, done.quantized.get(name, 1.0))
                 yield Row(
                     name, array.shape, dtype, q.data, stop - start, spec.quant_type, q.scales, q.zero_points,
-                    spec.quant_axis, spec.group_size, 0, policy.solver_name, q.cosine, q.rel_mse,
+                    spec.quant_axis, spec.group_size, spec.rotation, policy.solver_name, q.cosine, q.rel_mse,
                 )  # fmt: skip
             return
         done.kept[name] = results.why

@@ -38,6 +38,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("aq_jax")
 
+CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 STRICT_FOLDERS = ("core", "solvers")
 
 
@@ -51,6 +52,22 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is compiled again in a module is read from a folder, as between two runs of the command line."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    for name, value in zip(CACHE, (str(tmp_path_factory.mktemp("xla")), 0.2), strict=True):
+        jax.config.update(name, value)
+    reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
 
 
 @pytest.fixture

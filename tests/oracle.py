@@ -143,3 +143,15 @@ def int8_dot(
                 y[i, j] += sw * (float(sx) * (a @ b - zw * a.sum()) + float(ox) * (b.sum() - len(b) * zw))
                 magnitude[i, j] += sw * (float(sx) * abs(a) + abs(float(ox))) @ (abs(b) + abs(zw))
     return y, magnitude
+
+
+def unrotate(w: np.ndarray, block: int) -> np.ndarray:
+    """Each block of the last axis times the transposed rotation matrix, one element after the other."""
+    out = np.zeros(w.shape, np.float64)
+    flat, to = w.reshape(-1, block), out.reshape(-1, block)
+    for i in range(block):
+        ones_in_a_row = sum(f"{i:b}"[k : k + 2] == "11" for k in range(i.bit_length()))
+        for j in range(block):
+            sign = (-1) ** (ones_in_a_row + (i & j).bit_count())
+            to[:, i] += flat[:, j] * sign / math.sqrt(block)
+    return out

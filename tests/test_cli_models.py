@@ -18,16 +18,18 @@ import aq_jax as aq
 from aq_jax.errors import ConfigError
 from aq_jax.store.embeddings import write_embeddings
 
+# Every call of a command compiles its model's programs, most of them once more.
+pytestmark = pytest.mark.usefixtures("compile_cache")
+# What a model computes is tested elsewhere: one layer is a model.
+CONFIG = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
 TEXTS = ["a b c", "", "c b", "\N{SNOWMAN} d"]
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
-    aq.save(
-        folder / "m.arrow", {k: aq.quantize(v, "int8") if v.ndim > 1 else v for k, v in bert_oracle.weights().items()}
-    )
-    bert_oracle.write_side_files(folder)
+    aq.save(folder / "m.arrow", aq.quantize_tree(bert_oracle.weights(CONFIG), "int8"))
+    bert_oracle.write_side_files(folder, CONFIG)
     return folder / "m.arrow"
 
 

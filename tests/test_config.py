@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aq_jax import ConfigError, Override, QuantizationConfig, QuantSpec, load_config
-from aq_jax.config import parse_config
+from aq_jax.configfile import parse_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def test_types_without_a_grid(quant_type: str, bits: int) -> None:
 # quantization tables -> the error, which says where, what was found, what was wanted
 REFUSED = [
     ({"group_sise": 64}, "quantization: unknown key 'group_sise'; known are quant_type, per_channel, group_size, "
-     "symmetric, solver, mixed_precision_layers, on_nonfinite; did you mean 'group_size'?"),
+     "symmetric, solver, rotate, mixed_precision_layers, on_nonfinite; did you mean 'group_size'?"),
     ({"bits": 2}, "quantization: unknown key 'bits'; known are quant_type"),
     ({"overrides": []}, "quantization: unknown key 'overrides'"),
     ({"quant_type": "int5"}, "quant_type = 'int5': wanted one of int8, int4, int3, int2, fp16, none"),
@@ -116,7 +116,8 @@ REFUSED = [
     ({"group_size": -1}, "group_size = -1: wanted 0 (no groups) or a size below 2^31"),
     ({"group_size": 2**31}, "wanted 0 (no groups) or a size below 2^31"),
     ({"symmetric": 0}, "symmetric = 0: wanted true or false"),
-    ({"solver": "gptq"}, "solver = 'gptq': wanted one of absmax, minmax, search"),
+    ({"solver": "gptqq"}, "solver = 'gptqq': wanted one of absmax, minmax, search, gptq; did you mean 'gptq'?"),
+    ({"rotate": True}, "rotate = true: the format has no rotated int8"),
     ({"solver": "serach"}, "did you mean 'search'?"),
     ({"mixed_precision_layers": "embed"}, "mixed_precision_layers = 'embed': wanted a list of strings"),
     ({"mixed_precision_layers": [1]}, "mixed_precision_layers = [1]: wanted a list of strings"),
@@ -139,7 +140,7 @@ REFUSED_FILES = [
     ("source = 'a'", "missing output"),
     ("", "missing source, output"),
     ("source = 'a'\noutput = 'b'\nsauce = 1", "unknown key 'sauce'; known are source, output, compression, "
-     "allow_pickle, quantization, override; did you mean 'source'?"),
+     "allow_pickle, quantization, calibration, override; did you mean 'source'?"),
     ("source = 1\noutput = 'b'", "source = 1: wanted a string"),
     ("source = 'a'\noutput = 'b'\ncompression = 'gzip'", "compression = 'gzip': wanted one of none, zstd"),
     ("source = 'a'\noutput = 'b'\ncompression = 1", "compression = 1: wanted 'none' or 'zstd'"),
@@ -294,6 +295,7 @@ def test_to_dict_is_resolved_json() -> None:
         "group_size": 128,
         "symmetric": True,
         "solver": "search",
+        "rotate": False,
         "mixed_precision_layers": ["a"],
         "on_nonfinite": "error",
         "overrides": [{"pattern": "x", "group_size": 8}],

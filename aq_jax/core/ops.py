@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -17,6 +18,7 @@ from aq_jax.core.dispatch import FEWEST_ROWS, Activations, choose
 from aq_jax.core.grid import decode, ends
 from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.core.quantize import dequantize
+from aq_jax.core.rotation import rotate, unrotate
 
 
 @functools.partial(jax.jit, static_argnames="activations")
@@ -53,6 +55,9 @@ def qdot(
     if activations not in (None, *FORMULATIONS):
         raise ValueError(f"qdot: activations={activations!r}; wanted {', '.join(FORMULATIONS)} or None")
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
+    if w.spec.rotation:  # x W^T = (x R)(W R)^T
+        rows = rotate(rows, w.spec.rotation)
+        w = dataclasses.replace(w, spec=dataclasses.replace(w.spec, rotation=0))
     if activations is None:
         activations = choose(w.spec.bits, rows.shape[0])
         if activations == "int8" and lacks_for_integers(w):
@@ -176,7 +181,7 @@ def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batc
         scale = jnp.take(table.scale, wrapped, axis=0, mode="fill", fill_value=jnp.nan)
         zero_point = jnp.take(table.zero_point, wrapped, axis=0, mode="clip")
         grouped = values.reshape(*ids.shape, scale.shape[-1], -1)
-        return decode(grouped, scale, zero_point).reshape(*ids.shape, table.length)
+        return _unrotated(decode(grouped, scale, zero_point).reshape(*ids.shape, table.length), table)
     if table.size >= 2**31:
         raise ValueError(
             f"qembed: a table of {table.size} elements whose groups cross rows cannot be indexed in 32 bits; "
@@ -185,4 +190,8 @@ def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batc
     group = (wrapped[..., None] * table.length + jnp.arange(table.length)) // table.spec.group_elements(table.shape)
     group = jnp.where(inside[..., None], group, table.scale.size)
     scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
-    return (values - jnp.take(table.zero_point, group, mode="clip")) * scale
+    return _unrotated((values - jnp.take(table.zero_point, group, mode="clip")) * scale, table)
+
+
+def _unrotated(rows: Float[Array, "*batch width"], table: QTensor) -> Float[Array, "*batch width"]:
+    return unrotate(rows, table.spec.rotation) if table.spec.rotation else rows

@@ -10,6 +10,7 @@ from aq_jax.config import QuantSpec
 from aq_jax.core import packing
 from aq_jax.core.grid import decode
 from aq_jax.core.qtensor import QTensor, check_layout, from_groups
+from aq_jax.core.rotation import unrotate
 
 
 def assemble(
@@ -27,7 +28,7 @@ def assemble(
 
 @jax.jit(static_argnames="dtype")
 def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
-    """The values that the codes stand for: (q - zero_point) * scale, computed in float32.
+    """The values that the codes stand for: (q - zero_point) * scale, computed in float32; a rotation is undone.
 
     Args:
         q: a quantized tensor.
@@ -43,7 +44,8 @@ def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*sha
     [[0.5, -1.0, 0.25, 1.0]]
     """
     codes = packing.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
-    return _decode_tensor(codes, q).astype(dtype)
+    values = _decode_tensor(codes, q)
+    return (unrotate(values, q.spec.rotation) if q.spec.rotation else values).astype(dtype)
 
 
 def _decode_tensor(codes: Float[Array, "*shape"], q: QTensor) -> Float[Array, "*shape"]:

@@ -1,14 +1,17 @@
-"""A model's methods as jitted functions that are given the weights with every call."""
+"""A model's methods as jitted functions that are given the weights with every call, and the ids that they are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
+from aq_jax.errors import AqError
 
 
 class Compiled:
@@ -46,3 +49,29 @@ class Compiled:
         """The function's result for this model."""
         self._shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
         return self._run(self._leaves, *arrays, **static)
+
+
+def padded_length(count: int, longest: int) -> int:
+    """The length to which so many tokens are padded: a power of two or the longest, so that programs are few.
+
+    >>> [padded_length(count, 96) for count in (0, 17, 65)]
+    [16, 32, 96]
+    """
+    return min(max(16, 1 << (count - 1).bit_length()), longest)
+
+
+def token_ids(ids: Sequence[int], vocabulary: int, where: str) -> Int[np.ndarray, "tokens"]:
+    """One text's ids as an array: a program would round floats, and find some row for any number.
+
+    Raises:
+        AqError: for what is no list of integers, and for those that are no row of the vocabulary.
+    """
+    found = np.asarray(ids)
+    if found.shape == (0,):
+        return found.astype(np.int32)
+    wanted = f"wanted a list of integers from 0 to {vocabulary - 1}"
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise AqError(f"{where}: found ids of {found.dtype}, shape {list(found.shape)}; {wanted}")
+    if not 0 <= found.min() <= found.max() < vocabulary:
+        raise AqError(f"{where}: found ids from {found.min()} to {found.max()}; {wanted}")
+    return found

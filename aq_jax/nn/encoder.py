@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -15,12 +16,10 @@ from jaxtyping import Array, Float, Int
 from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
 from aq_jax.nn.bert import Bert, Pooling, pool
-from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.compiled import Compiled, padded_length, token_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-SHORTEST = 16
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,7 @@ class Encoder:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
         tokenizer.no_padding()
         tokenizer.enable_truncation(sentences.max_tokens)
-
-        def embed(
-            model: Bert, ids: Int[Array, "batch tokens"], lengths: Int[Array, "batch"]
-        ) -> Float[Array, "batch width"]:
-            mask = jnp.arange(ids.shape[1]) < lengths[:, None]
-            return pool(model(ids, mask), mask, sentences.pooling, sentences.normalize)
-
-        self._embed = Compiled(model, embed)
+        self._embed = Compiled(model, partial(embeddings, sentences=sentences))
 
     @property
     def compiles(self) -> int:
@@ -102,28 +94,35 @@ class Encoder:
         """As `encode`, from token ids, each text's with its special tokens.
 
         Raises:
-            AqError: for more tokens than the model takes, or tokens that it does not have.
+            AqError: for ids that are no integers or no tokens of the model, and for more of them than it takes.
         """
-        longest = max(map(len, ids), default=0)
+        vocabulary = self.model.config.vocab_size
+        texts = [token_ids(text, vocabulary, f"encode_ids: text {i}") for i, text in enumerate(ids)]
+        longest = max(map(len, texts), default=0)
         if longest > self.sentences.max_tokens:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
-        rows_of_table = self.model.config.vocab_size
-        if any(not 0 <= token < rows_of_table for text in ids for token in text):
-            raise AqError(f"encode_ids: a token outside 0 to {rows_of_table - 1}")
         parts: list[tuple[list[int], Array]] = []
-        for members, rows, length in batches(list(map(len, ids)), self.sentences.max_tokens, TOKENS[backend()]):
+        for members, rows, length in batches(list(map(len, texts)), self.sentences.max_tokens, TOKENS[backend()]):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
             for row, member in enumerate(members):
-                lengths[row] = len(ids[member])
-                padded[row, : lengths[row]] = ids[member]
+                lengths[row] = len(texts[member])
+                padded[row, : lengths[row]] = texts[member]
             parts.append((members, self._embed(padded, lengths)))
             if progress is not None:
                 parts[-1][1].block_until_ready()
-                progress("embedding", len(members), len(ids))
-        out = np.zeros((len(ids), self.model.config.hidden_size), np.float32)
-        for members, embeddings in parts:
-            out[members] = np.asarray(embeddings)[: len(members)]
+                progress("embedding", len(members), len(texts))
+        out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
+        for members, part in parts:
+            out[members] = np.asarray(part)[: len(members)]
         return jax.device_put(out)
+
+
+def embeddings(
+    model: Bert, ids: Int[Array, "batch tokens"], lengths: Int[Array, "batch"], *, sentences: Sentences
+) -> Float[Array, "batch width"]:
+    """Of sentences of these lengths; what stands behind them in `ids` means nothing."""
+    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
+    return pool(model(ids, mask), mask, sentences.pooling, sentences.normalize)
 
 
 def batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
@@ -142,19 +141,13 @@ def batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple
     >>> [(len(members), rows, length) for members, rows, length in batches([10] * 40, 256, 512)]
     [(32, 32, 16), (8, 32, 16)]
     """
-
-    def padded(member: int) -> int:
-        length = SHORTEST
-        while length < lengths[member]:
-            length *= 2
-        return min(length, max(longest, 1))
-
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    if 2 * sum(map(padded, order)) <= tokens:
-        yield from (([member], 1, padded(member)) for member in order)
+    padded = [padded_length(length, longest) for length in lengths]
+    if 2 * sum(padded) <= tokens:
+        yield from (([member], 1, padded[member]) for member in order)
         return
     while order:
-        length = padded(order[0])
+        length = padded[order[0]]
         rows = max(1, tokens // length)
         yield order[:rows], rows, length
         order = order[rows:]

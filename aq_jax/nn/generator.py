@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,22 +14,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from aq_jax.errors import AqError
-from aq_jax.nn.compiled import Compiled
+from aq_jax.errors import AqError, ConfigError
+from aq_jax.nn.compiled import Compiled, padded_length, token_ids
 from aq_jax.nn.encoder import valid
 from aq_jax.nn.llama import Llama
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-SHORTEST = 16
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a folder says of text, beside the model: the ids that end it."""
-
-    ends: tuple[int, ...] = ()
 
 
 class Generator:
@@ -38,14 +29,14 @@ class Generator:
     Args:
         model: a concrete Llama.
         tokenizer: of the model.
-        text: the ids that end a text.
+        ends: the ids that end a text.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, text: Text) -> None:
-        self.model, self.tokenizer, self.text = model, tokenizer, text
+    def __init__(self, model: Llama, tokenizer: Tokenizer, ends: tuple[int, ...] = ()) -> None:
+        self.model, self.tokenizer, self.ends = model, tokenizer, ends
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._continue = Compiled(model, partial(continuation, ends=text.ends), ("steps",))
+        self._continue = Compiled(model, partial(continuation, ends=ends), ("steps",))
         self._score = Compiled(model, log_likelihoods)
 
     @property
@@ -59,7 +50,8 @@ class Generator:
         """The prompt's continuation, without the prompt.
 
         Args:
-            prompt: any text. Of one that leaves none of the model's positions free the end is kept, with a warning.
+            prompt: any text. Of one that leaves none of the model's positions free, the first token, which tells the
+                model where texts begin, and the end are kept, with a warning.
             max_tokens: of the continuation, which may end sooner, and does where the model has no more positions.
             temperature: 0 takes the likeliest token each time; 1 draws by the model's probabilities, less is more
                 careful.
@@ -67,10 +59,11 @@ class Generator:
             seed: of the draws: the same seed draws the same text.
 
         Raises:
-            AqError: for a prompt that is no text, and for numbers out of their range.
+            AqError: for a prompt that is no text.
+            ConfigError: for what is no number, or out of its range, by name.
         """
         ids = self._ids(prompt, "generate: the prompt")
-        new = self.generate_ids(ids, max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        new = self._following(ids, max_tokens, temperature, top_p, seed)
         before, whole = self.tokenizer.decode(ids), self.tokenizer.decode([*ids, *new])
         # Decoders drop a space that a text begins with: the continuation is what follows the decoded prompt. Only bytes
         # that are no UTF-8 change what stands before them.
@@ -80,29 +73,34 @@ class Generator:
         self, ids: Sequence[int], max_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> list[int]:
         """As `generate`, from token ids to the token ids that follow, without the one that ends the text."""
+        return self._following(ids, max_tokens, temperature, top_p, seed)
+
+    def _following(self, ids: Sequence[int], max_tokens: int, temperature: float, top_p: float, seed: int) -> list[int]:
+        """What both of them do, called by each of them directly: the warning names the line that called them."""
         limit = self.model.config.max_position_embeddings
-        if not isinstance(max_tokens, int) or not isinstance(seed, int):
-            raise AqError(f"generate: max_tokens = {max_tokens!r}, seed = {seed!r}; wanted integers")
-        if not len(ids) or max_tokens < 1:
-            raise AqError(f"generate: {len(ids)} tokens and max_tokens = {max_tokens}; wanted some, and 1 or more")
-        last = self.model.config.vocab_size - 1
-        if min(ids) < 0 or max(ids) > last:
-            raise AqError(f"generate: ids from {min(ids)} to {max(ids)}; wanted 0 to {last}")
-        if not temperature >= 0 or not 0 < top_p <= 1:
-            raise AqError(f"generate: temperature = {temperature}, top_p = {top_p}; wanted >= 0, and in (0, 1]")
-        if not 0 <= seed < 2**32:
-            raise AqError(f"generate: seed = {seed}; wanted 0 to {2**32 - 1}")
+        for name, value, kind, least, most, wanted in (
+            ("max_tokens", max_tokens, Integral, 1, 2**31, "an integer, 1 or more"),
+            ("temperature", temperature, Real, 0, 1e38, "a finite number, 0 or more"),
+            ("top_p", top_p, Real, 1e-30, 1, "a number above 0, at most 1"),
+            ("seed", seed, Integral, 0, 2**32 - 1, f"an integer from 0 to {2**32 - 1}"),
+        ):
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+                raise ConfigError(f"generate: {name} = {value!r}; wanted {wanted}")
+        ids = token_ids(ids, self.model.config.vocab_size, "generate").tolist()
+        if not ids:
+            raise AqError("generate: found no ids; wanted one or more, such as the one that begins a text")
         if len(ids) >= limit:
             kept = max(limit - max_tokens, limit // 2)
-            warnings.warn(f"the prompt has {len(ids)} tokens, of which the last {kept} are kept", stacklevel=3)
-            ids = ids[len(ids) - kept :]
-        max_tokens = min(max_tokens, limit - len(ids))
+            note = f"the prompt has {len(ids)} tokens, of which the first and the last {kept - 1} are kept"
+            warnings.warn(note, stacklevel=3)
+            ids = [ids[0], *ids[len(ids) - kept + 1 :]]
+        max_tokens = min(int(max_tokens), limit - len(ids))
         tokens = self._continue(
             _padded(ids, limit), np.int32(len(ids)), np.int32(max_tokens), np.float32(temperature), np.float32(top_p),
-            jax.random.key(seed), steps=_room(max_tokens, limit),
+            jax.random.key(int(seed)), steps=padded_length(max_tokens, limit),
         )  # fmt: skip
         found = np.asarray(tokens).tolist()[:max_tokens]
-        return found[: next((i for i, token in enumerate(found) if token in self.text.ends), len(found))]
+        return found[: next((i for i, token in enumerate(found) if token in self.ends), len(found))]
 
     def score(self, text: str) -> Float[Array, "tokens"]:
         """The natural logarithm of the probability of each token of a text, the first excepted, given those before it.
@@ -180,15 +178,7 @@ def log_likelihoods(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "
     return jnp.take_along_axis(logs, ids[0, 1:, None], axis=1)[:, 0]
 
 
-def _room(count: int, limit: int) -> int:
-    """The next power of two, so that programs are few."""
-    room = SHORTEST
-    while room < count:
-        room *= 2
-    return min(room, limit)
-
-
 def _padded(ids: Sequence[int], limit: int) -> Int[np.ndarray, "1 tokens"]:
-    padded = np.zeros((1, _room(len(ids), limit)), np.int32)
+    padded = np.zeros((1, padded_length(len(ids), limit)), np.int32)
     padded[0, : len(ids)] = ids
     return padded

@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Integer, Real
+from jaxtyping import Array, DTypeLike, Float, Integer, Real
 
 from aq_jax.core.dispatch import Activations
-from aq_jax.core.ops import qdot, qembed
+from aq_jax.core.ops import lacks_for_integers, qdot, qembed
 from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import ConfigError
 
 
 class QLinear(nnx.Module):
@@ -23,6 +25,11 @@ class QLinear(nnx.Module):
         activations: what inputs are rounded to (see `qdot`); None takes the fastest.
         inputs: the lengths of the last axes of x, which are multiplied as one; default: one axis.
         outputs: the lengths of the axes that the result has instead; default: one axis.
+        dtype: of inputs and results; None keeps that of the inputs.
+
+    Raises:
+        ValueError: if the weight has another shape.
+        ConfigError: for 8-bit activations, if integers cannot be multiplied by this weight.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import quantize
@@ -39,6 +46,7 @@ class QLinear(nnx.Module):
         activations: Activations | None = None,
         inputs: tuple[int, ...] | None = None,
         outputs: tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
     ) -> None:
         self.weight = nnx.Param(weight)
         self.bias = None if bias is None else nnx.Param(bias)
@@ -47,12 +55,15 @@ class QLinear(nnx.Module):
         self.outputs = outputs or weight.shape[:1]
         if (math.prod(self.outputs), math.prod(self.inputs)) != weight.shape:
             raise ValueError(f"QLinear: weight of shape {list(weight.shape)} for {self.inputs} -> {self.outputs}")
+        _check_activations("QLinear", weight, activations)
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, x: Real[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
         """The last axes of x, as many as `inputs`, become `outputs`; `out_sharding` as in nnx.Linear."""
         batch = x.shape[: x.ndim - len(self.inputs)]
         if x.shape[len(batch) :] != self.inputs:
             raise ValueError(f"QLinear: x of shape {list(x.shape)}; wanted [..., {', '.join(map(str, self.inputs))}]")
+        x = x if self.dtype is None else x.astype(self.dtype)
         y = qdot(x.reshape(*batch, math.prod(self.inputs)), self.weight.get_value(), self.activations).reshape(
             *batch, *self.outputs
         )
@@ -66,6 +77,10 @@ class QEmbed(nnx.Module):
     Args:
         table: [rows, width].
         activations: what the queries of `attend` are rounded to (see `qdot`).
+        dtype: of rows, queries and logits; None gives rows in float32, and keeps that of the queries.
+
+    Raises:
+        ConfigError: for 8-bit activations, if integers cannot be multiplied by this table.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import quantize
@@ -73,16 +88,31 @@ class QEmbed(nnx.Module):
     [[0.0, 0.0, 1.0, 0.0]]
     """
 
-    def __init__(self, table: QTensor, *, activations: Activations | None = None) -> None:
+    def __init__(
+        self, table: QTensor, *, activations: Activations | None = None, dtype: DTypeLike | None = None
+    ) -> None:
         self.table = nnx.Param(table)
         self.activations: Activations | None = activations
+        _check_activations("QEmbed", table, activations)
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, ids: Integer[Array, "*batch"], out_sharding: Any = None) -> Float[Array, "*batch width"]:
-        """The rows of these numbers, in float32; `out_sharding` as in nnx.Embed."""
+        """The rows of these numbers; `out_sharding` as in nnx.Embed."""
         rows = qembed(self.table.get_value(), ids)
+        rows = rows if self.dtype is None else rows.astype(self.dtype)
         return rows if out_sharding is None else jax.sharding.reshard(rows, out_sharding)
 
     def attend(self, query: Real[Array, "*batch width"], out_sharding: Any = None) -> Float[Array, "*batch rows"]:
         """query @ table.T: the logits of a tied output head."""
+        query = query if self.dtype is None else query.astype(self.dtype)
         logits = qdot(query, self.table.get_value(), self.activations)
         return logits if out_sharding is None else jax.sharding.reshard(logits, out_sharding)
+
+
+def _check_activations(where: str, weight: QTensor, activations: Activations | None) -> None:
+    """Refuse when the layer is made what `qdot` would refuse when it is first called."""
+    if activations == "int8" and (lack := lacks_for_integers(weight)):
+        raise ConfigError(
+            f"{where}: activations = 'int8' wants {lack}; found {weight}; choose a group_size that divides its rows, "
+            "or other activations"
+        )

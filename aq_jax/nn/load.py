@@ -15,7 +15,7 @@ from aq_jax.loader import WeightLoader
 from aq_jax.nn import bert, llama
 from aq_jax.nn.bert import Pooling
 from aq_jax.nn.encoder import Encoder, Sentences
-from aq_jax.nn.generator import Generator, Text
+from aq_jax.nn.generator import Generator
 from aq_jax.nn.weights import abstract, fill
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
         path: a table of schema V1 or V2, or a folder of shards, with config.json and tokenizer files beside it, as
             `convert` leaves them.
         activations: what inputs of quantized layers are rounded to (see `qdot`): "int8" (W8A8), "bfloat16" or
-            "float32". Default: "int8" if all quantized weights have 8 bits, else "float32".
+            "float32". Default: "int8" if all quantized weights have 8 bits, else "float32". Models of float weights
+            compute in float32.
 
     Returns:
         An Encoder, whose `encode` embeds sentences, or a Generator, whose `generate` continues a prompt.
@@ -41,7 +42,22 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     Raises:
         FileNotFoundError: if there is no table.
         FormatError: for missing or damaged files, tensors that do not fit the model, or another kind of model.
-        ConfigError: for other activations.
+        ConfigError: for other activations, and for those that this table's weights cannot be multiplied by.
+
+    >>> import struct, tempfile
+    >>> import numpy as np, aq_jax as aq
+    >>> from aq_jax.converters import llama2c
+    >>> folder = Path(tempfile.mkdtemp())  # a Llama of 8 x 8 matrices, and a vocabulary of bytes
+    >>> fields = struct.pack("<7i", 8, 8, 1, 1, 1, 260, 16)
+    >>> _ = (folder / "model.bin").write_bytes(fields + np.ones(2680, "<f4").tobytes())
+    >>> pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b" "]
+    >>> tokens = b"".join(struct.pack("<fi", 0, len(piece)) + piece for piece in pieces)
+    >>> _ = (folder / "tok.bin").write_bytes(struct.pack("<i", 6) + tokens)
+    >>> int8 = aq.QuantizationConfig("int8")
+    >>> _ = llama2c.to_table(folder / "model.bin", folder / "tok.bin", folder / "m.parquet", int8)
+    >>> model = aq.load_model(folder / "m.parquet")
+    >>> model.score("hello").shape  # of the space that every text begins with, and five letters
+    (6,)
     """
     if activations not in (None, *ACTIVATIONS):
         raise ConfigError(f"activations = {activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
@@ -54,14 +70,15 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
         raise FormatError(f"{config_file}: no such file; wanted the model's config, which `convert` copies there")
     if fields.get("model_type") not in ("bert", "llama"):
         raise FormatError(f"{config_file}: model_type is {fields.get('model_type')!r}; wanted 'bert' or 'llama'")
-    how = default_activations(tensors) if activations is None else activations
+    how = chosen_activations(tensors, activations, str(path))
     tokenizer = read_tokenizer(folder)
     if fields["model_type"] == "bert":
         config = bert.BertConfig.from_json(fields, str(config_file))
         check_vocabulary(tokenizer, config.vocab_size, folder)
         encoder = abstract(lambda rngs: bert.Bert(config, activations=how, rngs=rngs))
         fill(encoder, tensors, bert.NAMES, how, str(path))
-        return Encoder(encoder, tokenizer, read_sentences(folder, config.max_position_embeddings))
+        least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+        return Encoder(encoder, tokenizer, read_sentences(folder, config.max_position_embeddings, least))
     config = llama.LlamaConfig.from_json(fields, str(config_file))
     check_vocabulary(tokenizer, config.vocab_size, folder)
     decoder = abstract(lambda rngs: llama.Llama(config, activations=how, rngs=rngs))
@@ -69,10 +86,29 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     return Generator(decoder, tokenizer, read_ends(folder, fields))
 
 
-def default_activations(tensors: dict[str, Any]) -> Activations:
-    """Eight bits where the weights have eight and multiply as integers; else, and for float models, float32."""
-    quantized = [value for value in tensors.values() if isinstance(value, QTensor)]
-    return "int8" if quantized and all(q.spec.bits == 8 and not lacks_for_integers(q) for q in quantized) else "float32"
+def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where: str) -> Activations:
+    """Those asked for; by default eight bits where the weights have eight and multiply as integers, else float32.
+
+    Raises:
+        ConfigError: if these weights cannot be multiplied by those asked for.
+    """
+    quantized = {name: value for name, value in tensors.items() if isinstance(value, QTensor)}
+    matrices = {name: value for name, value in quantized.items() if value.ndim == 2}  # only these are multiplied by
+    lacking = {name: lack for name, value in sorted(matrices.items()) if (lack := lacks_for_integers(value))}
+    if asked is None:
+        return "int8" if quantized and not lacking and all(q.spec.bits == 8 for q in quantized.values()) else "float32"
+    if asked != "float32" and not quantized:
+        raise ConfigError(
+            f"{where}: found float weights only; activations = {asked!r} wants quantized ones, whose inputs it rounds; "
+            "convert with a quant_type, or leave activations out"
+        )
+    if asked == "int8" and lacking:
+        raise ConfigError(
+            f"{where}: activations = 'int8' cannot be multiplied by {len(lacking)} weights: "
+            + "; ".join(f"{name}: found {matrices[name]}, wanted {lack}" for name, lack in lacking.items())
+            + "; convert with a group_size that divides their rows, or leave activations out"
+        )
+    return asked
 
 
 def read_json(path: Path, kind: type[J]) -> J | None:
@@ -122,18 +158,32 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, folder: Path) -> None:
         raise FormatError(f"{folder}: the tokenizer has a token {largest}; vocab_size in config.json is {rows}")
 
 
-def read_sentences(folder: Path, positions: int) -> Sentences:
+def read_sentences(folder: Path, positions: int, least: int = 1) -> Sentences:
     """What the files of sentence-transformers say; without them, the mean over at most all positions.
 
+    Args:
+        folder: that has them.
+        positions: of the model.
+        least: so many tokens a text must have room for, that is, one beside the special tokens.
+
     Raises:
-        FormatError: for modules and poolings that are not computed here, and for damaged files.
+        FormatError: for modules and poolings that are not computed here, for lengths of texts that leave no room, and
+            for damaged files.
     """
     own = read_json(folder / "sentence_bert_config.json", dict) or {}
     general = read_json(folder / "tokenizer_config.json", dict) or {}
     # The first that is there; Hugging Face writes 10^30 where there is no limit.
-    given = (own.get("max_seq_length"), general.get("model_max_length"))
-    limits = [n for n in given if isinstance(n, int | float) and not isinstance(n, bool)]
-    limit = int(min(limits[0], positions)) if limits and limits[0] > 0 else positions
+    limits = (
+        ("sentence_bert_config.json", "max_seq_length", own.get("max_seq_length")),
+        ("tokenizer_config.json", "model_max_length", general.get("model_max_length")),
+        ("config.json", "max_position_embeddings", positions),
+    )
+    file, name, limit = next(said for said in limits if said[2] is not None)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not min(limit, positions) >= least:
+        raise FormatError(
+            f"{folder / file}: {name} is {limit!r}, of {positions} positions; wanted so many tokens: {least} or more"
+        )
+    limit = int(min(limit, positions))
     lower_case = own.get("do_lower_case") is True
     file = folder / "modules.json"
     modules = read_json(file, list)
@@ -164,8 +214,8 @@ def read_pooling(folder: Path) -> Pooling:
     raise FormatError(f"{file}: pools by {chosen}; wanted one of {', '.join(POOLINGS)}")
 
 
-def read_ends(folder: Path, fields: dict[str, Any]) -> Text:
+def read_ends(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:
     """The ids that end a text: of generation_config.json, or else of config.json."""
     found = (fields | (read_json(folder / "generation_config.json", dict) or {})).get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
-    return Text(tuple(i for i in ids if isinstance(i, int)))
+    return tuple(i for i in ids if isinstance(i, int))

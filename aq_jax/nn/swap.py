@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax import lax
 from jaxtyping import Array
 
 from aq_jax.config import QuantizationConfig
@@ -16,6 +19,13 @@ from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.solvers.apply import quantize_tree
 
 M = TypeVar("M", bound=nnx.Module)
+# With another value of these a float layer computes otherwise than quantized ones do.
+USUAL = {
+    "dot_general": (None, lax.dot_general),
+    "dot_general_cls": (None,),
+    "promote_dtype": (promote_dtype,),
+    "preferred_element_type": (None,),
+}
 
 
 def quantize_module(model: M, config: QuantizationConfig | str, *, activations: Activations | None = None) -> M:
@@ -33,7 +43,8 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
     Raises:
         AqError: for weights that cannot be quantized, by name.
-        ConfigError: for other activations.
+        ConfigError: for other activations, and by name for weights that these cannot be multiplied by and for layers
+            that multiply or promote by functions of their own.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
@@ -54,9 +65,13 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
         key, weight = _weight(node)
         if weight is None:
             return node
-        new = quantized[".".join(map(str, (*path, key)))]
+        name = ".".join(map(str, (*path, key)))
+        new = quantized[name]
         if isinstance(new, QTensor):
-            return quantized_layer(node, new, activations)
+            try:
+                return quantized_layer(node, new, activations)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}; or keep it by an override, quant_type = 'none'") from None
         if new.dtype != weight.dtype:  # in float16
             param = getattr(node, key)
             setattr(node, key, param.replace(new if key == "embedding" else new.T.reshape(param.shape)))
@@ -66,16 +81,23 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
 
 def quantized_layer(layer: Any, weight: QTensor, activations: Activations | None) -> QLinear | QEmbed:
-    """What stands in the place of a float layer: the same shapes and the same bias.
+    """What stands in the place of a float layer: the same shapes, the same bias and the same dtype.
 
     Raises:
         ValueError: if the weight has another shape than the layer's, as [outputs, inputs].
+        ConfigError: if the layer computes by functions of its own, which would be lost, or see QLinear.
     """
+    kind = type(layer).__name__
+    for option, usual in USUAL.items():
+        if getattr(layer, option, usual[0]) not in usual:
+            raise ConfigError(f"{kind} has a {option} of its own; wanted the default, as quantized layers compute")
+    if layer.dtype is not None and not jnp.issubdtype(layer.dtype, jnp.floating):
+        raise ConfigError(f"{kind} of dtype {jnp.dtype(layer.dtype)}; wanted a floating one")
     if isinstance(layer, nnx.Embed):
-        return QEmbed(weight, activations=activations)
+        return QEmbed(weight, activations=activations, dtype=layer.dtype)
     inputs, outputs = _axes(layer)
     bias = None if layer.bias is None else layer.bias.get_value()
-    return QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs)
+    return QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs, dtype=layer.dtype)
 
 
 def _weight(layer: Any) -> tuple[str, Array | None]:

@@ -16,7 +16,6 @@ from flax import nnx
 from jaxtyping import Array
 
 from aq_jax.core.dispatch import Activations
-from aq_jax.core.ops import lacks_for_integers
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
@@ -73,7 +72,7 @@ def fill(
 
     Raises:
         FormatError: naming every tensor that no pattern or more than one matches, every parameter that none fills or
-            several do, every shape that does not fit, and every weight whose groups no integer product can take.
+            several do, and every shape that does not fit.
     """
     wrong: list[str] = []
     goals: dict[str, tuple[str, Transform]] = {}
@@ -99,10 +98,6 @@ def fill(
         parent, layer, key = _locate(model, goal)
         if isinstance(value, QTensor) and key in ("kernel", "embedding"):
             shape = value.shape[::-1] if key == "kernel" else value.shape
-            lack = lacks_for_integers(value) if activations == "int8" and key == "kernel" else ""
-            if lack:
-                wrong.append(f"{name}: {value}; activations = 'int8' wants {lack}")
-                continue
             if shape == wanted:
                 _set(*parent, quantized_layer(layer, value, activations))
                 continue

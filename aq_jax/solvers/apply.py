@@ -17,6 +17,7 @@ from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import Grid, place
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
+from aq_jax.core.rotation import rotate
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
@@ -46,20 +47,21 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     >>> import jax.numpy as jnp
     >>> from aq_jax import QuantizationConfig, quantize
     >>> quantize(jnp.ones((4, 256)), QuantizationConfig(quant_type="int4", group_size=64))
-    QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True))
+    QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0))
     """
     policy = _policy(config).for_tensor(name)
     array = _floating(w, name)
     if policy.quant_type in ("fp16", "none"):
         return _half(array) if policy.quant_type == "fp16" else array
-    q, sound, zeros = _quantize(array, policy.spec, policy.solver_name)
+    spec = policy.spec_for(array.shape)
+    q, sound, zeros = _quantize(array, spec, policy.solver_name)
     if isinstance(array, Tracer):
         return q
     sound, zeros = jax.device_get((sound, zeros))
     if sound and not zeros:
         return q
     # Groups that were taken for zeros may hold numbers too small for a float32 scale.
-    why = refusal(np.asarray(array), policy.spec, np.asarray(q.scale).reshape(-1), name, bool(sound))
+    why = refusal(np.asarray(array), spec, np.asarray(q.scale).reshape(-1), name, bool(sound))
     if why is None:
         return q
     if policy.on_nonfinite == "error":
@@ -91,7 +93,7 @@ def fake_quant(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str)
     if policy.quant_type == "fp16":
         seen = _half(w).astype(w.dtype)
     else:
-        q, *_ = _quantize(lax.stop_gradient(w), policy.spec, policy.solver_name)
+        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape), policy.solver_name)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))
 
@@ -125,7 +127,7 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     >>> from aq_jax import quantize_tree
     >>> tree = quantize_tree({"dense": {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(2)}}, "int8")
     >>> tree["dense"]["kernel"], tree["dense"]["bias"].dtype
-    (QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True)), dtype('float32'))
+    (QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True, rotation=0)), dtype('float32'))
     """
     policy = _policy(config)
     return jax.tree_util.tree_map_with_path(
@@ -154,10 +156,10 @@ def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
     if isinstance(leaf, Tracer) or policy.quant_type == "fp16":
         return quantize(leaf, policy, name)
     host = np.asarray(leaf)
-    result = quantize_array(host, policy, name)
+    spec, result = policy.spec_for(host.shape), quantize_array(host, policy, name)
     if isinstance(result, Refused):
         return leaf
-    return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, policy.spec))
+    return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, spec))
 
 
 def _floating(w: Any, name: str) -> Array:
@@ -189,7 +191,8 @@ def _quantize(
     if w.size == 0:
         ones = jnp.ones(scale_shape(w.shape, spec), jnp.float32)
         return assemble(ones[..., None][..., :0], ones, ones - 1, w.shape, spec), jnp.array(True), jnp.array(False)
-    rows, pads = to_groups(w.astype(jnp.float32), spec)
+    wide = w.astype(jnp.float32)
+    rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
     grids = SOLVERS[solver](groups, spec.bits, spec.symmetric)
     codes = place(rows, grids[0], spec.bits)

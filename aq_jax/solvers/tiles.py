@@ -26,9 +26,10 @@ from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core import packing
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
+from aq_jax.hadamard import rotate_rows
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, refusal
+from aq_jax.solvers.screen import Refused, float32, refusal
 from aq_jax.solvers.stream import TILE, Stream
 from aq_jax.store import aligned_empty, pack_codes, unpack_codes
 
@@ -70,13 +71,15 @@ def quantize_pieces(
         name: for errors.
         pieces: (start, stop) in elements of the flattened array, each cut where a group and a byte begin.
 
+    A rotated tensor is in memory once more, in float32.
+
     Returns:
         One result a piece, computed when asked for; or the reason why the tensor is kept as it is.
 
     Raises:
         AqError: for weights that are not finite or out of range, unless the config says to keep them.
     """
-    spec = config.spec
+    spec = config.spec_for(array.shape)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
         count = spec.group_count(array.shape)
@@ -84,7 +87,8 @@ def quantize_pieces(
         return iter([nothing])
     size = spec.group_elements(array.shape)
     road = _Short if size <= TILE and spec.quant_axis == 0 else _Long
-    run = road(flat, min(size, flat.size) if road is _Long else size, spec, config.solver_name)
+    turned = rotate_rows(float32(flat), spec.rotation) if spec.rotation else flat
+    run = road(turned, min(size, flat.size) if road is _Long else size, spec, config.solver_name)
     # What a tensor is refused for, and which candidate it takes, is known once all of it has been read. One piece
     # is read once; of several, each is read again for its codes, because not all of them may fit in memory.
     whole = run.candidates(0, flat.size, keep=len(pieces) == 1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aq_jax.errors import FormatError
+from aq_jax.hadamard import unrotate_rows
 from aq_jax.store.layout import group_length, stored_dtype
 from aq_jax.store.rows import elements
 from aq_jax.store.schema import DTYPES
@@ -107,19 +108,16 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
     """The tensor of quantized rows: float32(q) - zero_point, times scale, in float32; new memory, aligned.
 
-    Results below 2^-126 become 0, as they do in XLA.
-
-    Raises:
-        FormatError: the rows are rotated.
+    Results below 2^-126 become 0, as they do in XLA. The rotation of rotated rows is undone.
     """
     first = pieces[0]
-    if first.rotation:
-        raise FormatError(f"{first.layer_name}: {first.quant_type} rows are rotated, which this version cannot undo")
     flat = aligned_empty((elements(first),), np.float32)
     start = 0
     for row in pieces:
         _dequantize(row, flat[start : start + row.num_params])
         start += row.num_params
+    if first.rotation:
+        flat[...] = unrotate_rows(flat, first.rotation)
     return flat.reshape(first.shape)
 
 

@@ -13,7 +13,16 @@ import numpy as np
 
 from aq_jax.errors import FormatError
 from aq_jax.store.layout import cut_step, data_bytes, group_count
-from aq_jax.store.schema import CODE_BITS, DTYPES, MAX_AXES, MAX_SCALE, MAX_VALUE_BYTES, MIN_SCALE, READ_TYPES
+from aq_jax.store.schema import (
+    CODE_BITS,
+    DTYPES,
+    MAX_AXES,
+    MAX_SCALE,
+    MAX_VALUE_BYTES,
+    MIN_SCALE,
+    READ_TYPES,
+    ROTATIONS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,8 +213,10 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
     if row.quantized and str(row.quant_type).endswith("h"):
-        if row.rotation <= 0 or row.rotation & (row.rotation - 1):
-            yield f"rotation is {row.rotation}, {row.quant_type} needs a power of two"
+        length = row.shape[-1] if row.shape else 0
+        if row.rotation not in ROTATIONS or length % row.rotation:
+            wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
+            yield f"rotation is {row.rotation}, {row.quant_type} of shape {list(row.shape)} needs {wanted}"
     elif row.rotation:
         yield f"rotation is {row.rotation}, only int4h, int3h and int2h rows are rotated"
 

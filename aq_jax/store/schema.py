@@ -30,6 +30,9 @@ MAX_AXES: Final = 64
 MIN_SCALE: Final = 2.0**-126
 MAX_SCALE: Final = 2.0**126
 
+ROTATIONS: Final = (2, 4, 8, 16, 32, 64, 128)
+"""Blocks in which the last axis of `...h` rows may be rotated."""
+
 _BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int4h": 4, "int3h": 3, "int2h": 2}
 CODE_BITS: Final[Mapping[str, int]] = MappingProxyType(_BITS)
 """Quantized types -> bits a code. Those that end in `h` hold rotated weights."""

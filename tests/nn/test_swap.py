@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from aq_jax import AqError, Override, QTensor, QuantizationConfig, dequantize, quantize
+from aq_jax import AqError, ConfigError, Override, QTensor, QuantizationConfig, dequantize, quantize
 from aq_jax.nn import QEmbed, QLinear, quantize_module
 from aq_jax.nn.swap import quantized_layer
 from aq_jax.solvers import tiles
@@ -271,6 +271,67 @@ def test_weights_that_cannot_be_quantized_are_named(model: Model) -> None:
     kept = quantize_module(broken, QuantizationConfig("int8", on_nonfinite="keep"))
     assert type(kept.feed.layers[2]) is nnx.Linear
     assert isinstance(kept.feed.layers[0], QLinear)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float32"])
+def test_a_layer_s_own_dtype_stays(dtype: str | None) -> None:
+    def dtypes(model: Any) -> list[Any]:
+        """Of what comes out of each layer for inputs in float32 and bfloat16; layers are shapes only."""
+        linear, embed = model.layers
+        outputs = [layer for x in (wide, narrow) for layer in (linear(x), embed.attend(x))]
+        return [y.dtype for y in (*outputs, embed(jnp.zeros(2, int)))]
+
+    def both() -> None:
+        options = {"dtype": dtype, "param_dtype": dtype or "float32", "rngs": nnx.Rngs(0)}
+        model = nnx.Sequential(nnx.Linear(WIDTH, WIDTH, **options), nnx.Embed(WIDTH, WIDTH, **options))
+        wanted, found = dtypes(model), dtypes(quantize_module(model, "int8"))
+        # Without a dtype, QLinear keeps that of its inputs.
+        assert found == (wanted if dtype else [*wanted[:2], "bfloat16", *wanted[3:]])
+
+    wide, narrow = jnp.ones((2, WIDTH)), jnp.ones((2, WIDTH), jnp.bfloat16)
+    nnx.eval_shape(both)
+
+
+def dot_as_usual(*args: Any, **options: Any) -> jax.Array:
+    return jax.lax.dot_general(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "message"),
+    [
+        (lambda: ones(WIDTH, WIDTH, dot_general=dot_as_usual), "Linear has a dot_general of its own; wanted the defa"),
+        (lambda: ones(WIDTH, WIDTH, promote_dtype=lambda x, **_: x), "Linear has a promote_dtype of its own"),
+        (lambda: ones(WIDTH, WIDTH, preferred_element_type="float32"), "Linear has a preferred_element_type of its ow"),
+        (lambda: ones(WIDTH, WIDTH, dtype="complex64"), "Linear of dtype complex64; wanted a floating one"),
+        (
+            lambda: nnx.LinearGeneral(WIDTH, WIDTH, dot_general_cls=lambda: dot_as_usual, rngs=nnx.Rngs(0)),
+            "LinearGeneral has a dot_general_cls of its own",
+        ),
+        (
+            lambda: nnx.Embed(WIDTH, WIDTH, promote_dtype=lambda x, **_: x, rngs=nnx.Rngs(0)),
+            "Embed has a promote_dtype of its own",
+        ),
+    ],
+)
+def test_layers_that_compute_by_functions_of_their_own_are_refused(make_layer: Any, message: str) -> None:
+    model = nnx.Sequential(nnx.relu, make_layer())
+    with pytest.raises(
+        ConfigError, match=rf"^layers\.1\.\w+: {message}.*; or keep it by an override, quant_type = 'none'$"
+    ):
+        quantize_module(model, "int8")
+    assert type(quantize_module(model, "none").layers[1]) is type(model.layers[1])
+
+
+def test_weights_that_no_integers_multiply_are_refused_by_name(model: Model) -> None:
+    config = QuantizationConfig("int8", overrides=(Override("feed.layers.0", group_size=12),))
+    with pytest.raises(
+        ConfigError, match=r"^feed\.layers\.0\.kernel: QLinear: activations = 'int8' wants grids that ea"
+    ):
+        quantize_module(model, config, activations="int8")
+    config = QuantizationConfig("int8", overrides=(Override("words", group_size=12),))
+    with pytest.raises(ConfigError, match=r"^words\.embedding: QEmbed: activations = 'int8' wants grids that each lie"):
+        quantize_module(model, config, activations="int8")
+    quantize_module(model, config)
 
 
 def test_an_abstract_model_has_the_graph_of_the_concrete_one(quantized: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,11 +98,12 @@ def test_results_below_the_smallest_normal_number_are_zero() -> None:
     assert decode([Row("w", (6,), "float32", codes, 6, "int8", tiny * 0 + 2.0**100, zeros)])[2] == 0
 
 
-def test_rotated_rows_are_refused_by_name() -> None:
+@pytest.mark.parametrize("block", [2, 8])
+def test_rotated_rows_are_unrotated(block: int) -> None:
     r = row((4, 8), 4, 0, 0)
-    rotated = Row("q.weight", r.shape, r.dtype, r.data, 32, "int4h", r.scales, r.zero_points, 0, 0, 8)
-    with pytest.raises(FormatError, match=r"q\.weight: int4h rows are rotated"):
-        dequantize_rows([rotated])
+    rotated = Row("q.weight", r.shape, r.dtype, r.data, 32, "int4h", r.scales, r.zero_points, 0, 0, block)
+    wanted = oracle.unrotate(dequantize_rows([r]), block)
+    np.testing.assert_allclose(dequantize_rows([rotated]), wanted, rtol=1e-5, atol=1e-6)
 
 
 def raw(values: np.ndarray, dtype: str, quant_type: str | None = "none") -> Row:

@@ -23,6 +23,7 @@ def floats(*values: float) -> np.ndarray:
 
 GOOD = Row("w", (3, 7), "float32", np.zeros(6, np.uint8), 21, "int2", floats(1, 1, 1), floats(0, 0, 0), 0, 0)
 RAW = Row("b", (3,), "float32", np.zeros(12, np.uint8), 3, "none")
+ROTATED = replace(GOOD, shape=(3, 8), num_params=24, quant_type="int2h", rotation=8)
 
 BROKEN = [
     (replace(GOOD, layer_name=""), "layer_name must be a non-empty string"),
@@ -54,8 +55,11 @@ BROKEN = [
     (replace(GOOD, group_size=-1), "quant_axis is 0 and group_size -1"),
     (replace(GOOD, shape=(), num_params=1), "a tensor without axes cannot be quantized per channel"),
     (replace(GOOD, rotation=4), "rotation is 4, only int4h, int3h and int2h rows are rotated"),
-    (replace(GOOD, quant_type="int2h"), "rotation is 0, int2h needs a power of two"),
-    (replace(GOOD, quant_type="int2h", rotation=6), "rotation is 6, int2h needs a power of two"),
+    (replace(ROTATED, rotation=0), r"rotation is 0, int2h of shape \[3, 8\] needs a power of two from 2 to 128"),
+    (replace(ROTATED, rotation=6), "rotation is 6, int2h"),
+    (replace(ROTATED, rotation=256, shape=(3, 256)), "rotation is 256, int2h"),
+    (replace(ROTATED, rotation=16), r"rotation is 16, .* that divides the last axis"),
+    (replace(GOOD, quant_type="int2h", rotation=4), r"rotation is 4, int2h of shape \[3, 7\]"),
     (replace(GOOD, digest=b"short"), "digest holds 5 bytes, not 32"),
     (replace(RAW, quant_axis=0), "an unquantized row has -1 and 0"),
     (replace(RAW, scales=floats(1)), r"scales holds 4 bytes, shape \[3\] none needs 0"),
@@ -71,7 +75,7 @@ def test_a_broken_rule_is_named(row: Row, text: str) -> None:
 
 
 def test_good_rows_pass(v1_rows: list[Row], v2_rows: list[Row]) -> None:
-    for row in [GOOD, RAW, replace(GOOD, quant_type="int2h", rotation=8), *v1_rows, *v2_rows]:
+    for row in [GOOD, RAW, ROTATED, *v1_rows, *v2_rows]:
         check(row, "here")
     check(replace(RAW, quant_type="fp32", dtype="bfloat16"), "here")
 

@@ -1,0 +1,129 @@
+"""TOML files to dataclasses: unknown keys and wrong types are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from aq_jax.config import CalibrationConfig, ConversionConfig, Override, QuantizationConfig
+from aq_jax.errors import ConfigError
+
+
+def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
+    """Read a TOML file that describes a conversion.
+
+    Args:
+        path: of the file.
+        sets: assignments such as `quantization.group_size=64`, which go before the file.
+
+    Raises:
+        ConfigError: for a file that is no TOML, an unknown key (the known ones are listed), a wrong type.
+        OSError: if the file cannot be read.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "c.toml")
+    >>> _ = path.write_text('source = "model"\\noutput = "model.parquet"\\n[quantization]\\nquant_type = "int4"')
+    >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
+    QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0)
+    """
+    raw = Path(path).read_bytes()
+    try:
+        tree = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    try:
+        for assignment in sets:
+            _assign(tree, assignment)
+        return parse_config(tree, where=str(path))
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:
+    """Build a ConversionConfig from nested dictionaries, as TOML gives them."""
+    top = dict(tree)
+    overrides = top.pop("override", [])
+    quantization = top.pop("quantization", None)
+    if not isinstance(overrides, list):
+        raise ConfigError(f"{where}: override must be [[override]] tables, one for each exception")
+    if quantization is None and overrides:
+        raise ConfigError(f"{where}: [[override]] without [quantization]: there is nothing to override")
+    if quantization is not None:
+        parsed = [_build(Override, o, f"{where}: override {i + 1}") for i, o in enumerate(overrides)]
+        quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=tuple(parsed))
+    calibration = _build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
+    known = ("source", "output", "compression", "allow_pickle", "quantization", "calibration", "override")
+    return _build(ConversionConfig, top, where, known=known, quantization=quantization, calibration=calibration)
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    """Put one `a.b=value` into the tree; the value is TOML, or else taken as a string."""
+    key, equals, text = assignment.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {assignment!r}: wanted KEY=VALUE, such as quantization.group_size=64")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {assignment[:60]!r}: not a TOML value: {error}") from None
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {assignment!r}: {'.'.join(parts[:-1])} is no table")
+    node[parts[-1]] = value
+
+
+def _build(cls: type, given: object, where: str, known: tuple[str, ...] | None = None, **extra: object) -> Any:
+    """A dataclass from a TOML table, refusing unknown keys and wrong types by name."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: wanted a table of keys, found {given!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in extra}
+    for key, value in given.items():
+        if key not in fields:
+            names = known or tuple(fields)
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(names)}{hint}")
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{where}: {key} = {value!r}: wanted {_spell(hints[key])}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in given]
+    if missing:
+        raise ConfigError(f"{where}: missing {', '.join(missing)}")
+    try:
+        return cls(**given, **extra)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return isinstance(value, str)  # which string is checked by the dataclass, with a better text
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _spell(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(_spell(arg) for arg in args if arg is not type(None))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        return f"a list of {_spell(args[0]).split()[-1]}s"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[hint]

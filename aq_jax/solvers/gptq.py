@@ -1,0 +1,311 @@
+"""Codes chosen so that a layer's outputs change least: GPTQ, then coordinate descent on the same objective.
+
+Of a layer y = x W^T with second moment H = E[x^T x] of its inputs, row w of W becomes v, where (v - w) H (v - w)^T is the
+expected square of what its output changes by. Three steps lower it, each for all rows at once:
+
+    grids     those of `search`, which looks at the weights alone
+    gptq      column by column, the error of a code is made up for by the columns that follow (E. Frantar et al.,
+              arXiv:2210.17323): v_j = round(w_j), w -= (w_j - v_j) / U_jj * U_j, where H^-1 = U^T U; columns of large
+              inputs first, under groups that stay where they are
+    refine    in turn: scales and zero points by least squares under H, given the codes; and each code, given all
+              others, at its best level. A row keeps what is best, so that no round makes it worse.
+
+All loops are `fori_loop`s over blocks of columns: the program does not grow with the matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from aq_jax.config import QuantSpec
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
+from aq_jax.core.qtensor import QTensor
+from aq_jax.core.quantize import assemble
+from aq_jax.core.rotation import rotate
+from aq_jax.errors import ConfigError
+from aq_jax.solvers.measure import Groups
+from aq_jax.solvers.search import STORED_MANTISSA, search
+
+COLUMNS = 128  # are solved one by one before their errors reach all others, in one product
+ROUNDS = 4
+ROWS = 256  # in a tile of `gptq_tiled`
+LARGEST_ZERO_POINT = 2.0**8
+
+
+class Metric(NamedTuple):
+    """A second moment, made ready to solve under.
+
+    Args:
+        h: damped, and rotated as the weights will be.
+        u: upper triangular, h^-1 = u^T u, columns and rows in the order of `order`.
+        order: columns, those of the largest inputs first.
+    """
+
+    h: Float[Array, "inputs inputs"]
+    u: Float[Array, "inputs inputs"]
+    order: Int[Array, "inputs"]
+
+
+@partial(jax.jit, static_argnames="rotation")
+def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotation: int = 0) -> Metric:
+    """Damp, rotate and factor a second moment.
+
+    Columns whose input was always zero are left to themselves: rounded, and never used to make up for others.
+
+    Args:
+        moment: E[x^T x]; any multiple of it does.
+        damping: added to the diagonal, of its mean. Ten times as much, again and again, until the matrix is positive
+            definite in float32; what is no second moment at all ends as a multiple of the identity.
+        rotation: the Hadamard block of the weights (see `aq_jax.hadamard`); 0 for none.
+
+    >>> metric(jnp.eye(4)).u.diagonal().round(3).tolist()
+    [0.995, 0.995, 0.995, 0.995]
+    """
+    moment = jnp.where(jnp.isfinite(moment), moment, 0.0)
+    if rotation:
+        moment = rotate(rotate(moment, rotation).T, rotation)
+    diagonal = jnp.diagonal(moment)
+    unit = jnp.maximum(jnp.mean(jnp.maximum(diagonal, 0.0)), 1e-30)
+    h = moment / unit + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0))
+    order = jnp.argsort(-jnp.diagonal(h))
+    eye = jnp.eye(h.shape[0])
+    # h = r r^T with r upper triangular is the Cholesky factor of the matrix read backwards; u is its inverse.
+    backwards = h[order][:, order][::-1, ::-1]
+
+    def factor(added: Array) -> Array:
+        return jnp.linalg.cholesky(backwards + added * eye)
+
+    def failed(state: tuple[Array, Array]) -> Bool[Array, ""]:
+        return ~jnp.isfinite(state[1]).all() & (state[0] < 1e6)
+
+    added, r = lax.while_loop(failed, lambda s: (10 * s[0], factor(10 * s[0])), (jnp.float32(damping), factor(damping)))
+    sound = jnp.isfinite(r).all()
+    h, r = jnp.where(sound, h + added * eye, eye), jnp.where(sound, r, eye)
+    u = jax.scipy.linalg.solve_triangular(r[::-1, ::-1], eye)
+    return Metric(h, u, order)
+
+
+@partial(jax.jit, static_argnames=("spec", "rounds"))
+def gptq(
+    w: Float[Array, "rows inputs"],
+    under: Metric,
+    spec: QuantSpec,
+    rounds: int = ROUNDS,
+    zero_point: Float[Array, ""] | float = math.nan,
+) -> QTensor:
+    """Quantize a weight so that its outputs change least under a metric.
+
+    Args:
+        w: [outputs, inputs]; rows do not depend on each other, but for the kind of grid of a symmetric spec.
+        under: of the layer's inputs, with the rotation of `spec`.
+        spec: channels, or groups that divide a row.
+        rounds: of refinement; 0 is GPTQ alone.
+        zero_point: of a symmetric grid, 0 or -0.5; NaN takes the one that fits the weights better.
+
+    Raises:
+        ConfigError: for one grid a tensor, and groups that cross rows.
+
+    >>> w = jax.random.normal(jax.random.key(0), (4, 8))
+    >>> gptq(w, metric(jnp.eye(8)), QuantSpec(2, group_size=8))
+    QTensor(int2[4, 8], QuantSpec(bits=2, per_channel=False, group_size=8, symmetric=True, rotation=0))
+    """
+    check_gptq(spec, w.shape, "gptq")
+    shape, bits = w.shape, spec.bits
+    w = w.astype(jnp.float32)
+    w = rotate(w, spec.rotation) if spec.rotation else w
+    size = spec.group_elements(shape)
+    scale, zeros, sound = _searched(w.reshape(shape[0], -1, size), bits, spec.symmetric, jnp.asarray(zero_point))
+    w = jnp.where(jnp.isfinite(w), w, 0.0)
+    codes = _gptq(w, under, scale, zeros, bits)
+    error = _error(w, codes, scale, zeros, under.h)
+
+    def refined(_: int, best: tuple[Array, ...]) -> tuple[Array, ...]:
+        codes, scale, zeros, error = best
+        new = _least_squares(w, codes, scale, zeros, under.h, spec.symmetric)
+        moved = _descend(w, codes, *new, under.h, bits)
+        after = _error(w, moved, *new, under.h)
+        better = (after < error) & sound
+        keep = partial(jnp.where, better[:, None])
+        return keep(moved, codes), keep(new[0], scale), keep(new[1], zeros), jnp.where(better, after, error)
+
+    codes, scale, zeros, _ = lax.fori_loop(0, rounds, refined, (codes, scale, zeros, error))
+    return assemble(codes.reshape(*scale.shape, size), scale, zeros, shape, spec)
+
+
+def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec) -> QTensor:
+    """As `gptq`, by tiles of ROWS rows, so that all matrices with rows of one length share one program.
+
+    A last, short tile is filled up with its own rows. The zero point of a symmetric grid is what fits the first tile.
+
+    Returns:
+        A QTensor of NumPy leaves.
+    """
+    tiles, zero_point = [], np.float32(np.nan)
+    for start in range(0, w.shape[0], ROWS):
+        tile = w[start : start + ROWS]
+        solved = jax.device_get(gptq(np.resize(tile, (ROWS, w.shape[1])), under, spec, zero_point=zero_point))
+        if spec.symmetric:
+            zero_point = solved.zero_point.min()  # groups of zeros have 0, whatever the others have
+        tiles.append(jax.tree.map(lambda leaf, rows=len(tile): leaf[:rows], solved))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *tiles)
+
+
+def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
+    """Refuse what `gptq` cannot solve: it takes rows one by one.
+
+    Raises:
+        ConfigError: naming `where`.
+    """
+    size = spec.group_elements(shape)
+    if len(shape) != 2 or spec.quant_axis < 0 or not shape[-1] or shape[-1] % size:
+        grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"
+        raise ConfigError(
+            f"{where}: solver = 'gptq' takes matrices with channels, or groups that divide a row; found "
+            f"{grids} of shape {list(shape)}; choose another group_size, or solver = 'search'"
+        )
+
+
+def _searched(
+    groups: Float[Array, "rows groups size"], bits: int, symmetric: bool, zero_point: Float[Array, ""]
+) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"], Bool[Array, "rows"]]:
+    """Scale and zero point of each group, and whether a row may be refined: not if it has a constant group, which is
+    exact, or a scale that was out of bounds. Of the two symmetric grids the one that was asked for, or fits better.
+    """
+    measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
+    grids = search(measured, bits, symmetric)
+    errors = jnp.stack([jnp.sum(measured.error(grid, bits)) for grid in grids])
+    best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors), (zero_point < 0).astype(int)) if symmetric else 0
+    scale, zero_point, sound = (
+        jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point", "sound")
+    )
+    constant = measured.lo == measured.hi
+    return scale, zero_point, (sound & ~constant).all(-1)
+
+
+def _level(x: Array, scale: Array, zero_point: Array, bits: int) -> Array:
+    low, high = code_range(bits)
+    return jnp.clip(jnp.round(x / scale + zero_point), low, high)
+
+
+def _wide(grid: Float[Array, "rows groups"], inputs: int) -> Float[Array, "inputs rows"]:
+    """A grid's numbers for each element, columns first: they are what the loops go over."""
+    return jnp.repeat(grid.T, inputs // grid.shape[1], axis=0)
+
+
+def _blocks(inputs: int) -> tuple[int, int]:
+    """(columns of a block, columns that are missing in the last one)."""
+    size = min(COLUMNS, inputs)
+    return size, -inputs % size
+
+
+def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -> Float[Array, "rows inputs"]:
+    inputs = w.shape[1]
+    size, missing = _blocks(inputs)
+    order = under.order
+    # Columns that fill up the last block have no weight, and touch no other.
+    pad = ((0, missing), (0, 0))
+    left, s, z = (
+        jnp.pad(a[order], pad, constant_values=1) for a in (w.T, _wide(scale, inputs), _wide(zero_point, inputs))
+    )
+    u = jnp.pad(under.u, (0, missing)) + jnp.diag(jnp.where(jnp.arange(inputs + missing) < inputs, 0.0, 1.0))
+
+    def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, codes = state
+        start = k * size
+        here = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        rows_of_u, sb, zb = here(u), here(s), here(z)
+        square = here(rows_of_u, axis=1)
+
+        def column(j: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            w, codes, errors = state
+            q = _level(w[j], sb[j], zb[j], bits)
+            error = (w[j] - (q - zb[j]) * sb[j]) / square[j, j]
+            return w - square[j][:, None] * error, codes.at[j].set(q), errors.at[j].set(error)
+
+        wb = here(left)
+        _, qb, errors = lax.fori_loop(0, size, column, (wb, wb, wb))
+        # u is upper triangular: columns that are done are not touched.
+        return left - rows_of_u.T @ errors, lax.dynamic_update_slice_in_dim(codes, qb, start, 0)
+
+    _, codes = lax.fori_loop(0, (inputs + missing) // size, block, (left, left))
+    return codes[:inputs][jnp.argsort(order)].T
+
+
+def _descend(
+    w: Array, codes: Array, scale: Array, zero_point: Array, h: Array, bits: int
+) -> Float[Array, "rows inputs"]:
+    """One sweep over the columns: each code at the level that is best given all the others."""
+    inputs = w.shape[1]
+    size, missing = _blocks(inputs)
+    pad = ((0, missing), (0, 0))
+    s, z, q = (jnp.pad(a, pad, constant_values=1) for a in (_wide(scale, inputs), _wide(zero_point, inputs), codes.T))
+    h = jnp.pad(h, (0, missing)) + jnp.diag(jnp.where(jnp.arange(inputs + missing) < inputs, 0.0, 1.0))
+    slope = h @ ((q - z) * s - jnp.pad(w.T, pad))  # half of the objective's
+
+    def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, slope = state
+        start = k * size
+        here = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        rows_of_h, sb, zb = here(h), here(s), here(z)
+        square = here(rows_of_h, axis=1)
+        before = here(q)
+
+        def column(j: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            q, slope = state
+            best = _level((q[j] - zb[j]) * sb[j] - slope[j] / square[j, j], sb[j], zb[j], bits)
+            return q.at[j].set(best), slope + square[j][:, None] * ((best - q[j]) * sb[j])
+
+        after, _ = lax.fori_loop(0, size, column, (before, here(slope)))
+        return lax.dynamic_update_slice_in_dim(q, after, start, 0), slope + rows_of_h.T @ ((after - before) * sb)
+
+    q, _ = lax.fori_loop(0, (inputs + missing) // size, block, (q, slope))
+    return q[:inputs].T
+
+
+def _least_squares(
+    w: Array, codes: Array, scale: Array, zero_point: Array, h: Array, symmetric: bool
+) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
+    """The scales (and zero points) of a row's groups that fit best, given its codes: a linear system a row.
+
+    v = sum over groups of scale * (codes - zero_point), so that the unknowns are a group's scale and its
+    -scale * zero_point, whose columns in the system are the group's codes and ones.
+    """
+    rows, groups = scale.shape
+    size = w.shape[1] // groups
+    levels = (
+        (codes.reshape(rows, groups, size) - zero_point[..., None]) if symmetric else codes.reshape(rows, groups, size)
+    )
+    blocks = h.reshape(groups, size, groups, size)
+    pulled = jnp.einsum("rga,gahb->rghb", levels, blocks)
+    system, goal = jnp.einsum("rghb,rhb->rgh", pulled, levels), (w @ h).reshape(rows, groups, size)
+    wanted = jnp.einsum("rga,rga->rg", goal, levels)
+    if not symmetric:
+        mixed, ones = pulled.sum(-1), jnp.broadcast_to(blocks.sum((1, 3)), system.shape)
+        system = jnp.concatenate(
+            [jnp.concatenate([system, mixed], 2), jnp.concatenate([mixed.swapaxes(1, 2), ones], 2)], 1
+        )
+        wanted = jnp.concatenate([wanted, goal.sum(-1)], 1)
+    # Groups whose codes are all alike leave the system singular; they keep their grid below.
+    ridge = 1e-6 * jnp.trace(system, axis1=1, axis2=2)[:, None, None] * jnp.eye(system.shape[1])
+    found = jnp.linalg.solve(system + ridge, wanted[..., None])[..., 0]
+    new = round_mantissa(found[:, :groups], STORED_MANTISSA)
+    good = jnp.isfinite(new) & (new > SCALE_MIN) & (new < SCALE_MAX)
+    if symmetric:
+        return jnp.where(good, new, scale), zero_point
+    moved = round_mantissa(-found[:, groups:] / jnp.where(good, new, 1.0), STORED_MANTISSA)
+    good &= jnp.isfinite(moved) & (jnp.abs(moved) < LARGEST_ZERO_POINT)
+    return jnp.where(good, new, scale), jnp.where(good, moved, zero_point)
+
+
+def _error(w: Array, codes: Array, scale: Array, zero_point: Array, h: Array) -> Float[Array, "rows"]:
+    grouped = codes.reshape(*scale.shape, -1)
+    change = decode(grouped, scale, zero_point).reshape(w.shape) - w
+    return jnp.einsum("ri,ri->r", change @ h, change)
