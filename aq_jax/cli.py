@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
     sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
     sub.add_argument("--solver", help="absmax, minmax or search")
+    sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation (int4 and narrower)")
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
     sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
     sub.add_argument("--compression", default="none", metavar="none|zstd", help="of the weights (.parquet only)")
@@ -179,6 +180,7 @@ def _quantize(args: argparse.Namespace) -> int:
         group_size=args.group_size,
         symmetric=not args.asymmetric,
         solver=args.solver,
+        rotate=args.rotate,
         mixed_precision_layers=tuple(args.keep),
         on_nonfinite=args.on_nonfinite,
     )

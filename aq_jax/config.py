@@ -203,6 +203,11 @@ class QuantizationConfig:
                 size = PUBLISHED_INT2_GROUP
         return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size, symmetric=self.symmetric)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether any tensor may be solved on the running model."""
+        return "gptq" in (self.solver, *(override.solver for override in self.overrides))
+
     def spec_for(self, shape: tuple[int, ...]) -> QuantSpec:
         """The numerics of a tensor of this shape: `spec`, and the block in which it is rotated.
 

@@ -7,7 +7,7 @@ A rotated weight is W R, where R is block-diagonal and each block is
 R is orthogonal, so that W = (W R) R^T and x W^T = (x R)(W R)^T. What was one outlier is spread over the block, and its
 elements are nearly normally distributed, which suits evenly spaced levels (QuIP#, arXiv:2402.04396; QuaRot,
 arXiv:2404.00456). The signs are the Rudin-Shapiro sequence: without them a constant block would become one outlier;
-with them it is spread over all of the block, and no random numbers have to be stored.
+with them no element of it grows by more than sqrt(2), and no random numbers have to be stored.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from jaxtyping import Float
 def rotation_matrix(block: int) -> Float[np.ndarray, "block block"]:
     """R of one block, in float32; read-only.
 
-    >>> rotation_matrix(2) * np.sqrt(2, dtype=np.float32)
-    array([[ 1.,  1.],
-           [ 1., -1.]], dtype=float32)
+    >>> rotation_matrix(4) * 2
+    array([[ 1.,  1.,  1.,  1.],
+           [ 1., -1.,  1., -1.],
+           [ 1.,  1., -1., -1.],
+           [-1.,  1.,  1., -1.]], dtype=float32)
     """
     i = np.arange(block)
     exponents = np.bitwise_count(i[:, None] & i) + np.bitwise_count(i & (i >> 1))[:, None]
@@ -34,10 +36,15 @@ def rotation_matrix(block: int) -> Float[np.ndarray, "block block"]:
 
 
 def rotate_rows(values: Float[np.ndarray, "*lead length"], block: int) -> Float[np.ndarray, "*lead length"]:
-    """values R, block by block along the last axis."""
-    return (values.reshape(-1, block) @ rotation_matrix(block)).reshape(values.shape)
+    """values R, block by block along the last axis. What is not finite spreads over its block; sums may overflow."""
+    return _blocks_times(values, rotation_matrix(block))
 
 
 def unrotate_rows(values: Float[np.ndarray, "*lead length"], block: int) -> Float[np.ndarray, "*lead length"]:
     """values R^T: undoes `rotate_rows`."""
-    return (values.reshape(-1, block) @ rotation_matrix(block).T).reshape(values.shape)
+    return _blocks_times(values, rotation_matrix(block).T)
+
+
+def _blocks_times(values: Float[np.ndarray, "*lead length"], matrix: np.ndarray) -> Float[np.ndarray, "*lead length"]:
+    with np.errstate(over="ignore", invalid="ignore"):  # who calls finds it, and names it
+        return (values.reshape(-1, len(matrix)) @ matrix).reshape(values.shape)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.config import BITS, Compression, ConversionConfig, QuantizationConfig
+from aq_jax.config import BITS, CalibrationConfig, Compression, ConversionConfig, QuantizationConfig
 from aq_jax.errors import AqError, FormatError
 from aq_jax.store import RowInfo, TableWriter, open_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from aq_jax.core.dispatch import Activations
-    from aq_jax.pipeline import Progress, Written
+    from aq_jax.pipeline import Progress, Solved, Source, Written
 
 
 def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
@@ -46,10 +46,22 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
         config.source,
         config.output,
         config.quantization,
+        solve=_solver(config.quantization, config.calibration, progress),
         allow_pickle=config.allow_pickle,
         compression=config.compression,
         progress=progress,
     )
+
+
+def _solver(
+    config: QuantizationConfig | None, calibration: CalibrationConfig, progress: Progress | None
+) -> Callable[[Source, Path], Solved | None] | None:
+    """What solves the weights for which the model must run, if the config asks for it anywhere."""
+    if config is None or not config.calibrated:
+        return None
+    from aq_jax.calibration.solve import solve_model
+
+    return lambda source, folder: solve_model(source, folder, config, calibration, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,7 @@ def quantize_file(
     output: str | os.PathLike[str],
     config: QuantizationConfig | str,
     *,
+    calibration: CalibrationConfig | None = None,
     compression: Compression = "none",
     progress: Progress | None = None,
 ) -> Written:
@@ -105,6 +118,7 @@ def quantize_file(
         source: a V1 table, or a folder of them.
         output: .parquet or .arrow; appears whole, or not at all, and may be the source.
         config: or just a quant_type.
+        calibration: for solver = "gptq", which runs the model: config.json and tokenizer files are beside the table.
         compression: "zstd" compresses the weights too (.parquet only).
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
@@ -123,10 +137,12 @@ def quantize_file(
     from aq_jax.pipeline import TableSource, write_model
 
     config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    solve = _solver(config, calibration or CalibrationConfig(), progress)
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
     with WeightLoader(source) as table:
-        return write_model(
-            TableSource(table, allow_quantized=False), output, config, compression=compression, progress=progress
-        )
+        weights = TableSource(table, allow_quantized=False)
+        solved = solve(weights, folder) if solve else None
+        return write_model(weights, output, config, solved=solved, compression=compression, progress=progress)
 
 
 def dequantize_file(

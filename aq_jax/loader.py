@@ -309,17 +309,17 @@ def as_v2(row: Row) -> Row:
     return row if row.quant_type else Row(row.layer_name, row.shape, row.dtype, row.data, row.num_params, "none")
 
 
-def packed_rows(name: str, q: QTensor) -> Iterator[Row]:
-    """The rows of a QTensor: its codes as one bit stream over the flattened tensor."""
+def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
+    """The rows of a QTensor that was made of a tensor of this dtype: its codes as one bit stream, flattened."""
     stream, scales, zeros = to_stream(q)
     bits, spec = q.spec.bits, q.spec
     size = spec.group_elements(q.shape)
-    cuts = pieces(q.shape, "float32", spec.quant_type, spec.quant_axis, spec.group_size)
+    cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
     for start, stop in cuts:
         # One grid a tensor is repeated in each piece; and channels have one each even if they are empty.
         grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 and len(cuts) > 1 else slice(None)
         data = stream[start * bits // 8 : -(-stop * bits // 8)]
         yield Row(
-            name, q.shape, "float32", data, stop - start, spec.quant_type,
+            name, q.shape, dtype, data, stop - start, spec.quant_type,
             scales[grids], zeros[grids], spec.quant_axis, spec.group_size, spec.rotation,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -13,8 +14,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
-from aq_jax.errors import FormatError
-from aq_jax.loader import WeightLoader, as_v2, plain_rows
+from aq_jax.core.qtensor import QTensor
+from aq_jax.core.quantize import dequantize
+from aq_jax.errors import ConfigError, FormatError
+from aq_jax.loader import WeightLoader, as_v2, packed_rows, plain_rows
 from aq_jax.solvers.screen import Refused, is_floating, is_quantizable, to_half
 from aq_jax.solvers.tiles import quantize_pieces
 from aq_jax.store import DTYPES, Row, TableWriter, pieces
@@ -74,6 +77,23 @@ class TableSource:
         return array if array.dtype == dtype else np.rint(array).astype(dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """Weights that were quantized before, on the running model.
+
+    Args:
+        weights: QTensors by the tensors' names.
+        fallbacks: why a tensor whose solver is gptq has none, by name: it is left to `search`.
+        record: of how they were made, for the table's metadata.
+        seconds: that it took.
+    """
+
+    weights: Mapping[str, QTensor]
+    fallbacks: Mapping[str, str]
+    record: Mapping[str, Any]
+    seconds: float
+
+
 @dataclass(slots=True)
 class Written:
     """What became of a source.
@@ -82,6 +102,7 @@ class Written:
         path: the table.
         quantized: names of the tensors that were quantized, with their cosine.
         kept: why a tensor that should have been quantized was not, by name.
+        notes: why a tensor was quantized in another way than asked for, by name.
         source_bytes: of all tensors as they were.
         seconds: spent to read, quantize and write.
     """
@@ -89,6 +110,7 @@ class Written:
     path: str
     quantized: dict[str, float] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     source_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "quantize", "write"), 0.0))
 
@@ -98,6 +120,7 @@ def write_model(
     path: str | os.PathLike[str],
     config: QuantizationConfig | None,
     *,
+    solved: Solved | None = None,
     compression: Compression = "none",
     progress: Progress | None = None,
 ) -> Written:
@@ -109,22 +132,33 @@ def write_model(
         source: where tensors come from.
         path: .parquet or .arrow; appears whole, or not at all.
         config: None writes schema V1, anything else V2.
+        solved: what solvers that need the running model made of their weights.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
 
     Raises:
+        ConfigError: for a tensor whose solver needs the running model, if nothing was solved.
         AqError: for a tensor that cannot be quantized (see `QuantizationConfig.on_nonfinite`).
         FormatError: for what the table cannot hold.
     """
     done = Written(str(path))
     clock = _Clock(done.seconds)
-    record = {"quantization": config.to_dict()} if config else {}
+    record: dict[str, Any] = {"quantization": config.to_dict()} if config else {}
+    if solved is not None:
+        done.notes |= {name: f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()}
+        done.seconds["calibrate"] = solved.seconds
+        record["calibration"] = dict(solved.record)
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
         for name in source.shapes:
             array = clock.timed("read", source.array, name)
-            rows = plain_rows(name, array) if config is None else quantized_rows(name, array, config, done)
+            if solved is not None and name in solved.weights:
+                rows = solved_rows(name, array, solved.weights[name], done)
+            elif config is None:
+                rows = plain_rows(name, array)
+            else:
+                rows = quantized_rows(name, array, config, done)
             for row in clock.watched("quantize", rows):
                 table.write(row)
             done.source_bytes += array.nbytes
@@ -147,6 +181,13 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
     elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
+        if policy.solver == "gptq":
+            if name not in done.notes:
+                raise ConfigError(
+                    f"{name}: solver = 'gptq' runs the model, which is not known here; use `convert`, or `quantize` "
+                    "on a table with config.json and tokenizer files beside it"
+                )
+            policy = dataclasses.replace(policy, solver="search")
         spec = policy.spec_for(array.shape)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)
@@ -160,6 +201,17 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
             return
         done.kept[name] = results.why
     yield from map(as_v2, plain_rows(name, array))
+
+
+def solved_rows(name: str, array: np.ndarray, q: QTensor, done: Written) -> Iterator[Row]:
+    """The V2 rows of a tensor that was solved before."""
+    w = np.asarray(array, np.float32).reshape(-1)
+    d = np.asarray(dequantize(q)).reshape(-1) - w
+    ww, wd, dd = (float(np.einsum("i,i", a, b, dtype=np.float64)) for a, b in ((w, w), (w, d), (d, d)))
+    cosine = (ww + wd) / math.sqrt(ww * (ww + 2 * wd + dd)) if ww and ww + 2 * wd + dd > 0 else float(dd == 0)
+    done.quantized[name] = min(cosine, 1.0)
+    for row in packed_rows(name, q, array.dtype.name):
+        yield dataclasses.replace(row, solver="gptq", cosine=min(cosine, 1.0), rel_mse=dd / ww if ww else 0.0)
 
 
 class _Clock:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
-from aq_jax.pipeline import Progress, Source, TableSource, Written, write_model
+from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, write_model
 from aq_jax.store.files import replacing
 
 PACKAGE = "package:"
@@ -61,6 +61,7 @@ def to_table(
     path: str | os.PathLike[str],
     config: QuantizationConfig | None = None,
     *,
+    solve: Callable[[Source, Path], Solved | None] | None = None,
     allow_pickle: bool = False,
     compression: Compression = "none",
     progress: Progress | None = None,
@@ -71,6 +72,8 @@ def to_table(
         model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin.
         path: .parquet or .arrow; appears whole, or not at all.
         config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
+        solve: given the weights and the folder, quantizes those that the running model is needed for; `convert`, which
+            does so for solver = "gptq", is the way to call it.
         allow_pickle: read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all.
@@ -91,7 +94,8 @@ def to_table(
     folder = resolve_source(model_dir)
     check_side_files(folder, Path(path).parent)
     with open_checkpoint(folder, allow_pickle) as checkpoint:
-        done = write_model(checkpoint, path, config, compression=compression, progress=progress)
+        solved = solve(checkpoint, folder) if solve else None
+        done = write_model(checkpoint, path, config, solved=solved, compression=compression, progress=progress)
     copy_side_files(folder, Path(path).parent)
     return done
 

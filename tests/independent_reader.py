@@ -19,7 +19,7 @@ from blake3 import blake3
 if TYPE_CHECKING:
     from pathlib import Path
 
-BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int4h": 4, "int3h": 3, "int2h": 2}
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -39,11 +39,15 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Every stored tensor by name: quantized ones in float32, others in their own dtype."""
     parts: dict[str, list[np.ndarray]] = {}
-    shapes: dict[str, list[int]] = {}
+    last: dict[str, dict[str, Any]] = {}
     for row in read_rows(path)[0]:
         parts.setdefault(row["layer_name"], []).append(decode(row))
-        shapes[row["layer_name"]] = row["shape"]
-    return {name: np.concatenate(arrays).reshape(shapes[name]) for name, arrays in parts.items()}
+        last[row["layer_name"]] = row
+    whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return {
+        name: (unrotate(array, row["rotation"]) if row.get("rotation") else array).reshape(row["shape"])
+        for (name, array), row in zip(whole.items(), last.values(), strict=True)
+    }
 
 
 def dtype_of(text: str) -> np.dtype:
@@ -63,6 +67,20 @@ def decode(row: dict[str, Any]) -> np.ndarray:
         (np.float32(code(row["data"], i, BITS[kind])) - zeros[i // length]) * scales[i // length] for i in range(count)
     ]
     return np.array(values, np.float32)
+
+
+def unrotate(values: np.ndarray, n: int) -> np.ndarray:
+    """Each block of n elements of the flattened tensor times the transposed matrix, in float64."""
+    out = [
+        sum(float(values[start + j]) * rotation(i, j, n) for j in range(n))
+        for start in range(0, values.size, n)
+        for i in range(n)
+    ]
+    return np.array(out, np.float32)
+
+
+def rotation(i: int, j: int, n: int) -> float:
+    return (-1) ** ((i & (i >> 1)).bit_count() + (i & j).bit_count()) / math.sqrt(n)
 
 
 def code(data: bytes, index: int, bits: int) -> int:

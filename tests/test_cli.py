@@ -133,6 +133,7 @@ def test_flags_are_the_config(run: Run, v1: Path, tmp_path: Path) -> None:
             "symmetric": False,
             "solver": "minmax",
         },
+        ("--quant-type", "int4", "--rotate"): {"quant_type": "int4", "rotate": True, "group_size": 128},
         ("--quant-type", "fp16", "--on-nonfinite", "keep"): {"quant_type": "fp16", "on_nonfinite": "keep"},
         ("--keep", "a", "--keep", "b", "--compression", "zstd"): {"mixed_precision_layers": ["a", "b"]},
     }
@@ -140,6 +141,18 @@ def test_flags_are_the_config(run: Run, v1: Path, tmp_path: Path) -> None:
         assert run("quantize", v1, tmp_path / "m.parquet", *flags)[0] == 0
         config = jobs.inspect_table(tmp_path / "m.parquet").config["quantization"]
         assert {key: config[key] for key in wanted} == wanted, flags
+
+
+def test_rotated_tables(run: Run, v1: Path, tmp_path: Path) -> None:
+    flags = ("--quant-type", "int4", "--group-size", 8, "--rotate", "--keep", "b.")
+    assert run("quantize", v1, tmp_path / "v2.parquet", *flags)[0] == 0
+    status, out, _ = run("inspect", tmp_path / "v2.parquet", "--json")
+    types = {layer["name"]: layer["quant_type"] for layer in json.loads(out)["layers"]}
+    assert (status, types) == (0, {"b.weight": "fp16", "a.weight": "int4h", "c.bias": "none"})
+    assert run("verify", tmp_path / "v2.parquet")[0] == 0
+    assert run("dequantize", tmp_path / "v2.parquet", tmp_path / "back.parquet")[0] == 0
+    wanted, found = (aq.load(tmp_path / name, "numpy")["a.weight"] for name in ("v1.parquet", "back.parquet"))
+    assert np.linalg.norm(found - wanted) < 0.12 * np.linalg.norm(wanted)
 
 
 def test_tensors_that_are_kept_are_named(run: Run, tmp_path: Path) -> None:
@@ -297,6 +310,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("quantize", v1, out, "--per-channel", "--group-size", 8), "not allowed with argument"),
         (("quantize", v1, out, "--per-channel", "--per-tensor"), "not allowed with argument"),
         (("quantize", v1, out, "--solver", "absmax", "--asymmetric"), "'absmax' is symmetric"),
+        (("quantize", v1, out, "--rotate"), "rotate = true: the format has no rotated int8"),
         (("quantize", v1, out, "--solver", "newton"), "solver = 'newton': wanted one of"),
         (("quantize", v1, out, "--compression", "gzip"), "--compression 'gzip': wanted none or zstd"),
         (("quantize", v1, out, "--on-nonfinite", "ignore"), "on_nonfinite = 'ignore'"),

@@ -259,6 +259,24 @@ def test_overrides(policy: dict[str, Any], override: dict[str, Any], spec: Quant
     assert config.solver_name == solver
 
 
+def test_an_override_to_eight_bits_drops_the_rotation() -> None:
+    policy = QuantizationConfig(
+        "int4", rotate=True, mixed_precision_layers=("half",),
+        overrides=(Override("wide", quant_type="int8"), Override("plain", rotate=False), Override("odd", group_size=8)),
+    )  # fmt: skip
+    found = {name: policy.for_tensor(name) for name in ("wide", "plain", "odd", "half", "other")}
+    assert {name: c.rotate for name, c in found.items() if name != "half"} == {
+        "wide": False, "plain": False, "odd": True, "other": True,
+    }  # fmt: skip
+    assert found["half"].quant_type == "fp16"
+    assert found["wide"].spec_for((4, 8)) == QuantSpec(8, per_channel=True)
+    assert found["odd"].spec_for((4, 8)) == QuantSpec(4, group_size=8, rotation=8)
+    assert found["odd"].spec_for((4, 7)) == QuantSpec(4, group_size=8)
+    assert policy.spec.rotation == 0
+    with pytest.raises(ConfigError, match=r"override 'wide': rotate = true: the format has no rotated int8"):
+        QuantizationConfig("int4", overrides=(Override("wide", quant_type="int8", rotate=True),))
+
+
 def test_mixed_precision() -> None:
     config = QuantizationConfig(
         quant_type="int2",

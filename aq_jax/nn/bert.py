@@ -81,12 +81,23 @@ class Bert(nnx.Module):
         self, ids: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch tokens width"]:
         """Hidden states of the last layer; those of masked tokens mean nothing."""
-        tokens = ids.shape[1]
-        embedded = self.word(ids) + self.position(jnp.arange(tokens)) + self.token_type(jnp.zeros((), jnp.int32))
-        x = self.norm(embedded)
+        x = self.begin(ids)
         for layer in self.layers:
             x = layer(x, mask)
         return x
+
+    def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
+        """What the first layer is given."""
+        tokens = ids.shape[1]
+        embedded = self.word(ids) + self.position(jnp.arange(tokens)) + self.token_type(jnp.zeros((), jnp.int32))
+        return self.norm(embedded)
+
+    @staticmethod
+    def advance(
+        config: BertConfig, layer: Layer, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """What the next layer is given, on whole texts; the same for all models that are calibrated."""
+        return layer(x, mask)
 
 
 class Layer(nnx.Module):

@@ -14,25 +14,27 @@ from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.errors import AqError
 
 
-class Compiled:
-    """A function of a model and arrays, compiled once for each shape of the arrays.
+class Program:
+    """A function of a module and arrays, compiled once for each shape of the arrays.
 
-    The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it.
+    The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it; and
+    modules of one structure, as the layers of a model are, share it.
 
     Args:
-        model: a concrete NNX model.
-        function: (model, *arrays, **options) -> arrays.
+        module: concrete; of its weights only the structure is kept.
+        function: (module, *arrays, **options) -> arrays.
         options: names of arguments that are static.
 
     >>> from flax import nnx
-    >>> double = Compiled(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), lambda model, x: 2 * model(x))
-    >>> double(jax.numpy.ones((3, 2))).shape, double.compiles
-    ((3, 2), 1)
+    >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(2)]
+    >>> double = Program(layers[0], lambda layer, x: 2 * layer(x))
+    >>> [double(leaves_of(layer), jax.numpy.ones((3, 2))).shape for layer in layers], double.compiles
+    ([(3, 2), (3, 2)], 1)
     """
 
-    def __init__(self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
-        graph, state = nnx.split(model)
-        self._leaves, tree = jax.tree.flatten(state)  # a list is taken apart faster than a State, in every call
+    def __init__(self, module: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
+        graph, state = nnx.split(module)
+        tree = jax.tree.structure(state)
 
         def run(leaves: list[Any], *arrays: Any, **static: Any) -> Any:
             return function(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *arrays, **static)
@@ -45,10 +47,33 @@ class Compiled:
         """How many programs there are so far."""
         return len(self._shapes)
 
+    def __call__(self, leaves: list[Any], *arrays: Any, **static: Any) -> Any:
+        """The function's result for a module of these leaves."""
+        self._shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
+        return self._run(leaves, *arrays, **static)
+
+
+class Compiled(Program):
+    """A `Program` and the leaves of one model.
+
+    >>> from flax import nnx
+    >>> double = Compiled(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), lambda model, x: 2 * model(x))
+    >>> double(jax.numpy.ones((3, 2))).shape, double.compiles
+    ((3, 2), 1)
+    """
+
+    def __init__(self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
+        super().__init__(model, function, options)
+        self._leaves = leaves_of(model)  # a list is taken apart faster than a State, in every call
+
     def __call__(self, *arrays: Any, **static: Any) -> Any:
         """The function's result for this model."""
-        self._shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
-        return self._run(self._leaves, *arrays, **static)
+        return super().__call__(self._leaves, *arrays, **static)
+
+
+def leaves_of(module: nnx.Module) -> list[Any]:
+    """A module's arrays, as `Program` takes them."""
+    return jax.tree.leaves(nnx.state(module))
 
 
 def padded_length(count: int, longest: int) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
@@ -126,12 +126,25 @@ class Llama(nnx.Module):
         """Hidden states of tokens that follow `start` others, and the cache with them in it."""
         positions = start + jnp.arange(ids.shape[1])
         rope = rotations(self.config, positions)
-        x = self.embed(ids)
+        x = self.begin(ids)
         filled: Cache = []
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             x, both = layer(x, keys, values, positions, rope)
             filled.append(both)
         return self.norm(x), filled
+
+    def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
+        """What the first layer is given."""
+        return self.embed(ids)
+
+    @staticmethod
+    def advance(
+        config: LlamaConfig, layer: Layer, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """What the next layer is given, on whole texts; what follows a text, and is masked, changes nothing in it."""
+        positions = jnp.arange(x.shape[1])
+        empty = jnp.zeros((*x.shape[:2], config.num_key_value_heads, config.head_dim))
+        return layer(x, empty, empty, positions, rotations(config, positions))[0]
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
         """Scores of the next token."""

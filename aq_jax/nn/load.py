@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from flax import nnx
 
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.ops import lacks_for_integers
@@ -16,7 +20,7 @@ from aq_jax.nn import bert, llama
 from aq_jax.nn.bert import Pooling
 from aq_jax.nn.encoder import Encoder, Sentences
 from aq_jax.nn.generator import Generator
-from aq_jax.nn.weights import abstract, fill
+from aq_jax.nn.weights import Mapped, abstract, fill
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,26 +68,58 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     with WeightLoader(path) as loader:
         tensors = loader.load_weights(packed=True)
-    config_file = folder / "config.json"
-    fields = read_json(config_file, dict)
-    if fields is None:
-        raise FormatError(f"{config_file}: no such file; wanted the model's config, which `convert` copies there")
-    if fields.get("model_type") not in ("bert", "llama"):
-        raise FormatError(f"{config_file}: model_type is {fields.get('model_type')!r}; wanted 'bert' or 'llama'")
+    plan = read_architecture(folder)
     how = chosen_activations(tensors, activations, str(path))
-    tokenizer = read_tokenizer(folder)
-    if fields["model_type"] == "bert":
-        config = bert.BertConfig.from_json(fields, str(config_file))
-        check_vocabulary(tokenizer, config.vocab_size, folder)
-        encoder = abstract(lambda rngs: bert.Bert(config, activations=how, rngs=rngs))
-        fill(encoder, tensors, bert.NAMES, how, str(path))
-        least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
-        return Encoder(encoder, tokenizer, read_sentences(folder, config.max_position_embeddings, least))
-    config = llama.LlamaConfig.from_json(fields, str(config_file))
-    check_vocabulary(tokenizer, config.vocab_size, folder)
-    decoder = abstract(lambda rngs: llama.Llama(config, activations=how, rngs=rngs))
-    fill(decoder, tensors, llama.names(config), how, str(path))
-    return Generator(decoder, tokenizer, read_ends(folder, fields))
+    tokenizer = read_tokenizer(folder, plan.config.vocab_size)
+    model = plan.fill(tensors, how, str(path))
+    if isinstance(model, llama.Llama):
+        return Generator(model, tokenizer, read_ends(folder, plan.fields))
+    least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+    return Encoder(model, tokenizer, read_sentences(folder, model.config.max_position_embeddings, least))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its weights.
+
+    Args:
+        config: its sizes.
+        names: how stored names map to its parameters.
+        fields: of config.json.
+    """
+
+    config: bert.BertConfig | llama.LlamaConfig
+    names: tuple[Mapped, ...]
+    fields: dict[str, Any]
+
+    def fill(self, tensors: Mapping[str, Any], activations: Activations, where: str) -> bert.Bert | llama.Llama:
+        """The model with these weights (see `nn.weights.fill`)."""
+        config = self.config
+
+        def make(rngs: nnx.Rngs) -> bert.Bert | llama.Llama:
+            if isinstance(config, bert.BertConfig):
+                return bert.Bert(config, activations=activations, rngs=rngs)
+            return llama.Llama(config, activations=activations, rngs=rngs)
+
+        return fill(abstract(make), tensors, self.names, activations, where)
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """What config.json says.
+
+    Raises:
+        FormatError: if there is none, or it is of a model that is not computed here.
+    """
+    file = folder / "config.json"
+    fields = read_json(file, dict)
+    if fields is None:
+        raise FormatError(f"{file}: no such file; wanted the model's config, which `convert` copies there")
+    if fields.get("model_type") == "bert":
+        return Architecture(bert.BertConfig.from_json(fields, str(file)), bert.NAMES, fields)
+    if fields.get("model_type") == "llama":
+        config = llama.LlamaConfig.from_json(fields, str(file))
+        return Architecture(config, llama.names(config), fields)
+    raise FormatError(f"{file}: model_type is {fields.get('model_type')!r}; wanted 'bert' or 'llama'")
 
 
 def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where: str) -> Activations:
@@ -128,34 +164,29 @@ def read_json(path: Path, kind: type[J]) -> J | None:
     return found
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     """tokenizer.json, or what transformers makes of older files.
 
     Raises:
-        FormatError: if there are none, or they are damaged.
+        FormatError: if there are none, or they are damaged, or another model's: there is nothing to look up for a token
+            whose number is no row of the vocabulary.
     """
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
     try:
         if file.exists():
-            return Tokenizer.from_file(str(file))
-        from transformers import AutoTokenizer
+            found = Tokenizer.from_file(str(file))
+        else:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
+            found = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     except Exception as error:  # tokenizers raises no other class
         raise FormatError(f"{file}: no tokenizer can be made of it: {error}") from None
-
-
-def check_vocabulary(tokenizer: Tokenizer, rows: int, folder: Path) -> None:
-    """Refuse a tokenizer of another model: there is nothing to look up for the tokens that only it has.
-
-    Raises:
-        FormatError: if it has tokens whose number is no row of the table.
-    """
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if largest >= rows:
-        raise FormatError(f"{folder}: the tokenizer has a token {largest}; vocab_size in config.json is {rows}")
+    largest = max(found.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= vocabulary:
+        raise FormatError(f"{folder}: the tokenizer has a token {largest}; vocab_size in config.json is {vocabulary}")
+    return found
 
 
 def read_sentences(folder: Path, positions: int, least: int = 1) -> Sentences:

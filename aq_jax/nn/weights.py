@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -55,6 +55,29 @@ def abstract(make: Callable[[nnx.Rngs], M]) -> M:
     return nnx.eval_shape(build)
 
 
+def match_names(stored: Iterable[str], names: Sequence[Mapped]) -> tuple[dict[str, tuple[str, Transform]], list[str]]:
+    """Which stored tensor fills which parameter, and how; and what is wrong with the names, one text each.
+
+    >>> match_names(["a.weight", "b"], [(r"(.)\\.weight", r"\\1.kernel", turned)])[1]
+    ['b: matches no pattern']
+    """
+    wrong: list[str] = []
+    goals: dict[str, tuple[str, Transform]] = {}
+    for name in stored:
+        hits = [(match, path, do) for pattern, path, do in names if (match := re.fullmatch(pattern, name))]
+        if len(hits) != 1:
+            wrong.append(f"{name}: matches {'no pattern' if not hits else f'{len(hits)} patterns'}")
+            continue
+        match, path, do = hits[0]
+        if path is None:
+            continue
+        goal = match.expand(path)
+        if goal in goals:
+            wrong.append(f"{name}: fills {goal}, and so does {goals[goal][0]}")
+        goals[goal] = name, do
+    return goals, wrong
+
+
 def fill(
     model: M, tensors: Mapping[str, Any], names: Sequence[Mapped], activations: Activations | None, where: str
 ) -> M:
@@ -74,20 +97,7 @@ def fill(
         FormatError: naming every tensor that no pattern or more than one matches, every parameter that none fills or
             several do, and every shape that does not fit.
     """
-    wrong: list[str] = []
-    goals: dict[str, tuple[str, Transform]] = {}
-    for name in tensors:
-        hits = [(match, path, do) for pattern, path, do in names if (match := re.fullmatch(pattern, name))]
-        if len(hits) != 1:
-            wrong.append(f"{name}: matches {'no pattern' if not hits else f'{len(hits)} patterns'}")
-            continue
-        match, path, do = hits[0]
-        if path is None:
-            continue
-        goal = match.expand(path)
-        if goal in goals:
-            wrong.append(f"{name}: fills {goal}, and so does {goals[goal][0]}")
-        goals[goal] = name, do
+    goals, wrong = match_names(tensors, names)
     empty = {".".join(map(str, path)): value for path, value in nnx.iter_graph(model) if isinstance(value, nnx.Param)}
     wrong += [f"{goals[goal][0]}: the model has no {goal}" for goal in goals.keys() - empty.keys()]
     wrong += [f"{goal}: no tensor fills it" for goal in empty.keys() - goals.keys()]

@@ -1,7 +1,7 @@
 """Codes chosen so that a layer's outputs change least: GPTQ, then coordinate descent on the same objective.
 
-Of a layer y = x W^T with second moment H = E[x^T x] of its inputs, row w of W becomes v, where (v - w) H (v - w)^T is the
-expected square of what its output changes by. Three steps lower it, each for all rows at once:
+Of a layer y = x W^T with second moment H = E[x^T x] of its inputs, row w of W becomes v, where (v - w) H (v - w)^T is
+the expected square of what its output changes by. Three steps lower it, each for all rows at once:
 
     grids     those of `search`, which looks at the weights alone
     gptq      column by column, the error of a code is made up for by the columns that follow (E. Frantar et al.,
@@ -80,7 +80,7 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
     # h = r r^T with r upper triangular is the Cholesky factor of the matrix read backwards; u is its inverse.
     backwards = h[order][:, order][::-1, ::-1]
 
-    def factor(added: Array) -> Array:
+    def factor(added: Array | float) -> Array:
         return jnp.linalg.cholesky(backwards + added * eye)
 
     def failed(state: tuple[Array, Array]) -> Bool[Array, ""]:
@@ -154,8 +154,8 @@ def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSp
         solved = jax.device_get(gptq(np.resize(tile, (ROWS, w.shape[1])), under, spec, zero_point=zero_point))
         if spec.symmetric:
             zero_point = solved.zero_point.min()  # groups of zeros have 0, whatever the others have
-        tiles.append(jax.tree.map(lambda leaf, rows=len(tile): leaf[:rows], solved))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *tiles)
+        tiles.append(solved)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], *tiles)
 
 
 def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:

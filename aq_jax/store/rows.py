@@ -213,7 +213,7 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
     if row.quantized and str(row.quant_type).endswith("h"):
-        length = row.shape[-1] if row.shape else 0
+        length = row.shape[-1] if row.shape else 1
         if row.rotation not in ROTATIONS or length % row.rotation:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
             yield f"rotation is {row.rotation}, {row.quant_type} of shape {list(row.shape)} needs {wanted}"

@@ -1,4 +1,4 @@
-"""Writes the golden files beside this script: `python tests/golden/make.py`.
+"""Writes golden files beside this script, those that are named: `python tests/golden/make.py rotated`.
 
 They are committed. Run it only for a new version of the format, and keep the files of the old one: what was written
 once must be readable for ever. Their bytes differ between releases of pyarrow, which signs Parquet footers.
@@ -6,11 +6,15 @@ once must be readable for ever. Their bytes differ between releases of pyarrow, 
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from aq_jax.store import DTYPES, Row, pack_codes, write_table
+from aq_jax.store.schema import Version
 
 FOLDER = Path(__file__).parent
 ALIASES = {"lm_head.weight": "embed.weight"}
@@ -26,7 +30,9 @@ def plain(name: str, shape: tuple[int, ...], dtype: str, quant_type: str | None)
     return Row(name, shape, dtype, values.view(np.uint8).reshape(-1), count, quant_type)
 
 
-def coded(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
+def coded(
+    name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int, rotation: int = 0
+) -> Row:
     """A quantized row; the codes run through their whole range."""
     bits, count = int(quant_type[3]), int(np.prod(shape))
     codes = ((np.arange(count) * 5 + 3) % 2**bits - 2 ** (bits - 1)).astype(np.int8)
@@ -35,7 +41,9 @@ def coded(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, g
     zeros = np.full(groups, -0.5, np.float32) if bits < 4 else (np.arange(groups) % 3 / 4).astype(np.float32)
     data = pack_codes(codes, bits)
     statistics = ("search", 0.875 + bits / 100, 0.25 / bits)
-    return Row(name, shape, "float32", data, count, quant_type, scales, zeros, quant_axis, group_size, 0, *statistics)
+    return Row(
+        name, shape, "float32", data, count, quant_type, scales, zeros, quant_axis, group_size, rotation, *statistics
+    )
 
 
 def v1_rows() -> list[Row]:
@@ -70,7 +78,38 @@ def v2_rows() -> list[Row]:
     ]
 
 
+def rotated_rows() -> list[Row]:
+    """A V2 table of rotated rows; the last tensor is cut inside a block, and a group crosses its rows."""
+    rows = [
+        coded("embed.weight", (9, 4), "int4h", 0, 0, 4),
+        coded("int3h.channel", (4, 3, 2), "int3h", 0, 0, 2),
+        coded("int2h.tensor", (2, 128), "int2h", -1, 0, 128),
+        coded("int2h.group", (3, 32), "int2h", 0, 16, 32),
+        coded("int4h.group", (5, 12), "int4h", 0, 8, 4),
+        coded("int4", (2, 8), "int4", 0, 0),
+    ]
+    whole = coded("int3h.pieces", (4, 16), "int3h", 0, 24, 16)
+    for start, stop in ((0, 24), (24, 64)):
+        grids, data = slice(start // 24, -(-stop // 24)), whole.data[start * 3 // 8 : stop * 3 // 8]
+        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
+        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
+    return rows
+
+
+TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
+    "v1": (v1_rows, 1),
+    "v2": (v2_rows, 2),
+    "rotated": (rotated_rows, 2),
+}
+
+
+def write(path: Path) -> None:
+    """The table that a golden file of this name holds."""
+    rows, version = TABLES[path.stem]
+    write_table(path, rows(), version=version, config=CONFIG, aliases=ALIASES)
+
+
 if __name__ == "__main__":
-    for suffix in ("parquet", "arrow"):
-        write_table(FOLDER / f"v1.{suffix}", v1_rows(), version=1, config=CONFIG, aliases=ALIASES)
-        write_table(FOLDER / f"v2.{suffix}", v2_rows(), version=2, config=CONFIG, aliases=ALIASES)
+    for table in sys.argv[1:]:
+        for suffix in ("parquet", "arrow"):
+            write(FOLDER / f"{table}.{suffix}")

@@ -154,6 +154,28 @@ def test_pieces_are_the_whole(
     assert total == pytest.approx(whole.rel_mse, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("group_size", "cuts"), [(24, [0, 120, 528, 768]), (0, [0, 200, 768])], ids=["groups", "tensor"]
+)
+def test_pieces_of_a_rotated_tensor_may_end_inside_a_block(
+    group_size: int, cuts: list[int], rng: np.random.Generator
+) -> None:
+    w = rng.normal(size=(8, 96)).astype(np.float32)
+    c = config(4, group_size=group_size, per_channel=None if group_size else False, rotate=True)
+    whole, found = tiled(w, c), quantize_pieces(w, c, "w", list(pairwise(cuts)))
+    assert c.spec_for(w.shape).rotation == 32
+    assert not isinstance(found, Refused)
+    found = list(found)
+    assert np.array_equal(np.concatenate([piece.data for piece in found]), whole.data)
+    scales = np.concatenate([piece.scales for piece in found])
+    assert np.array_equal(scales, whole.scales if group_size else np.repeat(whole.scales, 2))
+    # Rotated numbers differ by as much as those that they stand for.
+    values = oracle.dequantize(oracle.stream_codes(whole.data, 4, w.size), whole.scales, whole.zero_points, w.shape,
+                               group_size=group_size)  # fmt: skip
+    error = ((oracle.unrotate(values, 32) - w.astype(np.float64)) ** 2).sum() / (w.astype(np.float64) ** 2).sum()
+    assert whole.rel_mse == pytest.approx(error, rel=1e-4)
+
+
 def test_symmetric_search_in_pieces_has_one_zero_point(rng: np.random.Generator) -> None:
     # One half alone would take the other way of rounding.
     w = np.concatenate([rng.choice([-0.7, 0, 0.7], (8, 128), p=[0.02, 0.96, 0.02]), 30 * rng.normal(size=(24, 128))])

@@ -60,6 +60,7 @@ BROKEN = [
     (replace(ROTATED, rotation=256, shape=(3, 256)), "rotation is 256, int2h"),
     (replace(ROTATED, rotation=16), r"rotation is 16, .* that divides the last axis"),
     (replace(GOOD, quant_type="int2h", rotation=4), r"rotation is 4, int2h of shape \[3, 7\]"),
+    (replace(ROTATED, shape=(), num_params=1, quant_axis=-1), r"rotation is 8, int2h of shape \[\] needs"),
     (replace(GOOD, digest=b"short"), "digest holds 5 bytes, not 32"),
     (replace(RAW, quant_axis=0), "an unquantized row has -1 and 0"),
     (replace(RAW, scales=floats(1)), r"scales holds 4 bytes, shape \[3\] none needs 0"),

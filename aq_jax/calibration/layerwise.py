@@ -1,0 +1,189 @@
+"""Calibrated weights of a whole model: the embeddings first, then layer after layer.
+
+Each linear is solved on what it is given in the quantized model so far, because that is what it will be given; and
+before it is rounded, it is moved a part of the way to the weight that gives the float layer's outputs from those inputs
+(after GPTAQ, Y. Li et al., arXiv:2504.02692): with q and f what it is given in the quantized and the float model, the
+least squares of f W^T - q V^T, damped, is at V = W + W (E[f^T q] - E[q^T q]) (E[q^T q] + d)^-1.
+
+An embedding table is solved under the second moment of the model's gradient at its output, which says how much a change
+of a row in one direction or another changes the hidden states in the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from aq_jax.calibration.text import Batch
+from aq_jax.calibration.walk import Model, Moments, Walk, mask_of, step_of
+from aq_jax.config import CalibrationConfig, QuantSpec
+from aq_jax.core.qtensor import QTensor
+from aq_jax.core.quantize import dequantize
+from aq_jax.errors import AqError
+from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Calibrated:
+    """What calibration made of a model.
+
+    Args:
+        weights: QTensors of NumPy leaves by path; linears as [outputs, inputs].
+        errors: of each: the mean square of what its output changed by, of its mean square.
+        fallbacks: why a weight was not calibrated, by path.
+        tokens: that the model was run on.
+        compiles: programs that were compiled.
+    """
+
+    weights: dict[str, QTensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    compiles: int = 0
+
+
+def calibrate(
+    model: Model,
+    quantized: Model,
+    specs: Mapping[str, QuantSpec],
+    batches: Sequence[Batch],
+    config: CalibrationConfig,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Solve the weights of a model by GPTQ, each under what it is given.
+
+    Args:
+        model: in float; it is not changed.
+        quantized: a copy whose other weights are already what quantized ones stand for; those that are solved
+            here are put into it.
+        specs: of the weights to solve, by path: "layers.0.query.kernel", "word.embedding".
+        batches: of token ids (`calibration.text.padded_batches`).
+        config: correction, damping and seed.
+        progress: called with a path, its bytes in float32, and the bytes of all.
+
+    Raises:
+        AqError: if a weight is given numbers that are not finite, by path.
+    """
+    done = Calibrated(tokens=int(sum(lengths.sum() for _, lengths in batches)))
+    values = {path: _parameter(model, path) for path in specs}
+    total = sum(4 * value.size for value in values.values())
+
+    def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
+        q = gptq_tiled(target, under, specs[path])
+        done.weights[path] = q
+        value = dequantize(jax.device_put(q))
+        _parameter(quantized, path)[...] = value.T if path.endswith(".kernel") else value
+        done.errors[path] = float(_relative(value, weight, moment))
+        if progress is not None:
+            progress(path, 4 * weight.size, total)
+
+    moments = _embedding_moments(model, batches, config.seed)
+    for path in [path for path in specs if path.endswith(".embedding")]:
+        moment = moments.get(path.removesuffix(".embedding"))
+        if moment is not None:
+            weight = np.asarray(values[path][...])
+            put(path, weight, metric(moment, config.damping, specs[path].rotation), weight)
+    walk = Walk(model, quantized, batches)
+    for layer in range(len(model.layers)):
+        for stage, members in enumerate(walk.stages):
+            paths = [path for path in (f"layers.{layer}.{name}.kernel" for name in members) if path in specs]
+            if not paths:
+                continue
+            sums = walk.moments(stage)
+            moment = sums.own / sums.tokens
+            size = float(jnp.trace(moment))
+            if not np.isfinite(size):
+                raise AqError(f"{paths[0]}: is given numbers that are not finite when the model runs on the text")
+            if size == 0:
+                done.fallbacks |= dict.fromkeys(paths, "it was given nothing but zeros on this text")
+                continue
+            move = _correction(sums, config.damping) * config.correction
+            metrics = {block: metric(moment, config.damping, block) for block in {specs[p].rotation for p in paths}}
+            for path in paths:
+                weight = np.asarray(values[path][...]).T
+                put(path, weight, metrics[specs[path].rotation], np.asarray(weight + weight @ move))
+        walk.advance()
+    for path in specs.keys() - done.weights.keys() - done.fallbacks.keys():
+        done.fallbacks[path] = "the model does not use it, or uses it outside its layers"
+    done.compiles = walk.compiles
+    return done
+
+
+@jax.jit
+def _correction(sums: Moments, damping: float) -> Float[Array, "inputs inputs"]:
+    """By what W is multiplied to have the change of W that gives the float outputs best, damped."""
+    own = sums.own + damping * jnp.mean(jnp.diagonal(sums.own)) * jnp.eye(len(sums.own))
+    factor = jax.scipy.linalg.cho_factor(own)
+    return jax.scipy.linalg.cho_solve(factor, sums.cross - sums.own).T
+
+
+@jax.jit
+def _relative(value: Array, weight: Array, moment: Array) -> Float[Array, ""]:
+    change = value - weight
+    return jnp.vdot(change @ moment, change) / jnp.vdot(weight @ moment, weight)
+
+
+def _embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str, Float[Array, "width width"]]:
+    """Of each embedding table that `begin` looks up in: the second moment of the gradient at its output.
+
+    The gradient is that of the last hidden states times random numbers, so that its second moment is that of the
+    Jacobian. Batches of one shape, the most frequent one, are enough for a few hundred numbers each way.
+    """
+    shape = Counter(ids.shape for ids, _ in batches).most_common(1)[0][0]
+    run = Program(model, _embedding_gradients)
+    leaves, out = leaves_of(model), {}
+    for i, (ids, lengths) in enumerate(batch for batch in batches if batch[0].shape == shape):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        for path, moment in run(leaves, jnp.asarray(ids), jnp.asarray(lengths), key).items():
+            out[path] = out[path] + moment if path in out else moment
+    return out
+
+
+def _embedding_gradients(model: Model, ids: Array, lengths: Array, key: Array) -> dict[str, Array]:
+    """Of one batch; a table that is looked up in once for many tokens has one gradient for all of them."""
+
+    class Shifted(nnx.Module):
+        def __init__(self, path: str, embed: nnx.Embed) -> None:
+            self.path, self.embed = path, embed
+
+        def __call__(self, ids: Array) -> Array:
+            found = self.embed(ids)
+            shapes[self.path] = found.shape
+            return found + shifts.get(self.path, 0.0)
+
+    def wrap(path: Any, node: Any) -> Any:
+        return Shifted(".".join(map(str, path)), node) if type(node) is nnx.Embed else node
+
+    shifts: dict[str, Array] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    jax.eval_shape(lambda: nnx.recursive_map(wrap, model).begin(ids))
+
+    def hidden(given: dict[str, Array]) -> Array:
+        shifts.update(given)
+        x = nnx.recursive_map(wrap, model).begin(ids)
+        for layer in model.layers:
+            x = step_of(model)(layer, x, mask_of(x, lengths))
+        return jnp.where(mask_of(x, lengths)[..., None], x, 0.0)
+
+    out, pull = jax.vjp(hidden, {path: jnp.zeros(shape) for path, shape in shapes.items()})
+    (gradients,) = pull(jax.random.normal(key, out.shape))
+    flat = {path: g.reshape(-1, g.shape[-1]) for path, g in gradients.items()}
+    return {path: jnp.matmul(g.T, g, precision="highest") for path, g in flat.items()}
+
+
+def _parameter(model: Model, path: str) -> nnx.Param:
+    found: Any = model
+    for part in path.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    return found

@@ -1,0 +1,116 @@
+"""Text that a model is run on, and token ids in batches of few shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from blake3 import blake3
+
+from aq_jax.config import CalibrationConfig
+from aq_jax.errors import ConfigError
+from aq_jax.nn.compiled import padded_length
+from aq_jax.nn.encoder import valid
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BUILT_IN = "pydoc_data.topics"
+TOKENS = 1024  # of a batch, padding counted
+Batch = tuple[np.ndarray, np.ndarray]  # ids [rows, tokens], lengths [rows]; a row of padding only has length 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines that were drawn from a text.
+
+    Args:
+        name: where they are from.
+        lines: in the order in which they were drawn.
+        seed: of the draw.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """What a table's metadata says of the text: enough to tell whether another is the same."""
+        digest = blake3("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()
+        return {"text": self.name, "sentences": len(self.lines), "digest": digest, "seed": self.seed}
+
+
+def read_text(config: CalibrationConfig) -> Text:
+    """Draw the lines that a config asks for; empty ones do not count.
+
+    Raises:
+        ConfigError: for a file that is not there, is no UTF-8, or has no line with text.
+
+    >>> read_text(CalibrationConfig(sentences=2)).name
+    'pydoc_data.topics'
+    """
+    name = Path(config.text).name if config.text else BUILT_IN
+    lines = _lines(Path(config.text)) if config.text else built_in_sentences()
+    if not lines:
+        raise ConfigError(f"calibration.text = {config.text!r}: holds no line of text; wanted a sentence a line")
+    drawn = np.random.default_rng(config.seed).permutation(len(lines))[: config.sentences]
+    return Text(name, tuple(lines[i] for i in drawn), config.seed)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
+    return [line for line in (raw.strip() for raw in text.splitlines()) if line]
+
+
+def built_in_sentences() -> list[str]:
+    """English sentences of Python's reference manual, which every Python carries: prose, but about one subject."""
+    from pydoc_data.topics import topics
+
+    found: list[str] = []
+    for topic in topics.values():
+        for paragraph in re.split(r"\n\s*\n", topic):
+            prose = " ".join(paragraph.split())
+            found += [s for s in re.split(r"(?<=[.?!])\s+(?=[A-Z])", prose) if _is_prose(s)]
+    return list(dict.fromkeys(found))
+
+
+def _is_prose(sentence: str) -> bool:
+    letters = sum(c.isalpha() or c == " " for c in sentence)
+    return 5 <= len(sentence.split()) <= 60 and letters > 0.93 * len(sentence) and sentence[0].isupper()
+
+
+def tokenized(lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, lower_case: bool = False) -> list[list[int]]:
+    """Ids of each line, with special tokens, cut at `max_tokens`."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    found = tokenizer.encode_batch([valid(line.lower() if lower_case else line) for line in lines])
+    return [encoding.ids for encoding in found if encoding.ids]
+
+
+def padded_batches(ids: Sequence[Sequence[int]], max_tokens: int) -> list[Batch]:
+    """All ids in batches of TOKENS tokens; shapes are as few as padded lengths.
+
+    >>> [ids.shape for ids, _ in padded_batches([[1, 2, 3]] * 70, 128)]
+    [(64, 16), (64, 16)]
+    """
+    longest_first = sorted(ids, key=len, reverse=True)
+    out = []
+    while longest_first:
+        length = padded_length(len(longest_first[0]), max_tokens)
+        rows = max(1, TOKENS // length)
+        padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+        for row, text in enumerate(longest_first[:rows]):
+            lengths[row] = len(text)
+            padded[row, : len(text)] = text
+        out.append((padded, lengths))
+        longest_first = longest_first[rows:]
+    return out
