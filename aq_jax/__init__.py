@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SOLVERS",
+    "AllocationConfig",
     "AqError",
     "CalibrationConfig",
     "ConfigError",
@@ -47,6 +48,7 @@ _PUBLIC = {
     "FormatError": "errors",
     "IntegrityError": "errors",
     "QuantSpec": "config",
+    "AllocationConfig": "config",
     "CalibrationConfig": "config",
     "ConversionConfig": "config",
     "QuantizationConfig": "config",
@@ -71,7 +73,14 @@ _PUBLIC = {
 
 
 if TYPE_CHECKING:
-    from aq_jax.config import CalibrationConfig, ConversionConfig, Override, QuantizationConfig, QuantSpec
+    from aq_jax.config import (
+        AllocationConfig,
+        CalibrationConfig,
+        ConversionConfig,
+        Override,
+        QuantizationConfig,
+        QuantSpec,
+    )
     from aq_jax.configfile import load_config
     from aq_jax.core.ops import qdot, qembed
     from aq_jax.core.qtensor import QTensor

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import aq_jax
 from aq_jax import jobs
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig
 from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
 
@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
     grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
     sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
-    sub.add_argument("--solver", help="absmax, minmax or search")
+    sub.add_argument("--solver", help="absmax, minmax, search, or gptq, which runs the model that lies beside IN")
+    sub.add_argument("--text", default="", metavar="FILE", help="for gptq: a sentence a line, like those to come")
     sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation (int4 and narrower)")
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
     sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
@@ -168,7 +169,12 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     config = load_config(args.config, tuple(args.set))
     if args.dry_run:
-        return _print_plan(config.output, jobs.plan(config), args.json)
+        record = None
+        if config.allocate:
+            with _progress_bar(args.json) as progress:
+                found = jobs.allocate(config, progress)
+            record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
+        return _print_plan(config.output, jobs.plan(config), args.json, record)
     with _progress_bar(args.json) as progress:
         return _print_written(jobs.convert(config, progress), args.json)
 
@@ -186,7 +192,10 @@ def _quantize(args: argparse.Namespace) -> int:
     )
     _check_compression(args.compression)
     with _progress_bar(args.json) as progress:
-        done = jobs.quantize_file(args.input, args.output, config, compression=args.compression, progress=progress)
+        done = jobs.quantize_file(
+            args.input, args.output, config,
+            calibration=CalibrationConfig(text=args.text), compression=args.compression, progress=progress,
+        )  # fmt: skip
     return _print_written(done, args.json)
 
 
@@ -292,19 +301,54 @@ def _print_written(done: Written, as_json: bool) -> int:
     if as_json:
         _say(json.dumps(dataclasses.asdict(done) | {"bytes": size}))
         return DONE
+    if done.allocation:
+        _print_allocation(done.allocation)
     for why in done.kept.values():
         _say(f"kept unquantized: {_clean(why)}")
+    for note in done.notes:
+        _say(f"note: {_clean(note)}")
     times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
     ratio = f", {done.source_bytes / size:.2f}x smaller than its {done.source_bytes:,} bytes of weights" if size else ""
     _say(f"{_clean(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
     return DONE
 
 
-def _print_plan(output: str, planned: list[jobs.Planned], as_json: bool) -> int:
+def _print_allocation(record: Mapping[str, Any]) -> None:
+    """Which width each tensor has, and what that costs: predicted, and real where it is known."""
+    rows = [
+        (t["name"] if t["chosen"] else f"{t['name']} (fixed)", _shape(t["shape"]), t["quant_type"],
+         f"{t['bpw']:.3f}", f"{t['error']:.2e}")
+        for t in record["tensors"]
+    ]  # fmt: skip
+    error = f"{1 - record['predicted_cosine']:.2e}"
+    _table(
+        ("name", "shape", "type", "bits", "error"),
+        rows,
+        (f"{len(rows)} tensors", "", "", f"{record['bpw']:.3f}", error),
+    )
+    uniform = ", ".join(
+        f"{width} {each['predicted_cosine']:.4f} at {each['bpw']:.2f}" for width, each in record["uniform"].items()
+    )
+    _say(f"one width for all, predicted cosine at bits a weight: {uniform}")
+    said = f"{record['bpw']:.3f} bits a weight; cosine {record['predicted_cosine']:.4f} predicted"
+    if "cosine" in record:
+        lines = f"{record['sentences']} {'other lines' if record['held_out'] else 'lines of the calibration itself'}"
+        said += f", {record['cosine']:.4f} measured on {lines} of the text"
+    _say(said)
+    if record.get("cosine", 1) < record.get("min_cosine", 0):
+        _say(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
+
+
+def _print_plan(
+    output: str, planned: list[jobs.Planned], as_json: bool, allocation: Mapping[str, Any] | None = None
+) -> int:
     total = sum(row.bytes for row in planned)
     if as_json:
-        _say(json.dumps({"output": output, "bytes": total, "rows": [dataclasses.asdict(row) for row in planned]}))
+        report = {"output": output, "bytes": total, "rows": [dataclasses.asdict(row) for row in planned]}
+        _say(json.dumps(report | ({"allocation": allocation} if allocation else {})))
         return DONE
+    if allocation:
+        _print_allocation(allocation)
     rows = [(row.name, _shape(row.shape), row.quant_type, f"{row.bytes:,}") for row in planned]
     _table(("name", "shape", "type", "bytes"), rows, (f"{len(rows)} tensors", "", "", f"{total:,}"))
     _say(f"{_clean(output)}: would hold at most {total:,} bytes of tensors; nothing was written")

@@ -3,6 +3,7 @@
 QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric, rotation)
 QuantizationConfig    which spec, which solver, for which names
 CalibrationConfig     on which text calibrated solvers run the model
+AllocationConfig      how many bits a weight, or how good a model, widths are chosen for
 ConversionConfig      source, output and the above: what a TOML file holds (`configfile`)
 """
 
@@ -310,6 +311,50 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationConfig:
+    """For what the width of each tensor is chosen: just one of `target_bpw` and `min_cosine`.
+
+    Args:
+        target_bpw: bits a weight, at most, with scales and zero points, over every tensor that the model uses and that
+            could be quantized; those whose type the config says count too.
+        min_cosine: between the float model's outputs and the quantized one's, as predicted; the fewest bits for it.
+        widths: what is chosen from: integer types, and fp16.
+        sentences: on how many lines of `calibration.text`, beside those of the calibration, errors are measured.
+        save: a file for the plan, which a config's `plan` takes.
+
+    Raises:
+        ConfigError: for numbers out of their range, and for both goals or none.
+
+    >>> AllocationConfig(target_bpw=2.75).widths
+    ('int2', 'int3', 'int4', 'int8')
+    """
+
+    target_bpw: float | None = None
+    min_cosine: float | None = None
+    widths: tuple[str, ...] = ("int2", "int3", "int4", "int8")
+    sentences: int = 128
+    save: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(dict.fromkeys(self.widths)))
+        if (self.target_bpw is None) == (self.min_cosine is None):
+            found = "neither" if self.target_bpw is None else "both"
+            raise ConfigError(f"found {found} of target_bpw and min_cosine; wanted one of them, such as 2.75 or 0.95")
+        if self.target_bpw is not None and not 0 < self.target_bpw <= 64:
+            raise ConfigError(f"target_bpw = {self.target_bpw!r}: wanted bits a weight, above 0 and at most 64")
+        if self.min_cosine is not None and not 0 < self.min_cosine < 1:
+            raise ConfigError(f"min_cosine = {self.min_cosine!r}: wanted a number between 0 and 1")
+        if not self.widths:
+            raise ConfigError("widths = []: wanted one or more to choose from")
+        for width in self.widths:
+            _pick("widths", width, (*BITS, "fp16"))
+        if not 1 <= self.sentences <= 2**20:
+            raise ConfigError(f"sentences = {self.sentences!r}: wanted 1 to {2**20}")
+        if "\0" in self.save:
+            raise ConfigError(f"save = {self.save!r}: wanted the name of a file")
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionConfig:
     """A conversion, as a TOML file describes it.
 
@@ -318,11 +363,14 @@ class ConversionConfig:
         output: the table to write, .parquet or .arrow.
         quantization: None writes plain weights (schema V1).
         calibration: for solver = "gptq".
+        allocate: chooses the width of each tensor; needs solver = "gptq".
+        plan: a file of [[override]] tables, as `allocate.save` names one, that go before those of `quantization`.
         compression: "zstd" compresses the weights too (.parquet only).
         allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
 
     Raises:
-        ConfigError: for an unknown compression, or a source or output that can be no name.
+        ConfigError: for an unknown compression, a source or output that can be no name, and an allocation or a plan
+            of what is not quantized, or both.
 
     >>> ConversionConfig("path/to/folder", "build/model.parquet", QuantizationConfig("int8")).compression
     'none'
@@ -332,6 +380,8 @@ class ConversionConfig:
     output: str
     quantization: QuantizationConfig | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    allocate: AllocationConfig | None = None
+    plan: str = ""
     compression: Compression = "none"
     allow_pickle: bool = False
 
@@ -341,3 +391,16 @@ class ConversionConfig:
             path = getattr(self, key)
             if not path or "\0" in path:
                 raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
+        if "\0" in self.plan:
+            raise ConfigError(f"plan = {self.plan!r}: wanted the name of a file")
+        if self.plan and self.allocate is not None:
+            raise ConfigError(f"plan = {self.plan!r} and [allocate]: a plan is used or made; leave one of them out")
+        if self.plan and self.quantization is None:
+            raise ConfigError(f"plan = {self.plan!r} without [quantization]: there is nothing that it could change")
+        solver = None if self.quantization is None else self.quantization.solver
+        if self.allocate is not None and solver != "gptq":
+            found = "no [quantization]" if self.quantization is None else f"solver = {solver!r}"
+            raise ConfigError(
+                f"[allocate]: found {found}; widths are chosen by what they do to the running model, for which "
+                'quantization.solver = "gptq" is wanted'
+            )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from aq_jax.config import CalibrationConfig, ConversionConfig, Override, QuantizationConfig
+from aq_jax.config import AllocationConfig, CalibrationConfig, ConversionConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
 
 
@@ -32,11 +32,7 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
     >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
     QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0)
     """
-    raw = Path(path).read_bytes()
-    try:
-        tree = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    tree = _read(path)
     try:
         for assignment in sets:
             _assign(tree, assignment)
@@ -45,6 +41,41 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
         raise
     except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
         raise ConfigError(f"{path}: {error}") from None
+
+
+def load_plan(path: str | Path) -> tuple[Override, ...]:
+    """Read a plan: a TOML file of [[override]] tables, and of nothing else.
+
+    Raises:
+        ConfigError: for a file that is no TOML, that is no plan, or is not there.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "plan.toml")
+    >>> _ = path.write_text('[[override]]\\npattern = "^embed$"\\nquant_type = "int4"')
+    >>> load_plan(path)[0].quant_type
+    'int4'
+    """
+    try:
+        tree = _read(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"plan = {str(path)!r}: no such file; wanted one that [allocate] saved") from None
+    overrides = tree.pop("override", [])
+    if tree or not isinstance(overrides, list) or not overrides:
+        found = ", ".join(tree) or ("no override" if not overrides else "another override")
+        raise ConfigError(f"{path}: found {found}; wanted a plan: [[override]] tables, and nothing else")
+    return _overrides(overrides, str(path))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    raw = Path(path).read_bytes()
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def _overrides(tables: list[Any], where: str) -> tuple[Override, ...]:
+    return tuple(_build(Override, table, f"{where}: override {i + 1}") for i, table in enumerate(tables))
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:
@@ -57,11 +88,15 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
     if quantization is None and overrides:
         raise ConfigError(f"{where}: [[override]] without [quantization]: there is nothing to override")
     if quantization is not None:
-        parsed = [_build(Override, o, f"{where}: override {i + 1}") for i, o in enumerate(overrides)]
-        quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=tuple(parsed))
+        parsed = _overrides(overrides, where)
+        quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=parsed)
     calibration = _build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
-    known = ("source", "output", "compression", "allow_pickle", "quantization", "calibration", "override")
-    return _build(ConversionConfig, top, where, known=known, quantization=quantization, calibration=calibration)
+    allocate = top.pop("allocate", None)
+    if allocate is not None:
+        allocate = _build(AllocationConfig, allocate, f"{where}: allocate")
+    tables = {"quantization": quantization, "calibration": calibration, "allocate": allocate}
+    known = ("source", "output", "compression", "allow_pickle", "plan", *tables, "override")
+    return _build(ConversionConfig, top, where, known=known, **tables)
 
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:

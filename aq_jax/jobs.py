@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aq_jax.config import BITS, CalibrationConfig, Compression, ConversionConfig, QuantizationConfig
-from aq_jax.errors import AqError, FormatError
+from aq_jax.configfile import load_plan
+from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.store import RowInfo, TableWriter, open_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from aq_jax.calibration.plan import Allocation
     from aq_jax.core.dispatch import Activations
     from aq_jax.pipeline import Progress, Solved, Source, Written
 
@@ -42,26 +45,87 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
     """
     from aq_jax.converters import huggingface
 
-    return huggingface.to_table(
+    allocation, config = allocate(config, progress) if config.allocate else None, planned(config)
+    if allocation is not None:
+        config = replace(config, allocate=None, quantization=allocation.config)
+        if allocation.goal.save:
+            allocation.save(allocation.goal.save)
+    done = huggingface.to_table(
         config.source,
         config.output,
         config.quantization,
-        solve=_solver(config.quantization, config.calibration, progress),
+        solve=_solver(config.quantization, config.calibration, progress, allocation),
         allow_pickle=config.allow_pickle,
         compression=config.compression,
         progress=progress,
     )
+    if allocation is not None:
+        done.seconds = {"allocate": allocation.seconds} | done.seconds
+    return done
 
 
 def _solver(
-    config: QuantizationConfig | None, calibration: CalibrationConfig, progress: Progress | None
+    config: QuantizationConfig | None,
+    calibration: CalibrationConfig,
+    progress: Progress | None,
+    allocation: Allocation | None = None,
 ) -> Callable[[Source, Path], Solved | None] | None:
     """What solves the weights for which the model must run, if the config asks for it anywhere."""
     if config is None or not config.calibrated:
         return None
     from aq_jax.calibration.solve import solve_model
 
-    return lambda source, folder: solve_model(source, folder, config, calibration, progress)
+    measure = None if allocation is None else allocation.record
+    return lambda source, folder: solve_model(source, folder, config, calibration, progress, measure)
+
+
+def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:
+    """Choose the width of each tensor, as `config.allocate` asks for; nothing is written.
+
+    Args:
+        config: of the conversion.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        ConfigError, FormatError, AqError: as `calibration.plan.allocate`, and as `convert` for a source or an output.
+    """
+    from aq_jax.calibration.plan import allocate
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import check_side_files, resolve_source
+
+    if config.allocate is None or config.quantization is None:
+        raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
+    if Path(config.allocate.save).is_dir() and config.allocate.save:
+        raise ConfigError(f"allocate.save = {config.allocate.save!r}: is a folder; wanted the name of a file")
+    # What could not be written is said before minutes are spent.
+    TableWriter(config.output, version=2, compression=config.compression)
+    folder = resolve_source(config.source)
+    check_side_files(folder, Path(config.output).parent)
+    with open_checkpoint(folder, config.allow_pickle) as checkpoint:
+        return allocate(checkpoint, folder, config.quantization, config.calibration, config.allocate, progress)
+
+
+def planned(config: ConversionConfig) -> ConversionConfig:
+    """The config with the overrides of its plan, if it has one, before its own.
+
+    Raises:
+        ConfigError: for a file that is no plan, and for one that is of another model: an override that matches nothing.
+    """
+    if not config.plan or config.quantization is None:
+        return config
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import resolve_source
+
+    overrides = load_plan(config.plan)
+    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+        for i, override in enumerate(overrides):
+            if not any(re.search(override.pattern, name) for name in checkpoint.shapes):
+                raise ConfigError(
+                    f"{config.plan}: override {i + 1}: pattern {override.pattern!r} matches no tensor of "
+                    f"{config.source}; wanted a plan of this model"
+                )
+    merged = replace(config.quantization, overrides=overrides + config.quantization.overrides)
+    return replace(config, plan="", quantization=merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +148,9 @@ def plan(config: ConversionConfig) -> list[Planned]:
     from aq_jax.converters.huggingface import check_side_files, resolve_source
     from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
 
+    config = planned(config)
+    if config.allocate is not None:
+        config = replace(config, allocate=None, quantization=allocate(config).config)
     TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
     folder, rows = resolve_source(config.source), []
     check_side_files(folder, Path(config.output).parent)

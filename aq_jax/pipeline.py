@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
-from aq_jax.errors import ConfigError, FormatError
+from aq_jax.errors import FormatError
 from aq_jax.loader import WeightLoader, as_v2, packed_rows, plain_rows
 from aq_jax.solvers.screen import Refused, is_floating, is_quantizable, to_half
 from aq_jax.solvers.tiles import quantize_pieces
@@ -84,14 +84,18 @@ class Solved:
     Args:
         weights: QTensors by the tensors' names.
         fallbacks: why a tensor whose solver is gptq has none, by name: it is left to `search`.
+        notes: what to know of the text.
         record: of how they were made, for the table's metadata.
         seconds: that it took.
+        allocation: how widths were chosen, and what came of it, for the table's metadata.
     """
 
     weights: Mapping[str, QTensor]
     fallbacks: Mapping[str, str]
+    notes: tuple[str, ...]
     record: Mapping[str, Any]
     seconds: float
+    allocation: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -102,7 +106,8 @@ class Written:
         path: the table.
         quantized: names of the tensors that were quantized, with their cosine.
         kept: why a tensor that should have been quantized was not, by name.
-        notes: why a tensor was quantized in another way than asked for, by name.
+        notes: what else there is to know, such as tensors that were quantized in another way than asked for.
+        allocation: how widths were chosen, if they were: the record of `calibration.plan.Allocation`.
         source_bytes: of all tensors as they were.
         seconds: spent to read, quantize and write.
     """
@@ -110,7 +115,8 @@ class Written:
     path: str
     quantized: dict[str, float] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    allocation: Mapping[str, Any] | None = None
     source_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "quantize", "write"), 0.0))
 
@@ -145,9 +151,12 @@ def write_model(
     clock = _Clock(done.seconds)
     record: dict[str, Any] = {"quantization": config.to_dict()} if config else {}
     if solved is not None:
-        done.notes |= {name: f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()}
+        done.notes += solved.notes
+        done.notes += [f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()]
         done.seconds["calibrate"] = solved.seconds
         record["calibration"] = dict(solved.record)
+        if solved.allocation is not None:
+            done.allocation = record["allocation"] = dict(solved.allocation)
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
@@ -158,7 +167,7 @@ def write_model(
             elif config is None:
                 rows = plain_rows(name, array)
             else:
-                rows = quantized_rows(name, array, config, done)
+                rows = quantized_rows(name, array, config, done, solved.fallbacks if solved else ())
             for row in clock.watched("quantize", rows):
                 table.write(row)
             done.source_bytes += array.nbytes
@@ -170,8 +179,10 @@ def write_model(
     return done
 
 
-def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, done: Written) -> Iterator[Row]:
-    """The V2 rows of one tensor under a model's config."""
+def quantized_rows(
+    name: str, array: np.ndarray, config: QuantizationConfig, done: Written, searched: Collection[str] = ()
+) -> Iterator[Row]:
+    """The V2 rows of one tensor under a model's config; for those in `searched`, solver gptq means search."""
     policy = config.for_tensor(name)
     dtype = array.dtype.name
     if policy.quant_type == "fp16" and is_floating(array.dtype):
@@ -181,12 +192,7 @@ def quantized_rows(name: str, array: np.ndarray, config: QuantizationConfig, don
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
     elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
-        if policy.solver == "gptq":
-            if name not in done.notes:
-                raise ConfigError(
-                    f"{name}: solver = 'gptq' runs the model, which is not known here; use `convert`, or `quantize` "
-                    "on a table with config.json and tokenizer files beside it"
-                )
+        if name in searched:
             policy = dataclasses.replace(policy, solver="search")
         spec = policy.spec_for(array.shape)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)

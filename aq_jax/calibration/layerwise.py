@@ -88,8 +88,9 @@ def calibrate(
         if progress is not None:
             progress(path, 4 * weight.size, total)
 
-    moments = _embedding_moments(model, batches, config.seed)
-    for path in [path for path in specs if path.endswith(".embedding")]:
+    embeddings = [path for path in specs if path.endswith(".embedding")]
+    moments = _embedding_moments(model, batches, config.seed) if embeddings else {}
+    for path in embeddings:
         moment = moments.get(path.removesuffix(".embedding"))
         if moment is not None:
             weight = np.asarray(values[path][...])

@@ -21,7 +21,7 @@ from aq_jax.core.rotation import rotate
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, refusal, to_half
+from aq_jax.solvers.screen import Refused, refusal, refuse_calibrated, to_half
 from aq_jax.solvers.tiles import quantize_array
 
 
@@ -53,6 +53,7 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     array = _floating(w, name)
     if policy.quant_type in ("fp16", "none"):
         return _half(array) if policy.quant_type == "fp16" else array
+    refuse_calibrated(policy, name)
     spec = policy.spec_for(array.shape)
     q, sound, zeros = _quantize(array, spec, policy.solver_name)
     if isinstance(array, Tracer):
@@ -93,6 +94,7 @@ def fake_quant(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str)
     if policy.quant_type == "fp16":
         seen = _half(w).astype(w.dtype)
     else:
+        refuse_calibrated(policy, "weight")
         q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape), policy.solver_name)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))

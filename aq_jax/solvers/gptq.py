@@ -93,12 +93,12 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
     return Metric(h, u, order)
 
 
-@partial(jax.jit, static_argnames=("spec", "rounds"))
+@partial(jax.jit, static_argnames="spec")
 def gptq(
     w: Float[Array, "rows inputs"],
     under: Metric,
     spec: QuantSpec,
-    rounds: int = ROUNDS,
+    rounds: int | Int[Array, ""] = ROUNDS,
     zero_point: Float[Array, ""] | float = math.nan,
 ) -> QTensor:
     """Quantize a weight so that its outputs change least under a metric.
@@ -122,7 +122,7 @@ def gptq(
     w = w.astype(jnp.float32)
     w = rotate(w, spec.rotation) if spec.rotation else w
     size = spec.group_elements(shape)
-    scale, zeros, sound = _searched(w.reshape(shape[0], -1, size), bits, spec.symmetric, jnp.asarray(zero_point))
+    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, spec.symmetric, jnp.asarray(zero_point))
     w = jnp.where(jnp.isfinite(w), w, 0.0)
     codes = _gptq(w, under, scale, zeros, bits)
     error = _error(w, codes, scale, zeros, under.h)
@@ -132,7 +132,7 @@ def gptq(
         new = _least_squares(w, codes, scale, zeros, under.h, spec.symmetric)
         moved = _descend(w, codes, *new, under.h, bits)
         after = _error(w, moved, *new, under.h)
-        better = (after < error) & sound
+        better = after < error
         keep = partial(jnp.where, better[:, None])
         return keep(moved, codes), keep(new[0], scale), keep(new[1], zeros), jnp.where(better, after, error)
 
@@ -175,19 +175,14 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
 
 def _searched(
     groups: Float[Array, "rows groups size"], bits: int, symmetric: bool, zero_point: Float[Array, ""]
-) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"], Bool[Array, "rows"]]:
-    """Scale and zero point of each group, and whether a row may be refined: not if it has a constant group, which is
-    exact, or a scale that was out of bounds. Of the two symmetric grids the one that was asked for, or fits better.
-    """
+) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
+    """Scale and zero point of each group; of the two symmetric grids the one that was asked for, or fits better."""
     measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
     grids = search(measured, bits, symmetric)
     errors = jnp.stack([jnp.sum(measured.error(grid, bits)) for grid in grids])
     best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors), (zero_point < 0).astype(int)) if symmetric else 0
-    scale, zero_point, sound = (
-        jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point", "sound")
-    )
-    constant = measured.lo == measured.hi
-    return scale, zero_point, (sound & ~constant).all(-1)
+    scale, zero_point = (jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point"))
+    return scale, zero_point
 
 
 def _level(x: Array, scale: Array, zero_point: Array, bits: int) -> Array:

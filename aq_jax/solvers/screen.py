@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from aq_jax.config import QuantSpec
+from aq_jax.config import BITS, QuantizationConfig, QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
+from aq_jax.errors import ConfigError
 
 _BLOCK = 1 << 18
 
@@ -21,6 +22,19 @@ class Refused:
 
     def __str__(self) -> str:
         return f'{self.why}; repair it, or keep the tensor unquantized with on_nonfinite = "keep"'
+
+
+def refuse_calibrated(config: QuantizationConfig, name: str) -> None:
+    """Refuse a solver that needs the running model, where there are only weights.
+
+    Raises:
+        ConfigError: naming the tensor.
+    """
+    if config.calibrated and config.quant_type in BITS:
+        raise ConfigError(
+            f"{name}: solver = {config.solver!r} runs the model, which is not known here; use `convert`, or `quantize` "
+            "on a table with config.json and tokenizer files beside it"
+        )
 
 
 def is_floating(dtype: np.dtype) -> bool:

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
+from jax import lax
 
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, code_range, round_mantissa, settle
 from aq_jax.solvers.measure import Measure, Sums
@@ -48,13 +50,27 @@ def _search(groups: Measure, bits: int, rounding: Rounding) -> Grid:
     def grid_at(start: Any) -> tuple[Any, Grid]:
         scale, base = _start(scaled.lo, scaled.hi, mean, start, bits, rounding)
         grid = _grid(scale, base, base, rounding)
-        for _ in range(ROUNDS[rounding]):
-            grid = _refine(scaled.sums(grid, bits), grid)
-        grid = _stored(grid, bits)
+        grid = _stored(_rounds(scaled, grid, bits), bits)
         return scaled.error(grid, bits), grid
 
     found = scaled.best(grid_at, np.linspace(1.0, SMALLEST_START[bits], STARTS, dtype=np.float32))
     return settle(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, bits, rounding)
+
+
+def _rounds(groups: Measure, grid: Grid, bits: int) -> Grid:
+    """Least squares and rounding in turn."""
+    times, rounding = ROUNDS[grid.rounding], grid.rounding
+    if not isinstance(grid.scale, jax.Array):
+        for _ in range(times):
+            grid = _refine(groups.sums(grid, bits), grid)
+        return grid
+
+    def once(_: int, arrays: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        now = Grid(*arrays, rounding)
+        return _refine(groups.sums(now, bits), now)[:4]
+
+    # A loop: unrolled, the rounds take longer to compile, and no less time to run.
+    return Grid(*lax.fori_loop(0, times, once, grid[:4]), rounding)
 
 
 def _start(lo: Any, hi: Any, mean: Any, fraction: Any, bits: int, rounding: Rounding) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from aq_jax.errors import AqError
 from aq_jax.hadamard import rotate_rows
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, float32, refusal
+from aq_jax.solvers.screen import Refused, float32, refusal, refuse_calibrated
 from aq_jax.solvers.stream import TILE, Stream
 from aq_jax.store import aligned_empty, pack_codes, unpack_codes
 
@@ -79,6 +79,7 @@ def quantize_pieces(
     Raises:
         AqError: for weights that are not finite or out of range, unless the config says to keep them.
     """
+    refuse_calibrated(config, name)
     spec = config.spec_for(array.shape)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:

@@ -1,0 +1,225 @@
+"""What a model's outputs change by when one tensor alone is quantized.
+
+A sentence's change is 1 - cosine between the float model's output and the changed one's; for a language model, a
+token's, of the last hidden states. Small changes of different tensors are nearly at right angles to each other, so that
+theirs add up: the sum is what a model with all of them is predicted to change by.
+
+All texts run in one shape, so that every program is compiled once, and all layers share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aq_jax.calibration.layerwise import _embedding_moments, _parameter
+from aq_jax.calibration.text import TOKENS, Batch
+from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
+from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.core.qtensor import QTensor
+from aq_jax.core.quantize import dequantize
+from aq_jax.errors import AqError
+from aq_jax.nn.bert import Bert, Pooling, pool
+from aq_jax.nn.compiled import Program, leaves_of, padded_length
+from aq_jax.solvers.apply import quantize_tree
+from aq_jax.solvers.gptq import gptq_tiled, metric
+from aq_jax.solvers.screen import to_half
+
+MOST_CUT = 0.1  # of the texts are cut for the sake of one shape
+
+
+def common_length(lengths: Sequence[int], longest: int) -> int:
+    """The padded length that all texts are given: nine in ten fit.
+
+    >>> common_length([8] * 18 + [90, 90], 128)
+    16
+    """
+    return padded_length(int(np.quantile(lengths, 1 - MOST_CUT, method="lower")), longest)
+
+
+def one_shape(ids: Sequence[Sequence[int]], length: int) -> list[Batch]:
+    """Texts in batches of one shape, cut at its length; the last one is filled up with empty texts.
+
+    >>> [(batch.shape, lengths.sum()) for batch, lengths in one_shape([[1, 2, 3]] * 70, 16)]
+    [((64, 16), np.int64(192)), ((64, 16), np.int64(18))]
+    """
+    rows, out = max(1, TOKENS // length), []
+    for start in range(0, len(ids), rows):
+        padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+        for row, text in enumerate(ids[start : start + rows]):
+            lengths[row] = min(len(text), length)
+            padded[row, : lengths[row]] = text[:length]
+        out.append((padded, lengths))
+    return out
+
+
+class Outputs:
+    """What a float model makes of texts, and how far a changed model is from it.
+
+    Args:
+        model: in float.
+        batches: of token ids.
+        pooling: of an encoder's sentences.
+        programs: another's, of the same model, to share.
+    """
+
+    def __init__(
+        self, model: Model, batches: Sequence[Batch], pooling: Pooling = "mean", programs: tuple[Program, ...] = ()
+    ) -> None:
+        step = step_of(model)
+        self._ids = [jnp.asarray(ids) for ids, _ in batches]
+        self._lengths = [jnp.asarray(lengths) for _, lengths in batches]
+        self.programs = programs or (
+            Program(model, lambda model, ids: model.begin(ids)),
+            Program(model.layers[0], lambda layer, x, lengths: step(layer, x, mask_of(x, lengths))),
+            Program(model, lambda model, x, lengths: _directions(model, x, lengths, pooling)),
+            Program(model, lambda model, x, lengths, goal: _changes(model, x, lengths, goal, pooling)),
+        )
+        self.states: list[list[Array]] = [self._begin(model)]  # what each layer is given
+        for layer in model.layers:
+            self.states.append(self._advance(layer, self.states[-1]))
+        end, leaves = self.programs[2], leaves_of(model)
+        self._goals = [end(leaves, x, n) for x, n in zip(self.states.pop(), self._lengths, strict=True)]
+
+    def change(self, model: Model, layer: int | None = None) -> float:
+        """The mean of 1 - cosine between the float model's outputs and this one's.
+
+        Args:
+            model: of the same architecture.
+            layer: the first that is not the float model's; None if what comes before the layers is not, either.
+        """
+        states = self._begin(model) if layer is None else self.states[layer]
+        for each in list(model.layers)[layer or 0 :]:
+            states = self._advance(each, states)
+        compare, leaves = self.programs[3], leaves_of(model)
+        sums = [compare(leaves, *each) for each in zip(states, self._lengths, self._goals, strict=True)]
+        total, count = np.asarray(jax.device_get(sums), np.float64).sum(0).tolist()
+        return total / max(count, 1)
+
+    def _begin(self, model: Model) -> list[Array]:
+        leaves = leaves_of(model)
+        return [self.programs[0](leaves, ids) for ids in self._ids]
+
+    def _advance(self, layer: nnx.Module, states: list[Array]) -> list[Array]:
+        leaves = leaves_of(layer)
+        return [self.programs[1](leaves, x, n) for x, n in zip(states, self._lengths, strict=True)]
+
+
+def _directions(model: Model, x: Array, lengths: Array, pooling: Pooling) -> Float[Array, "outputs width"]:
+    """Outputs of length 1, one a sentence or a token."""
+    if isinstance(model, Bert):
+        return pool(x, mask_of(x, lengths), pooling, normalize=True)
+    x = model.norm(x).reshape(-1, x.shape[-1])
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _changes(model: Model, x: Array, lengths: Array, goal: Array, pooling: Pooling) -> Float[Array, "2"]:
+    """The sum of 1 - cosine over outputs, and how many there are; |a - b|^2 / 2, which does not cancel."""
+    counted = lengths > 0 if isinstance(model, Bert) else mask_of(x, lengths).reshape(-1)
+    change = jnp.sum((_directions(model, x, lengths, pooling) - goal) ** 2, axis=-1) / 2
+    return jnp.stack([jnp.sum(jnp.where(counted, change, 0.0)), jnp.sum(counted).astype(jnp.float32)])
+
+
+def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str, Float[Array, "inputs inputs"]]:
+    """E[x^T x] of what each linear of the layers is given, by its kernel's path; of embeddings, that of the gradient.
+
+    Raises:
+        AqError: if a linear is given numbers that are not finite, by path.
+    """
+    found = {f"{path}.embedding": moment for path, moment in _embedding_moments(model, batches, seed).items()}
+    step = step_of(model)
+
+    def both(layer: Any, x: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
+        mask, moments, last = mask_of(x, lengths), {}, (None, None)
+        for path, given in tapped(step, layer, x, mask):
+            if given is not last[0]:
+                flat = jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
+                last = given, jnp.matmul(flat.T, flat, precision="highest")
+            moments[path] = last[1]
+        return step(layer, x, mask), moments
+
+    begin, walk = Program(model, lambda model, ids: model.begin(ids)), Program(model.layers[0], both)
+    leaves, tokens = leaves_of(model), max(1, sum(int(lengths.sum()) for _, lengths in batches))
+    states = [begin(leaves, jnp.asarray(ids)) for ids, _ in batches]
+    for i, layer in enumerate(model.layers):
+        leaves, sums = leaves_of(layer), {}
+        for n, (_, lengths) in enumerate(batches):
+            states[n], moments = walk(leaves, states[n], jnp.asarray(lengths))
+            sums = {path: sums[path] + moment if sums else moment for path, moment in moments.items()}
+        found |= {f"layers.{i}.{path}.kernel": moment / tokens for path, moment in sums.items()}
+    for path, moment in found.items():
+        if not bool(jnp.isfinite(jnp.trace(moment))):
+            raise AqError(f"{path}: is given numbers that are not finite when the model runs on the text")
+    return found
+
+
+def sensitivities(
+    model: Model,
+    policies: Mapping[str, Sequence[QuantizationConfig]],
+    outputs: Outputs,
+    moments: Mapping[str, Array],
+    damping: float,
+    tokens: Int[np.ndarray, "tokens"],
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, list[float]]:
+    """What each policy of each tensor changes the outputs by, all other tensors being float.
+
+    Args:
+        model: in float; changed while this runs, and put back.
+        policies: of each tensor, by path; of one tensor, nothing left to resolve.
+        outputs: of the model.
+        moments: of `input_moments`.
+        damping: as in `CalibrationConfig`.
+        tokens: that the texts of `outputs` have: other rows of tables with a row a token cannot change them.
+        progress: called with each path.
+
+    Raises:
+        AqError: for an output that is not finite, by path.
+    """
+    found: dict[str, list[float]] = {}
+    for path, choices in policies.items():
+        parameter = _parameter(model, path)
+        before, turned = parameter[...], path.endswith(".kernel")
+        layer = int(path.split(".")[1]) if path.startswith("layers.") else None
+        weight = np.asarray(before.T if turned else before)
+        rows = tokens if weight.shape[0] == model.config.vocab_size and not turned else np.arange(weight.shape[0])
+        found[path] = []
+        for policy in choices:
+            changed = rounded(weight[rows], policy, moments.get(path), damping, path)
+            value = jnp.asarray(changed.T) if turned else before.at[jnp.asarray(rows)].set(jnp.asarray(changed))
+            try:
+                parameter[...] = value
+                found[path].append(outputs.change(model, layer))
+            finally:
+                parameter[...] = before
+            if not np.isfinite(found[path][-1]):
+                raise AqError(f"{path}: outputs are not finite when it is {policy.quant_type}; keep it in more bits")
+        if progress is not None:
+            progress(path)
+    return found
+
+
+def rounded(
+    weight: Float[np.ndarray, "rows inputs"],
+    policy: QuantizationConfig,
+    moment: Array | None,
+    damping: float,
+    name: str,
+) -> Float[np.ndarray, "rows inputs"]:
+    """A weight as it is once quantized; by GPTQ, if the policy says so, below eight bits, where it is more than noise."""
+    if policy.quant_type not in BITS:
+        return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
+    if policy.solver == "gptq":
+        spec = policy.spec_for(weight.shape)
+        if spec.bits < 8 and moment is not None:
+            return np.asarray(dequantize(gptq_tiled(weight, metric(moment, damping, spec.rotation), spec)))
+        policy = replace(policy, solver=None)
+    q = quantize_tree({name: weight}, policy)[name]
+    return np.asarray(dequantize(q) if isinstance(q, QTensor) else q)

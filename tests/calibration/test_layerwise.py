@@ -1,0 +1,280 @@
+"""Calibration of small models: what linears are given, what moves, and what is said where nothing can be learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import bert_oracle
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_llama
+from flax import nnx
+
+import aq_jax as aq
+from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec
+from aq_jax.calibration.layerwise import Calibrated, calibrate
+from aq_jax.calibration.solve import notes_of
+from aq_jax.calibration.text import BUILT_IN, built_in_sentences, padded_batches, read_text
+from aq_jax.calibration.walk import Walk
+from aq_jax.jobs import inspect_table
+from aq_jax.nn.bert import NAMES, Bert, BertConfig, pool
+from aq_jax.nn.weights import abstract, fill
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
+LINEARS = ("query", "key", "value", "out", "up", "down")
+PATHS = [f"layers.{i}.{name}.kernel" for i in range(2) for name in LINEARS]
+SPEC = QuantSpec(2, group_size=16, symmetric=False, rotation=32)
+SENTENCES = [[2, *np.random.default_rng(n).integers(5, 100, 3 + n % 11), 3] for n in range(150)]
+
+
+def bert(weights: dict[str, np.ndarray] | None = None) -> Bert:
+    tensors = bert_oracle.weights() if weights is None else weights
+    return fill(abstract(lambda rngs: Bert(CONFIG, rngs=rngs)), tensors, NAMES, "float32", "test")
+
+
+def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
+    out = []
+    for padded, lengths in padded_batches(ids, 64):
+        mask = jnp.arange(padded.shape[1]) < lengths[:, None]
+        out.append(np.asarray(pool(model(jnp.asarray(padded), mask), mask, "mean", normalize=True))[lengths > 0])
+    return np.concatenate(out)
+
+
+def run(
+    correction: float = 0.5, specs: dict[str, QuantSpec] | None = None, model: Bert | None = None
+) -> tuple[Bert, Calibrated]:
+    model = bert() if model is None else model
+    quantized = nnx.clone(model)
+    specs = dict.fromkeys(PATHS, SPEC) if specs is None else specs
+    done = calibrate(model, quantized, specs, padded_batches(SENTENCES, 64), CalibrationConfig(correction=correction))
+    return quantized, done
+
+
+@pytest.fixture(scope="module")
+def solved() -> tuple[Bert, Calibrated]:
+    return run()
+
+
+def test_moments_are_those_of_the_numpy_forward() -> None:
+    model, ids = bert(), SENTENCES[:20]
+    walk = Walk(model, model, padded_batches(ids, 64))
+    assert walk.stages == [["query", "key", "value"], ["out"], ["up"], ["down"]]
+    walk.advance()
+    moments = walk.moments(0)
+    one_layer = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
+    x = np.concatenate([bert_oracle.hidden_states(bert_oracle.weights(), text, one_layer) for text in ids])
+    assert int(moments.tokens) == sum(map(len, ids)) == len(x)
+    np.testing.assert_allclose(moments.own, x.T @ x, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(moments.cross, moments.own, rtol=1e-5)
+    assert walk.moments(3).own.shape == (64, 64)
+
+
+def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tuple[Bert, Calibrated]) -> None:
+    quantized, done = solved
+    assert set(done.weights) == set(PATHS)
+    assert done.fallbacks == {}
+    assert done.tokens == sum(map(len, SENTENCES))
+    assert done.compiles == 6  # begin, four stages and advance, in batches of one shape
+    for path, q in done.weights.items():
+        layer, name = path.split(".")[1:3]
+        kernel = getattr(quantized.layers[int(layer)], name).kernel
+        np.testing.assert_allclose(kernel[...].T, aq.dequantize(q), atol=1e-6)
+        assert 0 < done.errors[path] < 0.2
+
+
+def test_it_beats_search_and_the_correction_helps_end_to_end(solved: tuple[Bert, Calibrated]) -> None:
+    fresh = [[2, *np.random.default_rng(10_000 + n).integers(5, 100, 3 + n % 11), 3] for n in range(100)]
+    wanted = embeddings(bert(), fresh)
+    config = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True)
+    names = [name for name, w in bert_oracle.weights().items() if "encoder" in name and w.ndim == 2]
+    searched = {
+        name: np.asarray(aq.dequantize(aq.quantize(w, config))) if name in names else w  # type: ignore[arg-type]
+        for name, w in bert_oracle.weights().items()
+    }
+    cosines = [
+        float((embeddings(model, fresh) * wanted).sum(1).mean())
+        for model in (bert(searched), run(correction=0.0)[0], solved[0])
+    ]
+    assert cosines[0] < cosines[1] < cosines[2]
+
+
+def test_embeddings_are_solved_under_the_gradient() -> None:
+    specs = {"word.embedding": SPEC, "position.embedding": SPEC, "token_type.embedding": SPEC}
+    assert set(run(specs=specs)[1].weights) == set(specs)
+    config = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True)
+    name, weights = "embeddings.word_embeddings.weight", bert_oracle.weights()
+    searched = weights | {name: np.asarray(aq.dequantize(aq.quantize(weights[name], config)))}  # type: ignore[arg-type]
+    wanted = embeddings(bert(), SENTENCES)
+    only_word, _ = run(specs={"word.embedding": SPEC})
+    cosines = [(embeddings(model, SENTENCES) * wanted).sum(1).mean() for model in (bert(searched), only_word)]
+    assert cosines[0] < cosines[1]
+
+
+def test_layers_that_are_given_zeros_are_named() -> None:
+    weights = bert_oracle.weights()
+    for part in ("weight", "bias"):
+        weights[f"encoder.layer.1.attention.self.value.{part}"] *= 0  # so that `out` is given zeros
+    _, done = run(model=bert(weights))
+    assert done.fallbacks == {"layers.1.out.kernel": "it was given nothing but zeros on this text"}
+
+
+def test_numbers_that_are_not_finite_are_named() -> None:
+    weights = bert_oracle.weights()
+    weights["encoder.layer.0.output.dense.bias"][3] = np.inf
+    with pytest.raises(aq.AqError, match=r"layers\.1\.query\.kernel: is given numbers that are not finite"):
+        run(model=bert(weights))
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def test_text_is_drawn_by_its_seed(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("\n".join(f" line {n} " for n in range(50)) + "\n\n   \n")
+    first, again = (read_text(CalibrationConfig(str(tmp_path / "t.txt"), 20, seed=3)) for _ in range(2))
+    other = read_text(CalibrationConfig(str(tmp_path / "t.txt"), 20, seed=4))
+    assert first == again
+    assert first.record() == again.record()
+    assert first.record()["digest"] != other.record()["digest"]
+    assert len(set(first.lines)) == 20
+    assert all(line == line.strip() and line for line in first.lines)
+    assert first.record() | {"digest": ""} == {"text": "t.txt", "sentences": 20, "digest": "", "seed": 3}
+
+
+def test_the_text_that_is_always_there_is_prose() -> None:
+    found = built_in_sentences()
+    assert len(found) > 800
+    assert sum(len(sentence.split()) for sentence in found) / len(found) > 8
+    assert read_text(CalibrationConfig(sentences=5)).name == BUILT_IN
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "holds no line of text"),
+        (b" \n\n", "holds no line of text"),
+        (b"\xff\xfe", "utf-8"),
+        (None, "no such file"),
+    ],
+)
+def test_text_that_is_none_is_refused(tmp_path: Path, content: bytes | None, error: str) -> None:
+    path = tmp_path / "t.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"calibration\.text = .*t\.txt.*{error}"):
+        read_text(CalibrationConfig(str(path)))
+
+
+@pytest.mark.parametrize(
+    "values", [{"sentences": 0}, {"max_tokens": 2}, {"correction": 1.5}, {"damping": 0.0}, {"seed": -1}]
+)
+def test_numbers_out_of_range_are_refused(values: dict[str, Any]) -> None:
+    key = next(iter(values))
+    with pytest.raises(ConfigError, match=f"{key} = "):
+        CalibrationConfig(**values)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+GPTQ = QuantizationConfig("int2", group_size=16, symmetric=False, solver="gptq", rotate=True)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    rng = np.random.default_rng(0)
+    aq.save(folder / "m.parquet", bert_oracle.weights() | {"pooler.dense.weight": rng.normal(size=(32, 32))})
+    bert_oracle.write_side_files(folder)
+    lines = [" ".join(rng.choice(bert_oracle.WORDS, 6)) for _ in range(120)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    return folder / "m.parquet"
+
+
+def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
+    text, first, second = (table.parent / name for name in ("text.txt", "first.parquet", "second.parquet"))
+    seen: list[str] = []
+    done = aq.quantize_file(
+        table, first, GPTQ, calibration=CalibrationConfig(str(text)), progress=lambda name, *_: seen.append(name)
+    )
+    assert done.notes == ["pooler.dense.weight: the model does not use it; quantized by search"]
+    assert any(name.startswith("calibrating encoder.layer.1") for name in seen)
+    layers = {layer.name: layer for layer in inspect_table(first).layers}
+    assert layers["encoder.layer.0.attention.self.query.weight"].quant_type == "int2h"
+    with aq.WeightLoader(first) as loader:
+        rows = {name: loader.describe(name) for name in loader.get_layer_names()}
+    assert rows["encoder.layer.0.attention.self.query.weight"].solver == "gptq"
+    assert rows["pooler.dense.weight"].solver == "search"
+    record = inspect_table(first).config["calibration"]
+    assert (record["text"], record["sentences"], len(record["digest"])) == ("text.txt", 120, 64)
+    assert set(record["output_errors"]) == {name for name, row in rows.items() if row.solver == "gptq"}
+    floats, quantized = (aq.load_model(path) for path in (table, first))
+    sentences = ["cats sat on mats", "the sun", "a dog runs"]
+    cosines = (np.asarray(floats.encode(sentences)) * np.asarray(quantized.encode(sentences))).sum(1)  # type: ignore[union-attr]
+    assert (cosines > 0.7).all()
+    # The same text and seed give the same bytes, from the shell too.
+    status, out, err = run(
+        "quantize", table, second, "--quant-type", "int2", "--group-size", 16, "--asymmetric", "--rotate",
+        "--solver", "gptq", "--text", text,
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "note: pooler.dense.weight: the model does not use it; quantized by search" in out
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_little_text_and_the_built_in_one_are_noted(table: Path) -> None:
+    (table.parent / "one.txt").write_text("the cat")
+    calibration = CalibrationConfig(text=str(table.parent / "one.txt"))
+    done = aq.quantize_file(table, table.parent / "o.parquet", GPTQ, calibration=calibration)
+    assert done.notes[0] == "calibrated on 4 tokens, fewer than the 64 inputs of the widest layer: take more text"
+    (note,) = notes_of(read_text(CalibrationConfig(sentences=7)), Calibrated())
+    assert note.startswith("calibrated on 7 sentences of Python's reference manual: English, but about one subject")
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        (QuantizationConfig("int4", per_channel=False, solver="gptq"), "gptq.*found one grid a tensor of shape"),
+        (QuantizationConfig("int4", group_size=48, solver="gptq"), "gptq.*found groups of 48 of shape"),
+    ],
+)
+def test_grids_that_gptq_does_not_have_are_refused_by_name(table: Path, config: QuantizationConfig, error: str) -> None:
+    with pytest.raises(ConfigError, match=rf"embeddings\.\w+\.weight: solver = '{error}"):
+        aq.quantize_file(table, table.parent / "no.parquet", config)
+    assert not (table.parent / "no.parquet").exists()
+
+
+def test_without_a_model_it_is_refused_by_name(tmp_path: Path) -> None:
+    aq.save(tmp_path / "w.parquet", {"w": np.ones((4, 16), np.float32)})
+    with pytest.raises(aq.FormatError, match=r"config\.json: no such file"):
+        aq.quantize_file(tmp_path / "w.parquet", tmp_path / "q.parquet", GPTQ)
+    with pytest.raises(ConfigError, match=r"weight: solver = 'gptq' runs the model, which is not known here"):
+        aq.quantize(np.ones((4, 16), np.float32), GPTQ)
+    assert list(tmp_path.iterdir()) == [tmp_path / "w.parquet"]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(table: Path, tmp_path: Path) -> None:
+    weights = bert_oracle.weights()
+    weights["encoder.layer.0.output.dense.weight"][3, 5] = np.nan
+    aq.save(tmp_path / "m.parquet", weights)
+    bert_oracle.write_side_files(tmp_path)
+    with pytest.raises(
+        aq.AqError, match=r"encoder\.layer\.0\.output\.dense\.weight: holds numbers that are not finite"
+    ):
+        aq.quantize_file(tmp_path / "m.parquet", tmp_path / "q.parquet", GPTQ)
+
+
+def test_a_llama_loses_less_than_by_search(tmp_path: Path) -> None:
+    path, text = small_llama.make(tmp_path), "the an ab then a hen "
+    (tmp_path / "t.txt").write_text("\n".join(text[n:] + text[:n] for n in range(20)))
+    base = QuantizationConfig("int2", group_size=16, symmetric=False)
+    scores = [np.asarray(aq.load_model(path).score("then the hen an ab"))]  # type: ignore[union-attr]
+    for solver in ("search", "gptq"):
+        calibration = CalibrationConfig(text=str(tmp_path / "t.txt"))
+        config = dataclasses.replace(base, solver=solver)
+        done = aq.quantize_file(path, tmp_path / f"{solver}.parquet", config, calibration=calibration)
+        scores.append(np.asarray(aq.load_model(done.path).score("then the hen an ab")))  # type: ignore[union-attr]
+    searched, calibrated = (np.square(found - scores[0]).mean() for found in scores[1:])
+    assert calibrated < 0.7 * searched
