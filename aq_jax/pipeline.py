@@ -132,7 +132,7 @@ def write_model(
 ) -> Written:
     """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
 
-    Memory holds one tensor's codes and a tile of its values, whatever the model.
+    Memory holds one tensor's codes and a tile of its values, whatever the model; of a rotated tensor all values.
 
     Args:
         source: where tensors come from.

@@ -116,7 +116,7 @@ def linears(found: dict[str, float]) -> list[float]:
 def test_every_matrix_is_quantized_and_nothing_else(
     int8: Converted, int2: Converted, weights: dict[str, np.ndarray]
 ) -> None:
-    for converted, kind in ((int8, "int8"), (int2, "int2")):
+    for converted, kind in ((int8, "int8"), (int2, "int2h")):
         assert set(converted.rows) == set(weights)
         for name, row in converted.rows.items():
             wanted = kind if weights[name].ndim == 2 and weights[name].dtype == np.float32 else "none"

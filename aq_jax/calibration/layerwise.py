@@ -32,6 +32,7 @@ from aq_jax.nn.compiled import Program, leaves_of
 from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
 
 Progress = Callable[[str, int, int], None]
+GRADIENT_BATCHES = 4  # a few thousand gradients: tables are some hundred numbers wide
 
 
 @dataclass
@@ -139,12 +140,13 @@ def _embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dic
     """Of each embedding table that `begin` looks up in: the second moment of the gradient at its output.
 
     The gradient is that of the last hidden states times random numbers, so that its second moment is that of the
-    Jacobian. Batches of one shape, the most frequent one, are enough for a few hundred numbers each way.
+    Jacobian. A few batches of one shape, the most frequent one, are enough.
     """
     shape = Counter(ids.shape for ids, _ in batches).most_common(1)[0][0]
     run = Program(model, _embedding_gradients)
     leaves, out = leaves_of(model), {}
-    for i, (ids, lengths) in enumerate(batch for batch in batches if batch[0].shape == shape):
+    some = [batch for batch in batches if batch[0].shape == shape][:GRADIENT_BATCHES]
+    for i, (ids, lengths) in enumerate(some):
         key = jax.random.fold_in(jax.random.key(seed), i)
         for path, moment in run(leaves, jnp.asarray(ids), jnp.asarray(lengths), key).items():
             out[path] = out[path] + moment if path in out else moment

@@ -30,7 +30,8 @@ from aq_jax.solvers.screen import is_quantizable
 from aq_jax.store.files import replacing
 
 FEWEST = 8  # sentences beside the calibration's; with fewer, errors are measured on those
-MOMENTS = 2  # times as many sentences as errors are measured on are run for moments
+# Times as many sentences as each tensor's error is measured on: for moments, and to see how good the model is.
+MOMENTS, LAST = 4, 2
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def allocate(
     positions = architecture.config.max_position_embeddings
     encoder = isinstance(architecture.config, BertConfig)
     sentences = read_sentences(folder, positions) if encoder else Sentences(max_tokens=positions)
-    most_lines = min(calibration.sentences + 2 * goal.sentences, 2**24)
+    most_lines = min(calibration.sentences + (1 + LAST) * goal.sentences, 2**24)
     lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
     tokenizer = read_tokenizer(folder, architecture.config.vocab_size)
     limit = min(calibration.max_tokens, sentences.max_tokens)
@@ -189,11 +190,12 @@ def allocate(
         raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
     held_out = len(others) >= FEWEST
-    others = others if held_out else known[: 2 * goal.sentences]
-    half = max(1, len(others) // 2)
+    others = others if held_out else known[: (1 + LAST) * goal.sentences]
+    first = others[: max(1, len(others) // (1 + LAST))]
+    last = others[len(first) :] or first
     length = common_length([len(text) for text in ids], limit)
     model = architecture.fill(weights, "float32", str(folder))
-    outputs = Outputs(model, one_shape(others[:half], length), sentences.pooling)
+    outputs = Outputs(model, one_shape(first, length), sentences.pooling)
     moments = input_moments(model, one_shape(known[: MOMENTS * goal.sentences], length), calibration.seed)
     total = sum(4 * math.prod(shape) for shape in shapes.values())
 
@@ -204,7 +206,7 @@ def allocate(
     errors = sensitivities(
         model,
         {path: [policy for _, policy in each] for path, each in options.items()},
-        outputs, moments, calibration.damping, np.unique([i for text in others[:half] for i in text[:length]]), report,
+        outputs, moments, calibration.damping, np.unique([i for text in first for i in text[:length]]), report,
     )  # fmt: skip
     tensors = [list(zip(bits, errors[path], strict=True)) for path, bits in zip(options, sizes, strict=True)]
     plans = frontier(tensors)
@@ -226,8 +228,8 @@ def allocate(
     return Allocation(
         tuple(choices), goal, _uniform(goal.widths, list(options.values()), tensors, params),
         dataclasses.replace(config, overrides=chosen + config.overrides),
-        Outputs(model, one_shape(others[half:] or others, length), sentences.pooling, outputs.programs),
-        len(others[half:] or others), held_out, time.perf_counter() - start,
+        Outputs(model, one_shape(last, length), sentences.pooling, outputs.programs),
+        len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
 
 

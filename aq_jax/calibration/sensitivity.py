@@ -22,14 +22,14 @@ from jaxtyping import Array, Float, Int
 from aq_jax.calibration.layerwise import _embedding_moments, _parameter
 from aq_jax.calibration.text import TOKENS, Batch
 from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import BITS, QuantizationConfig, QuantSpec
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.bert import Bert, Pooling, pool
 from aq_jax.nn.compiled import Program, leaves_of, padded_length
 from aq_jax.solvers.apply import quantize_tree
-from aq_jax.solvers.gptq import gptq_tiled, metric
+from aq_jax.solvers.gptq import ROWS, Metric, gptq, metric
 from aq_jax.solvers.screen import to_half
 
 MOST_CUT = 0.1  # of the texts are cut for the sake of one shape
@@ -213,13 +213,24 @@ def rounded(
     damping: float,
     name: str,
 ) -> Float[np.ndarray, "rows inputs"]:
-    """A weight as it is once quantized; by GPTQ, if the policy says so, below eight bits, where it is more than noise."""
+    """A weight as it is once quantized; by GPTQ, if the policy says so, below eight bits, where it matters."""
     if policy.quant_type not in BITS:
         return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
     if policy.solver == "gptq":
         spec = policy.spec_for(weight.shape)
         if spec.bits < 8 and moment is not None:
-            return np.asarray(dequantize(gptq_tiled(weight, metric(moment, damping, spec.rotation), spec)))
+            return _once(weight, metric(moment, damping, spec.rotation), spec)
         policy = replace(policy, solver=None)
     q = quantize_tree({name: weight}, policy)[name]
     return np.asarray(dequantize(q) if isinstance(q, QTensor) else q)
+
+
+def _once(weight: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec) -> Float[np.ndarray, "rows inputs"]:
+    """As `gptq_tiled`, in the programs that it will use, with one round of refinement: half the time."""
+    tiles, zero_point = [], np.float32(np.nan)
+    for start in range(0, len(weight), ROWS):
+        tile = np.resize(weight[start : start + ROWS], (ROWS, weight.shape[1]))
+        q = gptq(tile, under, spec, rounds=1, zero_point=zero_point)
+        zero_point = np.float32(q.zero_point.min()) if spec.symmetric else zero_point
+        tiles.append(np.asarray(dequantize(q)))
+    return np.concatenate(tiles)[: len(weight)]

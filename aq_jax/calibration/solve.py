@@ -76,7 +76,7 @@ def solve_model(
         if progress is not None:
             progress(f"calibrating {names[path]}", size, total)
 
-    done = calibrate(model, quantized, specs, padded_batches(ids, limit), calibration, report)
+    done = calibrate(model, quantized, specs, padded_batches(ids), calibration, report)
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
     record = text.record() | {

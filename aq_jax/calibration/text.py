@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import re
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,6 @@ from blake3 import blake3
 
 from aq_jax.config import CalibrationConfig
 from aq_jax.errors import ConfigError
-from aq_jax.nn.compiled import padded_length
 from aq_jax.nn.encoder import valid
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "pydoc_data.topics"
 TOKENS = 1024  # of a batch, padding counted
+SHAPES = 3  # of batches; each is several programs
 Batch = tuple[np.ndarray, np.ndarray]  # ids [rows, tokens], lengths [rows]; a row of padding only has length 0
 
 
@@ -96,21 +99,40 @@ def tokenized(lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, lower
     return [encoding.ids for encoding in found if encoding.ids]
 
 
-def padded_batches(ids: Sequence[Sequence[int]], max_tokens: int) -> list[Batch]:
-    """All ids in batches of TOKENS tokens; shapes are as few as padded lengths.
+def padded_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:
+    """All ids in batches of about TOKENS tokens, of SHAPES shapes at most.
 
-    >>> [ids.shape for ids, _ in padded_batches([[1, 2, 3]] * 70, 128)]
-    [(64, 16), (64, 16)]
+    >>> [ids.shape for ids, _ in padded_batches([[1, 2, 3]] * 300 + [[1] * 50] * 20)]
+    [(341, 3), (20, 50)]
     """
-    longest_first = sorted(ids, key=len, reverse=True)
-    out = []
-    while longest_first:
-        length = padded_length(len(longest_first[0]), max_tokens)
+    out, shortest_first, start = [], sorted(ids, key=len), 0
+    for length in padded_lengths([len(text) for text in ids]):
+        stop = bisect.bisect_right(shortest_first, length, key=len)
         rows = max(1, TOKENS // length)
-        padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-        for row, text in enumerate(longest_first[:rows]):
-            lengths[row] = len(text)
-            padded[row, : len(text)] = text
-        out.append((padded, lengths))
-        longest_first = longest_first[rows:]
+        for first in range(start, stop, rows):
+            padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+            for row, text in enumerate(shortest_first[first : min(first + rows, stop)]):
+                lengths[row] = len(text)
+                padded[row, : len(text)] = text
+            out.append((padded, lengths))
+        start = stop
     return out
+
+
+def padded_lengths(lengths: Sequence[int]) -> list[int]:
+    """The SHAPES lengths, at most, to which these are padded with the least padding; rising.
+
+    >>> padded_lengths([3, 3, 3, 4, 9, 9, 50])
+    [4, 9, 50]
+    """
+    counts = sorted(Counter(lengths).items())
+    # best[j]: the fewest tokens for the j shortest lengths, and the padded lengths that need so few.
+    best: list[tuple[int, list[int]]] = [(0, []), *[(sys.maxsize, [])] * len(counts)]
+    for _ in range(SHAPES):
+        before = best.copy()
+        for j, (longest, _) in enumerate(counts, 1):
+            for i in range(j):
+                if before[i][0] < sys.maxsize:
+                    tokens = before[i][0] + longest * sum(count for _, count in counts[i:j])
+                    best[j] = min(best[j], (tokens, [*before[i][1], longest]))
+    return best[-1][1]

@@ -70,7 +70,8 @@ def _rounds(groups: Measure, grid: Grid, bits: int) -> Grid:
         return _refine(groups.sums(now, bits), now)[:4]
 
     # A loop: unrolled, the rounds take longer to compile, and no less time to run.
-    return Grid(*lax.fori_loop(0, times, once, grid[:4]), rounding)
+    scale, zero_point, base, sound = lax.fori_loop(0, times, once, grid[:4])
+    return Grid(scale, zero_point, base, sound, rounding)
 
 
 def _start(lo: Any, hi: Any, mean: Any, fraction: Any, bits: int, rounding: Rounding) -> tuple[Any, Any]:

