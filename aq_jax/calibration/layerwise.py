@@ -77,20 +77,20 @@ def calibrate(
         AqError: if a weight is given numbers that are not finite, by path.
     """
     done = Calibrated(tokens=int(sum(lengths.sum() for _, lengths in batches)))
-    values = {path: _parameter(model, path) for path in specs}
+    values = {path: parameter(model, path) for path in specs}
     total = sum(4 * value.size for value in values.values())
 
     def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
         q = gptq_tiled(target, under, specs[path])
         done.weights[path] = q
         value = dequantize(jax.device_put(q))
-        _parameter(quantized, path)[...] = value.T if path.endswith(".kernel") else value
+        parameter(quantized, path)[...] = value.T if path.endswith(".kernel") else value
         done.errors[path] = float(_relative(value, weight, moment))
         if progress is not None:
             progress(path, 4 * weight.size, total)
 
     embeddings = [path for path in specs if path.endswith(".embedding")]
-    moments = _embedding_moments(model, batches, config.seed) if embeddings else {}
+    moments = embedding_moments(model, batches, config.seed) if embeddings else {}
     for path in embeddings:
         moment = moments.get(path.removesuffix(".embedding"))
         if moment is not None:
@@ -136,7 +136,7 @@ def _relative(value: Array, weight: Array, moment: Array) -> Float[Array, ""]:
     return jnp.vdot(change @ moment, change) / jnp.vdot(weight @ moment, weight)
 
 
-def _embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str, Float[Array, "width width"]]:
+def embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str, Float[Array, "width width"]]:
     """Of each embedding table that `begin` looks up in: the second moment of the gradient at its output.
 
     The gradient is that of the last hidden states times random numbers, so that its second moment is that of the
@@ -185,7 +185,8 @@ def _embedding_gradients(model: Model, ids: Array, lengths: Array, key: Array) -
     return {path: jnp.matmul(g.T, g, precision="highest") for path, g in flat.items()}
 
 
-def _parameter(model: Model, path: str) -> nnx.Param:
+def parameter(model: Model, path: str) -> nnx.Param:
+    """The parameter at a path, such as layers.0.query.kernel."""
     found: Any = model
     for part in path.split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)

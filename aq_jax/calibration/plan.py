@@ -16,14 +16,11 @@ import numpy as np
 
 from aq_jax.calibration.allocate import frontier, stored_bits
 from aq_jax.calibration.sensitivity import Outputs, common_length, input_moments, one_shape, sensitivities
-from aq_jax.calibration.solve import read_names, read_weights
-from aq_jax.calibration.text import read_text, tokenized
+from aq_jax.calibration.solve import read_ids, read_names, read_weights
+from aq_jax.calibration.text import read_text
 from aq_jax.calibration.walk import Model
 from aq_jax.config import BITS, AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
-from aq_jax.nn.bert import BertConfig
-from aq_jax.nn.encoder import Sentences
-from aq_jax.nn.load import read_sentences, read_tokenizer
 from aq_jax.pipeline import Progress, Source
 from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.screen import is_quantizable
@@ -178,22 +175,15 @@ def allocate(
             "widths, or larger groups"
         )
     weights = read_weights(source, names)
-    positions = architecture.config.max_position_embeddings
-    encoder = isinstance(architecture.config, BertConfig)
-    sentences = read_sentences(folder, positions) if encoder else Sentences(max_tokens=positions)
     most_lines = min(calibration.sentences + (1 + LAST) * goal.sentences, 2**24)
     lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
-    tokenizer = read_tokenizer(folder, architecture.config.vocab_size)
-    limit = min(calibration.max_tokens, sentences.max_tokens)
-    ids = tokenized(lines, tokenizer, limit, sentences.lower_case)
-    if not ids:
-        raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
+    ids, sentences = read_ids(lines, folder, architecture, calibration)
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
     held_out = len(others) >= FEWEST
     others = others if held_out else known[: (1 + LAST) * goal.sentences]
     first = others[: max(1, len(others) // (1 + LAST))]
     last = others[len(first) :] or first
-    length = common_length([len(text) for text in ids], limit)
+    length = common_length([len(text) for text in ids], sentences.max_tokens)
     model = architecture.fill(weights, "float32", str(folder))
     outputs = Outputs(model, one_shape(first, length), sentences.pooling)
     moments = input_moments(model, one_shape(known[: MOMENTS * goal.sentences], length), calibration.seed)
@@ -250,8 +240,8 @@ def _options(
         if width == "fp16":
             override = Override(pattern, "fp16")
         elif width == "int8":
-            solver = "absmax" if path.endswith(".embedding") else None
-            override = Override(pattern, "int8", per_channel=True, symmetric=True, solver=solver, rotate=False)
+            # All of MiniLM so rounded is predicted to lose 0.0005; GPTQ would take as long as in other widths.
+            override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
         own = dataclasses.replace(config, overrides=(override,)).for_tensor(name)
         if own.quant_type in BITS:
             check_gptq(own.spec, shape, name)

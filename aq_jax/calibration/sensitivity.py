@@ -19,17 +19,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from aq_jax.calibration.layerwise import _embedding_moments, _parameter
+from aq_jax.calibration.layerwise import embedding_moments, parameter
 from aq_jax.calibration.text import TOKENS, Batch
 from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
-from aq_jax.config import BITS, QuantizationConfig, QuantSpec
+from aq_jax.config import BITS, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.bert import Bert, Pooling, pool
 from aq_jax.nn.compiled import Program, leaves_of, padded_length
 from aq_jax.solvers.apply import quantize_tree
-from aq_jax.solvers.gptq import ROWS, Metric, gptq, metric
+from aq_jax.solvers.gptq import gptq_tiled, metric
 from aq_jax.solvers.screen import to_half
 
 MOST_CUT = 0.1  # of the texts are cut for the sake of one shape
@@ -133,7 +133,7 @@ def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str
     Raises:
         AqError: if a linear is given numbers that are not finite, by path.
     """
-    found = {f"{path}.embedding": moment for path, moment in _embedding_moments(model, batches, seed).items()}
+    found = {f"{path}.embedding": moment for path, moment in embedding_moments(model, batches, seed).items()}
     step = step_of(model)
 
     def both(layer: Any, x: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
@@ -185,8 +185,8 @@ def sensitivities(
     """
     found: dict[str, list[float]] = {}
     for path, choices in policies.items():
-        parameter = _parameter(model, path)
-        before, turned = parameter[...], path.endswith(".kernel")
+        slot = parameter(model, path)
+        before, turned = slot[...], path.endswith(".kernel")
         layer = int(path.split(".")[1]) if path.startswith("layers.") else None
         weight = np.asarray(before.T if turned else before)
         rows = tokens if weight.shape[0] == model.config.vocab_size and not turned else np.arange(weight.shape[0])
@@ -195,10 +195,10 @@ def sensitivities(
             changed = rounded(weight[rows], policy, moments.get(path), damping, path)
             value = jnp.asarray(changed.T) if turned else before.at[jnp.asarray(rows)].set(jnp.asarray(changed))
             try:
-                parameter[...] = value
+                slot[...] = value
                 found[path].append(outputs.change(model, layer))
             finally:
-                parameter[...] = before
+                slot[...] = before
             if not np.isfinite(found[path][-1]):
                 raise AqError(f"{path}: outputs are not finite when it is {policy.quant_type}; keep it in more bits")
         if progress is not None:
@@ -219,18 +219,8 @@ def rounded(
     if policy.solver == "gptq":
         spec = policy.spec_for(weight.shape)
         if spec.bits < 8 and moment is not None:
-            return _once(weight, metric(moment, damping, spec.rotation), spec)
+            q = gptq_tiled(weight, metric(moment, damping, spec.rotation), spec, rounds=1)  # half the time of all
+            return np.asarray(dequantize(jax.device_put(q)))
         policy = replace(policy, solver=None)
     q = quantize_tree({name: weight}, policy)[name]
     return np.asarray(dequantize(q) if isinstance(q, QTensor) else q)
-
-
-def _once(weight: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec) -> Float[np.ndarray, "rows inputs"]:
-    """As `gptq_tiled`, in the programs that it will use, with one round of refinement: half the time."""
-    tiles, zero_point = [], np.float32(np.nan)
-    for start in range(0, len(weight), ROWS):
-        tile = np.resize(weight[start : start + ROWS], (ROWS, weight.shape[1]))
-        q = gptq(tile, under, spec, rounds=1, zero_point=zero_point)
-        zero_point = np.float32(q.zero_point.min()) if spec.symmetric else zero_point
-        tiles.append(np.asarray(dequantize(q)))
-    return np.concatenate(tiles)[: len(weight)]

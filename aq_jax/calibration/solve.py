@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
-from aq_jax.nn.load import Architecture, read_architecture, read_tokenizer
+from aq_jax.nn.bert import BertConfig
+from aq_jax.nn.encoder import Sentences
+from aq_jax.nn.load import Architecture, read_architecture, read_sentences, read_tokenizer
 from aq_jax.nn.weights import match_names
 from aq_jax.pipeline import Progress, Solved, Source
 from aq_jax.solvers.apply import quantize_tree
@@ -53,10 +56,7 @@ def solve_model(
     start = time.perf_counter()
     architecture, names = read_names(source, folder)
     text = read_text(calibration)
-    limit = min(calibration.max_tokens, architecture.config.max_position_embeddings)
-    ids = tokenized(text.lines, read_tokenizer(folder, architecture.config.vocab_size), limit)
-    if not ids:
-        raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
+    ids, _ = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_quantizable(shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
     asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.quant_type in BITS}
@@ -86,6 +86,26 @@ def solve_model(
     solved = {names[path]: q for path, q in done.weights.items()}
     said = measure(quantized) if measure is not None else None
     return Solved(solved, fallbacks, tuple(notes_of(text, done)), record, time.perf_counter() - start, said)
+
+
+def read_ids(
+    lines: Sequence[str], folder: Path, architecture: Architecture, calibration: CalibrationConfig
+) -> tuple[list[list[int]], Sentences]:
+    """Token ids of lines as the model would be given them, and what the folder says of sentences; cut by both.
+
+    Raises:
+        FormatError: for damaged files.
+        ConfigError: if there is no token in the lines.
+    """
+    positions = architecture.config.max_position_embeddings
+    encoder = isinstance(architecture.config, BertConfig)
+    said = read_sentences(folder, positions) if encoder else Sentences(max_tokens=positions)
+    said = dataclasses.replace(said, max_tokens=min(calibration.max_tokens, said.max_tokens))
+    tokenizer = read_tokenizer(folder, architecture.config.vocab_size)
+    ids = tokenized(lines, tokenizer, said.max_tokens, said.lower_case)
+    if not ids:
+        raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
+    return ids, said
 
 
 def read_names(source: Source, folder: Path) -> tuple[Architecture, dict[str, str]]:

@@ -140,7 +140,7 @@ def gptq(
     return assemble(codes.reshape(*scale.shape, size), scale, zeros, shape, spec)
 
 
-def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec) -> QTensor:
+def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec, rounds: int = ROUNDS) -> QTensor:
     """As `gptq`, by tiles of ROWS rows, so that all matrices with rows of one length share one program.
 
     A last, short tile is filled up with its own rows. The zero point of a symmetric grid is what fits the first tile.
@@ -151,7 +151,7 @@ def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSp
     tiles, zero_point = [], np.float32(np.nan)
     for start in range(0, w.shape[0], ROWS):
         tile = w[start : start + ROWS]
-        solved = jax.device_get(gptq(np.resize(tile, (ROWS, w.shape[1])), under, spec, zero_point=zero_point))
+        solved = jax.device_get(gptq(np.resize(tile, (ROWS, w.shape[1])), under, spec, rounds, zero_point))
         if spec.symmetric:
             zero_point = solved.zero_point.min()  # groups of zeros have 0, whatever the others have
         tiles.append(solved)

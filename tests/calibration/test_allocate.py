@@ -102,9 +102,10 @@ output = "m.parquet"
 [calibration]
 text = "text.txt"
 sentences = 40
+max_tokens = 16
 [quantization]
 quant_type = "int2"
-group_size = 16
+group_size = 32
 solver = "gptq"
 [allocate]
 target_bpw = 5.0
@@ -115,20 +116,18 @@ save = "plan.toml"
 pattern = "position|token_type"
 quant_type = "int8"
 solver = "absmax"
-[[override]]
-pattern = "word_embeddings"
-group_size = 32
 """
-WORD = "embeddings.word_embeddings.weight"
+# One layer, rows of one length, so that GPTQ compiles once, and no more positions than there are tokens in a line.
+MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of two layers, text, and a config."""
+    """A BERT of one layer, text, and a config."""
     out = tmp_path_factory.mktemp("allocate")
     (out / "model").mkdir()
-    safetensors.numpy.save_file(bert_oracle.weights(), out / "model" / "model.safetensors")
-    bert_oracle.write_side_files(out / "model", bert_oracle.CONFIG)
+    safetensors.numpy.save_file(bert_oracle.weights(MODEL), out / "model" / "model.safetensors")
+    bert_oracle.write_side_files(out / "model", MODEL)
     rng = np.random.default_rng(0)
     (out / "text.txt").write_text("\n".join(" ".join(rng.choice(bert_oracle.WORDS, 1 + n % 9)) for n in range(70)))
     (out / "c.toml").write_text(CONFIG)
@@ -167,9 +166,8 @@ def test_convert_allocates_and_says_what_came_of_it(
 
     # The plan that was saved makes the same table; an edited one, another.
     plan = Path("plan.toml").read_text()
-    assert len(load_plan("plan.toml")) == 13
+    assert len(load_plan("plan.toml")) == 7
     assert {o["pattern"].count("$") for o in tomllib.loads(plan)["override"]} == {1}
-    Path("used.toml").write_text('plan = "plan.toml"\n' + CONFIG.replace("[allocate]", "[ignored]"))
     text = CONFIG.partition("[allocate]")[0] + "[[override]]" + CONFIG.partition("[[override]]")[2]
     Path("used.toml").write_text('plan = "plan.toml"\n' + text)
     assert run("convert", "used.toml", "--set", "output=used.parquet")[0] == 0
@@ -205,9 +203,11 @@ def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
     assert "measured" not in out
     assert "nothing was written" in out
     assert list(tmp_path.iterdir()) == []
-    status, out, err = run("convert", "cosine.toml", *args, "--set", "allocate.min_cosine=0.9999999")
+    args += ["--set", "allocate.min_cosine=0.9999999", "--set", 'allocate.widths=["int8"]']
+    status, out, err = run("convert", "cosine.toml", *args)
     assert (status, out) == (2, "")
     assert "[allocate]: min_cosine = 0.9999999: found 0.99" in err
+    assert "at most, predicted, with widths int8; take less, or wider ones" in err
 
 
 def test_a_language_model_is_measured_on_its_hidden_states(
@@ -219,7 +219,8 @@ def test_a_language_model_is_measured_on_its_hidden_states(
     monkeypatch.chdir(folder)
     text = CONFIG.partition("[[override]]")[0].replace('source = "model"', f'source = "{source}"')
     (tmp_path / "c.toml").write_text(text)
-    sets = (f"output={tmp_path}/out/m.parquet", f"allocate.save={tmp_path}/p.toml", "allocate.target_bpw=6")
+    sets = (f"output={tmp_path}/out/m.parquet", f"allocate.save={tmp_path}/p.toml", "allocate.target_bpw=9",
+            'allocate.widths=["fp16", "int8"]')  # fmt: skip
     status, out, err = run("convert", tmp_path / "c.toml", *(a for each in sets for a in ("--set", each)))
     assert (status, err) == (0, "")
     assert "measured on 16 other lines of the text" in out
@@ -229,7 +230,7 @@ def test_a_language_model_is_measured_on_its_hidden_states(
 
 # What is set -> the error.
 REFUSED = [
-    ("allocate.target_bpw=1.9", "[allocate]: target_bpw = 1.9: found 3."),
+    ("allocate.target_bpw=1.9", "[allocate]: target_bpw = 1.9: found "),
     ("allocate.target_bpw=0", "target_bpw = 0: wanted bits a weight, above 0 and at most 64"),
     ("allocate.target_bpw=nan", "target_bpw = nan: wanted bits a weight"),
     ("allocate.target_bpw=some", "target_bpw = 'some': wanted a number"),

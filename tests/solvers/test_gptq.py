@@ -157,7 +157,7 @@ def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "h",
-    [np.zeros((WIDTH, WIDTH)), np.full((WIDTH, WIDTH), np.nan), -np.eye(WIDTH), np.ones((WIDTH, WIDTH)), 
+    [np.zeros((WIDTH, WIDTH)), np.full((WIDTH, WIDTH), np.nan), -np.eye(WIDTH), np.ones((WIDTH, WIDTH)),
      np.eye(WIDTH) * 1e-30,
      np.diag(np.r_[1e12, np.full(WIDTH - 1, 1e-12)])],
     ids=["zeros", "nan", "negative", "singular", "tiny", "ill-conditioned"],
