@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from aq_jax.cli import use_compile_cache
-from aq_jax.config import load_config
+from aq_jax.configfile import load_config
 from aq_jax.errors import AqError
 
 CONFIGS = ("configs/minilm_int8.toml", "configs/minilm_int2.toml")

@@ -16,6 +16,8 @@ All loops are `fori_loop`s over blocks of columns: the program does not grow wit
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -148,14 +150,17 @@ def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSp
     Returns:
         A QTensor of NumPy leaves.
     """
-    tiles, zero_point = [], np.float32(np.nan)
-    for start in range(0, w.shape[0], ROWS):
-        tile = w[start : start + ROWS]
-        solved = jax.device_get(gptq(np.resize(tile, (ROWS, w.shape[1])), under, spec, rounds, zero_point))
-        if spec.symmetric:
-            zero_point = solved.zero_point.min()  # groups of zeros have 0, whatever the others have
-        tiles.append(solved)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], *tiles)
+    tiles = [np.resize(w[start : start + ROWS], (ROWS, w.shape[1])) for start in range(0, w.shape[0], ROWS)]
+
+    def solve(tile: np.ndarray, zero_point: float = math.nan) -> QTensor:
+        return jax.device_get(gptq(tile, under, spec, rounds, np.float32(zero_point)))
+
+    first = solve(tiles[0])
+    zero_point = float(first.zero_point.min()) if spec.symmetric else math.nan  # groups of zeros have 0, others not
+    # The loops over columns are small steps of one thread; tiles are solved side by side.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rest = pool.map(lambda tile: solve(tile, zero_point), tiles[1:])
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], first, *rest)
 
 
 def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
