@@ -138,7 +138,7 @@ def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str
 
     def both(layer: Any, x: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
         mask, moments, last = mask_of(x, lengths), {}, (None, None)
-        for path, given in tapped(step, layer, x, mask):
+        for path, given in tapped(step, layer, x, mask)[0]:
             if given is not last[0]:
                 flat = jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
                 last = given, jnp.matmul(flat.T, flat, precision="highest")

@@ -54,8 +54,9 @@ class Walk:
         self.stages: list[list[str]] = []
         jax.eval_shape(lambda: self._see(first, x, jnp.ones(x.shape[:2], bool), step))
         self._given = Program(first, lambda *args, **how: _given(step, *args, **how), ("stage",))
-        self._advance = Program(first, lambda layer, x, lengths: step(layer, x, mask_of(x, lengths)))
-        self._programs = (begin, self._given, self._advance)
+        self._all = Program(first, lambda *args: _all(step, *args))
+        self._floats: list[tuple[list[Array], Array]] = []
+        self._programs = (begin, self._given, self._all)
         self.layer = 0
 
     @property
@@ -66,7 +67,7 @@ class Walk:
     def _see(self, layer: nnx.Module, x: Array, mask: Array, step: Any) -> None:
         """Which linears a layer calls, in order; those that are given the same array are one stage."""
         last: Any = None
-        for path, given in tapped(step, layer, x, mask):
+        for path, given in tapped(step, layer, x, mask)[0]:
             if given is last:
                 self.stages[-1].append(path)
             else:
@@ -76,19 +77,26 @@ class Walk:
     def moments(self, stage: int) -> Moments:
         """Of what the linears of a stage are given in the current layer."""
         own = cross = jnp.zeros(())
-        leaves = [leaves_of(model.layers[self.layer]) for model in self._models]
-        for *states, lengths in zip(*self._states, self._lengths, strict=True):
-            f, q = (self._given(w, x, lengths, stage=stage) for w, x in zip(leaves, states, strict=True))
-            own, cross = own + _product(q, q), cross + _product(q, f)
+        leaves = leaves_of(self._models[1].layers[self.layer])
+        for x, lengths, (given, _) in zip(self._states[1], self._lengths, self._in_float(), strict=True):
+            q = self._given(leaves, x, lengths, stage=stage)
+            own, cross = own + _product(q, q), cross + _product(q, given[stage])
         return Moments(own, cross, jnp.float32(sum(int(lengths.sum()) for lengths in self._lengths)))
 
     def advance(self) -> None:
         """On to the next layer, with the weights that both models have now."""
-        for model, states in zip(self._models, self._states, strict=True):
-            leaves = leaves_of(model.layers[self.layer])
-            for i, lengths in enumerate(self._lengths):
-                states[i] = self._advance(leaves, states[i], lengths)
+        leaves = leaves_of(self._models[1].layers[self.layer])
+        quantized = [self._all(leaves, x, n)[1] for x, n in zip(self._states[1], self._lengths, strict=True)]
+        self._states = [[after for _, after in self._in_float()], quantized]
+        self._floats = []
         self.layer += 1
+
+    def _in_float(self) -> list[tuple[list[Array], Array]]:
+        """Of each batch, in the float model: what the linears of each stage are given, and the next layer."""
+        if not self._floats:
+            leaves = leaves_of(self._models[0].layers[self.layer])
+            self._floats = [self._all(leaves, x, n) for x, n in zip(self._states[0], self._lengths, strict=True)]
+        return self._floats
 
 
 def step_of(model: Model) -> Callable[[Any, Array, Array], Array]:
@@ -101,8 +109,8 @@ def mask_of(x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"])
     return jnp.arange(x.shape[1]) < lengths[:, None]
 
 
-def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> list[tuple[str, Array]]:
-    """The path of each nnx.Linear of a layer that is called, and what it is given."""
+def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[str, Array]], Array]:
+    """The path of each nnx.Linear of a layer that is called, and what it is given; and what the next layer is given."""
     seen: list[tuple[str, Array]] = []
 
     class Tap(nnx.Module):
@@ -116,21 +124,25 @@ def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> list[tuple[st
     def wrap(path: Any, node: Any) -> Any:
         return Tap(".".join(map(str, path)), node) if type(node) is nnx.Linear else node
 
-    step(nnx.recursive_map(wrap, layer), x, mask)
-    return seen
+    after = step(nnx.recursive_map(wrap, layer), x, mask)
+    return seen, after
+
+
+def _all(
+    step: Any, layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]
+) -> tuple[list[Array], Array]:
+    """What the linears of each stage are given, zeros for padding; and what the next layer is given."""
+    mask = mask_of(x, lengths)
+    seen, after = tapped(step, layer, x, mask)
+    stages = [given for i, (_, given) in enumerate(seen) if i == 0 or given is not seen[i - 1][1]]
+    return [jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1]) for given in stages], after
 
 
 def _given(
     step: Any, layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"], stage: int
 ) -> Float[Array, "tokens inputs"]:
-    """What the linears of a stage are given; zeros for padding."""
-    mask, count, last = mask_of(x, lengths), -1, None
-    for _, given in tapped(step, layer, x, mask):
-        count += given is not last
-        if count == stage:
-            return jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
-        last = given
-    raise AssertionError(f"stage {stage} of {count + 1}")
+    """Of one stage alone: the compiler leaves out what comes after."""
+    return _all(step, layer, x, lengths)[0][stage]
 
 
 @jax.jit

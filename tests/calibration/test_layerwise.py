@@ -78,7 +78,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
     assert set(done.weights) == set(PATHS)
     assert done.fallbacks == {}
     assert done.tokens == sum(map(len, SENTENCES))
-    assert done.compiles == 6 * SHAPES  # begin, four stages and advance
+    assert done.compiles == 6 * SHAPES  # begin, each of four stages, and all of them
     for path, q in done.weights.items():
         layer, name = path.split(".")[1:3]
         kernel = getattr(quantized.layers[int(layer)], name).kernel
