@@ -187,6 +187,7 @@ def test_convert_allocates_and_says_what_came_of_it(
     assert not Path("no.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
     assert "at most, predicted, with widths int8; take less, or wider ones" in err
 
 
+@pytest.mark.slow
 def test_a_language_model_is_measured_on_its_hidden_states(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,6 +266,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(table: Path, tmp_path: 
         aq.quantize_file(tmp_path / "m.parquet", tmp_path / "q.parquet", GPTQ)
 
 
+@pytest.mark.slow
 def test_a_llama_loses_less_than_by_search(tmp_path: Path) -> None:
     path, text = small_llama.make(tmp_path), "the an ab then a hen "
     (tmp_path / "t.txt").write_text("\n".join(text[n:] + text[:n] for n in range(20)))

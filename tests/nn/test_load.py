@@ -208,7 +208,7 @@ def test_tensors_of_another_model_are_all_named(folder: Path) -> None:
 def test_a_damaged_tokenizer_is_named(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(aq.FormatError, match=r"model/tokenizer\.json: no tokenizer can be made of it: "):
-        read_tokenizer(folder)
+        read_tokenizer(folder, 100)
 
 
 # In a process of its own: transformers sets up warnings, and imports torch, which is not needed, for seconds.
@@ -220,11 +220,11 @@ from aq_jax import FormatError
 from aq_jax.nn.load import read_tokenizer
 folder = Path(sys.argv[1])
 for text in sys.argv[2:]:
-    print(*read_tokenizer(folder).encode(text).ids)
+    print(*read_tokenizer(folder, 100).encode(text).ids)
 for file in folder.iterdir():
     file.unlink()
 try:
-    read_tokenizer(folder)
+    read_tokenizer(folder, 100)
 except FormatError as error:
     print(error)
 """
