@@ -12,7 +12,7 @@ of a row in one direction or another changes the hidden states in the end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,9 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
 
-Progress = Callable[[str, int, int], None]
 GRADIENT_BATCHES = 4  # a few thousand gradients: tables are some hundred numbers wide
 
 
@@ -44,7 +44,7 @@ class Calibrated:
         errors: of each: the mean square of what its output changed by, of its mean square.
         fallbacks: why a weight was not calibrated, by path.
         tokens: that the model was run on.
-        compiles: programs that were compiled.
+        compiles: programs of the model's layers that were compiled.
     """
 
     weights: dict[str, QTensor] = field(default_factory=dict)

@@ -16,8 +16,6 @@ All loops are `fori_loop`s over blocks of columns: the program does not grow wit
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -157,10 +155,8 @@ def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSp
 
     first = solve(tiles[0])
     zero_point = float(first.zero_point.min()) if spec.symmetric else math.nan  # groups of zeros have 0, others not
-    # The loops over columns are small steps of one thread; tiles are solved side by side.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rest = pool.map(lambda tile: solve(tile, zero_point), tiles[1:])
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], first, *rest)
+    rest = [solve(tile, zero_point) for tile in tiles[1:]]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], first, *rest)
 
 
 def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
@@ -170,7 +166,7 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         ConfigError: naming `where`.
     """
     size = spec.group_elements(shape)
-    if len(shape) != 2 or spec.quant_axis < 0 or not shape[-1] or shape[-1] % size:
+    if len(shape) != 2 or spec.quant_axis < 0 or 0 in shape or shape[-1] % size:
         grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"
         raise ConfigError(
             f"{where}: solver = 'gptq' takes matrices with channels, or groups that divide a row; found "
