@@ -24,6 +24,7 @@ __all__ = [
     "QTensor",
     "QuantSpec",
     "QuantizationConfig",
+    "TrainingConfig",
     "WeightLoader",
     "__version__",
     "convert",
@@ -52,6 +53,7 @@ _PUBLIC = {
     "CalibrationConfig": "config",
     "ConversionConfig": "config",
     "QuantizationConfig": "config",
+    "TrainingConfig": "config",
     "Override": "config",
     "load_config": "configfile",
     "QTensor": "core.qtensor",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         Override,
         QuantizationConfig,
         QuantSpec,
+        TrainingConfig,
     )
     from aq_jax.configfile import load_config
     from aq_jax.core.ops import qdot, qembed

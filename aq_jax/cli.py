@@ -303,6 +303,12 @@ def _print_written(done: Written, as_json: bool) -> int:
         return DONE
     if done.allocation:
         _print_allocation(done.allocation)
+    if done.training:
+        t = done.training
+        _say(
+            f"trained {t['steps']} steps on {t['texts']} lines, until {t['stopped']}; cosine {t['cosine_before']:.4f} "
+            f"before, {t['cosine']:.4f} after, on {t['held_out']} other lines of the text"
+        )
     for why in done.kept.values():
         _say(f"kept unquantized: {_clean(why)}")
     for note in done.notes:
@@ -367,21 +373,30 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[s
 
 
 @contextmanager
-def _progress_bar(as_json: bool, of: str = "bytes") -> Iterator[Progress]:
-    """A bar on a terminal, of bytes or of something else that is counted; nothing to be seen elsewhere."""
+def _progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
+    """A bar on a terminal, of what is done of all or, for texts, of how many; nothing to be seen elsewhere."""
     if as_json or not sys.stderr.isatty():
         yield _heed_interrupt
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    count = DownloadColumn() if of == "bytes" else MofNCompleteColumn()
+    count = MofNCompleteColumn() if of == "texts" else TaskProgressColumn()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def advance(name: str, size: int, total: int) -> None:
             _heed_interrupt(name, size, total)
+            if bar.tasks[0].finished:  # what follows is counted, and timed, anew
+                bar.reset(task)
             bar.update(task, description=_clean(name)[-40:], total=total, advance=size)
 
         yield advance

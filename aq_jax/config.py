@@ -4,6 +4,7 @@ QuantSpec             how one tensor lies on its grid (bits, granularity, symmet
 QuantizationConfig    which spec, which solver, for which names
 CalibrationConfig     on which text calibrated solvers run the model
 AllocationConfig      how many bits a weight, or how good a model, widths are chosen for
+TrainingConfig        how long calibrated weights are trained
 ConversionConfig      source, output and the above: what a TOML file holds (`configfile`)
 """
 
@@ -356,6 +357,44 @@ class AllocationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How long, and how fast, calibrated weights of an encoder are trained to give what the float model gives.
+
+    Args:
+        steps: at most; the learning rate falls to its end over them.
+        minutes: at most, after calibration; then the learning rate falls over them instead, and the result depends on
+            how fast the machine is. 0 for no limit.
+        sentences: how many lines of `calibration.text`, at most; those of the calibration are among them.
+        held_out: how many other lines the best weights of the run are chosen by; a tenth of all, if there are few.
+        patience: of the run's 20 evaluations on those, how many may pass without a better one.
+        batch_tokens: tokens of a step, padding counted.
+        learning_rate: how far a code may move in a step, of the distance between two codes.
+
+    Raises:
+        ConfigError: for numbers out of their range.
+
+    >>> TrainingConfig(steps=500, minutes=0).learning_rate
+    0.01
+    """
+
+    steps: int = 3000
+    minutes: float = 50
+    sentences: int = 2**17
+    held_out: int = 256
+    patience: int = 10
+    batch_tokens: int = 2048
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, least, most in (
+            ("steps", 1, 2**24), ("minutes", 0, 2**20), ("sentences", 2, 2**24), ("held_out", 1, 2**20),
+            ("patience", 1, 20), ("batch_tokens", 16, 2**20), ("learning_rate", 1e-6, 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, key) <= most:
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionConfig:
     """A conversion, as a TOML file describes it.
 
@@ -366,6 +405,7 @@ class ConversionConfig:
         calibration: for solver = "gptq".
         allocate: chooses the width of each tensor; needs solver = "gptq".
         plan: a file of [[override]] tables, as `allocate.save` names one, that go before those of `quantization`.
+        train: trains what was calibrated; needs solver = "gptq", and an encoder.
         compression: "zstd" compresses the weights too (.parquet only).
         allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
 
@@ -383,6 +423,7 @@ class ConversionConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     allocate: AllocationConfig | None = None
     plan: str = ""
+    train: TrainingConfig | None = None
     compression: Compression = "none"
     allow_pickle: bool = False
 
@@ -398,6 +439,9 @@ class ConversionConfig:
             raise ConfigError(f"plan = {self.plan!r} and [allocate]: a plan is used or made; leave one of them out")
         if self.plan and self.quantization is None:
             raise ConfigError(f"plan = {self.plan!r} without [quantization]: there is nothing that it could change")
+        if self.train is not None and not (self.quantization is not None and self.quantization.calibrated):
+            found = "no [quantization]" if self.quantization is None else "no tensor of that solver"
+            raise ConfigError(f'[train]: found {found}; wanted quantization.solver = "gptq", whose weights are trained')
         solver = None if self.quantization is None else self.quantization.solver
         if self.allocate is not None and solver != "gptq":
             found = "no [quantization]" if self.quantization is None else f"solver = {solver!r}"

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from aq_jax.config import AllocationConfig, CalibrationConfig, ConversionConfig, Override, QuantizationConfig
+from aq_jax.config import (
+    AllocationConfig,
+    CalibrationConfig,
+    ConversionConfig,
+    Override,
+    QuantizationConfig,
+    TrainingConfig,
+)
 from aq_jax.errors import ConfigError
 
 
@@ -91,10 +98,10 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
         parsed = _overrides(overrides, where)
         quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=parsed)
     calibration = _build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
-    allocate = top.pop("allocate", None)
-    if allocate is not None:
-        allocate = _build(AllocationConfig, allocate, f"{where}: allocate")
-    tables = {"quantization": quantization, "calibration": calibration, "allocate": allocate}
+    tables = {"quantization": quantization, "calibration": calibration}
+    for key, kind in (("allocate", AllocationConfig), ("train", TrainingConfig)):
+        given = top.pop(key, None)
+        tables[key] = None if given is None else _build(kind, given, f"{where}: {key}")
     known = ("source", "output", "compression", "allow_pickle", "plan", *tables, "override")
     return _build(ConversionConfig, top, where, known=known, **tables)
 

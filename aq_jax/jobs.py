@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.config import BITS, CalibrationConfig, Compression, ConversionConfig, QuantizationConfig
+from aq_jax.config import BITS, CalibrationConfig, Compression, ConversionConfig, QuantizationConfig, TrainingConfig
 from aq_jax.configfile import load_plan
 from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.store import RowInfo, TableWriter, open_table
@@ -50,15 +51,18 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
         config = replace(config, allocate=None, quantization=allocation.config)
         if allocation.goal.save:
             allocation.save(allocation.goal.save)
+    checkpoints = Path(f"{config.output}.training")
     done = huggingface.to_table(
         config.source,
         config.output,
         config.quantization,
-        solve=_solver(config.quantization, config.calibration, progress, allocation),
+        solve=_solver(config.quantization, config.calibration, progress, allocation, config.train, checkpoints),
         allow_pickle=config.allow_pickle,
         compression=config.compression,
         progress=progress,
     )
+    if config.train is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # only now: the table is there
     if allocation is not None:
         done.seconds = {"allocate": allocation.seconds} | done.seconds
     return done
@@ -69,14 +73,23 @@ def _solver(
     calibration: CalibrationConfig,
     progress: Progress | None,
     allocation: Allocation | None = None,
+    train: TrainingConfig | None = None,
+    checkpoints: Path = Path(),
 ) -> Callable[[Source, Path], Solved | None] | None:
     """What solves the weights for which the model must run, if the config asks for it anywhere."""
     if config is None or not config.calibrated:
         return None
-    from aq_jax.calibration.solve import solve_model
+    from aq_jax.calibration.plan import LAST
+    from aq_jax.calibration.solve import Training, solve_model
 
-    measure = None if allocation is None else allocation.record
-    return lambda source, folder: solve_model(source, folder, config, calibration, progress, measure)
+    measure = training = None
+    if allocation is not None:
+        measure = allocation.record
+        if train is not None:  # the sentences that the plan was made and is judged by are not trained on
+            train = replace(train, held_out=max(train.held_out, (1 + LAST) * allocation.goal.sentences))
+    if train is not None:
+        training = Training(train, checkpoints)
+    return lambda source, folder: solve_model(source, folder, config, calibration, progress, measure, training)
 
 
 def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:

@@ -88,6 +88,8 @@ class Solved:
         record: of how they were made, for the table's metadata.
         seconds: that it took.
         allocation: how widths were chosen, and what came of it, for the table's metadata.
+        replaced: what norms and biases have become, in the source's dtypes, by name.
+        training: how weights were trained, and what came of it, for the table's metadata.
     """
 
     weights: Mapping[str, QTensor]
@@ -96,6 +98,8 @@ class Solved:
     record: Mapping[str, Any]
     seconds: float
     allocation: Mapping[str, Any] | None = None
+    replaced: Mapping[str, np.ndarray] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -108,6 +112,7 @@ class Written:
         kept: why a tensor that should have been quantized was not, by name.
         notes: what else there is to know, such as tensors that were quantized in another way than asked for.
         allocation: how widths were chosen, if they were: the record of `calibration.plan.Allocation`.
+        training: how weights were trained, if they were: the record of `calibration.train.Trained`.
         source_bytes: of all tensors as they were.
         seconds: spent to read, quantize and write.
     """
@@ -117,6 +122,7 @@ class Written:
     kept: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     allocation: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
     source_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "quantize", "write"), 0.0))
 
@@ -157,13 +163,18 @@ def write_model(
         record["calibration"] = dict(solved.record)
         if solved.allocation is not None:
             done.allocation = record["allocation"] = dict(solved.allocation)
+        if solved.training is not None:
+            done.training = record["training"] = dict(solved.training)
+            done.seconds["train"] = solved.training["seconds"]
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
         for name in source.shapes:
             array = clock.timed("read", source.array, name)
+            if solved is not None and name in solved.replaced:
+                array = solved.replaced[name]
             if solved is not None and name in solved.weights:
-                rows = solved_rows(name, array, solved.weights[name], done)
+                rows = solved_rows(name, array, solved, done)
             elif config is None:
                 rows = plain_rows(name, array)
             else:
@@ -209,15 +220,16 @@ def quantized_rows(
     yield from map(as_v2, plain_rows(name, array))
 
 
-def solved_rows(name: str, array: np.ndarray, q: QTensor, done: Written) -> Iterator[Row]:
+def solved_rows(name: str, array: np.ndarray, solved: Solved, done: Written) -> Iterator[Row]:
     """The V2 rows of a tensor that was solved before."""
+    q, solver = solved.weights[name], "gptq" if solved.training is None else "trained"
     w = np.asarray(array, np.float32).reshape(-1)
     d = np.asarray(dequantize(q)).reshape(-1) - w
     ww, wd, dd = (float(np.einsum("i,i", a, b, dtype=np.float64)) for a, b in ((w, w), (w, d), (d, d)))
     cosine = (ww + wd) / math.sqrt(ww * (ww + 2 * wd + dd)) if ww and ww + 2 * wd + dd > 0 else float(dd == 0)
     done.quantized[name] = min(cosine, 1.0)
     for row in packed_rows(name, q, array.dtype.name):
-        yield dataclasses.replace(row, solver="gptq", cosine=min(cosine, 1.0), rel_mse=dd / ww if ww else 0.0)
+        yield dataclasses.replace(row, solver=solver, cosine=min(cosine, 1.0), rel_mse=dd / ww if ww else 0.0)
 
 
 class _Clock:

@@ -45,7 +45,8 @@ FLOORS = {
 ALLOWED = {
     "pyarrow": {"store"},
     "flax": {"nn", "calibration", "evaluate", "converters", "jobs", "cli"},
-    "orbax": {"converters"},
+    "orbax": {"converters", "calibration"},
+    "optax": {"calibration"},
     "transformers": {"converters", "nn"},
     "tokenizers": {"converters", "nn", "evaluate", "calibration"},
     "rich": {"cli", "evaluate"},

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.layerwise import embedding_moments, parameter
-from aq_jax.calibration.text import TOKENS, Batch
+from aq_jax.calibration.text import TOKENS, Batch, padded
 from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
 from aq_jax.config import BITS, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
@@ -50,14 +50,8 @@ def one_shape(ids: Sequence[Sequence[int]], length: int) -> list[Batch]:
     >>> [(batch.shape, lengths.sum()) for batch, lengths in one_shape([[1, 2, 3]] * 70, 16)]
     [((64, 16), np.int64(192)), ((64, 16), np.int64(18))]
     """
-    rows, out = max(1, TOKENS // length), []
-    for start in range(0, len(ids), rows):
-        padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-        for row, text in enumerate(ids[start : start + rows]):
-            lengths[row] = min(len(text), length)
-            padded[row, : lengths[row]] = text[:length]
-        out.append((padded, lengths))
-    return out
+    rows = max(1, TOKENS // length)
+    return [padded(ids[start : start + rows], rows, length) for start in range(0, len(ids), rows)]
 
 
 class Outputs:

@@ -1,24 +1,31 @@
-"""From a source of weights and a folder with its model's config to calibrated QTensors."""
+"""From a source of weights and a folder with its model's config to calibrated, and trained, QTensors."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
+from blake3 import blake3
 from jaxtyping import Array
 
+from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.layerwise import Calibrated, calibrate
+from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import BUILT_IN, Text, padded_batches, read_text, tokenized
+from aq_jax.calibration.train import train
 from aq_jax.calibration.walk import Model
-from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig
+from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
-from aq_jax.nn.bert import BertConfig
+from aq_jax.nn.bert import Bert, BertConfig
 from aq_jax.nn.encoder import Sentences
 from aq_jax.nn.load import Architecture, read_architecture, read_sentences, read_tokenizer
 from aq_jax.nn.weights import match_names
@@ -28,6 +35,14 @@ from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.screen import is_quantizable
 
 
+@dataclass(frozen=True)
+class Training:
+    """That a model is trained, and where an interrupted training is found again."""
+
+    config: TrainingConfig
+    checkpoints: Path
+
+
 def solve_model(
     source: Source,
     folder: Path,
@@ -35,6 +50,7 @@ def solve_model(
     calibration: CalibrationConfig,
     progress: Progress | None = None,
     measure: Callable[[Model], Mapping[str, Any]] | None = None,
+    training: Training | None = None,
 ) -> Solved:
     """Solve by GPTQ what a config asks for; the other weights are quantized as the config says while the model runs.
 
@@ -47,6 +63,7 @@ def solve_model(
         calibration: on which text the model runs, and how.
         progress: called with each tensor's name, its bytes, and the bytes of all.
         measure: given the quantized model; what it says is kept as `Solved.allocation`.
+        training: trains the model after calibration.
 
     Raises:
         ConfigError: for grids that GPTQ does not have, and for text that is none.
@@ -55,8 +72,10 @@ def solve_model(
     """
     start = time.perf_counter()
     architecture, names = read_names(source, folder)
-    text = read_text(calibration)
-    ids, _ = read_ids(text.lines, folder, architecture, calibration)
+    if training is not None and not isinstance(architecture.config, BertConfig):
+        raise ConfigError(f"[train]: found {architecture.fields.get('model_type')}; wanted an encoder, such as BERT")
+    text, *lessons = drawn(calibration, training.config if training else None)
+    ids, sentences = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_quantizable(shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
     asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.quant_type in BITS}
@@ -77,15 +96,89 @@ def solve_model(
             progress(f"calibrating {names[path]}", size, total)
 
     done = calibrate(model, quantized, specs, padded_batches(ids), calibration, report)
+    seconds, trained = time.perf_counter() - start, None
+    if training is not None:
+        if not done.weights:
+            raise ConfigError(f"[train]: found no calibrated weight in {folder}; wanted one, which could be trained")
+        held, taught = (read_ids(each.lines, folder, architecture, calibration)[0] for each in lessons)
+        of = _fingerprint(weights, config, calibration, training.config, lessons[1])
+
+        def stored(plain: dict[str, Array]) -> dict[str, Array]:
+            given = {names[path]: each.astype(source.shapes[names[path]][1]) for path, each in plain.items()}
+            kept = quantize_tree(given, config)
+            return {path: jnp.asarray(kept[names[path]], jnp.float32) for path in plain}
+
+        trained = train(
+            cast(Bert, model), cast(Bert, quantized), done.weights, taught,
+            Outputs(model, padded_batches(held), sentences.pooling), sentences.pooling, training.config,
+            calibration.seed, Checkpoints(training.checkpoints, of), stored, progress,
+        )  # fmt: skip
+        done.weights = trained.weights
+        trained.record |= {"held_out": len(held), "text": lessons[1].record()}
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
     record = text.record() | {
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,
         "output_errors": {names[path]: error for path, error in done.errors.items()},
     }  # fmt: skip
-    solved = {names[path]: q for path, q in done.weights.items()}
-    said = measure(quantized) if measure is not None else None
-    return Solved(solved, fallbacks, tuple(notes_of(text, done)), record, time.perf_counter() - start, said)
+    return Solved(
+        weights={names[path]: q for path, q in done.weights.items()},
+        fallbacks=fallbacks,
+        notes=tuple(notes_of(text, done)),
+        record=record,
+        seconds=seconds,
+        allocation=measure(quantized) if measure is not None else None,
+        replaced={
+            names[path]: np.asarray(value).astype(source.shapes[names[path]][1])
+            for path, value in (trained.plain if trained else {}).items()
+        },
+        training=trained.record if trained else None,
+    )
+
+
+def drawn(calibration: CalibrationConfig, training: TrainingConfig | None) -> list[Text]:
+    """The lines to calibrate on; with training, those by which it is judged, and those to train on, too.
+
+    Those of the calibration are trained on, too; those that training is judged by are in nothing else.
+
+    Raises:
+        ConfigError: for text that is none, or too little for both.
+    """
+    if training is None:
+        return [read_text(calibration)]
+    most = min(calibration.sentences + training.held_out + training.sentences, 2**24)
+    text = read_text(dataclasses.replace(calibration, sentences=most))
+    lines = text.lines
+    if len(lines) < 2:
+        raise ConfigError(
+            f"calibration.text = {calibration.text!r}: found one line; wanted more, to train and to judge"
+        )
+    held_out = min(training.held_out, max(1, len(lines) // 10))
+    first = min(calibration.sentences, len(lines) - held_out)
+    calibrated, held = lines[:first], lines[first : first + held_out]
+    taught = (calibrated + lines[first + held_out :])[: training.sentences]
+    return [dataclasses.replace(text, lines=each) for each in (calibrated, held, taught)]
+
+
+def _fingerprint(
+    weights: Mapping[str, Array],
+    config: QuantizationConfig,
+    calibration: CalibrationConfig,
+    training: TrainingConfig,
+    text: Text,
+) -> dict[str, str]:
+    """What decides how each step of a training goes; not when it ends."""
+    state = blake3()
+    for name in sorted(weights):
+        state.update(name.encode())
+        state.update(np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8).data)
+    ends = dict.fromkeys(("steps", "minutes", "patience"))
+    settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, dataclasses.asdict(training) | ends]
+    return {
+        "weights": state.hexdigest(length=16),
+        "settings": blake3(json.dumps(settings).encode()).hexdigest(length=16),
+        "text": text.record()["digest"][:32],
+    }
 
 
 def read_ids(

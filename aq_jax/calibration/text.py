@@ -48,7 +48,7 @@ class Text:
 
 
 def read_text(config: CalibrationConfig) -> Text:
-    """Draw the lines that a config asks for; empty ones do not count.
+    """Draw the lines that a config asks for; empty ones do not count, and equal ones count once.
 
     Raises:
         ConfigError: for a file that is not there, is no UTF-8, or has no line with text.
@@ -71,7 +71,7 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
-    return [line for line in (raw.strip() for raw in text.splitlines()) if line]
+    return list(dict.fromkeys(line for line in (raw.strip() for raw in text.splitlines()) if line))
 
 
 def built_in_sentences() -> list[str]:
@@ -106,29 +106,33 @@ def padded_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:
     [(341, 3), (20, 50)]
     """
     out, shortest_first, start = [], sorted(ids, key=len), 0
-    for length in padded_lengths([len(text) for text in ids]):
+    for length in padded_lengths([len(text) for text in ids], SHAPES):
         stop = bisect.bisect_right(shortest_first, length, key=len)
         rows = max(1, TOKENS // length)
-        for first in range(start, stop, rows):
-            padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-            for row, text in enumerate(shortest_first[first : min(first + rows, stop)]):
-                lengths[row] = len(text)
-                padded[row, : len(text)] = text
-            out.append((padded, lengths))
+        out += [padded(shortest_first[i : min(i + rows, stop)], rows, length) for i in range(start, stop, rows)]
         start = stop
     return out
 
 
-def padded_lengths(lengths: Sequence[int]) -> list[int]:
-    """The SHAPES lengths, at most, to which these are padded with the least padding; rising.
+def padded(texts: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
+    """Texts in one batch, cut at its length; rows that are left are empty texts."""
+    ids, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+    for row, text in enumerate(texts):
+        lengths[row] = min(len(text), length)
+        ids[row, : lengths[row]] = text[:length]
+    return ids, lengths
 
-    >>> padded_lengths([3, 3, 3, 4, 9, 9, 50])
+
+def padded_lengths(lengths: Sequence[int], shapes: int) -> list[int]:
+    """So many lengths, at most, to which these are padded with the least padding; rising.
+
+    >>> padded_lengths([3, 3, 3, 4, 9, 9, 50], 3)
     [4, 9, 50]
     """
     counts = sorted(Counter(lengths).items())
     # best[j]: the fewest tokens for the j shortest lengths, and the padded lengths that need so few.
     best: list[tuple[int, list[int]]] = [(0, []), *[(sys.maxsize, [])] * len(counts)]
-    for _ in range(SHAPES):
+    for _ in range(shapes):
         before = best.copy()
         for j, (longest, _) in enumerate(counts, 1):
             for i in range(j):

@@ -1,0 +1,202 @@
+"""One training step: a quantized encoder is moved towards the float one's hidden states and embeddings.
+
+The loss of a batch is the sum of
+  - 1 - cosine between the two models' sentence embeddings, mean over sentences;
+  - the squared difference of hidden states, of the mean square of the float ones, mean over layers;
+  - the squared difference of the cosines between any two sentences of the batch.
+No label is needed. (As in TinyBERT, X. Jiao et al., arXiv:1909.10351; of relations, W. Park et al., arXiv:1904.05068.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aq_jax.calibration.latent import Latent, bounded, latent, value
+from aq_jax.calibration.layerwise import parameter
+from aq_jax.calibration.text import Batch
+from aq_jax.calibration.walk import mask_of
+from aq_jax.config import QuantSpec
+from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
+from aq_jax.core.qtensor import QTensor
+from aq_jax.nn.bert import Bert, Pooling, pool
+from aq_jax.nn.compiled import leaves_of
+
+TABLE = "word.embedding"  # of which a batch reads few rows
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
+# Learning rates, of that of the codes: a code moves by as much of a step in any tensor.
+CODES, TABLE_CODES, SCALES, ZERO_POINTS, PLAIN = 1.0, 1.5, 0.3, 0.5, 0.1
+
+
+class Weights(NamedTuple):
+    """What is trained, by path.
+
+    Args:
+        latents: of quantized matrices, as [outputs, inputs].
+        plain: norms and biases.
+    """
+
+    latents: dict[str, Latent]
+    plain: dict[str, Array]
+
+
+class State(NamedTuple):
+    """Weights, and Adam's moments of their gradients.
+
+    Args:
+        weights: trained so far.
+        mean: of their gradients, lately.
+        square: of those, likewise.
+        steps: so far.
+    """
+
+    weights: Weights
+    mean: Weights
+    square: Weights
+    steps: Int[Array, ""]
+
+
+class Distiller:
+    """The training step of one model.
+
+    Args:
+        model: in float, the teacher.
+        quantized: the same with all weights as they are quantized; those that are not trained stay.
+        specs: of the quantized weights that are trained, by path.
+        pooling: of sentences.
+    """
+
+    def __init__(self, model: Bert, quantized: Bert, specs: Mapping[str, QuantSpec], pooling: Pooling) -> None:
+        self._specs = dict(specs)
+        self._pooling: Pooling = pooling
+        self._graph, state = nnx.split(model)
+        self._tree = jax.tree.structure(state)
+        self._leaves = leaves_of(model), leaves_of(quantized)
+        self._run = jax.jit(self._step, donate_argnums=0, compiler_options=dict(COMPILER_OPTIONS[backend()]))
+        self._shapes: set[tuple[int, ...]] = set()
+
+    @property
+    def compiles(self) -> int:
+        """How many programs there are so far."""
+        return len(self._shapes)
+
+    def start(self, model: Bert, solved: Mapping[str, QTensor], plain: Mapping[str, Array]) -> State:
+        """Where training begins: at calibrated codes and scales.
+
+        Args:
+            model: in float.
+            solved: of the paths of `specs`.
+            plain: norms and biases that are trained, by path.
+        """
+        latents = {}
+        for path in self._specs:
+            weight = parameter(model, path)[...]
+            latents[path] = latent(solved[path], weight.T if path.endswith(".kernel") else weight)
+        weights = Weights(latents, {path: jnp.array(each) for path, each in plain.items()})
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        return State(weights, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.int32))
+
+    def step(self, state: State, batch: Batch, rate: float) -> tuple[State, Float[Array, ""]]:
+        """The state after one batch, and the batch's loss; the state that is given is used up."""
+        ids, lengths = batch
+        self._shapes.add(ids.shape)
+        rows, local = np.unique(ids, return_inverse=True)
+        filled = np.full(ids.size, np.iinfo(np.int32).max, np.int32)  # rows that are none are read and written nowhere
+        filled[: len(rows)] = rows
+        return self._run(state, self._leaves, ids, filled, local.astype(np.int32), lengths, np.float32(rate))
+
+    def _step(
+        self,
+        state: State,
+        leaves: tuple[list[Any], list[Any]],
+        ids: Int[Array, "batch tokens"],
+        rows: Int[Array, "found"],
+        local: Int[Array, "batch tokens"],
+        lengths: Int[Array, "batch"],
+        rate: Float[Array, ""],
+    ) -> tuple[State, Float[Array, ""]]:
+        goal = _hidden(self._model(leaves[0]), ids, lengths)
+
+        def loss(weights: Weights) -> Float[Array, ""]:
+            student = self._model(leaves[1])
+            for path, of in weights.latents.items():
+                weight = value(of, self._specs[path])
+                parameter(student, path).set_value(weight.T if path.endswith(".kernel") else weight)
+            for path, plain in weights.plain.items():
+                parameter(student, path).set_value(plain)
+            hidden = _hidden(student, local if TABLE in self._specs else ids, lengths)
+            return distance(hidden, goal, lengths, self._pooling)
+
+        parts = state.weights, state.mean, state.square
+        taken, mean, square = (_rows_of(part, rows) for part in parts)
+        found, gradient = jax.value_and_grad(loss)(taken)
+        adam: Any = optax.ScaleByAdamState(state.steps, cast(Any, mean), cast(Any, square))
+        update, adam = ADAM.update(gradient, adam)
+        moved = jax.tree.map(lambda w, u, r: w - rate * r * u, taken, update, self._rates(taken))
+        moved = moved._replace(latents={p: bounded(each, self._specs[p]) for p, each in moved.latents.items()})
+        new = zip(parts, (moved, adam.mu, adam.nu), strict=True)
+        return State(*(_put_rows(whole, part, rows) for whole, part in new), steps=adam.count), found
+
+    def _model(self, leaves: list[Any]) -> Bert:
+        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
+
+    def _rates(self, weights: Weights) -> Weights:
+        """How fast each part moves, of the learning rate; shaped as the weights."""
+        latent: Any = Latent
+        latents = {
+            path: latent(TABLE_CODES if path == TABLE else CODES, SCALES, 0.0 if spec.symmetric else ZERO_POINTS)
+            for path, spec in self._specs.items()
+        }
+        return Weights(latents, cast(Any, dict.fromkeys(weights.plain, PLAIN)))
+
+
+def _rows_of(weights: Weights, rows: Int[Array, "found"]) -> Weights:
+    """The rows of the table that a batch reads; all else whole."""
+    return _on_table(weights, lambda whole: whole.at[rows].get(mode="clip"), weights)
+
+
+def _put_rows(weights: Weights, part: Weights, rows: Int[Array, "found"]) -> Weights:
+    """A part that `_rows_of` took, put back."""
+    return _on_table(part, lambda whole, some: whole.at[rows].set(some, mode="drop"), weights, part)
+
+
+def _on_table(weights: Weights, change: Callable[..., Array], *given: Weights) -> Weights:
+    if TABLE not in weights.latents:
+        return weights
+    return weights._replace(
+        latents=weights.latents | {TABLE: jax.tree.map(change, *(each.latents[TABLE] for each in given))}
+    )
+
+
+def _hidden(model: Bert, ids: Array, lengths: Array) -> list[Float[Array, "batch tokens width"]]:
+    """What each layer gives."""
+    x, out = model.begin(ids), []
+    for layer in model.layers:
+        x = layer(x, mask_of(x, lengths))
+        out.append(x)
+    return out
+
+
+def distance(
+    hidden: list[Float[Array, "batch tokens width"]],
+    goal: list[Float[Array, "batch tokens width"]],
+    lengths: Int[Array, "batch"],
+    pooling: Pooling,
+) -> Float[Array, ""]:
+    """The loss (see above); texts of no tokens do not count."""
+    mask, count = mask_of(goal[0], lengths), jnp.maximum(jnp.sum(lengths > 0), 1)
+    a, b = (pool(each[-1], mask, pooling, normalize=True) for each in (hidden, goal))
+    own = jnp.sum(jnp.where(lengths > 0, 1 - jnp.sum(a * b, -1), 0.0)) / count
+    parts = [
+        jnp.sum(jnp.where(mask[..., None], h - g, 0.0) ** 2) / jnp.sum(jnp.where(mask[..., None], g, 0.0) ** 2)
+        for h, g in zip(hidden, goal, strict=True)
+    ]
+    among = jnp.where((lengths > 0)[:, None] & (lengths > 0), a @ a.T - b @ b.T, 0.0)
+    return own + sum(parts) / len(parts) + jnp.sum(among**2) / count**2

@@ -1,0 +1,83 @@
+"""Latents begin at the quantized weight, round forwards, pass gradients backwards, and settle as what they were."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aq_jax import QTensor, QuantSpec, dequantize
+from aq_jax.calibration.latent import BEYOND, START, Latent, bounded, latent, settled, value
+from aq_jax.core.grid import code_range
+from aq_jax.core.rotation import rotate
+from aq_jax.solvers.gptq import gptq, metric
+
+SPECS = [
+    QuantSpec(2, group_size=16, symmetric=False),
+    QuantSpec(2, group_size=16, symmetric=False, rotation=32),
+    QuantSpec(3, group_size=32),
+    QuantSpec(4, per_channel=True, symmetric=False, rotation=16),
+]
+
+
+def solved(spec: QuantSpec) -> tuple[jax.Array, QTensor]:
+    w = jax.random.normal(jax.random.key(spec.bits), (6, 32))
+    return w, gptq(w, metric(jnp.eye(32)), spec, 1)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_it_begins_and_ends_at_the_quantized_weight(spec: QuantSpec) -> None:
+    w, q = solved(spec)
+    of = latent(q, w)
+    np.testing.assert_allclose(value(of, spec), dequantize(q), atol=1e-6)
+    again = settled(of, spec)
+    for before, after in zip(jax.tree.leaves(q), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(before, after)
+    # As near to the float weight as the code lets it be.
+    there = rotate(w, spec.rotation) if spec.rotation else w
+    wanted = np.asarray(there).reshape(*q.scale.shape, -1) / q.scale[..., None] + q.zero_point[..., None]
+    assert np.abs(of.codes - np.round(of.codes)).max() <= START + 1e-6
+    near = np.abs(wanted.reshape(6, 32) - np.round(of.codes)) < START
+    np.testing.assert_allclose(of.codes[near], wanted.reshape(6, 32)[near], atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_is_stored_is_what_was_computed_with(spec: QuantSpec) -> None:
+    _, q = solved(spec)
+    rng = np.random.default_rng(0)
+    low, high = code_range(spec.bits)
+    of = Latent(
+        jnp.asarray(rng.uniform(low - BEYOND, high + BEYOND, (6, 32)), jnp.float32),
+        jnp.asarray(rng.normal(size=q.scale.shape), jnp.float32),
+        q.zero_point + jnp.asarray(rng.normal(size=q.scale.shape) * (not spec.symmetric), jnp.float32),
+    )
+    np.testing.assert_allclose(value(of, spec), dequantize(settled(of, spec)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradients_are_those_of_the_grid(spec: QuantSpec) -> None:
+    """Of scale and zero point as by differences; of codes as if nothing were rounded, inside the grid only."""
+    w, q = solved(spec)
+    low, high = code_range(spec.bits)
+    of = latent(q, w)
+    of = of._replace(codes=of.codes.at[0, :2].set(jnp.array([low - 0.55, high + 0.55])))
+    slope = jax.random.normal(jax.random.key(9), w.shape)
+    gradient = jax.grad(lambda of: jnp.vdot(value(of, spec), slope))(of)
+    turned = np.asarray(rotate(slope, spec.rotation) if spec.rotation else slope)
+    size = 32 // q.scale.shape[1]
+    grouped = turned.reshape(*q.scale.shape, size)
+    wide = np.repeat(np.asarray(q.scale), size, axis=1)
+    inside = (np.asarray(of.codes) > low - 0.5) & (np.asarray(of.codes) < high + 0.5)
+    assert not inside[0, :2].any()
+    np.testing.assert_allclose(gradient.codes, np.where(inside, turned * wide, 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient.zero_point, -grouped.sum(-1) * q.scale, rtol=1e-4, atol=1e-4)
+    rotated = np.asarray(rotate(value(of, spec), spec.rotation) if spec.rotation else value(of, spec))
+    by_scale = (rotated.reshape(grouped.shape) * grouped).sum(-1)  # d/d log(scale) of scale * (q - z)
+    np.testing.assert_allclose(gradient.log_scale, by_scale, rtol=1e-3, atol=1e-4)
+
+
+def test_a_latent_that_went_too_far_comes_back() -> None:
+    spec = QuantSpec(2, group_size=4)
+    of = Latent(jnp.array([[-9.0, -2.3, 0.2, 9.0]]), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+    np.testing.assert_allclose(bounded(of, spec).codes, [[-2 - BEYOND, -2.3, 0.2, 1 + BEYOND]])

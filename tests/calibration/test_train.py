@@ -1,0 +1,275 @@
+"""Training of a small encoder, from a config to a table: better, the same again, resumable, and as good as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bert_oracle
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_llama
+
+import aq_jax as aq
+from aq_jax import ConfigError, IntegrityError, TrainingConfig
+from aq_jax.calibration import train as training
+from aq_jax.calibration.checkpoints import Checkpoints
+from aq_jax.calibration.distill import distance
+from aq_jax.calibration.solve import drawn
+from aq_jax.calibration.train import Shuffled
+from aq_jax.configfile import load_config
+from aq_jax.jobs import inspect_table
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
+CONFIG = """
+source = "model"
+output = "trained.parquet"
+calibration.text = "text.txt"
+calibration.sentences = 40
+[quantization]
+quant_type = "int2"
+group_size = 16
+symmetric = false
+solver = "gptq"
+rotate = true
+[train]
+steps = 40
+minutes = 0
+held_out = 30
+batch_tokens = 128
+[[override]]
+pattern = "position|token_type"
+quant_type = "int8"
+symmetric = true
+solver = "absmax"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer, text, and a config."""
+    out = tmp_path_factory.mktemp("train")
+    (out / "model").mkdir()
+    safetensors.numpy.save_file(bert_oracle.weights(MODEL), out / "model" / "model.safetensors")
+    bert_oracle.write_side_files(out / "model", MODEL)
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice([w for w in bert_oracle.WORDS if len(w) > 1], 4)) for _ in range(300)]  # one shape
+    (out / "text.txt").write_text("\n".join(lines))
+    (out / "c.toml").write_text(CONFIG)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> dict[str, Any]:
+    """The record of the run that others are compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = aq.convert(load_config("c.toml"))
+    assert done.training is not None
+    return dict(done.training)
+
+
+def cosines(path: str, lines: tuple[str, ...]) -> np.ndarray:
+    """Between what the table gives and what the float model does, of each line."""
+    ids = [bert_oracle.tokenizer().encode(line).ids for line in lines]
+    wanted = bert_oracle.embed(bert_oracle.weights(MODEL), ids, MODEL)
+    return np.sum(np.asarray(aq.load_model(path, activations="float32").encode(lines)) * wanted, axis=1)
+
+
+def test_a_table_is_as_good_as_training_said_and_better_than_before(trained: dict[str, Any]) -> None:
+    assert trained["steps"] == 40
+    assert trained["stopped"] == "its last step"
+    assert trained["cosine"] > trained["cosine_before"] + 0.005
+    assert trained["resumed_at"] == 0
+    config = load_config("c.toml")
+    _, held, taught = drawn(config.calibration, config.train)
+    assert trained["held_out"] == len(held.lines) == 30
+    assert trained["texts"] == len(taught.lines)
+    assert trained["text"] == taught.record()
+    assert not set(held.lines) & set(taught.lines)
+    assert cosines("trained.parquet", held.lines).mean() == pytest.approx(trained["cosine"], abs=2e-5)
+    table = inspect_table("trained.parquet")
+    assert table.config["training"] == trained
+    kinds = {layer.name: layer.quant_type for layer in table.layers}
+    assert kinds["embeddings.word_embeddings.weight"] == "int2h"
+    assert not Path("trained.parquet.training").exists()
+    with aq.WeightLoader("trained.parquet") as loader:
+        assert {loader.describe(name).solver for name, kind in kinds.items() if kind == "int2h"} == {"trained"}
+        name = "encoder.layer.0.attention.output.LayerNorm.weight"
+        assert np.abs(loader.get_layer(name, "numpy") - bert_oracle.weights(MODEL)[name]).max() > 1e-4
+
+
+def test_the_same_seed_gives_the_same_file_interrupted_or_not(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = aq.load("trained.parquet", packed=True)
+    config = load_config("c.toml", ("output=again.parquet",))
+    step, calls = training.Distiller.step, []
+
+    def stops(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 25:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Distiller, "step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            aq.convert(config)
+    assert not Path("again.parquet").exists()
+    assert Path("again.parquet.training").is_dir()
+    done = aq.convert(config)
+    assert done.training is not None
+    assert done.training["resumed_at"] == 24
+    assert done.training["curve"] == trained["curve"]
+    assert not Path("again.parquet.training").exists()
+    again = aq.load("again.parquet", packed=True)
+    assert whole.keys() == again.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(*(np.asarray(getattr(each, "codes", each)) for each in (value, again[name])))
+        np.testing.assert_array_equal(*(np.asarray(getattr(each, "scale", 0)) for each in (value, again[name])))
+    other = aq.convert(load_config("c.toml", ("output=other.parquet", "calibration.seed=1"))).training
+    assert other is not None
+    assert other["curve"] != trained["curve"]
+
+
+def test_it_stops_when_nothing_gets_better_and_keeps_the_best(trained: dict[str, Any]) -> None:
+    sets = ("output=worse.parquet", "train.learning_rate=1", "train.patience=2", "train.steps=400")
+    config = load_config("c.toml", sets)
+    found = aq.convert(config).training
+    assert found is not None
+    assert found["stopped"] == "2 evaluations that were no better"
+    assert found["steps"] < 400
+    assert found["cosine"] >= found["cosine_before"] == trained["cosine_before"]
+    _, held, _ = drawn(config.calibration, config.train)
+    assert cosines("worse.parquet", held.lines).mean() == pytest.approx(found["cosine"], abs=2e-5)
+
+
+def test_it_stops_in_time(run: Any) -> None:
+    sets = ("output=short.parquet", "train.minutes=0.02", "train.steps=1000000")
+    status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
+    assert (status, err) == (0, "")
+    assert "until its 0.02 minutes; cosine 0." in out
+    found = inspect_table("short.parquet").config["training"]
+    assert 1.2 <= found["seconds"] < 30
+    assert 0 < found["steps"] < 1000000
+
+
+def test_a_training_of_something_else_is_not_gone_on_with(run: Any, tmp_path: Path) -> None:
+    Checkpoints(Path("left.parquet.training"), {"text": "another"}).save(1, [np.ones(3)], {})
+    status, out, err = run("convert", "c.toml", "--set", "output=left.parquet")
+    assert (status, out) == (2, "")
+    assert "left.parquet.training: found a training of {'text': 'another'}; wanted" in err
+    assert "remove the folder to begin anew" in err
+    assert not Path("left.parquet").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path / "run", {"seed": 0})
+    state = {"w": np.arange(1000.0, dtype=np.float32), "codes": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+    assert store.load(state) is None
+    store.save(1, state, {})
+    store.save(2, state, {"seconds": 1.5})
+    step, found, notes = store.load(state) or (0, state, {})
+    assert (step, notes) == (2, {"seconds": 1.5})
+    np.testing.assert_array_equal(found["w"], state["w"])
+    metadata = next((tmp_path / "run").rglob("*METADATA"))
+    good = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    data = max(good, key=lambda file: len(good[file]))
+    for at in range(8, len(good[data]), 97):
+        flipped = bytearray(good[data])
+        flipped[at] ^= 4
+        data.write_bytes(flipped)
+        try:
+            same = store.load(state)
+        except IntegrityError as error:
+            assert "remove the folder to begin anew" in str(error)  # noqa: PT017
+        else:
+            assert same is not None
+            np.testing.assert_array_equal(same[1]["w"], state["w"])
+    assert metadata.exists()
+
+
+def test_batches_have_few_shapes_and_every_text_is_in_every_epoch() -> None:
+    rng = np.random.default_rng(0)
+    ids = [list(map(int, rng.integers(5, 99, n))) for n in rng.integers(3, 60, 500)]
+    texts = Shuffled(ids, 256, seed=3)
+    count = next(n for n in range(1, 999) if sum((texts.batch(i)[1] > 0).sum() for i in range(n)) == len(ids))
+    for epoch in range(2):
+        batches = [texts.batch(epoch * count + i) for i in range(count)]
+        seen = [list(row[:n]) for padded, lengths in batches for row, n in zip(padded, lengths, strict=True) if n]
+        assert sorted(seen) == sorted(ids)
+        assert len({padded.shape for padded, _ in batches}) <= training.SHAPES
+        assert all(padded.size <= 256 for padded, _ in batches)
+    # Any batch at any time; another seed or epoch has another order.
+    np.testing.assert_array_equal(texts.batch(7)[0], Shuffled(ids, 256, seed=3).batch(7)[0])
+    assert any((texts.batch(i)[0].shape != Shuffled(ids, 256, seed=4).batch(i)[0].shape) for i in range(count))
+
+
+def test_the_loss_is_zero_where_nothing_differs_and_empty_texts_do_not_count() -> None:
+    rng = np.random.default_rng(0)
+    goal = [jnp.asarray(rng.normal(size=(4, 5, 8)), jnp.float32) for _ in range(2)]
+    lengths = jnp.array([5, 3, 1, 0])
+    assert abs(float(distance(goal, goal, lengths, "mean"))) < 1e-6
+    masked = [h.at[3].add(7.0).at[2, 1:].add(7.0) for h in goal]
+    assert abs(float(distance(masked, goal, lengths, "mean"))) < 1e-6
+    moved = [h.at[0].add(0.1) for h in goal]
+    e, g = (np.asarray(h[-1]) for h in (moved, goal))
+    mask = np.arange(5) < np.asarray(lengths)[:, None]
+    unit = [np.stack([(x[i][mask[i]]).mean(0) for i in range(3)]) for x in (e, g)]
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in unit]
+    hidden = np.mean(
+        [
+            (((np.asarray(a) - np.asarray(b)) * mask[..., None]) ** 2).sum()
+            / ((np.asarray(b) * mask[..., None]) ** 2).sum()
+            for a, b in zip(moved, goal, strict=True)
+        ]
+    )
+    among = ((unit[0] @ unit[0].T - unit[1] @ unit[1].T) ** 2).mean()
+    wanted = (1 - (unit[0] * unit[1]).sum(1)).mean() + hidden + among
+    assert float(distance(moved, goal, lengths, "mean")) == pytest.approx(wanted, rel=1e-4)
+
+
+# What is set -> the error.
+REFUSED = [
+    ("train.steps=0", "steps = 0: wanted 1 to"),
+    ("train.minutes=-1", "minutes = -1: wanted 0 to"),
+    ("train.minutes=nan", "minutes = nan: wanted 0 to"),
+    ("train.learning_rate=2", "learning_rate = 2: wanted 1e-06 to 1"),
+    ("train.patience=21", "patience = 21: wanted 1 to 20"),
+    ("train.step=1", "unknown key 'step'; known are steps, minutes"),
+    ("train=3", "wanted a table of keys, found 3"),
+    ("quantization.solver=search", "[train]: found no tensor of that solver; wanted quantization.solver"),
+    ("calibration.text=one.txt", "found one line; wanted more, to train and to judge"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "text"), REFUSED, ids=[a for a, _ in REFUSED])
+def test_what_cannot_be_is_refused(run: Any, assignment: str, text: str) -> None:
+    Path("one.txt").write_text("the cat\n\nthe cat\n")
+    status, out, err = run("convert", "c.toml", "--set", assignment, "--set", "output=refused.parquet")
+    assert (status, out) == (2, "")
+    assert err.startswith("aq-jax: ")
+    assert text in err
+    assert not Path("refused.parquet").exists()
+
+
+def test_a_language_model_is_refused(run: Any, tmp_path: Path) -> None:
+    aq.dequantize_file(small_llama.make(tmp_path), tmp_path / "hf")
+    sets = (f"source={tmp_path}/hf", f"output={tmp_path}/m.parquet", "calibration.text=text.txt")
+    status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
+    assert (status, out) == (2, "")
+    assert "[train]: found llama; wanted an encoder, such as BERT" in err
+
+
+def test_training_needs_calibrated_weights() -> None:
+    with pytest.raises(ConfigError, match=r"\[train\]: found no \[quantization\]"):
+        aq.ConversionConfig("a", "b.parquet", train=TrainingConfig())
