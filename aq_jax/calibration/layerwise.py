@@ -11,7 +11,6 @@ of a row in one direction or another changes the hidden states in the end.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +21,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from aq_jax.calibration.text import Batch
+from aq_jax.calibration.text import Batch, common_length, one_shape
 from aq_jax.calibration.walk import Model, Moments, Walk, mask_of, step_of
 from aq_jax.config import CalibrationConfig, QuantSpec
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
@@ -32,7 +32,7 @@ from aq_jax.nn.compiled import Program, leaves_of
 from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
 
-GRADIENT_BATCHES = 4  # a few thousand gradients: tables are some hundred numbers wide
+GRADIENT_BATCHES = 8  # a few thousand gradients: tables are some hundred numbers wide
 
 
 @dataclass
@@ -82,8 +82,12 @@ def calibrate(
 
     def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
         q = gptq_tiled(target, under, specs[path])
-        done.weights[path] = q
         value = dequantize(jax.device_put(q))
+        bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
+        if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
+            done.fallbacks[path] = "its weights want scales that float32 does not hold"
+            return
+        done.weights[path] = q
         parameter(quantized, path)[...] = value.T if path.endswith(".kernel") else value
         done.errors[path] = float(_relative(value, weight, moment))
         if progress is not None:
@@ -140,13 +144,14 @@ def embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict
     """Of each embedding table that `begin` looks up in: the second moment of the gradient at its output.
 
     The gradient is that of the last hidden states times random numbers, so that its second moment is that of the
-    Jacobian. A few batches of one shape, the most frequent one, are enough.
+    Jacobian. A few batches are enough, of texts of all lengths in one shape.
     """
-    shape = Counter(ids.shape for ids, _ in batches).most_common(1)[0][0]
+    texts = [row[:count] for ids, lengths in batches for row, count in zip(ids, lengths, strict=True) if count]
+    length = common_length([len(text) for text in texts], max(ids.shape[1] for ids, _ in batches))
+    mixed = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
     run = Program(model, _embedding_gradients)
     leaves, out = leaves_of(model), {}
-    some = [batch for batch in batches if batch[0].shape == shape][:GRADIENT_BATCHES]
-    for i, (ids, lengths) in enumerate(some):
+    for i, (ids, lengths) in enumerate(one_shape(mixed, length)[:GRADIENT_BATCHES]):
         key = jax.random.fold_in(jax.random.key(seed), i)
         for path, moment in run(leaves, jnp.asarray(ids), jnp.asarray(lengths), key).items():
             out[path] = out[path] + moment if path in out else moment

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from aq_jax.calibration.allocate import frontier, stored_bits
-from aq_jax.calibration.sensitivity import Outputs, common_length, input_moments, one_shape, sensitivities
+from aq_jax.calibration.sensitivity import Outputs, input_moments, sensitivities
 from aq_jax.calibration.solve import read_ids, read_names, read_weights
-from aq_jax.calibration.text import read_text
+from aq_jax.calibration.text import common_length, one_shape, read_text
 from aq_jax.calibration.walk import Model
 from aq_jax.config import BITS, AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError

@@ -20,38 +20,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.layerwise import embedding_moments, parameter
-from aq_jax.calibration.text import TOKENS, Batch, padded
+from aq_jax.calibration.text import Batch
 from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
 from aq_jax.config import BITS, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.bert import Bert, Pooling, pool
-from aq_jax.nn.compiled import Program, leaves_of, padded_length
+from aq_jax.nn.compiled import Program, leaves_of
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import gptq_tiled, metric
 from aq_jax.solvers.screen import to_half
-
-MOST_CUT = 0.1  # of the texts are cut for the sake of one shape
-
-
-def common_length(lengths: Sequence[int], longest: int) -> int:
-    """The padded length that all texts are given: nine in ten fit.
-
-    >>> common_length([8] * 18 + [90, 90], 128)
-    16
-    """
-    return padded_length(int(np.quantile(lengths, 1 - MOST_CUT, method="lower")), longest)
-
-
-def one_shape(ids: Sequence[Sequence[int]], length: int) -> list[Batch]:
-    """Texts in batches of one shape, cut at its length; the last one is filled up with empty texts.
-
-    >>> [(batch.shape, lengths.sum()) for batch, lengths in one_shape([[1, 2, 3]] * 70, 16)]
-    [((64, 16), np.int64(192)), ((64, 16), np.int64(18))]
-    """
-    rows = max(1, TOKENS // length)
-    return [padded(ids[start : start + rows], rows, length) for start in range(0, len(ids), rows)]
 
 
 class Outputs:

@@ -122,6 +122,13 @@ def test_layers_that_are_given_zeros_are_named() -> None:
     assert done.fallbacks == {"layers.1.out.kernel": "it was given nothing but zeros on this text"}
 
 
+def test_scales_that_float32_does_not_hold_are_left_to_search_which_refuses_them() -> None:
+    weights = bert_oracle.weights()
+    weights["encoder.layer.1.attention.self.value.weight"] *= np.float32(1e-38)
+    _, done = run(model=bert(weights))
+    assert done.fallbacks == {"layers.1.value.kernel": "its weights want scales that float32 does not hold"}
+
+
 def test_numbers_that_are_not_finite_are_named() -> None:
     weights = bert_oracle.weights()
     weights["encoder.layer.0.output.dense.bias"][3] = np.inf

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from aq_jax import AqError, QuantizationConfig
-from aq_jax.calibration.sensitivity import Outputs, common_length, input_moments, one_shape, rounded, sensitivities
+from aq_jax.calibration.sensitivity import Outputs, input_moments, rounded, sensitivities
+from aq_jax.calibration.text import common_length, one_shape
 from aq_jax.calibration.walk import Walk
 from aq_jax.nn.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.weights import abstract, fill
