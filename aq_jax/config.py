@@ -374,16 +374,16 @@ class TrainingConfig:
         ConfigError: for numbers out of their range.
 
     >>> TrainingConfig(steps=500, minutes=0).learning_rate
-    0.01
+    0.005
     """
 
     steps: int = 3000
     minutes: float = 50
     sentences: int = 2**17
     held_out: int = 256
-    patience: int = 10
+    patience: int = 15
     batch_tokens: int = 2048
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
 
     def __post_init__(self) -> None:
         for key, least, most in (

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import baseline
 from benchmarks.inference import INFERENCE
 from benchmarks.timing import Result, race
+from benchmarks.training import train
 
 SIDE = 4096
 ROUNDS = 9
@@ -281,4 +282,5 @@ SUITES: dict[str, Callable[[], Iterator[Result]]] = {
     "size": sizes_and_fit,
     "gaussian": gaussian_error,
     **INFERENCE,
+    "train@2": train,
 }

@@ -31,8 +31,8 @@ from aq_jax.nn.compiled import leaves_of
 
 TABLE = "word.embedding"  # of which a batch reads few rows
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
-# Learning rates, of that of the codes: a code moves by as much of a step in any tensor.
-CODES, TABLE_CODES, SCALES, ZERO_POINTS, PLAIN = 1.0, 1.5, 0.3, 0.5, 0.1
+# Learning rates, of the run's. Those of a table are higher: a row of it is seen in few steps.
+CODES, TABLE_CODES, SCALES, ZERO_POINTS, PLAIN = 1.0, 2.0, 0.6, 1.0, 0.2
 
 
 class Weights(NamedTuple):
@@ -63,6 +63,35 @@ class State(NamedTuple):
     steps: Int[Array, ""]
 
 
+class Lesson(NamedTuple):
+    """One batch.
+
+    Args:
+        ids: of its texts.
+        lengths: of its texts; empty ones do not count.
+        rows: of the table that it reads, each once; those that fill up are no row of any table.
+        local: where among them each id is.
+    """
+
+    ids: Int[Array, "batch tokens"]
+    lengths: Int[Array, "batch"]
+    rows: Int[Array, "rows"]
+    local: Int[Array, "batch tokens"]
+
+
+def lesson(batch: Batch) -> Lesson:
+    """A batch, and which rows of the table it reads.
+
+    >>> lesson((np.array([[7, 3, 7]]), np.array([3]))).rows.tolist()
+    [3, 7, 2147483647]
+    """
+    ids, lengths = batch
+    rows, local = np.unique(ids, return_inverse=True)
+    filled = np.full(ids.size, np.iinfo(np.int32).max, np.int32)
+    filled[: len(rows)] = rows
+    return Lesson(*map(jnp.asarray, (ids, lengths, filled, local.astype(np.int32))))
+
+
 class Distiller:
     """The training step of one model.
 
@@ -78,7 +107,7 @@ class Distiller:
         self._pooling: Pooling = pooling
         self._graph, state = nnx.split(model)
         self._tree = jax.tree.structure(state)
-        self._leaves = leaves_of(model), leaves_of(quantized)
+        self.leaves = leaves_of(model), leaves_of(quantized)
         self._run = jax.jit(self._step, donate_argnums=0, compiler_options=dict(COMPILER_OPTIONS[backend()]))
         self._shapes: set[tuple[int, ...]] = set()
 
@@ -105,44 +134,46 @@ class Distiller:
 
     def step(self, state: State, batch: Batch, rate: float) -> tuple[State, Float[Array, ""]]:
         """The state after one batch, and the batch's loss; the state that is given is used up."""
-        ids, lengths = batch
-        self._shapes.add(ids.shape)
-        rows, local = np.unique(ids, return_inverse=True)
-        filled = np.full(ids.size, np.iinfo(np.int32).max, np.int32)  # rows that are none are read and written nowhere
-        filled[: len(rows)] = rows
-        return self._run(state, self._leaves, ids, filled, local.astype(np.int32), lengths, np.float32(rate))
+        self._shapes.add(batch[0].shape)
+        return self._run(state, *self.leaves, lesson(batch), np.float32(rate))
 
     def _step(
-        self,
-        state: State,
-        leaves: tuple[list[Any], list[Any]],
-        ids: Int[Array, "batch tokens"],
-        rows: Int[Array, "found"],
-        local: Int[Array, "batch tokens"],
-        lengths: Int[Array, "batch"],
-        rate: Float[Array, ""],
+        self, state: State, teacher: list[Any], student: list[Any], texts: Lesson, rate: Float[Array, ""]
     ) -> tuple[State, Float[Array, ""]]:
-        goal = _hidden(self._model(leaves[0]), ids, lengths)
-
-        def loss(weights: Weights) -> Float[Array, ""]:
-            student = self._model(leaves[1])
-            for path, of in weights.latents.items():
-                weight = value(of, self._specs[path])
-                parameter(student, path).set_value(weight.T if path.endswith(".kernel") else weight)
-            for path, plain in weights.plain.items():
-                parameter(student, path).set_value(plain)
-            hidden = _hidden(student, local if TABLE in self._specs else ids, lengths)
-            return distance(hidden, goal, lengths, self._pooling)
-
+        goal = self.goal(teacher, texts)
         parts = state.weights, state.mean, state.square
-        taken, mean, square = (_rows_of(part, rows) for part in parts)
-        found, gradient = jax.value_and_grad(loss)(taken)
+        taken, mean, square = (rows_of(part, texts.rows) for part in parts)
+        loss, gradient = jax.value_and_grad(self.loss)(taken, student, goal, texts)
         adam: Any = optax.ScaleByAdamState(state.steps, cast(Any, mean), cast(Any, square))
         update, adam = ADAM.update(gradient, adam)
         moved = jax.tree.map(lambda w, u, r: w - rate * r * u, taken, update, self._rates(taken))
         moved = moved._replace(latents={p: bounded(each, self._specs[p]) for p, each in moved.latents.items()})
         new = zip(parts, (moved, adam.mu, adam.nu), strict=True)
-        return State(*(_put_rows(whole, part, rows) for whole, part in new), steps=adam.count), found
+        return State(*(_put_rows(whole, part, texts.rows) for whole, part in new), steps=adam.count), loss
+
+    def goal(self, teacher: list[Any], texts: Lesson) -> list[Float[Array, "batch tokens width"]]:
+        """Hidden states of the float model, of these leaves."""
+        return _hidden(self._model(teacher), texts.ids, texts.lengths)
+
+    def loss(
+        self, weights: Weights, student: list[Any], goal: list[Float[Array, "batch tokens width"]], texts: Lesson
+    ) -> Float[Array, ""]:
+        """How far the quantized model is from the goal.
+
+        Args:
+            weights: that are trained; of the table, the rows of these texts.
+            student: leaves of the quantized model, of which those that are trained are not read.
+            goal: of the float model.
+            texts: one batch.
+        """
+        model = self._model(student)
+        for path, of in weights.latents.items():
+            weight = value(of, self._specs[path])
+            parameter(model, path).set_value(weight.T if path.endswith(".kernel") else weight)
+        for path, plain in weights.plain.items():
+            parameter(model, path).set_value(plain)
+        hidden = _hidden(model, texts.local if TABLE in self._specs else texts.ids, texts.lengths)
+        return distance(hidden, goal, texts.lengths, self._pooling)
 
     def _model(self, leaves: list[Any]) -> Bert:
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
@@ -157,13 +188,13 @@ class Distiller:
         return Weights(latents, cast(Any, dict.fromkeys(weights.plain, PLAIN)))
 
 
-def _rows_of(weights: Weights, rows: Int[Array, "found"]) -> Weights:
+def rows_of(weights: Weights, rows: Int[Array, "found"]) -> Weights:
     """The rows of the table that a batch reads; all else whole."""
     return _on_table(weights, lambda whole: whole.at[rows].get(mode="clip"), weights)
 
 
 def _put_rows(weights: Weights, part: Weights, rows: Int[Array, "found"]) -> Weights:
-    """A part that `_rows_of` took, put back."""
+    """A part that `rows_of` took, put back."""
     return _on_table(part, lambda whole, some: whole.at[rows].set(some, mode="drop"), weights, part)
 
 

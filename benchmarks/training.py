@@ -1,0 +1,76 @@
+"""What a training step takes, and its parts: MiniLM at two bits, 2,048 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from benchmarks.timing import Result, race
+
+TOKENS, LENGTH, ROUNDS = 2048, 27, 7
+
+
+def train() -> Iterator[Result]:
+    """The step, and the programs of its parts, side by side."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import aq_jax as aq
+    from aq_jax.calibration.distill import Distiller, lesson, rows_of
+    from aq_jax.calibration.layerwise import parameter
+    from aq_jax.calibration.text import built_in_sentences, padded, tokenized
+    from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
+    from aq_jax.nn.bert import Bert
+    from aq_jax.nn.load import read_tokenizer
+    from benchmarks.inference import encoder, table
+
+    folder = table("float32").parent
+    model = cast(Bert, encoder("float32").model)
+    config = aq.QuantizationConfig("int2", group_size=128, symmetric=False, rotate=True)
+    paths = ["word.embedding"] + [
+        f"layers.{layer}.{name}.kernel"
+        for layer in range(len(model.layers))
+        for name in ("query", "key", "value", "out", "up", "down")
+    ]
+    weights = {path: parameter(model, path)[...] for path in paths}
+    turned = {path: w.T if path.endswith(".kernel") else w for path, w in weights.items()}
+    solved = {path: cast(aq.QTensor, aq.quantize(w, config)) for path, w in turned.items()}
+    vectors = {
+        ".".join(map(str, path)): leaf[...]
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+        if leaf.ndim == 1
+    }
+    rows = TOKENS // LENGTH
+    ids = tokenized(built_in_sentences()[:rows], read_tokenizer(folder, model.config.vocab_size), LENGTH)
+    batch = padded(ids, rows, LENGTH)
+    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, "mean")
+    state, texts = [distiller.start(model, solved, vectors)], lesson(batch)
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS[backend()]))
+
+    def step() -> None:
+        state[0], loss = distiller.step(state[0], batch, 1e-3)
+        loss.block_until_ready()
+
+    teacher, student = distiller.leaves
+    goal = compiled(distiller.goal)(teacher, texts)
+    taken = rows_of(jax.tree.map(jnp.copy, state[0].weights), texts.rows)
+    programs = {
+        "teacher": (compiled(distiller.goal), (teacher, texts)),
+        "forward": (compiled(distiller.loss), (taken, student, goal, texts)),
+        "gradient": (compiled(jax.grad(distiller.loss)), (taken, student, goal, texts)),
+    }
+    calls = {name: lambda f=f, a=a: jax.block_until_ready(f(*a)) for name, (f, a) in programs.items()}
+    times = race(calls | {"step": step}, ROUNDS)
+    whole = times["step"].median
+    yield Result("training step, 2,048 tokens", whole, "s", "reported", "", f"first call +{times['step'].first:.1f} s")
+    parts = {
+        "the float model": times["teacher"].median,
+        "forwards": times["forward"].median,
+        "backwards": times["gradient"].median - times["forward"].median,
+    }
+    parts["optimizer and the rest"] = whole - sum(parts.values())
+    for name, seconds in parts.items():
+        yield Result(f"training step: {name}", seconds / whole, "of it", "reported", "")
