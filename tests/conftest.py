@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,12 @@ CHECKED = [
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
+# What one test has compiled is not compiled again by another, in this process or any that it starts.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="aq_jax_xla")
+    os.environ |= {CACHE: _folder.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+
 # `import oracle` works in every folder of tests.
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -38,7 +45,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("aq_jax")
 
-CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 STRICT_FOLDERS = ("core", "solvers")
 
 
@@ -52,22 +58,6 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is compiled again in a module is read from a folder, as between two runs of the command line."""
-    import jax
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    for name, value in zip(CACHE, (str(tmp_path_factory.mktemp("xla")), 0.2), strict=True):
-        jax.config.update(name, value)
-    reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()
 
 
 @pytest.fixture

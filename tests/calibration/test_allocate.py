@@ -24,8 +24,6 @@ from aq_jax.calibration.allocate import frontier, stored_bits
 from aq_jax.configfile import load_plan
 from aq_jax.jobs import inspect_table
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 # Whole numbers as errors, so that sums are exact and ties are ties.
 TENSORS = st.lists(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9).map(float)), min_size=1, max_size=4), min_size=1, max_size=5

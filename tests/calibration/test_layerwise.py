@@ -23,7 +23,6 @@ from aq_jax.jobs import inspect_table
 from aq_jax.nn.bert import NAMES, Bert, BertConfig, pool
 from aq_jax.nn.weights import abstract, fill
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
 LINEARS = ("query", "key", "value", "out", "up", "down")
 PATHS = [f"layers.{i}.{name}.kernel" for i in range(2) for name in LINEARS]

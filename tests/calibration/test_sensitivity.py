@@ -14,7 +14,6 @@ from aq_jax.calibration.walk import Walk
 from aq_jax.nn.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.weights import abstract, fill
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
 SENTENCES = [[2, *np.random.default_rng(n).integers(5, 60, 1 + n % 9).tolist(), 3] for n in range(70)]
 TOKENS = np.unique([i for ids in SENTENCES for i in ids])

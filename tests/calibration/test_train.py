@@ -22,7 +22,6 @@ from aq_jax.calibration.train import Shuffled
 from aq_jax.configfile import load_config
 from aq_jax.jobs import inspect_table
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 CONFIG = """
 source = "model"
