@@ -1,9 +1,13 @@
 # make demo    quantize the real MiniLM to 8 and 2 bits and print what came of it
+# make validate    convert MiniLM in five widths and judge each by its thresholds
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
-# make test-all, lint, bench
+# make test-all, lint
+# make bench   speed, size and fit beside other libraries, in 3 minutes (SUITE=full: in 20; NAMES="qdot load": only those)
 
 PYTHON ?= python3
 TORCH ?= yes
+SUITE ?= quick
+NAMES ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -13,10 +17,13 @@ DEV := $(VENV)/dev-$(TORCH)
 
 export AQ_JAX_TEST_TORCH := $(TORCH)
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo validate test test-all lint bench clean
 
 demo: $(VENV)/base
 	$(BIN)/python -m benchmarks.demo
+
+validate: $(VENV)/base
+	$(BIN)/aq-jax validate configs/validate_minilm.toml
 
 test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow" -rs $(PARALLEL)
@@ -29,8 +36,8 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(DEV)
-	$(BIN)/python -m benchmarks
+bench: $(DEV) $(VENV)/bench-$(TORCH)
+	$(BIN)/python -m benchmarks --suite $(SUITE) $(NAMES)
 
 clean:
 	rm -rf $(VENV) build dist
@@ -48,4 +55,11 @@ $(VENV)/dev-yes: $(VENV)/base
 
 $(VENV)/dev-no: $(VENV)/base
 	$(PIP) --editable ".[dev]"
+	touch $@
+
+# One by one: what cannot be installed here is left out of the comparison, and the rest is there.
+$(VENV)/bench-$(TORCH): $(DEV) benchmarks/requirements.txt
+	sed '/^#/d' benchmarks/requirements.txt | while read -r peer; do \
+		$(PIP) --no-deps "$$peer" || echo "bench: $$peer is left out"; \
+	done
 	touch $@

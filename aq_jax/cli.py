@@ -147,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", _verify, "compare every row of a table with its digest")
     sub.add_argument("file", metavar="FILE")
 
+    sub = command(
+        "validate", _validate, "convert a model as a TOML config's cases say, and judge each by its thresholds"
+    )
+    sub.add_argument("config", metavar="CONFIG.toml")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as sentences=100")
+
     sub = command("embed", _embed, "embed the lines of a text file with an encoder, such as MiniLM")
     sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
     sub.add_argument("--input", required=True, metavar="FILE", help="one text a line; - reads the standard input")
@@ -248,6 +254,24 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE if verdict.ok else NO
 
 
+def _validate(args: argparse.Namespace) -> int:
+    from aq_jax.evaluate.config import load_validation
+    from aq_jax.evaluate.report import case_table, failed_table, verdict
+
+    config = load_validation(args.config, tuple(args.set))
+    with _notes(), _progress_bar(args.json) as progress:
+        report = jobs.validate(config, progress)
+    if args.json:
+        _say(json.dumps(report))
+        return DONE if report["ok"] else NO
+    for header, rows in (case_table(report), failed_table(report)):
+        if rows:
+            _table(header, rows)
+            _say("")
+    _say(f"{verdict(report)}; see {_clean(str(Path(config.folder, 'report.html')))}")
+    return DONE if report["ok"] else NO
+
+
 def _embed(args: argparse.Namespace) -> int:
     texts = _read_lines(args.input)
     with _notes(), _progress_bar(args.json, "texts") as progress:
@@ -307,7 +331,7 @@ def _print_written(done: Written, as_json: bool) -> int:
         t = done.training
         _say(
             f"trained {t['steps']} steps on {t['texts']} lines, until {t['stopped']}; cosine {t['cosine_before']:.4f} "
-            f"before, {t['cosine']:.4f} after, on {t['held_out']} other lines of the text"
+            f"before, {t['cosine']:.4f} after, on the {t['held_out']} other lines that the best was chosen by"
         )
     for why in done.kept.values():
         _say(f"kept unquantized: {_clean(why)}")
@@ -361,13 +385,13 @@ def _print_plan(
     return DONE
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[str, ...]) -> None:
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[str, ...] | None = None) -> None:
     """Aligned columns, numbers to the right; plain text, so that it can be piped."""
-    lines = [header, *(tuple(map(_clean, row)) for row in rows), footer]
+    lines = [header, *(tuple(map(_clean, row)) for row in rows), *([footer] if footer else [])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for n, line in enumerate(lines):
         cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        if n in (1, len(lines) - 1):
+        if n == 1 or (footer and n == len(lines) - 1):
             _say("-" * (sum(widths) + 2 * len(widths) - 2))
         _say("  ".join(cells).rstrip())
 

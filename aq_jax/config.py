@@ -366,8 +366,9 @@ class TrainingConfig:
             how fast the machine is. 0 for no limit.
         sentences: how many lines of `calibration.text`, at most; those of the calibration are among them.
         held_out: how many other lines the best weights of the run are chosen by; a tenth of all, if there are few.
-        patience: of the run's 20 evaluations on those, how many may pass without a better one.
-        batch_tokens: tokens of a step, padding counted.
+        patience: of the run's 20 evaluations on those, how many may pass without a better one; then the run goes on
+            with its last fifth, in which the learning rate is low.
+        batch_tokens: tokens of a step, padding counted; at least one text.
         learning_rate: how far a code may move in a step, of the distance between two codes.
 
     Raises:
@@ -381,7 +382,7 @@ class TrainingConfig:
     minutes: float = 50
     sentences: int = 2**17
     held_out: int = 256
-    patience: int = 15
+    patience: int = 10
     batch_tokens: int = 2048
     learning_rate: float = 0.005
 

@@ -7,9 +7,9 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from aq_jax.config import (
     AllocationConfig,
@@ -20,6 +20,8 @@ from aq_jax.config import (
     TrainingConfig,
 )
 from aq_jax.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -39,11 +41,20 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
     >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
     QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0)
     """
+    return load_toml(path, sets, parse_config)
+
+
+def load_toml(path: str | Path, sets: tuple[str, ...], parse: Callable[[dict[str, Any], str], T]) -> T:
+    """What `parse` makes of a TOML file's tables, assignments made, and of the file's name.
+
+    Raises:
+        ConfigError, OSError: as `load_config`.
+    """
     tree = _read(path)
     try:
         for assignment in sets:
             _assign(tree, assignment)
-        return parse_config(tree, where=str(path))
+        return parse(tree, str(path))
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
@@ -82,7 +93,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _overrides(tables: list[Any], where: str) -> tuple[Override, ...]:
-    return tuple(_build(Override, table, f"{where}: override {i + 1}") for i, table in enumerate(tables))
+    return tuple(build(Override, table, f"{where}: override {i + 1}") for i, table in enumerate(tables))
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:
@@ -96,14 +107,14 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
         raise ConfigError(f"{where}: [[override]] without [quantization]: there is nothing to override")
     if quantization is not None:
         parsed = _overrides(overrides, where)
-        quantization = _build(QuantizationConfig, quantization, f"{where}: quantization", overrides=parsed)
-    calibration = _build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
+        quantization = build(QuantizationConfig, quantization, f"{where}: quantization", overrides=parsed)
+    calibration = build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
     tables = {"quantization": quantization, "calibration": calibration}
     for key, kind in (("allocate", AllocationConfig), ("train", TrainingConfig)):
         given = top.pop(key, None)
-        tables[key] = None if given is None else _build(kind, given, f"{where}: {key}")
+        tables[key] = None if given is None else build(kind, given, f"{where}: {key}")
     known = ("source", "output", "compression", "allow_pickle", "plan", *tables, "override")
-    return _build(ConversionConfig, top, where, known=known, **tables)
+    return build(ConversionConfig, top, where, known=known, **tables)
 
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
@@ -126,8 +137,22 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     node[parts[-1]] = value
 
 
-def _build(cls: type, given: object, where: str, known: tuple[str, ...] | None = None, **extra: object) -> Any:
-    """A dataclass from a TOML table, refusing unknown keys and wrong types by name."""
+def build(cls: type, given: object, where: str, known: tuple[str, ...] | None = None, **extra: object) -> Any:
+    """A dataclass from a TOML table, refusing unknown keys and wrong types by name.
+
+    Args:
+        cls: the dataclass.
+        given: the table.
+        where: what errors begin with.
+        known: the keys that errors list; by default the fields.
+        extra: fields that the table does not give.
+
+    Raises:
+        ConfigError: for unknown, missing and refused keys, and for values of another type.
+
+    >>> build(CalibrationConfig, {"seed": 3}, "c.toml: calibration").seed
+    3
+    """
     if not isinstance(given, dict):
         raise ConfigError(f"{where}: wanted a table of keys, found {given!r}")
     hints = typing.get_type_hints(cls)

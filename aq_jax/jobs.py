@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from aq_jax.calibration.plan import Allocation
     from aq_jax.core.dispatch import Activations
+    from aq_jax.evaluate.config import ValidationConfig
     from aq_jax.pipeline import Progress, Solved, Source, Written
 
 
@@ -82,13 +83,9 @@ def _solver(
     from aq_jax.calibration.plan import LAST
     from aq_jax.calibration.solve import Training, solve_model
 
-    measure = training = None
-    if allocation is not None:
-        measure = allocation.record
-        if train is not None:  # the sentences that the plan was made and is judged by are not trained on
-            train = replace(train, held_out=max(train.held_out, (1 + LAST) * allocation.goal.sentences))
-    if train is not None:
-        training = Training(train, checkpoints)
+    measure = None if allocation is None else allocation.record
+    planned_on = 0 if allocation is None else (1 + LAST) * allocation.goal.sentences  # and judged by: not trained on
+    training = None if train is None else Training(train, checkpoints, planned_on)
     return lambda source, folder: solve_model(source, folder, config, calibration, progress, measure, training)
 
 
@@ -405,6 +402,31 @@ def verify_table(path: str | os.PathLike[str]) -> Verdict:
                 good += 1
                 unchecked += info.digest is None
     return Verdict(str(path), good, unchecked, tuple(errors))
+
+
+def validate(config: ValidationConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Convert a model as each case says, judge what comes of it, and write report.json, report.md and report.html.
+
+    Args:
+        config: from `evaluate.config.load_validation`, or made by hand.
+        progress: called with what is being done, its size, and the size of all.
+
+    Returns:
+        The report, as docs/validation.md describes it; `report["ok"]` is the verdict.
+
+    Raises:
+        ConfigError, FormatError, AqError: see `evaluate.validation.validate`.
+
+    >>> from aq_jax.evaluate.config import load_validation  # doctest: +SKIP
+    >>> validate(load_validation("configs/validate_minilm.toml"))["ok"]  # doctest: +SKIP
+    True
+    """
+    from aq_jax.evaluate.report import write_report
+    from aq_jax.evaluate.validation import validate
+
+    report = validate(config, convert, inspect_table, verify_table, progress)
+    write_report(report, config.folder)
+    return report
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
 from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, write_model
+from aq_jax.store import TableWriter
 from aq_jax.store.files import replacing
 
 PACKAGE = "package:"
@@ -93,6 +94,7 @@ def to_table(
     """
     folder = resolve_source(model_dir)
     check_side_files(folder, Path(path).parent)
+    TableWriter(path, version=2 if config else 1, compression=compression)  # refuses what could not be written
     with open_checkpoint(folder, allow_pickle) as checkpoint:
         solved = solve(checkpoint, folder) if solve else None
         done = write_model(checkpoint, path, config, solved=solved, compression=compression, progress=progress)

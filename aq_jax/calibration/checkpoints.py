@@ -2,43 +2,78 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from blake3 import blake3
 from orbax.checkpoint import v1 as ocp
 
-from aq_jax.errors import ConfigError, IntegrityError
+from aq_jax.errors import AqError, ConfigError, IntegrityError
 
 T = TypeVar("T")
+LOCK = "lock"
 
 
 class Checkpoints:
-    """The last checkpoint of one training.
+    """The last checkpoint of one training: a context, in which no other process trains there.
 
     Args:
-        folder: is made when something is saved.
-        of: what the training depends on; a folder of another is refused.
+        folder: is made, and removed again if nothing was saved in it.
+        of: what the training depends on; a checkpoint of another is refused.
 
     >>> import tempfile
-    >>> store = Checkpoints(Path(tempfile.mkdtemp(), "run"), {"seed": 0})
-    >>> store.save(1, {"w": np.ones(3)}, {"seconds": 2.5})
-    >>> store.load({"w": np.zeros(3)})
+    >>> with Checkpoints(Path(tempfile.mkdtemp(), "run"), {"seed": 0}) as store:
+    ...     store.save(1, {"w": np.ones(3)}, {"seconds": 2.5})
+    ...     store.load({"w": np.zeros(3)})
     (1, {'w': array([1., 1., 1.])}, {'seconds': 2.5})
     """
 
     def __init__(self, folder: Path, of: Mapping[str, Any]) -> None:
         self.folder, self._of = folder.absolute(), dict(of)
+        self._steps = self.folder / "steps"
+
+    def __enter__(self) -> Checkpoints:
+        """Take the folder.
+
+        Raises:
+            ConfigError: if it is no folder of checkpoints, or another process has it.
+        """
+        if self.folder.exists() and not (self.folder / LOCK).is_file():
+            raise ConfigError(f"{self.folder}: is there, and is no training's; move it, or choose another output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ConfigError(
+                f"{self.folder}: another process trains here; wait for it, or choose another output"
+            ) from None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._steps.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
-        """Write a pytree of arrays, and then remove what was there before."""
+        """Write a pytree of arrays, and then remove what was there before.
+
+        Raises:
+            AqError: if it cannot be written.
+        """
         leaves = jax.device_get(jax.tree.leaves(state))
         known = {"of": self._of, "notes": dict(notes), "digest": _digest(leaves)}
-        with self._open() as checkpointer:
-            checkpointer.save(step, leaves, custom_metadata=known, overwrite=True)
+        try:
+            with self._open() as checkpointer:
+                checkpointer.save(step, leaves, custom_metadata=known, overwrite=True)
+        except (ValueError, OSError) as error:  # of a full disk Orbax says ValueError
+            raise AqError(f"{self.folder}: the checkpoint of step {step} cannot be written: {_short(error)}") from None
 
     def load(self, like: T) -> tuple[int, T, dict[str, Any]] | None:
         """Step, state and notes of the last checkpoint; None if there is none.
@@ -47,41 +82,47 @@ class Checkpoints:
             like: a pytree of the shapes and types that were saved.
 
         Raises:
-            ConfigError: if the folder is of another training.
+            ConfigError: if it is of another training.
             IntegrityError: if what is read is not what was written.
         """
-        if not self.folder.exists():
+        if not self._steps.exists():
             return None
         leaves, tree = jax.tree.flatten(like)
-        with self._open() as checkpointer:
-            last = checkpointer.latest
-            if last is None:
-                return None
-            known = checkpointer.metadata(last).custom_metadata
-            if not isinstance(known, dict) or known.get("of") != self._of:
-                found = known.get("of") if isinstance(known, dict) else known
-                raise ConfigError(
-                    f"{self.folder}: found a training of {found}; wanted {self._of}, which it could go on with; remove "
-                    "the folder to begin anew"
-                )
-            try:
-                read = checkpointer.load(last, [np.empty(leaf.shape, leaf.dtype) for leaf in leaves])
-            except (ValueError, OSError, KeyError) as error:
-                raise IntegrityError(f"{self._where(last.step)}: {error}; remove the folder to begin anew") from None
-        read = jax.device_get(read)
-        if _digest(read) != known.get("digest"):
+        try:
+            with self._open() as checkpointer:
+                last = checkpointer.latest
+                if last is None:
+                    return None
+                known = cast(Any, checkpointer.metadata(last).custom_metadata)
+                of, notes, digest = known["of"], known["notes"], known["digest"]
+                read: Any = []
+                if of == self._of:
+                    read = checkpointer.load(last, [np.empty(leaf.shape, leaf.dtype) for leaf in leaves])
+        except Exception as error:  # Orbax raises what its parts do
             raise IntegrityError(
-                f"{self._where(last.step)}: is not what was written; wanted digest {known.get('digest')}, found "
-                f"{_digest(read)}; remove the folder to begin anew"
+                f"{self.folder}: holds no whole checkpoint: {_short(error)}; remove the folder to begin anew"
+            ) from None
+        if of != self._of:
+            raise ConfigError(
+                f"{self.folder}: found a training of {of}; wanted {self._of}, which it could go on with; remove the "
+                "folder to begin anew"
             )
-        return last.step, jax.tree.unflatten(tree, read), known["notes"]
-
-    def _where(self, step: int) -> Path:
-        return self.folder / str(step)
+        read = jax.device_get(read)
+        if _digest(read) != digest:
+            raise IntegrityError(
+                f"{self.folder}: the checkpoint of step {last.step} is not what was written; wanted digest {digest}, "
+                f"found {_digest(read)}; remove the folder to begin anew"
+            )
+        return last.step, jax.tree.unflatten(tree, read), notes
 
     def _open(self) -> ocp.training.Checkpointer:
         keep: Any = ocp.training.preservation_policies.LatestN(1)
-        return ocp.training.Checkpointer(str(self.folder), preservation_policy=keep, cleanup_tmp_directories=True)
+        return ocp.training.Checkpointer(str(self._steps), preservation_policy=keep, cleanup_tmp_directories=True)
+
+
+def _short(error: Exception) -> str:
+    """The beginning of an error: Orbax's are pages."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _digest(leaves: list[np.ndarray]) -> str:

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.latent import Latent, bounded, latent, value
-from aq_jax.calibration.layerwise import parameter
+from aq_jax.calibration.layerwise import parameter, weight_of
 from aq_jax.calibration.text import Batch
 from aq_jax.calibration.walk import mask_of
 from aq_jax.config import QuantSpec
@@ -124,10 +124,7 @@ class Distiller:
             solved: of the paths of `specs`.
             plain: norms and biases that are trained, by path.
         """
-        latents = {}
-        for path in self._specs:
-            weight = parameter(model, path)[...]
-            latents[path] = latent(solved[path], weight.T if path.endswith(".kernel") else weight)
+        latents = {path: latent(solved[path], weight_of(model, path)) for path in self._specs}
         weights = Weights(latents, {path: jnp.array(each) for path, each in plain.items()})
         zeros = jax.tree.map(jnp.zeros_like, weights)
         return State(weights, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.int32))

@@ -55,7 +55,9 @@ def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     codes = packing.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     w = (rotate(w, q.spec.rotation) if q.spec.rotation else w).reshape(*q.scale.shape, -1)
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
-    return Latent(jnp.clip(wanted, codes - START, codes + START), jnp.log(q.scale), q.zero_point)
+    # The scale of a group of zeros is 1, and a code that moved would be a weight like no other.
+    scale = jnp.where((w == 0).all(-1), jnp.median(q.scale), q.scale)
+    return Latent(jnp.clip(wanted, codes - START, codes + START), jnp.log(scale), q.zero_point)
 
 
 @partial(jax.jit, static_argnames="spec")

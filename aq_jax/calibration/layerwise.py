@@ -11,7 +11,7 @@ of a row in one direction or another changes the hidden states in the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ def calibrate(
     specs: Mapping[str, QuantSpec],
     batches: Sequence[Batch],
     config: CalibrationConfig,
+    searched: Callable[[str], Array],
     progress: Progress | None = None,
 ) -> Calibrated:
     """Solve the weights of a model by GPTQ, each under what it is given.
@@ -71,24 +72,28 @@ def calibrate(
         specs: of the weights to solve, by path: "layers.0.query.kernel", "word.embedding".
         batches: of token ids (`calibration.text.padded_batches`).
         config: correction, damping and seed.
+        searched: what a weight that cannot be solved will be instead, by path.
         progress: called with a path, its bytes in float32, and the bytes of all.
 
     Raises:
         AqError: if a weight is given numbers that are not finite, by path.
     """
     done = Calibrated(tokens=int(sum(lengths.sum() for _, lengths in batches)))
-    values = {path: parameter(model, path) for path in specs}
-    total = sum(4 * value.size for value in values.values())
+    total = sum(4 * parameter(model, path).size for path in specs)
+
+    def fall_back(path: str, why: str) -> None:
+        done.fallbacks[path] = why
+        put_weight(quantized, path, searched(path))
 
     def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
         q = gptq_tiled(target, under, specs[path])
         value = dequantize(jax.device_put(q))
         bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
         if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
-            done.fallbacks[path] = "its weights want scales that float32 does not hold"
+            fall_back(path, "its weights want scales that float32 does not hold")
             return
         done.weights[path] = q
-        parameter(quantized, path)[...] = value.T if path.endswith(".kernel") else value
+        put_weight(quantized, path, value)
         done.errors[path] = float(_relative(value, weight, moment))
         if progress is not None:
             progress(path, 4 * weight.size, total)
@@ -98,7 +103,7 @@ def calibrate(
     for path in embeddings:
         moment = moments.get(path.removesuffix(".embedding"))
         if moment is not None:
-            weight = np.asarray(values[path][...])
+            weight = np.asarray(weight_of(model, path))
             put(path, weight, metric(moment, config.damping, specs[path].rotation), weight)
     walk = Walk(model, quantized, batches)
     for layer in range(len(model.layers)):
@@ -112,16 +117,17 @@ def calibrate(
             if not np.isfinite(size):
                 raise AqError(f"{paths[0]}: is given numbers that are not finite when the model runs on the text")
             if size == 0:
-                done.fallbacks |= dict.fromkeys(paths, "it was given nothing but zeros on this text")
+                for path in paths:
+                    fall_back(path, "it was given nothing but zeros on this text")
                 continue
             move = _correction(sums, config.damping) * config.correction
             metrics = {block: metric(moment, config.damping, block) for block in {specs[p].rotation for p in paths}}
             for path in paths:
-                weight = np.asarray(values[path][...]).T
+                weight = np.asarray(weight_of(model, path))
                 put(path, weight, metrics[specs[path].rotation], np.asarray(weight + weight @ move))
         walk.advance()
     for path in specs.keys() - done.weights.keys() - done.fallbacks.keys():
-        done.fallbacks[path] = "the model does not use it, or uses it outside its layers"
+        fall_back(path, "the model does not use it, or uses it outside its layers")
     done.compiles = walk.compiles
     return done
 
@@ -196,3 +202,20 @@ def parameter(model: Model, path: str) -> nnx.Param:
     for part in path.split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
     return found
+
+
+def weight_of(model: Model, path: str) -> Array:
+    """A weight as tables have it: kernels as [outputs, inputs]."""
+    value = parameter(model, path)[...]
+    return value.T if path.endswith(".kernel") else value
+
+
+def put_weight(model: Model, path: str, value: Array) -> None:
+    """Put a weight, as tables have it, into a model."""
+    parameter(model, path)[...] = jnp.asarray(value.T if path.endswith(".kernel") else value)
+
+
+def vectors(model: Model) -> dict[str, Array]:
+    """Copies of norms and biases, by path."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): jnp.array(leaf[...]) for path, leaf in flat if leaf.ndim == 1}

@@ -15,6 +15,7 @@ import numpy as np
 from blake3 import blake3
 from jaxtyping import Array
 
+from aq_jax import __version__
 from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.layerwise import Calibrated, calibrate
 from aq_jax.calibration.sensitivity import Outputs
@@ -34,13 +35,22 @@ from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.screen import is_quantizable
 
+FEW = 64  # lines; with fewer, training is said to have had few
+
 
 @dataclass(frozen=True)
 class Training:
-    """That a model is trained, and where an interrupted training is found again."""
+    """That a model is trained.
+
+    Args:
+        config: how long, and how fast.
+        checkpoints: the folder in which an interrupted training is found again.
+        reserved: lines after those of the calibration that something else is measured on.
+    """
 
     config: TrainingConfig
     checkpoints: Path
+    reserved: int = 0
 
 
 def solve_model(
@@ -54,7 +64,8 @@ def solve_model(
 ) -> Solved:
     """Solve by GPTQ what a config asks for; the other weights are quantized as the config says while the model runs.
 
-    Two copies of the model in float32, and the hidden states of the text twice, are in memory.
+    Two copies of the model in float32 are in memory, the hidden states of the text twice, and what the linears of one
+    layer are given: in all some ten times the hidden states, which are 4 bytes * width a token.
 
     Args:
         source: of float weights.
@@ -74,7 +85,7 @@ def solve_model(
     architecture, names = read_names(source, folder)
     if training is not None and not isinstance(architecture.config, BertConfig):
         raise ConfigError(f"[train]: found {architecture.fields.get('model_type')}; wanted an encoder, such as BERT")
-    text, *lessons = drawn(calibration, training.config if training else None)
+    text, *further = drawn(calibration, training)
     ids, sentences = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_quantizable(shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
@@ -95,26 +106,36 @@ def solve_model(
         if progress is not None:
             progress(f"calibrating {names[path]}", size, total)
 
-    done = calibrate(model, quantized, specs, padded_batches(ids), calibration, report)
+    def searched(path: str) -> Array:
+        name = names[path]
+        policy = dataclasses.replace(asked[name], solver="search")
+        value = quantize_tree({name: weights[name]}, policy)[name]
+        return dequantize(value) if isinstance(value, QTensor) else value
+
+    done = calibrate(model, quantized, specs, padded_batches(ids), calibration, searched, report)
     seconds, trained = time.perf_counter() - start, None
     if training is not None:
         if not done.weights:
             raise ConfigError(f"[train]: found no calibrated weight in {folder}; wanted one, which could be trained")
-        held, taught = (read_ids(each.lines, folder, architecture, calibration)[0] for each in lessons)
-        of = _fingerprint(weights, config, calibration, training.config, lessons[1])
+        dtypes = {path: source.shapes[name][1] for path, name in names.items()}
 
         def stored(plain: dict[str, Array]) -> dict[str, Array]:
-            given = {names[path]: each.astype(source.shapes[names[path]][1]) for path, each in plain.items()}
-            kept = quantize_tree(given, config)
-            return {path: jnp.asarray(kept[names[path]], jnp.float32) for path in plain}
+            kept = quantize_tree({names[p]: np.asarray(each).astype(dtypes[p]) for p, each in plain.items()}, config)
+            return {path: jnp.asarray(np.asarray(kept[names[path]], np.float32)) for path in plain}
 
-        trained = train(
-            cast(Bert, model), cast(Bert, quantized), done.weights, taught,
-            Outputs(model, padded_batches(held), sentences.pooling), sentences.pooling, training.config,
-            calibration.seed, Checkpoints(training.checkpoints, of), stored, progress,
-        )  # fmt: skip
+        held, taught = (read_ids(each.lines, folder, architecture, calibration)[0] for each in further)
+        settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, dataclasses.asdict(sentences)]
+        of = _fingerprint(weights, settings, training.config, [taught, held])
+        with Checkpoints(training.checkpoints, of) as checkpoints:
+            trained = train(
+                cast(Bert, model), cast(Bert, quantized), done.weights, taught,
+                Outputs(model, padded_batches(held), sentences.pooling), sentences.pooling, training.config,
+                calibration.seed, checkpoints, stored, progress,
+            )  # fmt: skip
         done.weights = trained.weights
-        trained.record |= {"held_out": len(held), "text": lessons[1].record()}
+        trained.record |= {"held_out": len(held), "text": further[1].record()}
+        if len(taught) < FEW or len(held) < FEW // 4:
+            trained.notes.append(f"trained on {len(taught)} lines, and judged by {len(held)}: take more text")
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
     record = text.record() | {
@@ -124,7 +145,7 @@ def solve_model(
     return Solved(
         weights={names[path]: q for path, q in done.weights.items()},
         fallbacks=fallbacks,
-        notes=tuple(notes_of(text, done)),
+        notes=(*notes_of(text, done), *(trained.notes if trained else ())),
         record=record,
         seconds=seconds,
         allocation=measure(quantized) if measure is not None else None,
@@ -136,36 +157,34 @@ def solve_model(
     )
 
 
-def drawn(calibration: CalibrationConfig, training: TrainingConfig | None) -> list[Text]:
+def drawn(calibration: CalibrationConfig, training: Training | None) -> list[Text]:
     """The lines to calibrate on; with training, those by which it is judged, and those to train on, too.
 
-    Those of the calibration are trained on, too; those that training is judged by are in nothing else.
+    Those of the calibration are trained on, too; those that training is judged by, and those that it reserves, are not.
 
     Raises:
         ConfigError: for text that is none, or too little for both.
     """
     if training is None:
         return [read_text(calibration)]
-    most = min(calibration.sentences + training.held_out + training.sentences, 2**24)
+    config, first = training.config, calibration.sentences
+    most = min(first + training.reserved + config.held_out + config.sentences, 2**24)
     text = read_text(dataclasses.replace(calibration, sentences=most))
-    lines = text.lines
+    lines = text.lines[:first] + text.lines[first + training.reserved :]
     if len(lines) < 2:
         raise ConfigError(
-            f"calibration.text = {calibration.text!r}: found one line; wanted more, to train and to judge"
+            f"calibration.text = {calibration.text!r}: found {len(lines)} line to train with; wanted more, to train "
+            "and to judge"
         )
-    held_out = min(training.held_out, max(1, len(lines) // 10))
-    first = min(calibration.sentences, len(lines) - held_out)
+    held_out = min(config.held_out, max(1, len(lines) // 10))
+    first = min(first, len(lines) - held_out)
     calibrated, held = lines[:first], lines[first : first + held_out]
-    taught = (calibrated + lines[first + held_out :])[: training.sentences]
+    taught = (calibrated + lines[first + held_out :])[: config.sentences]
     return [dataclasses.replace(text, lines=each) for each in (calibrated, held, taught)]
 
 
 def _fingerprint(
-    weights: Mapping[str, Array],
-    config: QuantizationConfig,
-    calibration: CalibrationConfig,
-    training: TrainingConfig,
-    text: Text,
+    weights: Mapping[str, Array], settings: list[Any], training: TrainingConfig, texts: Sequence[list[list[int]]]
 ) -> dict[str, str]:
     """What decides how each step of a training goes; not when it ends."""
     state = blake3()
@@ -173,11 +192,11 @@ def _fingerprint(
         state.update(name.encode())
         state.update(np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8).data)
     ends = dict.fromkeys(("steps", "minutes", "patience"))
-    settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, dataclasses.asdict(training) | ends]
+    asked = [__version__, *settings, dataclasses.asdict(training) | ends]
     return {
         "weights": state.hexdigest(length=16),
-        "settings": blake3(json.dumps(settings).encode()).hexdigest(length=16),
-        "text": text.record()["digest"][:32],
+        "settings": blake3(json.dumps(asked).encode()).hexdigest(length=16),
+        "text": blake3(json.dumps(texts).encode()).hexdigest(length=16),
     }
 
 

@@ -68,12 +68,12 @@ def read_text(config: CalibrationConfig) -> Text:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
-    return list(dict.fromkeys(line for line in (raw.strip() for raw in text.splitlines()) if line))
+    return list(dict.fromkeys(line for line in (raw.strip() for raw in text.split("\n")) if line))
 
 
 def built_in_sentences() -> list[str]:
@@ -151,6 +151,7 @@ def padded_lengths(lengths: Sequence[int], shapes: int) -> list[int]:
     [4, 9, 50]
     """
     counts = sorted(Counter(lengths).items())
+    before_each = np.cumsum([0, *(count for _, count in counts)]).tolist()
     # best[j]: the fewest tokens for the j shortest lengths, and the padded lengths that need so few.
     best: list[tuple[int, list[int]]] = [(0, []), *[(sys.maxsize, [])] * len(counts)]
     for _ in range(shapes):
@@ -158,6 +159,6 @@ def padded_lengths(lengths: Sequence[int], shapes: int) -> list[int]:
         for j, (longest, _) in enumerate(counts, 1):
             for i in range(j):
                 if before[i][0] < sys.maxsize:
-                    tokens = before[i][0] + longest * sum(count for _, count in counts[i:j])
+                    tokens = before[i][0] + longest * (before_each[j] - before_each[i])
                     best[j] = min(best[j], (tokens, [*before[i][1], longest]))
     return best[-1][1]

@@ -2,7 +2,8 @@
 
 The learning rate rises over a few steps and then falls along a half cosine with the part of the run that is done: of
 its steps, or of its time, whichever is more. Nearly all that is won is won while it falls, so that a run that is cut
-off by the clock must have fallen, too. Without a limit of time a run depends on its seed alone.
+off by the clock must have fallen, too. And so, where held-out texts get no better for a while, a run does not stop but
+goes on with its last part. Without a limit of time a run depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
 from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.distill import Distiller, State
 from aq_jax.calibration.latent import settled
-from aq_jax.calibration.layerwise import parameter
+from aq_jax.calibration.layerwise import put_weight, vectors
 from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import Batch, padded, padded_lengths
 from aq_jax.config import QuantSpec, TrainingConfig
@@ -34,6 +34,7 @@ from aq_jax.pipeline import Progress
 
 SHAPES = 6  # of batches: each is a program more, and less padding
 EVALUATIONS = 20  # of a run; after each a checkpoint is written
+LAST_PART = 0.8  # of a run: from where it goes on when nothing gets better
 WARM_UP, LEAST_RATE = 30, 0.02
 PARTS = 1000  # of a run, as a progress bar counts them
 
@@ -81,11 +82,13 @@ class Trained:
         weights: quantized, by path; linears as [outputs, inputs].
         plain: norms and biases, by path.
         record: of the run, for the table's metadata.
+        notes: what to know of it.
     """
 
     weights: dict[str, QTensor]
     plain: dict[str, Array]
     record: dict[str, Any]
+    notes: list[str]
 
 
 @dataclass
@@ -94,9 +97,10 @@ class _Run:
 
     step: int = 0
     seconds: float = 0.0
+    ahead: float = 0.0  # of the run: how much was skipped because nothing got better
+    due: int = 0  # evaluations so far that were due
+    since_best: int = 0  # evaluations
     best_error: float = math.inf
-    best_mark: int = 0
-    marks: int = 0  # evaluations that are due so far
     curve: list[list[float]] = field(default_factory=list)  # [step, held-out cosine]
 
 
@@ -134,14 +138,13 @@ def train(
     """
     distiller = Distiller(model, quantized, {path: q.spec for path, q in solved.items()}, pooling)
     texts = Shuffled(ids, config.batch_tokens, seed)
-    state = distiller.start(model, solved, _vectors(quantized))
+    state = distiller.start(model, solved, vectors(quantized))
     before = outputs.change(quantized)
-    best, run = (dict(solved), _vectors(quantized)), _Run(best_error=before)
+    best, run = (dict(solved), vectors(quantized)), _Run(best_error=before)
     if (found := checkpoints.load((state, best))) is not None:
-        _, (state, best), notes = found
-        state, run = jax.tree.map(jnp.array, state), _Run(**notes)
-    resumed, began, told, durations = run.step, time.perf_counter() - run.seconds, 0, []
-    stopped = "its last step"
+        _, (state, best), known = found
+        state, run = jax.tree.map(jnp.array, state), _Run(**known)
+    resumed, began, told, durations, failures = run.step, time.perf_counter() - run.seconds, 0, [], []
     while (part := _part_done(run, config)) < 1:
         start, rate = time.perf_counter(), config.learning_rate * _relative_rate(run.step, part)
         state, loss = distiller.step(state, texts.batch(run.step), rate)
@@ -153,36 +156,39 @@ def train(
         if progress is not None:
             progress(f"training: held-out cosine {1 - run.best_error:.4f}", int(PARTS * part) - told, PARTS)
             told = int(PARTS * part)
-        if int(EVALUATIONS * part) == run.marks:
+        if int(EVALUATIONS * part) == run.due:
             continue
-        run.marks = int(EVALUATIONS * part)
+        run.due = int(EVALUATIONS * part)
         now = _settled(state, {path: q.spec for path, q in solved.items()}, stored)
         _put(quantized, now)
         error = outputs.change(quantized)
         run.curve.append([run.step, 1 - error])
+        run.since_best += 1
         if error < run.best_error:
-            best, run.best_error, run.best_mark = now, error, run.marks
+            best, run.best_error, run.since_best = now, error, 0
+        if run.since_best >= config.patience and not run.ahead:
+            run.ahead = max(0.0, LAST_PART - part)
         run.seconds = time.perf_counter() - began
-        checkpoints.save(run.step, (state, best), asdict(run))
-        if run.marks - run.best_mark >= config.patience:
-            stopped = f"{config.patience} evaluations that were no better"
-            break
-    else:
-        if run.step < config.steps:
-            stopped = f"its {config.minutes:g} minutes"
+        try:
+            checkpoints.save(run.step, (state, best), asdict(run))
+        except AqError as error:  # a table, which is far smaller, may still be written
+            failures = [str(error)]
     _put(quantized, best)
+    early = f"{config.patience} evaluations that were no better, and then " if run.ahead else ""
+    by_clock = not run.ahead and run.step < config.steps
     record = {
-        "steps": run.step, "stopped": stopped, "texts": len(ids), "learning_rate": config.learning_rate,
+        "steps": run.step, "stopped": f"{early}{f'its {config.minutes:g} minutes' if by_clock else 'its last step'}",
+        "texts": len(ids), "learning_rate": config.learning_rate,
         "cosine_before": 1 - before, "cosine": 1 - run.best_error, "curve": run.curve, "seconds": run.seconds,
         "seconds_a_step": float(np.median(durations)) if durations else None,
         "compiles": distiller.compiles, "resumed_at": resumed,
     }  # fmt: skip
-    return Trained(*best, record)
+    return Trained(*best, record, failures)
 
 
 def _part_done(run: _Run, config: TrainingConfig) -> float:
     spent = run.seconds / (60 * config.minutes) if config.minutes else 0.0
-    return min(1.0, max(run.step / config.steps, spent))
+    return min(1.0, max(run.step / config.steps, spent) + run.ahead)
 
 
 def _relative_rate(step: int, part: float) -> float:
@@ -200,13 +206,6 @@ def _settled(
 
 def _put(model: Bert, weights: tuple[Mapping[str, QTensor], Mapping[str, Array]]) -> None:
     for path, q in weights[0].items():
-        value = dequantize(jax.device_put(q))
-        parameter(model, path)[...] = value.T if path.endswith(".kernel") else value
+        put_weight(model, path, dequantize(jax.device_put(q)))
     for path, value in weights[1].items():
-        parameter(model, path)[...] = jnp.asarray(value)
-
-
-def _vectors(model: Bert) -> dict[str, Array]:
-    """Norms and biases, by path."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): jnp.array(leaf[...]) for path, leaf in flat if leaf.ndim == 1}
+        put_weight(model, path, value)

@@ -38,11 +38,12 @@ class Generator:
         tokenizer.no_truncation()
         self._continue = Compiled(model, partial(continuation, ends=ends), ("steps",))
         self._score = Compiled(model, log_likelihoods)
+        self._every = Compiled(model, log_probabilities)
 
     @property
     def compiles(self) -> int:
         """How many programs were compiled so far: one for each padded length of a prompt and of a continuation."""
-        return self._continue.compiles + self._score.compiles
+        return self._continue.compiles + self._score.compiles + self._every.compiles
 
     def generate(
         self, prompt: str, max_tokens: int = 128, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
@@ -114,6 +115,18 @@ class Generator:
         # Cut on the host: a slice of another length would be another program.
         return jax.device_put(np.asarray(self._score(_padded(ids, limit)))[: len(ids) - 1])
 
+    def log_probabilities(self, ids: Sequence[int]) -> Float[np.ndarray, "following vocabulary"]:
+        """The natural logarithm of the probability of every token, after each of these ids but the last.
+
+        Raises:
+            AqError: for ids that are no tokens of the model, for fewer than two, and for more than it takes.
+        """
+        limit = self.model.config.max_position_embeddings
+        ids = token_ids(ids, self.model.config.vocab_size, "log_probabilities").tolist()
+        if not 1 < len(ids) <= limit:
+            raise AqError(f"log_probabilities: found {len(ids)} ids; wanted 2 to {limit}")
+        return np.asarray(self._every(_padded(ids, limit)))[: len(ids) - 1]
+
     def _ids(self, text: str, what: str) -> list[int]:
         if not isinstance(text, str):
             raise AqError(f"{what} is {type(text).__name__}; wanted a string")
@@ -173,9 +186,13 @@ def sample(logits: Float[Array, "vocabulary"], top_p: Float[Array, ""], key: Key
 
 def log_likelihoods(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
     """log p(ids[i + 1] | ids[: i + 1])."""
+    return jnp.take_along_axis(log_probabilities(model, ids), ids[0, 1:, None], axis=1)[:, 0]
+
+
+def log_probabilities(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "following vocabulary"]:
+    """log p(token | ids[: i + 1]), for every token of the vocabulary."""
     hidden, _ = model(ids, model.empty_cache(1, ids.shape[1]), 0)
-    logs = jax.nn.log_softmax(model.logits(hidden[0, :-1]))
-    return jnp.take_along_axis(logs, ids[0, 1:, None], axis=1)[:, 0]
+    return jax.nn.log_softmax(model.logits(hidden[0, :-1]))
 
 
 def _padded(ids: Sequence[int], limit: int) -> Int[np.ndarray, "1 tokens"]:

@@ -15,7 +15,7 @@ from flax import nnx
 
 import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec
-from aq_jax.calibration.layerwise import Calibrated, calibrate
+from aq_jax.calibration.layerwise import Calibrated, calibrate, weight_of
 from aq_jax.calibration.solve import notes_of
 from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
 from aq_jax.calibration.walk import Walk
@@ -49,7 +49,8 @@ def run(
     model = bert() if model is None else model
     quantized = nnx.clone(model)
     specs = dict.fromkeys(PATHS, SPEC) if specs is None else specs
-    done = calibrate(model, quantized, specs, padded_batches(SENTENCES), CalibrationConfig(correction=correction))
+    config = CalibrationConfig(correction=correction)
+    done = calibrate(model, quantized, specs, padded_batches(SENTENCES), config, lambda path: weight_of(model, path))
     return quantized, done
 
 

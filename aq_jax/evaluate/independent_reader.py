@@ -1,0 +1,147 @@
+"""A second reader, written from docs/format.md alone: obvious, and sharing no code with aq_jax.
+
+It takes the file as whole Python values, and its codes as single bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int4h": 4, "int3h": 3, "int2h": 2}
+# Columns and their types; those that were added to V2 later may stand anywhere behind.
+V1 = {"layer_name": "string", "shape": "list<element: int32>", "dtype": "string", "data": "binary",
+      "num_params": "int64"}  # fmt: skip
+V2 = V1 | {"quant_type": "string", "scales": "binary", "zero_points": "binary", "quant_axis": "int32",
+           "group_size": "int32"}  # fmt: skip
+
+
+def columns(path: Path, names: list[str] | None = None) -> pa.Table:
+    """The whole table, or some of its columns, by pyarrow alone."""
+    if path.read_bytes()[:4] == b"PAR1":
+        return pq.read_table(path, columns=names, page_checksum_verification=True)
+    with pa.ipc.open_file(path) as file:
+        table = file.read_all()
+    return table.select(names) if names else table
+
+
+def begins_with(path: Path, wanted: dict[str, str]) -> bool:
+    """Whether the table's first columns are these, in this order."""
+    if path.read_bytes()[:4] == b"PAR1":
+        schema = pq.read_schema(path)
+    else:
+        with pa.ipc.open_file(path) as file:
+            schema = file.schema
+    return [(field.name, str(field.type)) for field in schema][: len(wanted)] == list(wanted.items())
+
+
+def reads_as_v1(path: Path) -> bool:
+    """Whether a reader that knows the columns of V1 only gets them, and tensors of as many elements as they say."""
+    table = columns(path, list(V1))
+    whole: dict[str, int] = {}
+    for row in (rows := table.drop_columns(["data"]).to_pylist()):
+        whole[row["layer_name"]] = whole.get(row["layer_name"], 0) + row["num_params"]
+    fits = all(whole[row["layer_name"]] == math.prod(row["shape"]) for row in rows)
+    return fits and begins_with(path, V1) and table.column("data").null_count == 0
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """All cells as Python values, and the metadata."""
+    if path.read_bytes()[:4] == b"PAR1":
+        text = (pq.read_metadata(path).metadata or {}).get(b"aq_jax")
+    else:
+        with pa.ipc.open_file(path) as file:
+            last = file.get_batch_with_custom_metadata(file.num_record_batches - 1).custom_metadata
+        text = dict(last)[b"aq_jax"] if last else None
+    return columns(path).to_pylist(), json.loads(text) if text else None
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every stored tensor by name: quantized ones in float32, others in their own dtype."""
+    return dict(tensors(read_rows(path)[0]))
+
+
+def tensors(rows: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors, one after the other: rows of one name are pieces of one tensor."""
+    for name, pieces in itertools.groupby(rows, key=lambda row: row["layer_name"]):
+        found = list(pieces)
+        whole, last = np.concatenate([decode(row) for row in found]), found[-1]
+        yield name, (unrotate(whole, last["rotation"]) if last.get("rotation") else whole).reshape(last["shape"])
+
+
+def dtype_of(text: str) -> np.dtype:
+    name = text.removeprefix("torch.")
+    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+
+
+def decode(row: dict[str, Any]) -> np.ndarray:
+    kind, count, dtype = row.get("quant_type", "none"), row["num_params"], dtype_of(row["dtype"])
+    if kind in ("fp16", "fp32"):
+        return np.frombuffer(row["data"], np.float16 if kind == "fp16" else np.float32).astype(dtype)
+    if kind == "none":
+        return np.frombuffer(row["data"], dtype)
+    scales, zeros = (np.frombuffer(row[column], "<f4") for column in ("scales", "zero_points"))
+    length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
+    grids = np.arange(count) // max(length, 1)
+    return (codes(row["data"], count, BITS[kind]).astype(np.float32) - zeros[grids]) * scales[grids]
+
+
+def codes(data: bytes, count: int, bits: int) -> np.ndarray:
+    """Code i is in bits [bits * i, bits * (i + 1)) of one little-endian stream; at eight bits it is a signed byte."""
+    if bits == 8:
+        return np.frombuffer(data, np.int8)
+    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
+    value = sum(stream[:, k].astype(np.int16) << k for k in range(bits))
+    return np.asarray(value) - 2 ** (bits - 1)
+
+
+def unrotate(values: np.ndarray, n: int) -> np.ndarray:
+    """Each block of n elements of the flattened tensor times the transposed matrix, in float64."""
+    matrix = np.array([[rotation(i, j, n) for j in range(n)] for i in range(n)])
+    return (values.reshape(-1, n).astype(np.float64) @ matrix.T).astype(np.float32).reshape(-1)
+
+
+def rotation(i: int, j: int, n: int) -> float:
+    return (-1) ** ((i & (i >> 1)).bit_count() + (i & j).bit_count()) / math.sqrt(n)
+
+
+def field(value: Any) -> bytes:
+    if value is None:
+        return b"\0"
+    if isinstance(value, str):
+        value = value.encode()
+    elif isinstance(value, int):
+        value = struct.pack("<q", value)
+    elif isinstance(value, float):
+        value = struct.pack("<d", value)
+    elif isinstance(value, list):
+        value = b"".join(struct.pack("<q", axis) for axis in value)
+    return b"\1" + struct.pack("<Q", len(value)) + value
+
+
+def row_digest(row: dict[str, Any]) -> bytes:
+    """The digest of a row as its cells say it must be."""
+    names = ("layer_name", "shape", "dtype", "quant_type", "quant_axis", "group_size", "rotation", "num_params")
+    arrays = ("scales", "zero_points", "data")
+    return blake3(b"".join(field(row.get(name)) for name in names + arrays)).digest()
+
+
+def table_digests(rows: list[dict[str, Any]], metadata: dict[str, Any]) -> tuple[str, str]:
+    """(statistics, digest) as the metadata must say them."""
+    statistics = blake3(b"".join(field(row.get(c)) for row in rows for c in ("solver", "cosine", "rel_mse")))
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return statistics.hexdigest(), blake3(text + b"".join(row["digest"] for row in rows)).hexdigest()

@@ -1,0 +1,268 @@
+"""A validation, done: every case converted, measured and judged; the report is as docs/validation.md says."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from aq_jax import __version__
+from aq_jax.config import BITS, ConversionConfig
+from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.converters.huggingface import resolve_source
+from aq_jax.core.dispatch import Activations
+from aq_jax.evaluate import independent_reader
+from aq_jax.evaluate.config import FLOAT, Case, ValidationConfig, conversions
+from aq_jax.evaluate.criteria import check_thresholds, judged
+from aq_jax.evaluate.data import HeldOut, held_out
+from aq_jax.evaluate.metrics import distribution
+from aq_jax.evaluate.outputs import Judge, judge_of
+from aq_jax.evaluate.process import measured
+from aq_jax.loader import WeightLoader
+from aq_jax.nn.load import load_model, read_architecture
+from aq_jax.solvers.screen import is_floating
+from aq_jax.store import decode, open_table
+
+if TYPE_CHECKING:
+    from aq_jax.jobs import Inspection, Layer, Verdict
+    from aq_jax.pipeline import Progress, Written
+
+SCHEMA = 1
+LOADS = 3  # the fastest of so many loads counts
+LIBRARIES = ("jax", "jaxlib", "numpy", "pyarrow", "flax", "tokenizers")
+# What a name says of a tensor: the first pattern that is found in it.
+KINDS = {
+    "norms": r"(?i)layer_?norm|(^|\.)norm\.",
+    "attention": r"attention|attn",
+    "feed-forward": r"intermediate|mlp|output\.dense",
+    "embeddings": r"embed|lm_head",
+}
+
+
+def validate(
+    config: ValidationConfig,
+    convert: Callable[[ConversionConfig, Progress | None], Written],
+    inspect: Callable[[str], Inspection],
+    verify: Callable[[str], Verdict],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Convert a model as each case says, each in a process of its own, and measure and judge what comes of it.
+
+    Args:
+        config: of the validation.
+        convert, inspect, verify: the jobs, which stand above this module.
+        progress: called with what is being done, its size, and the size of all.
+
+    Returns:
+        The report, of JSON types.
+
+    Raises:
+        ConfigError: for a config of which something cannot be judged, before anything is converted.
+        FormatError, AqError, OSError: as `convert` and `load_model`.
+
+    >>> report = validate(config, jobs.convert, jobs.inspect_table, jobs.verify_table)  # doctest: +SKIP
+    """
+    asked = conversions(config)
+    held = held_out(config, asked)
+    source = resolve_source(asked[0].source)
+    architecture = str(read_architecture(source).fields["model_type"])
+    check_thresholds(config, architecture)
+    allow_pickle = any(conversion.allow_pickle for conversion in asked)
+    plain = str(Path(config.folder, f"{FLOAT}.parquet"))
+    convert(ConversionConfig(asked[0].source, plain, allow_pickle=allow_pickle), progress)
+    model, v1_read = _model(asked[0].source, architecture, plain, allow_pickle)
+    judge = judge_of(load_model(plain), held)
+    cases = []
+    for case, conversion in zip(config.cases, asked, strict=True):
+
+        def report(name: str, size: int, total: int, case: Case = case) -> None:
+            if progress is not None:
+                progress(f"{case.name}: {name}", size, total)
+
+        done, peak = measured(convert, conversion, report)
+        measures = _measures(case, conversion, done, inspect(done.path), verify(done.path), model, judge)
+        measures |= {"peak_memory_bytes": peak, "schemas": {"v1_read": v1_read, **_schemas(Path(done.path))}}
+        criteria = judged(case, measures)
+        cases.append(measures | {"ok": all(c["ok"] for c in criteria), "criteria": criteria})
+    found = {
+        "schema": SCHEMA, "ok": all(case["ok"] for case in cases),
+        "created": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "model": model, **_texts(held), "environment": environment(),
+        "config": dataclasses.asdict(config), "cases": cases,
+    }  # fmt: skip
+    # JSON has no NaN and no infinity: what cannot be said is null.
+    return json.loads(json.dumps(found), parse_constant=lambda _: None)
+
+
+def _texts(held: HeldOut) -> dict[str, Any]:
+    record = held.text.record()
+    text = {"name": record.pop("text"), **record, "excluded": held.excluded}
+    pairs = held.pairs
+    return {
+        "text": text,
+        "labels": pairs and {"name": pairs.name, "pairs": len(pairs.rows), "excluded": pairs.excluded},
+    }
+
+
+def _model(source: str, architecture: str, plain: str, allow_pickle: bool) -> tuple[dict[str, Any], bool]:
+    """What the model is, and whether a V1 table of it is read back bit for bit."""
+    with open_checkpoint(resolve_source(source), allow_pickle) as weights, WeightLoader(plain) as table:
+        names, shapes = list(weights.shapes), weights.shapes.values()
+        with open_table(plain) as opened:
+            same = opened.version == 1 and list(opened.names) == names
+        same = same and all(_same(table.get_layer(n, "numpy", copy=False), weights.array(n)) for n in names)
+    floats = sum(math.prod(shape) for shape, dtype in shapes if is_floating(dtype))
+    others = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes if not is_floating(dtype))
+    model = {
+        "source": source, "architecture": architecture, "tensors": len(names),
+        "params": sum(math.prod(shape) for shape, _ in shapes),
+        "float32_bytes": 4 * floats + others, "float16_bytes": 2 * floats + others,
+    }  # fmt: skip
+    return model, same
+
+
+def _measures(
+    case: Case,
+    conversion: ConversionConfig,
+    done: Written,
+    table: Inspection,
+    verdict: Verdict,
+    model: Mapping[str, Any],
+    judge: Judge,
+) -> dict[str, Any]:
+    """What a case's report says of its table, but for what is done in other processes and by other readers."""
+    kinds: dict[str, list[Layer]] = {}
+    for layer in table.layers:
+        kinds.setdefault(kind_of(layer.name), []).append(layer)
+    quantized = [layer for layer in table.layers if layer.quant_type.removesuffix("h") in BITS]
+    size, tensors = table.file_bytes, sum(layer.bytes for layer in table.layers)
+    weights = sum(layer.params for layer in quantized)
+    loaded = load_model(done.path, cast("Activations | None", case.activations))
+    outputs = judge.outputs(loaded)
+    policy = conversion.quantization
+    with open_table(done.path) as opened:
+        digest = opened.metadata.digest if opened.metadata else None
+    return {
+        "name": case.name, "config_file": case.config, "activations": case.activations,
+        "config": dataclasses.asdict(conversion) | {"quantization": policy and policy.to_dict()},
+        "notes": [*done.kept.values(), *done.notes],
+        "quant_types": dict(Counter(layer.quant_type for layer in table.layers)),
+        "size": {
+            "file_bytes": size,
+            **{f"ratio_{name}": model[f"{name}_bytes"] / size for name in ("float32", "float16")},
+            "bits_per_weight": 8 * size / max(table.params, 1),
+            "bits_per_quantized_weight": 8 * sum(layer.bytes for layer in quantized) / weights if weights else None,
+            "metadata_share": (size - tensors) / size,
+        },
+        "layers": [_layer(layer) for layer in table.layers],
+        "kinds": {kind: _kind(layers) for kind, layers in kinds.items()},
+        "layer_cosines": distribution([layer.cosine for layer in quantized if layer.cosine is not None]),
+        "outputs": outputs,
+        "seconds": {"convert": done.seconds, "load": load_seconds(done.path), "encode": judge.speeds(loaded)},
+        "digests": {"rows": verdict.rows, "unchecked": verdict.unchecked, "ok": verdict.ok, "table": digest},
+    }  # fmt: skip
+
+
+def kind_of(name: str) -> str:
+    """What a tensor is for, by its name in BERT or Llama.
+
+    >>> kind_of("encoder.layer.0.output.LayerNorm.bias"), kind_of("model.layers.3.mlp.up_proj.weight")
+    ('norms', 'feed-forward')
+    """
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    number = re.search(r"\blayers?\.(\d+)\.", layer.name)
+    found = {
+        name: getattr(layer, name) for name in ("shape", "quant_type", "params", "bytes", "bits", "cosine", "rel_mse")
+    }
+    return {"name": layer.name, "kind": kind_of(layer.name), "layer": int(number[1]) if number else None} | found
+
+
+def _kind(layers: list[Layer]) -> dict[str, Any]:
+    """Of all tensors of a kind; fit, of those of them that were quantized."""
+    cosines = [layer.cosine for layer in layers if layer.cosine is not None]
+    errors = [layer.rel_mse for layer in layers if layer.rel_mse is not None]
+    return {
+        "tensors": len(layers), "params": sum(layer.params for layer in layers),
+        "cosine_mean": float(np.mean(cosines)) if cosines else None, "cosine_min": min(cosines, default=None),
+        "rel_mse": float(np.mean(errors)) if errors else None,
+    }  # fmt: skip
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def _schemas(path: Path) -> dict[str, bool]:
+    """Whether the table is V2, means the same to a reader that shares no code with ours, and is V1 to one of V1."""
+    rows, metadata = independent_reader.read_rows(path)
+    same = [independent_reader.row_digest(row) for row in rows] == [row["digest"] for row in rows]
+    if metadata is not None:
+        wanted = (metadata["statistics"], metadata["digest"])
+        same = same and independent_reader.table_digests(rows, metadata) == wanted
+    with WeightLoader(path) as table:
+        for name, value in independent_reader.tensors(rows):
+            ours = table.get_layer(name, "numpy", copy=False)
+            if table.describe(name).rotation:  # sums are in any order
+                within = 1e-6 * float(np.linalg.norm(value))
+                same = same and ours.shape == value.shape and bool(np.abs(ours - value).max(initial=0) <= within)
+            else:
+                same = same and _same(ours, value)
+    return {
+        "v2_written": independent_reader.begins_with(path, independent_reader.V2),
+        "independent_reader": same,
+        "v1_columns": independent_reader.reads_as_v1(path),
+    }
+
+
+def load_seconds(path: str) -> dict[str, float]:
+    """To open a table, to read and check all rows, and to dequantize them into NumPy; the fastest of a few loads.
+
+    >>> import tempfile
+    >>> from aq_jax import save
+    >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"w": np.ones(3)})
+    >>> list(load_seconds(path))
+    ['open', 'read', 'dequantize']
+    """
+    loads = []
+    for _ in range(LOADS):
+        marks = [time.perf_counter()]
+        with open_table(path) as table:
+            marks.append(time.perf_counter())
+            rows = {name: [table.read(info.position) for info in table.pieces(name)] for name in table.names}
+            marks.append(time.perf_counter())
+            for each in rows.values():
+                decode(each)
+            marks.append(time.perf_counter())
+        loads.append(np.diff(marks).tolist())
+    return dict(zip(("open", "read", "dequantize"), min(loads, key=sum), strict=True))
+
+
+def environment() -> dict[str, Any]:
+    """Where a report was made.
+
+    >>> sorted(environment())
+    ['cores', 'machine', 'platform', 'python', 'versions']
+    """
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", about.read_text()) if about.exists() else None
+    return {
+        "machine": named[1] if named else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(), "platform": platform.platform(),
+        "versions": {"aq_jax": __version__} | {name: version(name) for name in LIBRARIES},
+    }  # fmt: skip
