@@ -4,58 +4,89 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
+import datetime as dt
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-RECORDED = (
-    "jax", "jaxlib", "flax", "numpy", "pyarrow", "safetensors", "torch", "torchao", "optimum-quanto", "transformers",
-    "onnxruntime", "onnx",
-)  # fmt: skip
+from benchmarks import machine, report
+from benchmarks.timing import Result, Skipped
 
 
-def main() -> int:
-    """Run the suites that were asked for, or all."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites that were asked for, or all of a kind; 1 if one of them failed."""
+    from benchmarks.suites import QUICK, SUITES
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", nargs="*", help="names of suites; default all")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"suites: {', '.join(SUITES)}; default all")
+    parser.add_argument("--suite", choices=("quick", "full"), default="full", help="3 minutes, or 20; default full")
+    parser.add_argument("--record", action="store_true", help="keep the results, to compare later ones with")
     parser.add_argument("--output", default="build/bench.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.child:
-        return run_suite(args.child)
-    from benchmarks.suites import SUITES
-
-    unknown = set(args.suite) - set(SUITES)
+        return run_suite(args.child, args.suite == "full")
+    unknown = set(args.names) - set(SUITES)
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
-    report = {"machine": machine(), "versions": versions(), "results": []}
-    print(f"{report['machine']}; one core, or as the rows say; medians\n")
-    print("| what | measured | at least | goal | |\n|---|---|---|---|---|", flush=True)
-    for name in args.suite or SUITES:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks", "--child", name], stdout=subprocess.PIPE, text=True, check=True
-        )
-        for line in child.stdout.splitlines():
-            if not line.startswith("{"):
-                print(line)
-                continue
-            result = json.loads(line)
-            report["results"].append(result)
-            figure = f"{result['value']:.4g} {result['unit']}".strip()
-            print(
-                f"| {result['what']} | {figure} | {result['least']} | {result['goal']} | {result['note']} |", flush=True
-            )
+    found = {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "cpu": machine.processor(),
+        "cores": machine.cores(),
+        "python": platform.python_version(),
+        "suite": args.suite,
+        "versions": machine.versions(),
+        "results": [],
+        "skipped": [],
+    }
+    last = report.last_of(found["cpu"], found["cores"])
+    print(f"{found['cpu']}, {found['cores']} cores, Python {found['python']}; one core, or as the rows say; medians")
+    print("since: " + (f"the figures of {last['date']}" if last else "nothing recorded of this processor") + "\n")
+    print(report.HEADER, flush=True)
+    failed = []
+    for name in args.names or (SUITES if args.suite == "full" else QUICK):
+        start = time.monotonic()
+        if not run_child(name, args.suite, found, last):
+            failed.append(name)
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1))
-    return 0
+    output.write_text(report.text(found))
+    if args.record and not failed:
+        print(f"\nrecorded: {report.record(found)}; now: python -m benchmarks.readme")
+    if failed:
+        print(f"failed, and nothing recorded: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def run_suite(name: str) -> int:
+def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
+    """One suite in a process of its own: its lines are printed as they come, and put into `found`."""
+    command = [sys.executable, "-m", "benchmarks", "--child", name, "--suite", kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if not line.startswith("{"):
+                print(line, end="", file=sys.stderr)  # what a library printed
+                continue
+            said = json.loads(line)
+            if "reason" in said:
+                found["skipped"].append({"suite": name, **said})
+                print(report.skipped_row(said), flush=True)
+                continue
+            result = report.entry(name, Result(**said))
+            found["results"].append(result)
+            change = report.changes({"results": [result]}, last).get(report.key(result), "")
+            print(report.row(result, change), flush=True)
+    if child.returncode:
+        print(f"{name}: ended with status {child.returncode}", file=sys.stderr)
+    return child.returncode == 0
+
+
+def run_suite(name: str, full: bool) -> int:
     """One suite, on as many cores as its name ends in, with as many threads in every library that has a pool."""
     cores = int(name.rpartition("@")[2]) if "@" in name else 1
     if hasattr(os, "sched_setaffinity"):
@@ -64,31 +95,10 @@ def run_suite(name: str) -> int:
         os.environ[variable] = str(cores)
     from benchmarks.suites import SUITES
 
-    for result in SUITES[name]():
-        print(json.dumps(dataclasses.asdict(result)), flush=True)
+    for line in SUITES[name](full):
+        assert isinstance(line, Result | Skipped)
+        print(json.dumps(dataclasses.asdict(line)), flush=True)
     return 0
-
-
-def machine() -> str:
-    """The processor's name, and how many cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def versions() -> dict[str, str]:
-    """Of what takes part, as far as it is installed."""
-    found = {}
-    for name in RECORDED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

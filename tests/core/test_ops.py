@@ -388,8 +388,7 @@ def test_every_backend_has_a_choice_for_every_product(name: str, monkeypatch: py
     ("platform", "flags", "name"),
     [
         ("cpu", "fpu avx2", "cpu"),
-        ("cpu", "fpu avx512_vnni avx512_bf16", "cpu+int8"),
-        ("cpu", "fpu avx512_vnni", "cpu"),
+        ("cpu", "fpu avx512_vnni avx512_bf16", "cpu"),
         ("cpu", "amx_int8 fpu", "cpu+int8"),
         ("cpu", None, "cpu"),
         ("gpu", None, "gpu"),

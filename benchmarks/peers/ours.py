@@ -1,0 +1,84 @@
+"""This library, through the same protocol as the others."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import ROW, Peer
+
+ABSMAX, SEARCH = "aq_jax absmax", "aq_jax search"
+
+
+class Ours(Peer):
+    """One solver; `quantize` as users call it, on an array that is on the device."""
+
+    def __init__(self, name: str, solver: str, symmetric: bool = True, rotate: bool = False) -> None:
+        self.name, self._solver, self._symmetric, self._rotate = name, solver, symmetric, rotate
+        below = {4: (128, 64, 32), 3: (128, 64), 2: (128, 64, 32)}
+        self.widths = below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
+        self.packs = (4, 3, 2) if solver == "absmax" else ()
+
+    def arrange(self, w: np.ndarray) -> Any:
+        import jax
+
+        return jax.device_put(w)
+
+    def quantize(self, w: Any, bits: int, group: int) -> Any:
+        import jax
+
+        import aq_jax as aq
+
+        config = aq.QuantizationConfig(
+            f"int{bits}",
+            per_channel=None if group else True,
+            group_size=group,
+            symmetric=self._symmetric,
+            solver=self._solver,
+            rotate=self._rotate,
+        )
+        return jax.block_until_ready(aq.quantize(w, config))
+
+    def dequantize(self, q: Any) -> np.ndarray:
+        import aq_jax as aq
+
+        return np.asarray(aq.dequantize(q))
+
+    def stored_bits(self, q: Any) -> int:
+        """Of the row of a .parquet table, where scales and zero points are compressed; digest and name count too."""
+        import aq_jax as aq
+        from aq_jax.jobs import inspect_table
+
+        with tempfile.TemporaryDirectory() as folder:
+            aq.save(f"{folder}/w.parquet", {"w": q})
+            return 8 * inspect_table(f"{folder}/w.parquet").layers[0].bytes
+
+    def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
+        return self.arrange((codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
+
+    def pack(self, codes: Any, bits: int) -> Any:
+        return _compiled("pack", bits)(codes).block_until_ready()
+
+    def unpack(self, packed: Any, bits: int) -> Any:
+        return _compiled("unpack", bits)(packed).block_until_ready()
+
+
+@cache
+def _compiled(name: str, bits: int) -> Any:
+    import jax
+
+    from aq_jax.core import packing
+
+    return jax.jit(lambda x: getattr(packing, name)(x, bits))
+
+
+def load() -> list[Peer]:
+    """The solvers that need no data; those that do are in the suite `accuracy`."""
+    return [
+        Ours(ABSMAX, "absmax"),
+        Ours(SEARCH, "search", symmetric=False),
+        Ours("aq_jax search, rotated", "search", symmetric=False, rotate=True),
+    ]

@@ -1,0 +1,21 @@
+"""torch, with as many threads as this process has cores."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import ModuleType
+
+from benchmarks.peers import library
+
+
+def load_torch() -> ModuleType:
+    """The library.
+
+    Raises:
+        Absent: if it is not there.
+    """
+    torch = library("torch")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    warnings.filterwarnings("ignore")  # of deprecations, in the libraries that build on it
+    return torch

@@ -1,0 +1,179 @@
+"""`python -m benchmarks.readme`: the README's tables of figures, from the last recorded ones. No figure is typed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- end of figures -->"
+NOTHING = "*Nothing is recorded yet: `make bench` measures it here.*"
+# Heading, suites, a pattern of the cases that are shown, columns: (what a peer's name begins with, how it is headed).
+SPEEDS: Sequence[tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]] = (
+    (
+        "weights, other / ours in time",
+        ("quantize", "pack", "road"),
+        r"quantize|to a table|pack.*MiniLM",
+        (
+            ("NumPy, a loop", "NumPy, loops"),
+            ("NumPy", "NumPy"),
+            ("torchao", "torchao"),
+            ("quanto", "quanto"),
+            ("hqq, no optimizer", "hqq, start"),
+            ("hqq", "hqq"),
+            ("qwix absmax", "qwix"),
+            ("gguf", "gguf"),
+            ("onnxruntime", "onnxruntime"),
+        ),
+    ),
+    (
+        "models, other / ours in time",
+        ("qdot", "encode", "encode@2"),
+        r"int8, (384 x 1536|2048 x 2048), (1|32|512) rows|W8A8|MiniLM float32",
+        (
+            ("JAX float32", "JAX float32"),
+            ("aq_jax float32", "ours, float32"),
+            ("torch float32", "torch float32"),
+            ("torch bfloat16", "torch bfloat16"),
+            ("ONNX Runtime", "ONNX Runtime int8"),
+        ),
+    ),
+    (
+        "loading, other / ours in time",
+        ("load",),
+        "",
+        (
+            ("safetensors float32 to JAX", "safetensors to JAX"),
+            ("safetensors float32 to torch, read", "to torch"),
+            ("safetensors float32 to torch, mapped", "to torch, nothing read"),
+        ),
+    ),
+)
+
+
+def speed(found: Mapping[str, Any]) -> float:
+    """How many times as fast we are, of a ratio of either kind."""
+    return 1 / found["value"] if found["unit"] == "x time" else found["value"]
+
+
+def column_of(peer: str, columns: Sequence[tuple[str, str]]) -> str | None:
+    """The heading under which a peer stands: an exact name, or else the first that its own begins with."""
+    plain = peer.removesuffix(" (writes nothing)")
+    for name, heading in columns:
+        if plain == name:
+            return heading
+    # "NumPy" is no other contender of NumPy, and variants of a method that have no column stay out.
+    return next((heading for name, heading in columns if plain.startswith((f"{name} ", f"{name}_"))), None)
+
+
+def speed_table(heading: str, found: list[dict[str, Any]], columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Cases down, peers across; where the other is faster, in bold."""
+    cells: dict[str, dict[str, float]] = {}
+    for result in found:
+        head = column_of(result.get("peer", ""), columns)
+        if head is None:
+            continue
+        name = result["case"].removesuffix(", 1 cores").replace(", 2 cores", ", both cores")
+        row = cells.setdefault(name, {})
+        row[head] = min(row.get(head, speed(result)), speed(result))  # of several types, the one that does best
+    heads = [head for _, head in columns if any(head in row for row in cells.values())]
+    if not heads:
+        return []
+    lines = [f"| {heading} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, row in cells.items():
+        lines.append(f"| {name} | " + " | ".join(_times(row.get(head)) for head in heads) + " |")
+    return [*lines, ""]
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return ""
+    shown = f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return f"**{shown}**" if value < 1 else shown
+
+
+def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
+    """Each other way, and ours at as many bits or fewer; bold where it is higher than ours without data."""
+    lines = [
+        "| other | bits a weight | cosine, mean | 1st percentile | ours without data: bits | mean | 1st percentile "
+        "| ours calibrated: bits | mean | 1st percentile |",
+        "|---" * 10 + "|",
+    ]
+    for result in found:
+        if result.get("note"):
+            continue
+        figures = result["figures"]
+        pairs = ((result["value"], "data-free mean"), (figures["p1"], "data-free p1"))
+        mean, low = (f"**{v:.4f}**" if v > figures.get(ours, -1) else f"{v:.4f}" for v, ours in pairs)
+        ours = [
+            f"{figures[f'{kind} {part}']:.{digits}f}" if f"{kind} {part}" in figures else ""
+            for kind in ("data-free", "calibrated")
+            for part, digits in (("bits", 2), ("mean", 4), ("p1", 4))
+        ]
+        name = result["case"].removesuffix(": embedding cosine")
+        if "bits as stored" in figures:
+            name += f" ({figures['bits as stored']:.2f} as stored)"
+        lines.append(f"| {name} | {figures['bits']:.2f} | {mean} | {low} | " + " | ".join(ours) + " |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def tables(found: Mapping[str, Any] | None) -> str:
+    """What stands between the marks."""
+    if found is None:
+        return NOTHING
+    names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = [
+        f"Recorded {found['date']}: {found['cpu']}, {found['cores']} cores, Python {found['python']}, {names}.",
+        "Medians of rounds in which all take turns, on one core unless said otherwise; what compiles does so before.",
+        "2.0 means that ours takes half the time; **in bold the other is faster, or nearer to the float model**.",
+        "",
+    ]
+    for heading, suites, pattern, columns in SPEEDS:
+        chosen = [
+            result
+            for suite in suites
+            for result in found["results"]
+            if result["suite"] == suite and re.search(pattern, result["case"]) and report.is_ratio(result)
+        ]
+        lines += speed_table(heading, chosen, columns)
+    fits = accuracy_table([result for result in found["results"] if result["suite"].startswith("accuracy")])
+    if fits:
+        lines += [
+            "Embeddings of MiniLM with the linears and the word embedding replaced by what each library dequantizes,",
+            "beside the float32 model's. Bits count scales and zero points as each library stores them, ours",
+            "compressed, in a table; beside each stands the best of ours that takes no more.",
+            "",
+            *fits,
+        ]
+    missing = sorted({part["case"] + ": " + part["reason"] for part in found["skipped"]})
+    if missing:
+        lines += ["Left out: " + "; ".join(missing) + ".", ""]
+    return "\n".join(lines).rstrip()
+
+
+def replaced(text: str, inner: str) -> str:
+    """A text with this between the marks.
+
+    Raises:
+        ValueError: if it has no such marks.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} ... {END} in the text")
+    return f"{before}{BEGIN}\n{inner}\n{END}{after}"
+
+
+def main() -> int:
+    """Rewrite the README."""
+    README.write_text(replaced(README.read_text(), tables(report.latest())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

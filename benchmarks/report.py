@@ -1,0 +1,134 @@
+"""Results as a Markdown table, as a file, and beside the last file of the same processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import slug
+from benchmarks.timing import Result, Skipped
+
+RESULTS = Path(__file__).parent / "results"
+HEADER = "| what | measured | quartiles | at least | goal | since | |\n|---|---|---|---|---|---|---|"
+SHOWN = 0.05  # a ratio that changed by less is the same
+
+
+def entry(suite: str, result: Result) -> dict[str, Any]:
+    """A result as a file holds it: four digits, nothing that is empty."""
+    fields = {"suite": suite, **dataclasses.asdict(result)}
+    short = {key: _rounded(value) for key, value in fields.items() if value not in ("", None, {})}
+    return {**short, "value": _rounded(result.value), "unit": result.unit}  # which may be 0, and empty
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}" if abs(value) < 0.9 or abs(value) > 1 else f"{value:.6g}")  # cosines near 1
+
+
+def key(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What makes two results of different files the same measurement."""
+    return found["suite"], found["case"], found.get("peer", "")
+
+
+def is_ratio(found: Mapping[str, Any]) -> bool:
+    """Whether a figure may be compared from day to day."""
+    return found["unit"].startswith("x ")
+
+
+def changes(new: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[tuple[str, str, str], str]:
+    """How each ratio changed: "+12 %", "=", or "+12 % ?" where the quartiles of both overlap.
+
+    Args:
+        new, old: reports; without an old one nothing changed.
+    """
+    if old is None:
+        return {}
+    before = {key(found): found for found in old["results"] if is_ratio(found)}
+    out = {}
+    for found in new["results"]:
+        last = before.get(key(found))
+        if last is None or not is_ratio(found) or not last["value"]:
+            continue
+        share = found["value"] / last["value"] - 1
+        apart = found.get("low", found["value"]) > last.get("high", last["value"]) or (
+            found.get("high", found["value"]) < last.get("low", last["value"])
+        )
+        out[key(found)] = "=" if abs(share) < SHOWN else f"{100 * share:+.0f} %" + ("" if apart else " ?")
+    return out
+
+
+def row(found: Mapping[str, Any], change: str = "") -> str:
+    """A line of the table."""
+    beside = f" / {found['peer']}" if "peer" in found else ""
+    spread = f"{found['low']:.3g} to {found['high']:.3g}" if "low" in found else ""
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in found.get("figures", {}).items())
+    note = "; ".join(part for part in (figures, found.get("note", "")) if part)
+    least, goal = found.get("least", ""), found.get("goal", "")
+    measured = f"{found['value']:.4g} {found['unit']}".strip()
+    return f"| {found['case']}{beside} | {measured} | {spread} | {least} | {goal} | {change} | {note} |"
+
+
+def skipped_row(skipped: Skipped | Mapping[str, Any]) -> str:
+    """What was not measured, as a line."""
+    if isinstance(skipped, Skipped):
+        skipped = dataclasses.asdict(skipped)
+    return f"| {skipped['case']} | skipped: {skipped['reason']} | | | | | |"
+
+
+def last_of(cpu: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The last recorded report of the same processor and number of cores."""
+    for path in sorted(folder.glob(f"*-{slug(cpu)}.json"), reverse=True):
+        report = json.loads(path.read_text())
+        if report["cpu"] == cpu and report["cores"] == cores:
+            return report
+    return None
+
+
+def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The last recorded full report, of any processor; or, without one, the last report."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), reverse=True)]
+    return next((report for report in found if report["suite"] == "full"), found[0] if found else None)
+
+
+def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write a report where later ones are compared with it; a file of the same day keeps what was not measured again.
+
+    Args:
+        report: what was measured.
+        folder: of recorded reports.
+
+    Raises:
+        ValueError: for quick results where there are full ones of the day.
+    """
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{report['date']}-{slug(report['cpu'])}.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        if old["suite"] == "full" != report["suite"]:
+            raise ValueError(f"{path.name} holds full results; quick ones do not replace them")
+        if old["suite"] != report["suite"]:
+            old |= {"results": [], "skipped": []}
+        again = {found["suite"] for found in report["results"]} | {part["suite"] for part in report["skipped"]}
+        for part in ("results", "skipped"):
+            kept = [found for found in old[part] if found["suite"] not in again]
+            report = {**report, part: kept + report[part]}
+    path.write_text(text(report))
+    return path
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """JSON, a result a line, so that differences can be read."""
+    parts = []
+    for name, value in report.items():
+        if isinstance(value, list):
+            lines = ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value)
+            parts.append(f' "{name}": [\n{lines}\n ]' if value else f' "{name}": []')
+        else:
+            parts.append(f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -1,0 +1,182 @@
+"""Sentences a second of MiniLM: ours, transformers in torch, ONNX Runtime's dynamic int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import models, peers
+from benchmarks.children import Child, ChildError
+from benchmarks.machine import cores
+from benchmarks.peers.torch_threads import load_torch
+from benchmarks.timing import Line, Result, Skipped, race, ratio
+
+SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
+MIXED, BATCH = 64, 32  # real sentences; how many run together in the others, sorted by length
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CASES = (*(f"{batch} x {tokens} tokens" for batch, tokens in SHAPES), f"{MIXED} real sentences")
+
+
+@cache
+def ids_of(case: str) -> list[list[int]]:
+    """The token ids of a case: random ones without padding, or sentences of prose."""
+    if case == CASES[-1]:
+        from aq_jax.nn.load import read_tokenizer
+
+        texts = models.sentences(400)[:: 400 // MIXED][:MIXED]
+        return [encoding.ids for encoding in read_tokenizer(models.folder(), 30522).encode_batch(texts)]
+    batch, tokens = SHAPES[CASES.index(case)]
+    return np.random.default_rng(0).integers(1000, 30000, (batch, tokens)).tolist()
+
+
+def embed(run: Run, ids: list[list[int]]) -> np.ndarray:
+    """Embeddings by a model that is given padded batches, as sentence-transformers makes them."""
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    out = np.empty((len(ids), 384), np.float32)
+    for start in range(0, len(ids), BATCH):
+        members = order[start : start + BATCH]
+        batch, mask = (np.zeros((len(members), len(ids[members[0]])), np.int64) for _ in range(2))
+        for row, member in enumerate(members):
+            batch[row, : len(ids[member])], mask[row, : len(ids[member])] = ids[member], 1
+        out[members] = run(batch, mask)
+    return out
+
+
+def _calls(models_by_name: dict[str, Run]) -> dict[str, Callable[..., Any]]:
+    def timed(run: Run, case: str) -> None:
+        embed(run, ids_of(case))
+
+    calls: dict[str, Callable[..., Any]] = {
+        f"{name}|{case}": partial(timed, run, case) for name, run in models_by_name.items() for case in CASES
+    }
+    # For the suite `quality`: embeddings of given ids.
+    return calls | {name: lambda ids, run=run: embed(run, ids).tolist() for name, run in models_by_name.items()}
+
+
+def torch_models() -> dict[str, Callable[..., Any]]:
+    """In a child: transformers' BertModel, mean pooled, in float32 and bfloat16."""
+    torch = load_torch()
+    from transformers import BertModel
+
+    def run(ids: np.ndarray, mask: np.ndarray, model: Any) -> np.ndarray:
+        with torch.inference_mode():
+            return mean_pooled(model(torch.as_tensor(ids), torch.as_tensor(mask))[0].float().numpy(), mask)
+
+    found = {}
+    for name in ("float32", "bfloat16"):
+        model = BertModel.from_pretrained(models.folder(), dtype=getattr(torch, name)).eval()
+        found[f"torch {name}"] = partial(run, model=model)
+    return _calls(found)
+
+
+def onnx_models() -> dict[str, Callable[..., Any]]:
+    """In a child: ONNX Runtime's dynamic int8 of the model: exported by torch, quantized by onnxruntime's own tool."""
+    runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
+    session = runtime.InferenceSession(str(_onnx_file(torch)), options, providers=["CPUExecutionProvider"])
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return mean_pooled(np.asarray(session.run(None, {"ids": ids, "mask": mask})[0]), mask)
+
+    return _calls({"ONNX Runtime int8": run})
+
+
+def _onnx_file(torch: Any) -> Path:
+    from transformers import BertModel
+
+    bert = BertModel.from_pretrained(models.folder(), attn_implementation="eager").eval()
+
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = bert
+
+        def forward(self, ids: Any, mask: Any) -> Any:
+            return self.bert(ids, mask)[0]
+
+    exported, quantized = models.scratch() / "minilm.onnx", models.scratch() / "minilm_int8.onnx"
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "mask", "hidden")}
+    names = {"input_names": ["ids", "mask"], "output_names": ["hidden"], "dynamic_axes": axes}
+    with torch.inference_mode():
+        torch.onnx.export(Hidden(), (ids, ids), str(exported), dynamo=False, opset_version=17, **names)
+    peers.library("onnxruntime.quantization").quantize_dynamic(exported, quantized)
+    return quantized
+
+
+def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """As sentence-transformers does."""
+    kept = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return kept / np.linalg.norm(kept, axis=1, keepdims=True)
+
+
+def children() -> Iterator[Child | Skipped]:
+    """The other libraries, those that are there."""
+    for target in ("torch_models", "onnx_models"):
+        try:
+            yield Child(f"benchmarks.suites.encode:{target}")
+        except (peers.Absent, ChildError) as why:
+            yield Skipped(f"encode by {target.partition('_')[0]}", str(why))
+
+
+def encode(full: bool) -> Iterator[Line]:
+    """Ratios of sentences a second, and the speeds themselves."""
+    others = list(children())
+    yield from (other for other in others if isinstance(other, Skipped))
+    found = [other for other in others if isinstance(other, Child)]
+    try:
+        for case in CASES if full else CASES[:2]:
+            yield from _case(case, found, full)
+    finally:
+        for child in found:
+            child.close()
+
+
+@cache
+def _ours(full: bool) -> dict[str, Any]:
+    found = {"float32": models.encoder("float32"), "W8A8": models.encoder("int8")}
+    return found | ({"int8 weights, bfloat16": models.encoder("int8", "bfloat16")} if full else {})
+
+
+def _case(case: str, others: list[Child], full: bool) -> Iterator[Line]:
+    ids, ours = ids_of(case), _ours(full)
+    contenders: dict[str, Callable[[], object]] = {
+        name: lambda model=model: model.encode_ids(ids).block_until_ready() for name, model in ours.items()
+    }
+    for child in others:
+        ending = f"|{case}"
+        contenders |= {n.removesuffix(ending): child.remote(n) for n in child.names if n.endswith(ending)}
+    single = len(ids) == 1
+    times = race(contenders, (25 if single else 5) if full else (9 if single else 3))
+    yield from ratios(case, times, single)
+    for name in ours:
+        yield Result(f"MiniLM {name}, {case}: first call longer by", times[name].first, "s")
+
+
+def ratios(case: str, times: Any, single: bool) -> Iterator[Line]:
+    """W8A8 beside all, and the other pairs that something was promised of."""
+    goals = {
+        ("W8A8", "float32"): ("3.5", "5") if single else ("3.0", "4"),
+        ("W8A8", "ONNX Runtime int8"): ("1.0", "1.35"),
+    }
+    if case == CASES[1]:
+        goals[("W8A8", "torch float32")] = ("3", "4")
+        goals[("W8A8", "torch bfloat16")] = ("0.9", "1.2")
+        goals[("int8 weights, bfloat16", "float32")] = ("2", "2.5")
+    pairs = [("W8A8", other) for other in times if other not in ("W8A8", "int8 weights, bfloat16")]
+    count, label = len(ids_of(case)), {"float32": "aq_jax float32"}
+    for mine, other in (*pairs, ("int8 weights, bfloat16", "float32"), ("float32", "torch float32")):
+        if mine not in times or other not in times:
+            continue
+        found = ratio(times[other], times[mine])
+        figures = {"sentences/s": count / times[mine].median, "theirs": count / times[other].median}
+        yield Result(
+            f"MiniLM {mine}, {case}, {cores()} cores", found.value, "x speed", *goals.get((mine, other), ("", "")),
+            peer=label.get(other, other), low=found.low, high=found.high, figures=figures,
+        )  # fmt: skip

@@ -1,0 +1,81 @@
+"""A table to JAX, beside safetensors' own loaders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models, peers
+from benchmarks.children import Child
+from benchmarks.peers.torch_threads import load_torch
+from benchmarks.timing import Line, Result, Skipped, race, ratio
+
+LIMITS = {
+    "arrow float32": ("1.0", "0.7"),
+    "parquet float32": ("1.2", "0.9"),
+    "arrow packed": ("0.5", "0.2"),
+    "parquet packed": ("0.8", "0.4"),
+}
+
+
+def torch_loader() -> dict[str, Callable[[], Any]]:
+    """In a child: the float32 model to torch, mapped (nothing is read before it is used) or read."""
+    load_torch()
+    load_file = peers.library("safetensors.torch").load_file
+    path = models.folder() / "model.safetensors"
+
+    def mapped() -> None:
+        load_file(path)
+
+    def read() -> None:
+        _kept = {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+    return {"torch, mapped": mapped, "torch, read": read}
+
+
+def load(full: bool) -> Iterator[Line]:
+    """The int8 model as float32 and packed, from both containers, digests checked; theirs is the float32 model."""
+    import jax
+    import jax.numpy as jnp
+    from safetensors.numpy import load_file
+
+    import aq_jax as aq
+    from aq_jax.converters import huggingface
+
+    folder = models.folder()
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {suffix: Path(scratch, f"int8.{suffix}") for suffix in ("arrow", "parquet")}
+        for path in paths.values():
+            huggingface.to_table(folder, path, aq.QuantizationConfig("int8", per_channel=True))
+
+        def peer() -> object:
+            return jax.block_until_ready({k: jnp.array(v) for k, v in load_file(folder / "model.safetensors").items()})
+
+        contenders: dict[str, Callable[[], object]] = {"safetensors float32 to JAX": peer}
+        for suffix, path in paths.items():
+            contenders[f"{suffix} float32"] = lambda path=path: jax.block_until_ready(aq.load(path))
+            contenders[f"{suffix} packed"] = lambda path=path: jax.block_until_ready(aq.load(path, packed=True))
+        rounds, child = 9 if full else 5, None
+        try:
+            child = Child("benchmarks.suites.load:torch_loader")
+        except peers.Absent as why:
+            yield Skipped("load by torch", str(why))
+        theirs = ["safetensors float32 to JAX"]
+        if child is not None:
+            theirs += [f"safetensors float32 to {name}" for name in child.names]
+            contenders |= {f"safetensors float32 to {name}": child.remote(name) for name in child.names}
+        times = race(contenders, rounds)
+        if child is not None:
+            child.close()
+    for name, (least, goal) in LIMITS.items():
+        for other in theirs:
+            found = ratio(times[name], times[other])
+            limits = (f"<= {least}", f"<= {goal}") if other == theirs[0] else ("", "")
+            figures = {"ms": 1e3 * times[name].median, "their ms": 1e3 * times[other].median}
+            yield Result(
+                f"load int8 .{name}", found.value, "x time", *limits, peer=other, low=found.low, high=found.high,
+                figures=figures,
+            )  # fmt: skip
+        yield Result(f"load int8 .{name}: first call longer by", times[name].first, "s")

@@ -1,0 +1,134 @@
+"""Products with quantized weights: each formulation, and other libraries', beside a float32 product in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import models, peers
+from benchmarks.children import Child, ChildError
+from benchmarks.machine import cores
+from benchmarks.peers.torch_threads import load_torch
+from benchmarks.timing import Line, Result, Skipped, race, ratio
+
+SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
+ROWS = (1, 8, 32, 512)
+
+
+def numbers(inputs: int, outputs: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and W, the same in every process."""
+    rng = np.random.default_rng(inputs + outputs + rows)
+    return rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
+
+
+def torch_products() -> dict[str, Callable[..., Any]]:
+    """In a child: products by torch."""
+    torch = load_torch()
+    calls: dict[str, Callable[..., Any]] = {}
+    for inputs, outputs in SHAPES:
+        for rows in ROWS:
+            x, w = map(torch.from_numpy, numbers(inputs, outputs, rows))
+            for kind in ("float32", "bfloat16"):
+                a, b = (t.to(getattr(torch, kind)) for t in (x, w))
+                calls[f"torch {kind}|{inputs}|{outputs}|{rows}"] = partial(_kept, torch.nn.functional.linear, a, b)
+    return calls
+
+
+def onnx_products() -> dict[str, Callable[..., Any]]:
+    """In a child: dynamic int8 products by ONNX Runtime, made by its own quantizer."""
+    onnx, runtime = peers.library("onnx"), peers.library("onnxruntime")
+    quantization = peers.library("onnxruntime.quantization")
+    calls: dict[str, Callable[..., Any]] = {}
+    for inputs, outputs in SHAPES:
+        x, w = numbers(inputs, outputs, 1)
+        session = onnx_session(onnx, runtime, quantization, w)
+        for rows in ROWS:
+            x, _ = numbers(inputs, outputs, rows)
+            name = f"ONNX Runtime dynamic int8|{inputs}|{outputs}|{rows}"
+            calls[name] = partial(_kept, session.run, None, {"x": x})
+    return calls
+
+
+def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> Any:
+    """x @ W.T, W quantized ahead, x when it comes."""
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.ascontiguousarray(w.T), "w")
+    ends = [
+        make.make_tensor_value_info(name, kind, ["rows", size]) for name, size in zip("xy", w.shape[::-1], strict=True)
+    ]
+    graph = make.make_graph([make.make_node("MatMul", ["x", "w"], ["y"])], "product", ends[:1], ends[1:], [weight])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    plain, small = (Path(models.scratch(), f"{kind}.onnx") for kind in ("plain", "int8"))
+    onnx.save(model, plain)
+    quantization.quantize_dynamic(plain, small)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
+    return runtime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+
+
+def _kept(call: Callable[..., Any], *arguments: Any) -> None:
+    """Without the result, which no pipe carries."""
+    call(*arguments)
+
+
+def qdot(full: bool) -> Iterator[Line]:
+    """Every formulation of `qdot` and the others' products: what the table in aq_jax/core/dispatch.py was made of."""
+    children = []
+    for target in ("torch_products", "onnx_products"):
+        try:
+            children.append(Child(f"benchmarks.suites.qdot:{target}"))
+        except (peers.Absent, ChildError) as why:
+            yield Skipped(target.replace("_", " "), str(why))
+    try:
+        for inputs, outputs in SHAPES if full else SHAPES[1:2] + SHAPES[3:]:
+            for rows in ROWS if full else (1, 32, 512):
+                yield from _products(inputs, outputs, rows, children, 15 if full else 5)
+    finally:
+        for child in children:
+            child.close()
+
+
+def _products(inputs: int, outputs: int, rows: int, children: list[Child], rounds: int) -> Iterator[Line]:
+    import jax
+    import jax.numpy as jnp
+
+    import aq_jax as aq
+    from aq_jax.core.dispatch import ACTIVATIONS, backend, choose
+
+    x, w = map(jnp.asarray, numbers(inputs, outputs, rows))
+    packed = {
+        "int8": aq.quantize(w, "int8"),
+        "int4 g128": aq.quantize(w, aq.QuantizationConfig("int4", group_size=128)),
+    }
+    plain = jax.jit(lambda x, w: x @ w.T)
+    contenders: dict[str, Callable[[], object]] = {"float32": lambda: plain(x, w).block_until_ready()}
+    for kind, q in packed.items():
+        for how in ACTIVATIONS:
+            contenders[f"{kind}, x {how}"] = lambda q=q, how=how: aq.qdot(x, q, how).block_until_ready()
+    ending = f"|{inputs}|{outputs}|{rows}"
+    theirs = {}
+    for child in children:
+        theirs |= {name.removesuffix(ending): child.remote(name) for name in child.names if name.endswith(ending)}
+    times = race(contenders | theirs, rounds)
+    base = times["float32"]
+    for kind in packed:
+        speeds = {how: ratio(base, times[f"{kind}, x {how}"]) for how in ACTIVATIONS}
+        chosen = choose(int(kind[3]), rows)
+        best = max(speed.value for speed in speeds.values())
+        found = speeds[chosen]
+        case = f"qdot {kind}, {inputs} x {outputs}, {rows} rows"
+        figures = {f"x {how}": speed.value for how, speed in speeds.items()}
+        yield Result(
+            case, found.value, "x speed", "", f"{best:.2f}", f"{chosen} chosen on {backend()!r}", "JAX float32",
+            found.low, found.high, figures,
+        )  # fmt: skip
+        if kind != "int8":
+            continue
+        for peer in theirs:
+            found = ratio(times[peer], times[f"{kind}, x {chosen}"])
+            yield Result(case, found.value, "x speed", peer=peer, low=found.low, high=found.high)

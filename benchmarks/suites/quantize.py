@@ -1,0 +1,82 @@
+"""One matrix to codes and back, by every library, each in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.children import Child
+from benchmarks.peers.ours import ABSMAX
+from benchmarks.suites.contenders import peer_children
+from benchmarks.timing import Line, Result, beside, race
+
+WIDTHS = ((8, peers.ROW), (4, 128), (2, 128))
+PATIENCE = 1.5
+CLAIMS = {"NumPy": ("5", "12"), "torchao": ("5", "15"), "quanto": ("5", "15")}  # below eight bits
+
+
+def contenders(module: str, side: int, full: bool) -> dict[str, Callable[[], Any]]:
+    """In a child: "quantize|peer|bits|group" and "dequantize|..." -> a call, of this module's peers.
+
+    Args:
+        module: of `benchmarks.peers`.
+        side: of the matrix.
+        full: with those that are slow.
+    """
+    w = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    calls: dict[str, Callable[[], Any]] = {}
+    for peer in peers.load(module):
+        if peer.slow and not full:
+            continue
+        arranged = peer.arrange(w)
+        for bits, wanted in WIDTHS:
+            if bits not in peer.widths:
+                continue
+            group = peers.nearest(peer, bits, wanted)
+            forwards = partial(peer.quantize, arranged, bits, group)
+            calls[f"quantize|{peer.name}|{bits}|{group}"] = forwards
+            if peer.decodes and not peer.slow:  # slow ones decode as the quick ones of their library
+                calls[f"dequantize|{peer.name}|{bits}|{group}"] = partial(_decode, peer, cache(forwards))
+    return calls
+
+
+def _decode(peer: peers.Peer, quantized: Callable[[], Any]) -> None:
+    peer.dequantize(quantized())
+
+
+def quantize(full: bool) -> Iterator[Line]:
+    """float32 to codes and scales, packed where the library packs; and back, into fresh memory."""
+    side = 4096 if full else 2048
+    with peer_children("benchmarks.suites.quantize:contenders", side, full) as (children, skipped):
+        yield from skipped
+        for what in ("quantize", "dequantize"):
+            for bits, group in WIDTHS:
+                yield from _against_all(what, bits, group, side, list(children.values()), 7 if full else 3)
+
+
+def _against_all(what: str, bits: int, group: int, side: int, children: list[Child], rounds: int) -> Iterator[Line]:
+    source = np.ones((side, side), np.float32)
+    reused = source.copy()
+    found: dict[str, Callable[[], object]] = {"memcpy": lambda: np.copyto(reused, source)}
+    groups = {}
+    for child in children:
+        for name in child.names:
+            way, peer, width, size = name.split("|")
+            if (way, int(width)) == (what, bits):
+                found[peer], groups[peer] = child.remote(name), int(size)
+    times = race(found, rounds, PATIENCE)
+    ours = times.pop(ABSMAX)
+    forwards = what == "quantize"
+    case = f"{what} int{bits} {f'g{group}' if group else 'rows'}, {side} x {side}"
+    limits = ("0.75", "0.9") if forwards else ("", "")
+    note = f"{4 * side**2 / 1e9 / ours.median:.2f} GB/s of float32"
+    yield beside(case, "memcpy", times.pop("memcpy"), ours, *limits, note=note)
+    for peer, timing in times.items():
+        claim = CLAIMS.get(peer, ("", "")) if bits < 8 and forwards else ("", "")
+        note = f"theirs in {f'groups of {groups[peer]}' if groups[peer] else 'rows'}" if groups[peer] != group else ""
+        yield beside(case, peer, timing, ours, *claim, note=note)
+    yield Result(f"{case}: first call longer by", ours.first, "s")

@@ -1,0 +1,109 @@
+"""A whole model: from its safetensors to a table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import models, peers
+from benchmarks.peers.numpy_vectorized import NumpyVectorized, fit
+from benchmarks.suites.contenders import peer_children
+from benchmarks.timing import Line, Result, beside, race
+
+CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
+PATIENCE = 6.0
+
+
+def contenders(module: str) -> dict[str, Callable[[], Any]]:
+    """In a child: "peer|bits" -> read MiniLM's matrices and quantize them. Nothing is written."""
+    calls: dict[str, Callable[[], Any]] = {}
+    for peer in peers.load(module):
+        for bits, (_, wanted) in CASES.items():
+            if bits not in peer.widths or peer.slow:
+                continue
+            group = peers.nearest(peer, bits, wanted)
+            calls[f"{peer.name}|{bits}"] = partial(quantize_all, peer, bits, group)
+    return calls
+
+
+def quantize_all(peer: peers.Peer, bits: int, group: int) -> list[Any]:
+    """MiniLM's matrices, read one by one, and kept as the peer quantizes them."""
+    return [peer.quantize(peer.arrange(w), bits, group) for _, w in models.each_matrix()]
+
+
+def road(full: bool) -> Iterator[Line]:
+    """Ours and NumPy's write a V2 table with digests, fit and page checksums; the others' work ends in memory."""
+    import aq_jax as aq
+
+    configs = {
+        8: aq.QuantizationConfig("int8", per_channel=True),
+        2: aq.QuantizationConfig("int2", group_size=128, solver="absmax"),
+    }
+    left = ("ours", "numpy_vectorized", "safetensors_peer")
+    others = [module for module in peers.MODULES if full and module not in left]
+    target = "benchmarks.suites.road:contenders"
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        peer_children(target, modules=others) as (children, skipped),
+    ):
+        yield from skipped
+        ours, theirs = Path(scratch, "ours.parquet"), Path(scratch, "numpy.parquet")
+        for bits, config in configs.items():
+            found: dict[str, Callable[[], object]] = {
+                "ours": lambda config=config: our_road(ours, config),
+                "NumPy": lambda config=config: numpy_road(theirs, config),
+            }
+            for child in children.values():
+                found |= {
+                    f"{name.partition('|')[0]} (writes nothing)": child.remote(name)
+                    for name in child.names
+                    if name.endswith(f"|{bits}")
+                }
+            times = race(found, 7 if full else 3, PATIENCE)
+            mine, case = times.pop("ours"), f"MiniLM to a table, {CASES[bits][0]}"
+            for peer, timing in times.items():
+                yield beside(case, peer, timing, mine, *(("1", "2") if peer == "NumPy" else ()))
+            yield Result(f"{case}: first call longer by", mine.first, "s")
+        searched = aq.QuantizationConfig("int2", group_size=128)
+        times = race({"ours": lambda: our_road(ours, searched)}, 3 if full else 1)["ours"]
+        first = {"first call longer by, s": times.first}
+        yield Result("MiniLM int2 g128 search, whole road", times.median, "s", "<= 8", "<= 3", figures=first)
+
+
+def our_road(path: Path, config: Any) -> None:
+    """safetensors to a table."""
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.pipeline import write_model
+
+    with open_checkpoint(models.folder()) as source:
+        write_model(source, path, config)
+
+
+def numpy_road(path: Path, config: Any) -> None:
+    """The same table, as far as plain NumPy can make it."""
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.loader import as_v2, plain_rows
+    from aq_jax.store import Row, TableWriter
+
+    peer = NumpyVectorized()
+    with open_checkpoint(models.folder()) as source, TableWriter(path, version=2) as table:
+        for name in source.shapes:
+            w = source.array(name)
+            if w.ndim < 2 or w.dtype.kind != "f":
+                for row in plain_rows(name, w):
+                    table.write(as_v2(row))
+                continue
+            spec = config.spec
+            q = peer.quantize(w, spec.bits, spec.group_elements(w.shape))
+            cosine, error = fit(w, peer.dequantize(q))
+            table.write(
+                Row(
+                    name, w.shape, w.dtype.name, q[0].reshape(-1), w.size, spec.quant_type, q[1],
+                    np.zeros_like(q[1]), 0, spec.group_size, 0, "absmax", cosine, error,
+                )
+            )  # fmt: skip

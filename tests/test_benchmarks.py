@@ -1,0 +1,341 @@
+"""The benchmarks' own machinery: what is measured is not measured here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import machine, peers, readme, report
+from benchmarks.children import Child, ChildError
+from benchmarks.peers import Absent
+from benchmarks.suites import PLACES, QUICK, SUITES, suite_at
+from benchmarks.suites.accuracy import Fit, best_within
+from benchmarks.suites.contenders import peer_children
+from benchmarks.timing import Line, Result, Skipped, Timing, beside, race, ratio, seconds_of
+
+ROOT = Path(__file__).parent.parent
+
+# ------------------------------------------------------------------------------------------------ peers
+
+
+@pytest.fixture
+def matrix(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((8, 256), np.float32)
+
+
+@pytest.mark.parametrize("module", ["numpy_plain", "numpy_vectorized"])
+@pytest.mark.parametrize(("bits", "group"), [(8, peers.ROW), (8, 128), (4, 32), (4, 128), (2, 64)])
+def test_numpys_round_trip_stays_within_half_a_step(module: str, bits: int, group: int, matrix: np.ndarray) -> None:
+    (peer,) = peers.load(module)
+    q = peer.quantize(peer.arrange(matrix), bits, group)
+    back, size = peer.dequantize(q), group or matrix.shape[1]
+    steps = np.abs(matrix.reshape(-1, size)).max(1) / (2 ** (bits - 1) - 1)
+    assert (np.abs(back - matrix).reshape(-1, size) <= steps[:, None] * 0.5001).all()
+    assert peer.stored_bits(q) == peer.needed_bits(q) == matrix.size * bits + 32 * matrix.size // size
+
+
+def test_numpys_two_ways_agree(matrix: np.ndarray) -> None:
+    (plain,), (vectorized,) = peers.load("numpy_plain"), peers.load("numpy_vectorized")
+    for bits in (8, 4, 2):
+        a, b = (peer.dequantize(peer.quantize(matrix, bits, 64)) for peer in (plain, vectorized))
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_packing_comes_back(bits: int, rng: np.random.Generator) -> None:
+    (peer,) = peers.load("numpy_vectorized")
+    codes = rng.integers(0, 2**bits, (4, 16), np.uint8)
+    packed = peer.pack(codes, bits)
+    assert packed.size == codes.size * bits // 8
+    np.testing.assert_array_equal(peer.unpack(packed, bits).reshape(codes.shape), codes)
+
+
+def test_ours_goes_by_the_protocol(matrix: np.ndarray) -> None:
+    ours = peers.load("ours")[0]
+    q = ours.quantize(ours.arrange(matrix), 4, 128)
+    assert np.abs(ours.dequantize(q) - matrix).max() < 0.4
+    assert ours.stored_bits(q) >= 4 * matrix.size  # as a table has it, name and digest too
+
+
+def test_gguf_and_safetensors_if_they_are_there(matrix: np.ndarray) -> None:
+    (half,) = peers.load("safetensors_peer")
+    assert half.stored_bits(half.quantize(matrix, 16, peers.ROW)) >= 16 * matrix.size
+    try:
+        found = {peer.name: peer for peer in peers.load("gguf_peer")}
+    except Absent as reason:
+        pytest.skip(str(reason))
+    q = found["gguf Q4_0"].quantize(matrix, 4, 32)
+    assert found["gguf Q4_0"].stored_bits(q) == 4.5 * matrix.size
+
+
+@pytest.mark.parametrize("module", [m for m in peers.MODULES if m.endswith("_peer")])
+def test_an_absent_library_gives_a_reason(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The name of a library is that of its adapter, without the ending; quanto's is a part of another.
+    for name in ("torch", "qwix", "gguf", "gguf.quants", "onnxruntime", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Absent, match=r"is not installed|halted"):
+        peers.load(module)
+
+
+def test_every_adapter_is_listed_and_shadows_nothing() -> None:
+    files = {path.stem for path in (ROOT / "benchmarks" / "peers").glob("*.py")}
+    assert files == {*peers.MODULES, "__init__", "torch_threads"}
+    pinned = (ROOT / "benchmarks" / "requirements.txt").read_text().splitlines()
+    assert all(line.startswith("#") or "==" in line for line in pinned)
+
+
+def test_the_nearest_group_is_taken() -> None:
+    peer = peers.load("numpy_vectorized")[0]
+    assert (peers.nearest(peer, 8, peers.ROW), peers.nearest(peer, 4, 100), peers.nearest(peer, 2, 32)) == (0, 128, 32)
+
+
+# ------------------------------------------------------------------------------------------------ timing, children
+
+
+def trivial() -> dict[str, object]:
+    """A child's contenders."""
+
+    def noisy() -> list[int]:
+        print("what libraries print is no answer")
+        return [1, 2]
+
+    def broken() -> None:
+        raise ValueError("no such thing")
+
+    return {"noisy": noisy, "slow": lambda: time.sleep(0.05), "add": lambda a, b: a + b, "object": object,
+            "broken": broken, "exit": lambda: sys.exit("the end")}  # fmt: skip
+
+
+def absent(module: str) -> dict[str, object]:
+    """A child without its library, but for one."""
+    if module == "there":
+        return {"a": lambda: None}
+    raise Absent(f"{module} is not installed")
+
+
+def of_tests(name: str) -> str:
+    return f"test_benchmarks:{name}"
+
+
+@pytest.fixture(autouse=True)
+def _children_find_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+
+
+def test_a_child_answers_fails_and_dies_in_words() -> None:
+    with Child(of_tests("trivial")) as child:
+        assert child.names == ["noisy", "slow", "add", "object", "broken", "exit"]
+        assert child.call("noisy") == [1, 2]
+        assert child.call("add", 2, 3) == 5
+        assert child.call("object") is None
+        assert 0.05 <= child.remote("slow").seconds() < 5
+        assert 0 < child.seconds("object") < 0.01
+        with pytest.raises(ChildError, match="ValueError: no such thing"):
+            child.call("broken")
+        assert child.call("add", 1, 1) == 2  # it lives on
+        with pytest.raises(ChildError, match="ended: the end"):
+            child.call("exit")
+
+
+def test_peers_that_are_not_there_are_skipped_with_the_reason() -> None:
+    with peer_children(of_tests("absent"), modules=("there", "nowhere_peer")) as (children, skipped):
+        assert list(children) == ["there"]
+        assert skipped == [Skipped("nowhere", "nowhere_peer is not installed")]
+
+
+def test_rounds_take_turns_and_remotes_time_themselves() -> None:
+    order: list[str] = []
+
+    class Remote:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.taken = name, seconds
+
+        def seconds(self) -> float:
+            order.append(self.name)
+            return self.taken
+
+        def __call__(self) -> None:
+            raise AssertionError("it times itself")
+
+    times = race({"a": Remote("a", 1.0), "b": Remote("b", 7.0)}, 3, patience=5)
+    assert "".join(order) == "abab" + "aa"  # the first calls, a round, and two without the slow one
+    assert times == {"a": Timing((1.0, 1.0, 1.0), 0.0), "b": Timing((7.0,), 0.0)}
+
+
+def test_short_calls_are_repeated_and_long_ones_are_not() -> None:
+    calls = []
+    assert 0 < seconds_of(lambda: calls.append(1)) < 0.01
+    assert len(calls) > 100
+    calls.clear()
+    assert seconds_of(lambda: (calls.append(1), time.sleep(0.02))) >= 0.02
+    assert len(calls) == 1
+
+
+def test_ratios_are_of_rounds() -> None:
+    # A machine that is ten times slower in one round changes nothing.
+    theirs, ours = Timing((2.0, 20.0, 2.0), 0.0), Timing((1.0, 10.0, 1.0), 0.0)
+    found = ratio(theirs, ours)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+    line = beside("case", "peer", theirs, ours, "1", "2")
+    assert (line.value, line.unit, line.figures["ms"]) == (2.0, "x speed", 1000.0)
+
+
+def toy(full: bool) -> Iterator[Line]:
+    """A suite."""
+    yield Result("toy", 2.0 if full else 1.0, "x speed", peer="other", low=0.5, high=3.0)
+    yield Skipped("gone", "not installed")
+
+
+def test_a_suite_runs_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report.last_of, "__defaults__", (tmp_path / "results",))
+    monkeypatch.setattr(report.record, "__defaults__", (tmp_path / "results",))
+    # The suite's process is started as it is for a user, but for the suites that it knows.
+    start = "import benchmarks.suites as s, test_benchmarks as t; s.SUITES = {'toy': t.toy, 'bad': t.absent}"
+    run = "import sys; sys.argv[1:1] = ['-m']; from benchmarks.__main__ import main; sys.exit(main(sys.argv[4:]))"
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        command.subprocess, "Popen", lambda cmd, **how: real([cmd[0], "-c", f"{start}; {run}", *cmd[1:]], **how)
+    )
+    monkeypatch.setattr("benchmarks.suites.SUITES", {"toy": toy, "bad": absent})
+    arguments = ["toy", "--suite", "full", "--record", "--output", str(tmp_path / "bench.json")]
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "| toy / other | 2 x speed | 0.5 to 3 |" in said
+    assert "| gone | skipped: not installed |" in said
+    (recorded,) = (tmp_path / "results").iterdir()
+    found = json.loads(recorded.read_text())
+    assert found == json.loads((tmp_path / "bench.json").read_text())
+    assert found["results"] == [
+        {"suite": "toy", "case": "toy", "value": 2.0, "unit": "x speed", "peer": "other", "low": 0.5, "high": 3.0}
+    ]
+    assert found["cpu"] == machine.processor()
+    # A suite that fails is no result, and nothing is recorded with it.
+    assert command.main(["bad", *arguments[1:]]) == 1
+    assert json.loads(recorded.read_text()) == found
+
+
+def test_suites_are_there() -> None:
+    assert set(QUICK) < set(SUITES)
+    assert all(callable(suite_at(place)) for place in PLACES.values())  # and none needs a library to be imported
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert len(path.read_text().splitlines()) < 250, path
+
+
+# ------------------------------------------------------------------------------------------------ reports
+
+
+def made(*ratios: tuple[str, float, float, float], **fields: object) -> dict:
+    results = [
+        report.entry("s", Result(case, value, "x speed", peer="p", low=low, high=high))
+        for case, value, low, high in ratios
+    ]
+    base = {
+        "date": "2026-01-01",
+        "cpu": "A CPU",
+        "cores": 2,
+        "python": "3.11",
+        "suite": "full",
+        "versions": {"numpy": "2"},
+    }
+    return base | {"results": results, "skipped": []} | fields
+
+
+def test_ratios_are_compared_with_the_last_ones() -> None:
+    old = made(("same", 2.0, 1.9, 2.1), ("better", 2.0, 1.9, 2.1), ("perhaps", 2.0, 1.0, 3.0), ("gone", 1.0, 1.0, 1.0))
+    new = made(("same", 2.02, 1.9, 2.1), ("better", 3.0, 2.9, 3.1), ("perhaps", 2.5, 2.0, 3.0), ("new", 1.0, 1.0, 1.0))
+    found = {name: change for (_, name, _), change in report.changes(new, old).items()}
+    assert found == {"same": "=", "better": "+50 %", "perhaps": "+25 % ?"}
+    assert report.changes(new, None) == {}
+    bare = report.entry("s", Result("same", 0.0, ""))
+    assert report.row(bare) == "| same | 0 |  |  |  |  |  |"  # neither a unit nor anything else
+    seconds = report.entry("s", Result("same", 1.0, "s"))
+    assert report.changes({"results": [seconds]}, {"results": [seconds]}) == {}  # no ratio
+
+
+def test_records_are_found_by_processor(tmp_path: Path) -> None:
+    first = report.record(made(("a", 1.0, 1.0, 1.0)), tmp_path)
+    assert first.name == "2026-01-01-a-cpu.json"
+    report.record(made(cpu="Another", date="2026-01-03"), tmp_path)
+    last = report.last_of("A CPU", 2, tmp_path)
+    assert last is not None
+    assert last["date"] == "2026-01-01"
+    assert report.last_of("A CPU", 64, tmp_path) is None
+    assert report.last_of("None", 2, tmp_path) is None
+    newest = report.latest(tmp_path)
+    assert newest is not None
+    assert newest["cpu"] == "Another"
+    # What is measured again on the same day replaces its suite, and no other.
+    other = report.entry("t", Result("b", 1.0, "s"))
+    report.record(made(results=[other]), tmp_path)
+    assert [found["suite"] for found in json.loads(first.read_text())["results"]] == ["s", "t"]
+    with pytest.raises(ValueError, match="quick ones do not replace them"):
+        report.record(made(suite="quick"), tmp_path)
+
+
+def test_processors_have_names() -> None:
+    info = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    assert machine.processor(info) == "AMD EPYC (family 25, model 17)"
+    assert machine.slug("Intel(R) Xeon(R) @ 2.70GHz") == "intel-r-xeon-r-2-70ghz"
+
+
+def test_the_best_of_no_more_bits_is_shown() -> None:
+    fits = [Fit("a", 4.5, 4.5, 0.9, 0.8, "data-free"), Fit("b", 3.0, 3.0, 0.95, 0.8, "data-free"),
+            Fit("c", 4.6, 4.6, 0.99, 0.8, "data-free")]  # fmt: skip
+    best = best_within(fits, 4.5, "data-free")
+    assert best is not None
+    assert best.name == "b"
+    assert best_within(fits, 2.0, "data-free") is None
+
+
+# ------------------------------------------------------------------------------------------------ the README
+
+
+def test_the_readmes_figures_are_the_recorded_ones() -> None:
+    text = readme.README.read_text()
+    assert readme.replaced(text, readme.tables(report.latest())) == text, "python -m benchmarks.readme"
+
+
+def test_tables_are_made_of_what_is_recorded() -> None:
+    def result(suite: str, case: str, value: float, peer: str = "", unit: str = "x speed", **figures: float) -> dict:
+        return report.entry(suite, Result(case, value, unit, peer=peer, figures=figures))
+
+    found = made(
+        results=[
+            result("quantize", "quantize int4", 12.3, "NumPy"),
+            result("quantize", "quantize int4", 0.5, "gguf Q4_0"),
+            result("quantize", "quantize int4", 0.25, "gguf Q4_1"),
+            result("quantize", "quantize int4", 100, "NumPy, a loop over groups"),
+            result("quantize", "quantize int4", 9.0, "aq_jax search"),
+            result("quantize", "quantize int4: first call longer by", 3.0, unit="s"),
+            result("load", "load int8 .arrow", 0.5, "safetensors float32 to JAX", "x time"),
+            result("accuracy@2", "hqq 2 bits, g64: embedding cosine", 0.5, unit="cosine", bits=2.5, p1=0.25,
+                   **{"data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3}),
+            result("accuracy@2", "rtn 2 bits, g64: embedding cosine", 0.7, unit="cosine", bits=2.5, p1=0.25,
+                   **{"data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3}),
+        ],
+        skipped=[{"suite": "quantize", "case": "qwix", "reason": "qwix is not installed"}],
+    )  # fmt: skip
+    text = readme.tables(found)
+    assert "| quantize int4 | 100 | 12 | **0.25** |" in text
+    assert "first call" not in text
+    assert "| load int8 .arrow | 2.0 |" in text  # in time: the other way around
+    assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | 2.40 | 0.6000 | 0.3000 |  |  |  |" in text
+    assert "| rtn 2 bits, g64 | 2.50 | **0.7000** |" in text
+    assert "Left out: qwix: qwix is not installed." in text
+    assert readme.tables(None) == readme.NOTHING
+
+
+def test_a_readme_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no <!-- figures"):
+        readme.replaced("nothing", "x")
