@@ -46,9 +46,9 @@ class Latent(NamedTuple):
 def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     """Where training begins: at a float weight as far as that has the codes of its quantized one.
 
-    >>> from aq_jax import dequantize, quantize
+    >>> from aq_jax import QuantizationConfig, dequantize, quantize
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
-    >>> q = quantize(w, QuantSpec(2, group_size=8))
+    >>> q = quantize(w, QuantizationConfig("int2", group_size=8))
     >>> bool((value(latent(q, w), q.spec) == dequantize(q)).all())
     True
     """

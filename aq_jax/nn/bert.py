@@ -21,6 +21,7 @@ from aq_jax.errors import FormatError
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
 
 Pooling = Literal["mean", "cls"]
+FEWEST_COLUMNS = 32  # of keys in a product
 ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
 
 
@@ -141,7 +142,11 @@ def attention(
         return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, size)
 
     q, k, v = split(query * size**-0.5).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
-    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+    # Keys as columns, and 32 of them or more: otherwise XLA sums in another order for other numbers of tokens where
+    # vectors are 512 bits wide.
+    columns = jnp.pad(k.swapaxes(1, 2), ((0, 0), (0, 0), (0, max(0, FEWEST_COLUMNS - tokens))))
+    columns = jax.lax.optimization_barrier(columns)
+    scores = jnp.einsum("bqd,bdk->bqk", q, columns, preferred_element_type=jnp.float32)[..., :tokens]
     scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
     # A sentence of padding only, as fills up a batch, has no largest score.
     weights = exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
