@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 J = TypeVar("J", dict[str, Any], list[Any])
 NAMES_OF_JSON = {dict: "object", list: "array"}
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def load_model(path: str | os.PathLike[str], activations: Activations | None = None) -> Encoder | Generator:
@@ -177,6 +178,8 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     try:
         if file.exists():
             found = Tokenizer.from_file(str(file))
+        elif not any((folder / name).exists() for name in VOCABULARIES):  # transformers makes one that knows no word
+            raise FileNotFoundError(f"wanted it, or one of {', '.join(VOCABULARIES)}, which `convert` copies there")
         else:
             from transformers import AutoTokenizer
 

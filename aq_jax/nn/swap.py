@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
@@ -37,14 +38,14 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     are, and so is the model that was given.
 
     Args:
-        model: any NNX module, concrete or (under `nnx.eval_shape`) abstract.
+        model: any NNX module; concrete, or being traced (inside `nnx.eval_shape` or a jitted function).
         config: or just a quant_type. What it keeps in float16 is stored so, and computed in the layer's own dtype.
         activations: what the new layers round their inputs to (see `qdot`).
 
     Raises:
         AqError: for weights that cannot be quantized, by name.
-        ConfigError: for other activations, and by name for weights that these cannot be multiplied by and for layers
-            that multiply or promote by functions of their own.
+        ConfigError: for shapes without weights; for other activations; and by name for weights that these cannot be
+            multiplied by, and for layers that multiply or promote by functions of their own.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
@@ -53,6 +54,10 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     """
     if activations not in (None, *ACTIVATIONS):
         raise ConfigError(f"activations = {activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+        raise ConfigError(
+            "quantize_module: found shapes without weights; wanted weights, or a model that is being traced"
+        )
     weights = {
         ".".join(map(str, (*path, key))): weight
         for path, layer in nnx.iter_modules(model)

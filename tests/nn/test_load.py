@@ -361,3 +361,10 @@ def test_a_text_has_a_token_beside_the_special_ones(folder: Path) -> None:
     oracle.write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
     with pytest.raises(aq.FormatError, match="max_seq_length is 2, of 256 positions; wanted so many tokens: 3 or"):
         load_model(folder / "m.parquet")
+
+
+def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:
+    """transformers would make a tokenizer to which every word is unknown."""
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(aq.FormatError, match=r"tokenizer\.json: no tokenizer .*wanted it, or one of vocab\.txt, "):
+        read_tokenizer(folder, 100)

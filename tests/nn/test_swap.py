@@ -406,3 +406,9 @@ def test_a_weight_of_another_shape_is_refused(model: Model) -> None:
         quantized_layer(model.feed.layers[0], quantize(np.ones((WIDTH, 3 * WIDTH), np.float32), "int8"), None)
     with pytest.raises(ValueError, match=r"weight of shape \[16, 8\] for \(16,\) -> \(2, 8\)$"):
         quantized_layer(model.attention.query, quantize(np.ones((WIDTH, 8), np.float32), "int8"), None)
+
+
+def test_a_model_of_shapes_only_is_refused() -> None:
+    model = nnx.eval_shape(lambda: nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(ConfigError, match="found shapes without weights; wanted weights"):
+        quantize_module(model, "int8")
