@@ -14,11 +14,10 @@ def train(full: bool) -> Iterator[Line]:
     """The step, and the programs of its parts, side by side."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     import aq_jax as aq
     from aq_jax.calibration.distill import Distiller, lesson, rows_of
-    from aq_jax.calibration.layerwise import parameter
+    from aq_jax.calibration.layerwise import vectors, weight_of
     from aq_jax.calibration.text import built_in_sentences, padded, tokenized
     from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
     from aq_jax.nn.bert import Bert
@@ -33,19 +32,12 @@ def train(full: bool) -> Iterator[Line]:
         for layer in range(len(model.layers))
         for name in ("query", "key", "value", "out", "up", "down")
     ]
-    weights = {path: parameter(model, path)[...] for path in paths}
-    turned = {path: w.T if path.endswith(".kernel") else w for path, w in weights.items()}
-    solved = {path: cast(aq.QTensor, aq.quantize(w, config)) for path, w in turned.items()}
-    vectors = {
-        ".".join(map(str, path)): leaf[...]
-        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
-        if leaf.ndim == 1
-    }
+    solved = {path: cast(aq.QTensor, aq.quantize(weight_of(model, path), config)) for path in paths}
     rows = TOKENS // LENGTH
     ids = tokenized(built_in_sentences()[:rows], read_tokenizer(folder, model.config.vocab_size), LENGTH)
     batch = padded(ids, rows, LENGTH)
     distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, "mean")
-    state, texts = [distiller.start(model, solved, vectors)], lesson(batch)
+    state, texts = [distiller.start(model, solved, vectors(model))], lesson(batch)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS[backend()]))

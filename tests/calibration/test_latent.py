@@ -81,3 +81,14 @@ def test_a_latent_that_went_too_far_comes_back() -> None:
     spec = QuantSpec(2, group_size=4)
     of = Latent(jnp.array([[-9.0, -2.3, 0.2, 9.0]]), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     np.testing.assert_allclose(bounded(of, spec).codes, [[-2 - BEYOND, -2.3, 0.2, 1 + BEYOND]])
+
+
+def test_a_group_of_zeros_stays_zero_and_has_a_scale_like_the_others() -> None:
+    spec = SPECS[0]
+    w = solved(spec)[0].at[2, :16].set(0.0)
+    q = gptq(w, metric(jnp.eye(32)), spec, 0)
+    of = latent(q, w)
+    assert q.scale[2, 0] == 1
+    np.testing.assert_allclose(jnp.exp(of.log_scale[2, 0]), jnp.median(q.scale), rtol=1e-6)
+    assert not np.asarray(value(of, spec)[2, :16]).any()
+    np.testing.assert_allclose(value(of, spec), dequantize(q), atol=1e-6)
