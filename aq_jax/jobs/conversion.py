@@ -1,0 +1,153 @@
+"""What a conversion's config asks for: planned, or done."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aq_jax.config import BITS, ConversionConfig
+from aq_jax.configfile import load_plan
+from aq_jax.errors import ConfigError
+from aq_jax.jobs.solving import solver
+from aq_jax.store import TableWriter
+
+if TYPE_CHECKING:
+    from aq_jax.calibration.plan import Allocation
+    from aq_jax.pipeline import Progress, Written
+
+
+def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
+    """Do what a TOML file says: a folder of weights becomes a table, its config and tokenizer files beside it.
+
+    Args:
+        config: from `load_config`, or made by hand.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        ConfigError, FormatError, AqError: see `converters.huggingface.to_table`.
+
+    >>> import numpy as np, safetensors.numpy, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder + "/model.safetensors")
+    >>> config = ConversionConfig(folder, folder + "/m.parquet", aq.QuantizationConfig("int8"))
+    >>> aq.convert(config).quantized
+    {'w': 1.0}
+    """
+    from aq_jax.converters import huggingface
+
+    allocation, config = allocate(config, progress) if config.allocate else None, planned(config)
+    if allocation is not None:
+        config = replace(config, allocate=None, quantization=allocation.config)
+        if allocation.goal.save:
+            allocation.save(allocation.goal.save)
+    checkpoints = Path(f"{config.output}.training")
+    done = huggingface.to_table(
+        config.source,
+        config.output,
+        config.quantization,
+        solve=solver(config.quantization, config.calibration, progress, allocation, config.train, checkpoints),
+        allow_pickle=config.allow_pickle,
+        compression=config.compression,
+        progress=progress,
+    )
+    if config.train is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # only now: the table is there
+    if allocation is not None:
+        done.seconds = {"allocate": allocation.seconds} | done.seconds
+    return done
+
+
+def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:
+    """Choose the width of each tensor, as `config.allocate` asks for; nothing is written.
+
+    Args:
+        config: of the conversion.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        ConfigError, FormatError, AqError: as `calibration.plan.allocate`, and as `convert` for a source or an output.
+    """
+    from aq_jax.calibration.plan import allocate
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import check_side_files, resolve_source
+
+    if config.allocate is None or config.quantization is None:
+        raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
+    if Path(config.allocate.save).is_dir() and config.allocate.save:
+        raise ConfigError(f"allocate.save = {config.allocate.save!r}: is a folder; wanted the name of a file")
+    # What could not be written is said before minutes are spent.
+    TableWriter(config.output, version=2, compression=config.compression)
+    folder = resolve_source(config.source)
+    check_side_files(folder, Path(config.output).parent)
+    with open_checkpoint(folder, config.allow_pickle) as checkpoint:
+        return allocate(checkpoint, folder, config.quantization, config.calibration, config.allocate, progress)
+
+
+def planned(config: ConversionConfig) -> ConversionConfig:
+    """The config with the overrides of its plan, if it has one, before its own.
+
+    Raises:
+        ConfigError: for a file that is no plan, and for one that is of another model: an override that matches nothing.
+    """
+    if not config.plan or config.quantization is None:
+        return config
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import resolve_source
+
+    overrides = load_plan(config.plan)
+    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+        for i, override in enumerate(overrides):
+            if not any(re.search(override.pattern, name) for name in checkpoint.shapes):
+                raise ConfigError(
+                    f"{config.plan}: override {i + 1}: pattern {override.pattern!r} matches no tensor of "
+                    f"{config.source}; wanted a plan of this model"
+                )
+    merged = replace(config.quantization, overrides=overrides + config.quantization.overrides)
+    return replace(config, plan="", quantization=merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row that a conversion will write: bytes are an upper bound, before scales are compressed."""
+
+    name: str
+    shape: tuple[int, ...]
+    quant_type: str
+    bytes: int
+
+
+def plan(config: ConversionConfig) -> list[Planned]:
+    """What `convert` will write. Only tensors that may be kept in float16 are looked at; nothing is written.
+
+    Raises:
+        ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
+    """
+    from aq_jax.converters.checkpoint import open_checkpoint
+    from aq_jax.converters.huggingface import check_side_files, resolve_source
+    from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
+
+    config = planned(config)
+    if config.allocate is not None:
+        config = replace(config, allocate=None, quantization=allocate(config).config)
+    TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
+    folder, rows = resolve_source(config.source), []
+    check_side_files(folder, Path(config.output).parent)
+    with open_checkpoint(folder, config.allow_pickle) as checkpoint:
+        for name, (shape, dtype) in checkpoint.shapes.items():
+            kind, size = dtype.name, math.prod(shape) * dtype.itemsize
+            if config.quantization:
+                policy, kind = config.quantization.for_tensor(name), "none"
+                if policy.quant_type in BITS and is_quantizable(shape, dtype):
+                    spec = policy.spec_for(shape)
+                    kind = spec.quant_type
+                    size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
+                elif policy.quant_type == "fp16" and is_floating(dtype):
+                    half = to_half(checkpoint.array(name))
+                    kind, size = ("fp16" if half.dtype == "float16" else "none"), half.nbytes
+            rows.append(Planned(name, shape, kind, size))
+    return rows

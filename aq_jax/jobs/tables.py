@@ -1,0 +1,98 @@
+"""From one table to another: quantized, or plain again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aq_jax.config import CalibrationConfig, Compression, QuantizationConfig
+from aq_jax.jobs.solving import solver
+
+if TYPE_CHECKING:
+    from aq_jax.pipeline import Progress, Written
+
+
+def quantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: QuantizationConfig | str,
+    *,
+    calibration: CalibrationConfig | None = None,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Quantize a table of plain weights into another one, tensor by tensor.
+
+    Args:
+        source: a V1 table, or a folder of them.
+        output: .parquet or .arrow; appears whole, or not at all, and may be the source.
+        config: or just a quant_type.
+        calibration: for solver = "gptq", which runs the model: config.json and tokenizer files are beside the table.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        FormatError: for a source that is no table, or is quantized already.
+        AqError: for a tensor that cannot be quantized, by name.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v1.parquet", {"w": np.ones((4, 8), np.float32)})
+    >>> aq.quantize_file(folder + "/v1.parquet", folder + "/v2.parquet", "int4").quantized
+    {'w': 1.0}
+    """
+    from aq_jax.loader import WeightLoader
+    from aq_jax.pipeline import TableSource, write_model
+
+    config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    solve = solver(config, calibration or CalibrationConfig(), progress)
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    with WeightLoader(source) as table:
+        weights = TableSource(table, allow_quantized=False)
+        solved = solve(weights, folder) if solve else None
+        return write_model(weights, output, config, solved=solved, compression=compression, progress=progress)
+
+
+def dequantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written | Path:
+    """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
+
+    Args:
+        source: a table, or a folder of them.
+        output: appears whole, or not at all, and may be the source.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name, its bytes, and the bytes of all (tables only).
+
+    Returns:
+        What was written; for a folder, the path of its model.safetensors.
+
+    Raises:
+        FormatError: for a source that is no table, or an output that cannot be.
+        IntegrityError: if a row is not what was written.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v2.parquet", {"w": aq.quantize(np.ones((4, 8), np.float32), "int8")})
+    >>> _ = aq.dequantize_file(folder + "/v2.parquet", folder + "/v1.parquet")
+    >>> aq.load(folder + "/v1.parquet", "numpy")["w"].sum()
+    np.float32(32.0)
+    """
+    if Path(output).suffix not in (".parquet", ".arrow"):
+        from aq_jax.converters import huggingface
+
+        return huggingface.from_table(source, output)
+    from aq_jax.loader import WeightLoader
+    from aq_jax.pipeline import TableSource, write_model
+
+    with WeightLoader(source) as table:
+        return write_model(
+            TableSource(table, allow_quantized=True), output, None, compression=compression, progress=progress
+        )
