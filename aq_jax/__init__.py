@@ -24,6 +24,7 @@ __all__ = [
     "QTensor",
     "QuantSpec",
     "QuantizationConfig",
+    "ShardsConfig",
     "TrainingConfig",
     "WeightLoader",
     "__version__",
@@ -53,6 +54,7 @@ _PUBLIC = {
     "CalibrationConfig": "config",
     "ConversionConfig": "config",
     "QuantizationConfig": "config",
+    "ShardsConfig": "config",
     "TrainingConfig": "config",
     "Override": "config",
     "load_config": "configfile",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
         Override,
         QuantizationConfig,
         QuantSpec,
+        ShardsConfig,
         TrainingConfig,
     )
     from aq_jax.configfile import load_config

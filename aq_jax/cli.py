@@ -27,9 +27,16 @@ if TYPE_CHECKING:
     from aq_jax.pipeline import Progress, Written
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SHOWN = 20
+"""Errors and names that `verify` lists."""
 _interrupted = threading.Event()
 CACHE_VARIABLE = "AQ_JAX_CACHE"
 ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
+SHARDS_HELP = {
+    "max_memory": "what all processes may take together, such as 1.5GB (default: a quarter of the machine)",
+    "workers": "processes at most (default: one a core, as long as they fit in the memory)",
+    "engine": "local (default), or ray, on a Ray cluster",
+}
 # Column of `inspect` -> what it sorts by.
 SORT_KEYS: dict[str, Callable[[jobs.Layer], Any]] = {
     "name": lambda layer: layer.name,
@@ -118,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64"
     )
     sub.add_argument("--dry-run", action="store_true", help="say what would be written, and how large; write nothing")
+    for key, text in SHARDS_HELP.items():
+        sub.add_argument(f"--{key.replace('_', '-')}", metavar=key.upper(), help=f"of a folder of shards: {text}")
 
     sub = command("quantize", _quantize, "quantize a table of plain weights into another table")
     sub.add_argument("input", metavar="IN")
@@ -173,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    config = load_config(args.config, tuple(args.set))
+    given = {key: getattr(args, key) for key in SHARDS_HELP}
+    sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
+    config = load_config(args.config, (*args.set, *sets))
     if args.dry_run:
         record = None
         if config.allocate:
@@ -181,8 +192,9 @@ def _convert(args: argparse.Namespace) -> int:
                 found = jobs.allocate(config, progress)
             record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
         return _print_plan(config.output, jobs.plan(config), args.json, record)
-    with _progress_bar(args.json) as progress:
-        return _print_written(jobs.convert(config, progress), args.json)
+    with _progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
+        done = jobs.convert(config, progress)
+    return _print_written(done, args.json)
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -239,18 +251,25 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    try:
-        verdict = jobs.verify_table(args.file)
-    except AqError as error:
-        verdict = jobs.Verdict(args.file, 0, 0, (_one_line(error),))
+    verdict = jobs.verify_table(args.file)
     if args.json:
         _say(json.dumps(dataclasses.asdict(verdict) | {"ok": verdict.ok}))
+        return DONE if verdict.ok else NO
+    for error in verdict.errors[:SHOWN]:
+        _say(_clean(error))
+    if (more := len(verdict.errors) - SHOWN) > 0:
+        _say(f"and {more} more: --json lists all")
+    unchecked = f", {verdict.unchecked} of them without a digest to check" if verdict.unchecked else ""
+    rows = f"{verdict.rows} good rows{unchecked}"
+    damaged = verdict.damaged
+    if verdict.ok:
+        _say(f"{_clean(args.file)}: whole; {rows}")
+    elif not verdict.good and not damaged:
+        _say(f"{_clean(args.file)}: damaged; no tensor of it can be read")
     else:
-        for error in verdict.errors:
-            _say(_clean(error))
-        unchecked = f", {verdict.unchecked} of them without a digest to check" if verdict.unchecked else ""
-        answer = "whole" if verdict.ok else f"damaged: {len(verdict.errors)} errors"
-        _say(f"{_clean(args.file)}: {answer}; {verdict.rows} good rows{unchecked}")
+        names = ", ".join(damaged[:SHOWN]) + (f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else "")
+        tensors = f"{len(verdict.good)} of {len(verdict.good) + len(damaged)} tensors are whole ({rows})"
+        _say(f"{_clean(args.file)}: damaged; {tensors}" + (f"; damaged: {_clean(names)}" if names else ""))
     return DONE if verdict.ok else NO
 
 
@@ -321,9 +340,9 @@ def _check_compression(name: str) -> None:
 
 
 def _print_written(done: Written, as_json: bool) -> int:
-    size = Path(done.path).stat().st_size
+    size = done.bytes
     if as_json:
-        _say(json.dumps(dataclasses.asdict(done) | {"bytes": size}))
+        _say(json.dumps(dataclasses.asdict(done)))
         return DONE
     if done.allocation:
         _print_allocation(done.allocation)
@@ -398,13 +417,14 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[s
 
 @contextmanager
 def _progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
-    """A bar on a terminal, of what is done of all or, for texts, of how many; nothing to be seen elsewhere."""
+    """A bar on a terminal, of what is done of all: texts, parts, or tensors and their bytes; nothing elsewhere."""
     if as_json or not sys.stderr.isatty():
         yield _heed_interrupt
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         MofNCompleteColumn,
         Progress,
         TaskProgressColumn,
@@ -412,16 +432,21 @@ def _progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    count = MofNCompleteColumn() if of == "texts" else TaskProgressColumn()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
+    counts = {
+        "texts": (MofNCompleteColumn(),),
+        "bytes": (TextColumn("{task.fields[calls]} tensors"), DownloadColumn()),
+        "parts": (TaskProgressColumn(),),
+    }
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts[of], TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+        task = bar.add_task("starting", total=None, calls=0)
 
         def advance(name: str, size: int, total: int) -> None:
             _heed_interrupt(name, size, total)
             if bar.tasks[0].finished:  # what follows is counted, and timed, anew
                 bar.reset(task)
-            bar.update(task, description=_clean(name)[-40:], total=total, advance=size)
+            calls = bar.tasks[0].fields["calls"] + 1
+            bar.update(task, description=_clean(name)[-40:], total=total, advance=size, calls=calls)
 
         yield advance
 

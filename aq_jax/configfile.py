@@ -7,7 +7,8 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,11 +18,15 @@ from aq_jax.config import (
     ConversionConfig,
     Override,
     QuantizationConfig,
+    ShardsConfig,
     TrainingConfig,
 )
 from aq_jax.errors import ConfigError
 
 T = TypeVar("T")
+_MAX_BYTES, _MAX_DOTS = 1 << 18, 32
+"""Of a file, and of a line in it: tomllib takes time that grows with the square of a key's parts, and much memory."""
+_MAX_TEXT = 1000
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -51,14 +56,10 @@ def load_toml(path: str | Path, sets: tuple[str, ...], parse: Callable[[dict[str
         ConfigError, OSError: as `load_config`.
     """
     tree = _read(path)
-    try:
+    with _brief(path):
         for assignment in sets:
             _assign(tree, assignment)
         return parse(tree, str(path))
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_plan(path: str | Path) -> tuple[Override, ...]:
@@ -78,18 +79,38 @@ def load_plan(path: str | Path) -> tuple[Override, ...]:
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"plan = {str(path)!r}: no such file; wanted one that [allocate] saved") from None
     overrides = tree.pop("override", [])
-    if tree or not isinstance(overrides, list) or not overrides:
-        found = ", ".join(tree) or ("no override" if not overrides else "another override")
-        raise ConfigError(f"{path}: found {found}; wanted a plan: [[override]] tables, and nothing else")
-    return _overrides(overrides, str(path))
+    with _brief(path):
+        if tree or not isinstance(overrides, list) or not overrides:
+            found = ", ".join(tree) or ("no override" if not overrides else "another override")
+            raise ConfigError(f"{path}: found {found}; wanted a plan: [[override]] tables, and nothing else")
+        return _overrides(overrides, str(path))
+
+
+@contextmanager
+def _brief(path: str | Path) -> Iterator[None]:
+    """Errors about a file's values, which they show: cut where a value is long, and made of those that it caused."""
+    try:
+        yield
+    except ConfigError as error:
+        if len(text := str(error)) > _MAX_TEXT:
+            raise ConfigError(f"{text[: _MAX_TEXT // 2]} … {text[-_MAX_TEXT // 2 :]}") from None
+        raise
+    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
+        raise ConfigError(f"{path}: {str(error)[:_MAX_TEXT]}") from None
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    raw = Path(path).read_bytes()
+    with Path(path).open("rb") as file:
+        raw = file.read(_MAX_BYTES + 1)  # and no more, whatever the file claims to have
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"{path}: not a TOML file for a config: it has more than {_MAX_BYTES} bytes")
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if (dots := line.count(b".")) > _MAX_DOTS:
+            raise ConfigError(f"{path}: line {number} has {dots} dots, wanted {_MAX_DOTS}: break it into lines")
     try:
         return tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+        raise ConfigError(f"{path}: not a TOML file: {str(error)[:_MAX_TEXT]}") from None
 
 
 def _overrides(tables: list[Any], where: str) -> tuple[Override, ...]:
@@ -110,7 +131,7 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
         quantization = build(QuantizationConfig, quantization, f"{where}: quantization", overrides=parsed)
     calibration = build(CalibrationConfig, top.pop("calibration", {}), f"{where}: calibration")
     tables = {"quantization": quantization, "calibration": calibration}
-    for key, kind in (("allocate", AllocationConfig), ("train", TrainingConfig)):
+    for key, kind in (("allocate", AllocationConfig), ("train", TrainingConfig), ("shards", ShardsConfig)):
         given = top.pop(key, None)
         tables[key] = None if given is None else build(kind, given, f"{where}: {key}")
     known = ("source", "output", "compression", "allow_pickle", "plan", *tables, "override")

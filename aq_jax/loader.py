@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from aq_jax.bitstream import from_stream, to_stream
 from aq_jax.config import BITS, Compression, QuantSpec
-from aq_jax.core.qtensor import QTensor
+from aq_jax.core.packing import fills_bytes
+from aq_jax.core.qtensor import QTensor, scale_shape
+from aq_jax.core.sharding import build, codes_shape, own_rows, parts, qtensor_shardings
 from aq_jax.errors import FormatError
 from aq_jax.frameworks import (
     Framework,
@@ -25,9 +28,14 @@ from aq_jax.frameworks import (
     to_numpy,
     torch_module,
 )
-from aq_jax.store import Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
+from aq_jax.store import DTYPES, Parts, Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Sharding
 
 _NO_BYTES = np.empty(0, np.uint8)
+_NO_FLOATS = np.empty(0, np.float32)
 
 
 class WeightLoader:
@@ -37,7 +45,8 @@ class WeightLoader:
 
     Args:
         path: a .parquet or .arrow table of schema V1 or V2, or a folder of them.
-        verify: compare every row that is read with its digest.
+        verify: compare every row that is read whole with its digest; only sizes and scales can be checked of those that
+            `load_sharded` reads in part.
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
@@ -82,6 +91,24 @@ class WeightLoader:
     def aliases(self) -> Mapping[str, str]:
         """Tied tensors: name -> the name under which the tensor is stored."""
         return self._table.aliases
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of data, scales and zero points were read so far, uncompressed; if read twice, counted twice.
+
+        >>> import tempfile
+        >>> save(path := tempfile.mkdtemp() + "/m.parquet", {"bias": np.ones(3, np.float32), "w": np.ones((2, 4))})
+        >>> with WeightLoader(path) as loader:
+        ...     _ = loader.get_layer("bias")
+        ...     loader.bytes_read
+        12
+        """
+        return self._table.bytes_read
+
+    @property
+    def partly_read(self) -> frozenset[str]:
+        """The stored names of tensors that `load_sharded` read in part: their digests could not be compared."""
+        return self._table.partly_read
 
     def get_layer_names(self) -> list[str]:
         """All names in the table's order, tied ones last."""
@@ -144,8 +171,90 @@ class WeightLoader:
 
         return jax.device_put(self._packed(name, copy))
 
+    def load_sharded(
+        self, name: str, sharding: Sharding, *, packed: bool = False, dtype: Any = None
+    ) -> jax.Array | QTensor:
+        """One tensor over many devices: this process reads the rows (of axis 0) that its devices hold, each once.
+
+        Rows lie together in the file, and are read whole, also where other axes are sharded. Bytes that are compressed,
+        or that another tool has written in a way of its own, are read as whole table rows.
+
+        The digest of a table row covers all of its bytes: it is compared where this process needs all of them, and
+        cannot be compared where it needs a part. Then sizes and scales are checked, and nothing else is; the tensor's
+        name is in `partly_read`. Check a file once, before it is loaded in parts, by `aq-jax verify FILE`.
+
+        Args:
+            name: of the tensor, or an alias.
+            sharding: of an array of the tensor's shape. Devices may be of several processes, all of which call this.
+            packed: a quantized tensor as QTensor instead of float32. Its codes, scales and zero points are sharded on
+                the same axes; scales are replicated along an axis that is not cut into whole groups. Every process
+                reads all scales and zero points.
+            dtype: what floating tensors are converted to.
+
+        Raises:
+            FormatError: naming the tensor, if the sharding does not fit its shape, or cuts through a byte of codes.
+            ConfigError: if the dtype is unknown, or not floating.
+            KeyError, IntegrityError, ValueError: as `get_layer`.
+
+        >>> import jax, tempfile
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"w": np.arange(8.0).reshape(4, 2)})
+        >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        >>> with WeightLoader(path) as loader:
+        ...     loader.load_sharded("w", NamedSharding(mesh, PartitionSpec("x")), dtype="float32").sharding.spec
+        P('x',)
+        """
+        as_dtype(_NO_FLOATS, dtype)  # refused before anything is read
+        info = self._pieces(name)[0]
+        if packed and info.quantized:
+            return self._sharded_codes(info, sharding)
+        parts(sharding, info.shape, name)
+        inner = math.prod(info.shape[1:])
+        ranges = [(start * inner, stop * inner) for start, stop in own_rows(sharding, info.shape)]
+        found = Parts(self._table, info.layer_name, ranges, self._verify)
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            array = as_dtype(found.values(start * inner, stop * inner), dtype)
+            part = name if not start else f"{name}, from row {start} on"
+            return canonical(array.reshape(stop - start, *info.shape[1:]), part)
+
+        kept = np.empty(0, np.float32 if info.quantized else DTYPES[info.dtype])
+        return build(info.shape, canonical(as_dtype(kept, dtype), name).dtype, sharding, rows)
+
+    def _sharded_codes(self, info: RowInfo, sharding: Sharding) -> QTensor:
+        name, bits, shape = info.layer_name, info.bits or 8, info.shape or (1,)
+        # Whether it is symmetric, which is static, does not change where its arrays lie.
+        laid = qtensor_shardings(sharding, info.shape, spec_of(info, _NO_FLOATS), name)
+        codes = codes_shape(shape, bits)
+        inner, packed = math.prod(codes[1:]), bits < 8 and fills_bytes(shape[-1], bits)
+
+        def element(row: int) -> int:
+            return row * inner * 8 // bits if packed else row * inner
+
+        ranges = [(element(start), element(stop)) for start, stop in own_rows(laid[0], codes)]
+        found = Parts(self._table, name, ranges, self._verify, grids=True)
+        scales, zeros = grids_of(found.rows)
+        spec = spec_of(info, zeros)
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            read = found.stream if packed else found.codes
+            return read(element(start), element(stop)).reshape(stop - start, *codes[1:])
+
+        def grids(values: np.ndarray) -> jax.Array:
+            values = values.reshape(scale_shape(shape, spec))
+            return build(values.shape, values.dtype, laid[1], lambda start, stop: values[start:stop])
+
+        dtype = np.dtype(np.uint8 if packed else np.int8)
+        return QTensor(build(codes, dtype, laid[0], rows), grids(scales), grids(zeros), spec, shape[-1])
+
     def load_weights(
-        self, framework: Framework = "jax", packed: bool = False, *, dtype: Any = None, copy: bool = True
+        self,
+        framework: Framework = "jax",
+        packed: bool = False,
+        *,
+        dtype: Any = None,
+        copy: bool = True,
+        shardings: Mapping[str, Sharding] | None = None,
     ) -> dict[str, Any]:
         """All tensors by name; tied names share one array.
 
@@ -153,10 +262,13 @@ class WeightLoader:
             framework: "jax", "torch" or "numpy".
             packed: quantized tensors as QTensors (framework "jax" only).
             dtype: what floating tensors are converted to.
-            copy: as in `get_layer`.
+            copy: as in `get_layer`; shards always have memory of their own.
+            shardings: where the tensors go, by name (framework "jax" only), as `load_sharded` does it; all stored names
+                must be there. Tied names may be, if their sharding is that of the stored name.
 
         Raises:
-            FormatError: if packed QTensors are asked for in another framework than JAX.
+            FormatError: if packed QTensors, or shards, are asked for in another framework than JAX; if shardings lack
+                names or have others, and as `load_sharded`.
             IntegrityError, ImportError, ValueError: as `get_layer`.
 
         >>> import tempfile
@@ -168,7 +280,14 @@ class WeightLoader:
         (['embed', 'head'], True)
         """
         check_framework(framework)
-        if packed:
+        if shardings is not None:
+            if framework != "jax":
+                raise FormatError(f"shardings are of JAX arrays; framework={framework!r} has none")
+            self._check_names(shardings)
+            out = {
+                name: self.load_sharded(name, shardings[name], packed=packed, dtype=dtype) for name in self._table.names
+            }
+        elif packed:
             if framework != "jax":
                 raise FormatError(f"packed=True gives QTensors, which are JAX arrays; framework={framework!r} has none")
             import jax
@@ -179,6 +298,25 @@ class WeightLoader:
         else:
             out = {name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names}
         return out | {alias: out[stored] for alias, stored in self._table.aliases.items()}
+
+    def _check_names(self, shardings: Mapping[str, Sharding]) -> None:
+        """Nothing is placed by guess."""
+        lacking = [name for name in self._table.names if name not in shardings]
+        unknown = sorted(set(shardings) - {*self._table.names, *self._table.aliases})
+        untied = [
+            f"{alias} (that of {stored} is another)"
+            for alias, stored in self._table.aliases.items()
+            if alias in shardings and stored in shardings and shardings[alias] != shardings[stored]
+        ]
+        wrong = [
+            f"{what}: {_some(names)}"
+            for what, names in (
+                ("lack a sharding", lacking), ("are no layers", unknown), ("are tied, and want one sharding", untied)
+            )
+            if names
+        ]  # fmt: skip
+        if wrong:
+            raise FormatError(f"{self._table.path}: shardings must name every layer, and no other; " + "; ".join(wrong))
 
     def _pieces(self, name: str) -> list[RowInfo]:
         stored = self._table.aliases.get(name, name)
@@ -200,11 +338,7 @@ class WeightLoader:
             array = canonical(decode(rows), name)
             return array if array.flags.writeable else keep(array)
         data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
-        scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
-        if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
-            if (scales != scales[0]).any() or (zeros != zeros[0]).any():
-                raise FormatError(f"{name}: pieces of one grid have scales {scales.tolist()}; wanted one")
-            scales, zeros = scales[:1], zeros[:1]
+        scales, zeros = grids_of(rows)
         return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0], zeros))
 
 
@@ -212,7 +346,25 @@ def as_packed(value: Any, dtype: Any) -> Any:
     return value if isinstance(value, QTensor) else as_dtype(value, dtype)
 
 
-def spec_of(row: Row, zero_points: np.ndarray) -> QuantSpec:
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points of a tensor, of all its rows.
+
+    Raises:
+        FormatError: if it has one grid, and the rows have several.
+    """
+    scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
+    if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
+        if (scales != scales[0]).any() or (zeros != zeros[0]).any():
+            raise FormatError(f"{rows[0].layer_name}: pieces of one grid have scales {scales.tolist()}; wanted one")
+        scales, zeros = scales[:1], zeros[:1]
+    return scales, zeros
+
+
+def spec_of(row: Row | RowInfo, zero_points: np.ndarray) -> QuantSpec:
     """The numerics of a quantized row. A tensor is symmetric if no zero point is other than 0 or -0.5."""
     symmetric = bool(((zero_points == 0) | (zero_points == -0.5)).all())
     bits = BITS[f"int{row.bits}"]
@@ -227,6 +379,7 @@ def load(
     dtype: Any = None,
     copy: bool = True,
     verify: bool = True,
+    shardings: Mapping[str, Sharding] | None = None,
 ) -> dict[str, Any]:
     """All tensors of a table by name; see `WeightLoader.load_weights`.
 
@@ -236,7 +389,8 @@ def load(
         packed: quantized tensors as QTensors (framework "jax" only).
         dtype: what floating tensors are converted to.
         copy: as in `WeightLoader.get_layer`.
-        verify: compare every row with its digest.
+        verify: compare every row with its digest (see `WeightLoader.load_sharded` for rows that are read in part).
+        shardings: where the tensors go, by name, as in `WeightLoader.load_weights`.
 
     Raises:
         FileNotFoundError, FormatError, IntegrityError, ImportError: as `WeightLoader` and its methods.
@@ -249,7 +403,7 @@ def load(
     {'a': array([0, 1, 2])}
     """
     with WeightLoader(path, verify) as loader:
-        return loader.load_weights(framework, packed, dtype=dtype, copy=copy)
+        return loader.load_weights(framework, packed, dtype=dtype, copy=copy, shardings=shardings)
 
 
 def save(
@@ -299,6 +453,8 @@ def save(
 def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_type: str | None = None) -> Iterator[Row]:
     """The rows of a tensor that is stored as it is: one, or several of at most 1 GiB."""
     flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:  # which nobody could load again
+        raise FormatError(f"{name}: holds bytes other than 0 and 1, which are no bool; wanted those, or dtype uint8")
     for start, stop in pieces(array.shape, array.dtype.name):
         data = flat[start:stop].view(np.uint8) if stop > start else _NO_BYTES
         yield Row(name, array.shape, dtype or array.dtype.name, data, stop - start, quant_type)

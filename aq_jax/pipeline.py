@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import ml_dtypes
 import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
@@ -72,9 +73,18 @@ class TableSource:
 
     def array(self, name: str) -> np.ndarray:
         dtype = self.shapes[name][1]
-        array = self._table.get_layer(name, "numpy", dtype=dtype if is_floating(dtype) else None, copy=False)
-        # Integers that another writer has quantized.
-        return array if array.dtype == dtype else np.rint(array).astype(dtype)
+        array = self._table.get_layer(name, "numpy", copy=False)
+        return array if array.dtype == dtype else _narrowed(array, dtype)
+
+
+def _narrowed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Dequantized values in the dtype that they had before: an outermost level may lie beyond its largest number."""
+    if dtype.kind in "iub":  # which another writer has quantized
+        return np.rint(array).astype(dtype)
+    if dtype.itemsize < 4:
+        most = ml_dtypes.finfo(dtype)
+        array = np.clip(array, np.float32(most.min), np.float32(most.max))
+    return array.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,7 @@ class Written:
         allocation: how widths were chosen, if they were: the record of `calibration.plan.Allocation`.
         training: how weights were trained, if they were: the record of `calibration.train.Trained`.
         source_bytes: of all tensors as they were.
+        bytes: of the table on disk.
         seconds: spent to read, quantize and write.
     """
 
@@ -124,6 +135,7 @@ class Written:
     allocation: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     source_bytes: int = 0
+    bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "quantize", "write"), 0.0))
 
 
@@ -186,6 +198,7 @@ def write_model(
                 progress(name, array.nbytes, total)
         for alias, stored in source.aliases.items():
             table.alias(alias, stored)
+    done.bytes = os.stat(path).st_size
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
     return done
 
@@ -201,7 +214,7 @@ def quantized_rows(
         if half.dtype == np.float16:
             yield from plain_rows(name, half, dtype, "fp16")
             return
-        done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value"
+        done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value, if that is finite"
     elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
         if name in searched:
             policy = dataclasses.replace(policy, solver="search")

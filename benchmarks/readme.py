@@ -140,20 +140,27 @@ def tables(found: Mapping[str, Any] | None) -> str:
             for result in found["results"]
             if result["suite"] == suite and re.search(pattern, result["case"]) and report.is_ratio(result)
         ]
-        lines += speed_table(heading, chosen, columns)
+        table = speed_table(heading, chosen, columns)
+        lines += table if heading == SPEEDS[0][0] else folded(heading.partition(",")[0], table)
     fits = accuracy_table([result for result in found["results"] if result["suite"].startswith("accuracy")])
     if fits:
-        lines += [
+        said = (
             "Embeddings of MiniLM with the linears and the word embedding replaced by what each library dequantizes,",
             "beside the float32 model's. Bits count scales and zero points as each library stores them, ours",
             "compressed, in a table; beside each stands the best of ours that takes no more.",
-            "",
-            *fits,
-        ]
+        )
+        lines += folded("accuracy at equal bits", [*said, "", *fits])
     missing = sorted({part["case"] + ": " + part["reason"] for part in found["skipped"]})
     if missing:
         lines += ["Left out: " + "; ".join(missing) + ".", ""]
     return "\n".join(lines).rstrip()
+
+
+def folded(summary: str, lines: list[str]) -> list[str]:
+    """Lines that a page shows when it is asked to: tables that are longer than what is around them."""
+    if not lines:
+        return []
+    return ["<details>", f"<summary>{summary[0].upper()}{summary[1:]}</summary>", "", *lines, "</details>", ""]
 
 
 def replaced(text: str, inner: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import mmap
+import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from aq_jax.converters.extents import Extent, Extents
 from aq_jax.errors import FormatError
 from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
+from aq_jax.store.folders import Folder
+from aq_jax.store.schema import MAX_AXES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
@@ -22,34 +26,46 @@ PICKLE = "pytorch_model.bin"
 SAFE_DTYPES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
 # Before 2.10 a crafted pickle gets around weights_only (CVE-2025-32434, CVE-2026-24747).
 SAFE_TORCH = (2, 10)
+# Bytes of JSON that are taken: each becomes up to fifteen of memory, here and in the library, which takes 100 MB of it.
+_MAX_HEADER = 8 << 20
+_MAX_INDEX = 16 << 20
 
 
-class Checkpoint:
+class Checkpoint(Extents):
     """Tensors of a folder, read through memory maps: nothing is copied until it is used."""
 
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        self.aliases: dict[str, str] = {}
-        self._arrays: dict[str, Any] = {}
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder)
+        self._arrays: dict[str, np.ndarray] = {}
 
     def array(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+        return self._arrays[name] if name in self._arrays else super().array(name)
 
-    def add(self, name: str, array: np.ndarray, where: object) -> None:
-        if name in self._arrays:
+    def add(self, name: str, extent: Extent) -> None:
+        """Take in a tensor of a safetensors file."""
+        if name in self.shapes:
+            where = self.folder.at(extent.file)
             raise FormatError(f"{where}: tensor {name!r} is in another file too; a checkpoint holds each name once")
+        self.extents[name] = extent
+        self.shapes[name] = (extent.shape, DTYPES[extent.dtype])
+
+    def add_array(self, name: str, array: np.ndarray) -> None:
+        """Take in a tensor that is read already."""
         self._arrays[name] = array
         self.shapes[name] = (array.shape, array.dtype)
 
 
 @contextmanager
-def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Iterator[Checkpoint]:
+def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -> Iterator[Checkpoint]:
     """The tensors of a Hugging Face folder: model.safetensors, else its shards, else (asked for) the pickle.
+
+    Of safetensors, headers are read, here or at a URL, and tensors when they are asked for.
 
     The order is that of transformers: where a folder holds more than one of them, both read the same weights.
 
@@ -57,70 +73,114 @@ def open_checkpoint(folder: str | Path, allow_pickle: bool = False) -> Iterator[
         FormatError: if the folder holds no weights, or files that are damaged, incomplete or of an unknown dtype.
         FileNotFoundError: if there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = location if isinstance(location, Folder) else Folder(location)
+    if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder")
-    found = Checkpoint()
-    if (folder / SINGLE).exists():
-        _read_safetensors(folder / SINGLE, found)
-    elif (folder / INDEX).exists():
-        _read_shards(folder, found)
-    elif not (folder / PICKLE).exists():
+    found = Checkpoint(folder)
+    if folder.state(SINGLE) is not None:
+        _read_safetensors(SINGLE, found)
+    elif folder.state(INDEX) is not None:
+        _read_shards(found)
+    elif folder.state(PICKLE) is None:
         raise FormatError(f"{folder}: holds none of {SINGLE}, {INDEX}, {PICKLE}; name a folder of Hugging Face weights")
     elif not allow_pickle:
         raise FormatError(
-            f"{folder / PICKLE}: is a pickle, which can run code when it is read; convert it to safetensors where it "
+            f"{folder.at(PICKLE)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
             "comes from, or, if you trust its author, set allow_pickle = true"
         )
+    elif folder.local is None:
+        raise FormatError(f"{folder.at(PICKLE)}: a pickle is read from this machine only; fetch the folder first")
     else:
-        _read_pickle(folder / PICKLE, found)
+        _read_pickle(folder.local / PICKLE, found)
     yield found
 
 
-def _read_shards(folder: Path, found: Checkpoint) -> None:
-    path = folder / INDEX
+def _read_shards(found: Checkpoint) -> None:
+    folder = found.folder
+    path = folder.at(INDEX)
+    if (state := folder.state(INDEX)) is not None and state.size > _MAX_INDEX:
+        raise FormatError(f"{path}: has {state.size} bytes; an index is read up to {_MAX_INDEX}")
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        places = json.loads(folder.read(INDEX))["weight_map"]
         files = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path}: has no weight_map of names and files ({error!r}); fetch it again") from None
+        raise FormatError(
+            f"{path}: has no weight_map of names and files ({repr(error)[:200]}); fetch it again"
+        ) from None
     for file in files:
-        if not isinstance(file, str) or Path(file).name != file or file.startswith("."):
-            raise FormatError(f"{path}: names the file {file!r}; wanted a plain file name in the same folder")
-        if not (folder / file).is_file():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise FormatError(f"{path}: names the file {str(file)[:80]!r}; wanted a plain file name in the same folder")
+        if folder.state(file) is None:
             raise FormatError(f"{path}: names {file!r}, which is not there; fetch the missing shard")
-        _read_safetensors(folder / file, found)
+        _read_safetensors(file, found)
     if not files:
         raise FormatError(f"{path}: its weight_map is empty; fetch it again")
     missing = [name for name in places if name not in found.shapes and name not in found.aliases]
     strangers = [name for name in found.shapes if name not in places]
     if missing or strangers:
-        raise FormatError(f"{path}: the shards lack {missing[:5]}, and hold {strangers[:5]} that it does not name")
+        lost, more = ([name[:80] for name in names[:5]] for names in (missing, strangers))
+        raise FormatError(f"{path}: the shards lack {lost}, and hold {more} that it does not name")
 
 
-def _read_safetensors(path: Path, found: Checkpoint) -> None:
-    """Views into a safetensors file, whose header the library has checked: bounds, overlaps, sizes."""
+def _is_plain(file: str) -> bool:
+    """Whether it names a file of the same folder on any system, and nothing that a terminal would obey."""
+    return Path(file).name == file and file.isprintable() and not file.startswith(".") and len(file.encode()) <= 255
+
+
+def _read_safetensors(file: str, found: Checkpoint) -> None:
+    """The places of tensors in a safetensors file, whose header the library checks: bounds, overlaps, sizes."""
+    path = found.folder.at(file)
+    start = 8 + int.from_bytes(found.folder.read(file, 0, 8), "little")
+    if start > 8 + _MAX_HEADER:
+        raise FormatError(
+            f"{path}: not a safetensors file, or one of very many tensors: its header would have {start - 8} bytes; "
+            f"{_MAX_HEADER} are read: save it in shards"
+        )
+    text = found.folder.read(file, 0, start)
     try:
-        with safetensors.safe_open(path, framework="numpy") as handle:
+        with _checked(found.folder, file, text) as handle:
             notes = handle.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: not a safetensors file: {error}") from None
-    with path.open("rb") as file:
-        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + int.from_bytes(memory[:8], "little")
-    header = json.loads(bytes(memory[8:start]), object_pairs_hook=lambda pairs: _distinct(pairs, path))
+        raise FormatError(f"{path}: not a safetensors file: {str(error)[:300]}") from None
+    header = json.loads(text[8:], object_pairs_hook=lambda pairs: _distinct(pairs, path))
     header.pop("__metadata__", None)
     for name, entry in header.items():
         if entry["dtype"] not in SAFE_DTYPES:
-            raise FormatError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(SAFE_DTYPES)}")
-        first, last = (start + offset for offset in entry["data_offsets"])
-        dtype = DTYPES[SAFE_DTYPES[entry["dtype"]]]
-        found.add(name, np.frombuffer(memory[first:last], np.uint8).view(dtype).reshape(entry["shape"]), path)
+            raise FormatError(
+                f"{path}: {name[:80]} has dtype {entry['dtype'][:40]}; known are {', '.join(SAFE_DTYPES)}"
+            )
+        _check_shape(entry["shape"], f"{path}: {name[:80]}")
+        first = start + entry["data_offsets"][0]
+        found.add(name, Extent(file, first, tuple(entry["shape"]), SAFE_DTYPES[entry["dtype"]]))
     # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}; "format" is its own note.
     found.aliases |= {a: kept for a, kept in notes.items() if kept in header and a not in header and a != "format"}
 
 
-def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def _check_shape(shape: list[int], where: str) -> None:
+    """Refuses shapes that NumPy has no array of: an empty axis may hide others of any size from the library."""
+    if len(shape) > MAX_AXES:
+        raise FormatError(f"{where} has {len(shape)} axes, at most {MAX_AXES} are allowed")
+    if any(n >= 2**63 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**59:
+        raise FormatError(f"{where} has shape {shape}, which is too large for any memory")
+
+
+@contextmanager
+def _checked(folder: Folder, file: str, head: bytes) -> Iterator[Any]:
+    """The file as the library opens it: elsewhere, its head with nothing behind it but the right number of bytes."""
+    if folder.local is not None:
+        with safetensors.safe_open(folder.local / file, framework="numpy") as handle:
+            yield handle
+        return
+    state = folder.state(file)
+    with tempfile.NamedTemporaryFile() as stand_in:
+        stand_in.write(head)
+        stand_in.truncate(state.size if state else len(head))  # which takes no room on the disk
+        stand_in.flush()
+        with safetensors.safe_open(stand_in.name, framework="numpy") as handle:
+            yield handle
+
+
+def _distinct(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
     """A JSON object whose keys are all different: of two that are equal, readers would silently keep one."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -151,4 +211,4 @@ def _read_pickle(path: Path, found: Checkpoint) -> None:
             continue
         if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:
             raise FormatError(f"{path}: {name} has dtype {dtype}; known are {', '.join(DTYPES)}")
-        found.add(name, to_numpy(tensor, name), path)
+        found.add_array(name, to_numpy(tensor, name))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import filecmp
 import importlib.util
 import json
 import math
 import os
-import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from aq_jax.loader import WeightLoader
 from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, write_model
 from aq_jax.store import TableWriter
 from aq_jax.store.files import replacing
+from aq_jax.store.folders import Folder, is_url, split_url
 
 PACKAGE = "package:"
 # What a model, a tokenizer or a sentence-transformers pipeline is loaded from, beside the weights.
@@ -57,6 +57,11 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
     return Path(spec.submodule_search_locations[0], inside)
 
 
+def source_folder(source: str | os.PathLike[str]) -> Folder:
+    """The folder that a config's `source` means, which may be a URL too (see `resolve_source`)."""
+    return Folder(source if is_url(source) else resolve_source(source))
+
+
 def to_table(
     model_dir: str | os.PathLike[str],
     path: str | os.PathLike[str],
@@ -70,8 +75,9 @@ def to_table(
     """Write a folder of weights to a table, and copy its config and tokenizer files beside it.
 
     Args:
-        model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin.
-        path: .parquet or .arrow; appears whole, or not at all.
+        model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin; may be
+            the URL of a folder, such as s3://bucket/model.
+        path: .parquet or .arrow, or a URL of one; appears whole, or not at all.
         config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
         solve: given the weights and the folder, quantizes those that the running model is needed for; `convert`, which
             does so for solver = "gptq", is the way to call it.
@@ -80,7 +86,8 @@ def to_table(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: if the folder is inside a package that is not installed.
+        ConfigError: if the folder is inside a package that is not installed, or at a URL that is none; if it is not on
+            this machine, and weights are to be solved on the running model.
         FileNotFoundError: if there is no such folder.
         FormatError: for files that are missing, damaged, or a pickle that was not asked for; for an output whose
             folder holds another model's config or tokenizer files.
@@ -92,13 +99,17 @@ def to_table(
     >>> to_table(folder, folder + "/m.parquet", QuantizationConfig("int8")).quantized
     {'w': 1.0}
     """
-    folder = resolve_source(model_dir)
-    check_side_files(folder, Path(path).parent)
+    folder, (target, name) = source_folder(model_dir), split_url(path)
+    check_side_files(folder, target)
     TableWriter(path, version=2 if config else 1, compression=compression)  # refuses what could not be written
-    with open_checkpoint(folder, allow_pickle) as checkpoint:
-        solved = solve(checkpoint, folder) if solve else None
-        done = write_model(checkpoint, path, config, solved=solved, compression=compression, progress=progress)
-    copy_side_files(folder, Path(path).parent)
+    if solve and folder.local is None:
+        raise ConfigError(f"{folder}: is not on this machine, and solver = 'gptq' runs the model; fetch the folder")
+    with open_checkpoint(folder, allow_pickle) as checkpoint, ExitStack() as stack:
+        solved = solve(checkpoint, folder.local) if solve and folder.local is not None else None
+        to = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
+        done = write_model(checkpoint, to, config, solved=solved, compression=compression, progress=progress)
+        done.path = str(path)
+    copy_side_files(folder, target)
     return done
 
 
@@ -131,13 +142,13 @@ def from_table(
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
-    side_files = resolve_source(config_from) if config_from is not None else Path(path).parent
-    check_side_files(side_files, out)
+    side_files = source_folder(config_from) if config_from is not None else Folder(Path(path).parent)
+    check_side_files(side_files, Folder(out))
     with WeightLoader(path) as table:
         source = TableSource(table, allow_quantized=True)
         out.mkdir(parents=True, exist_ok=True)
         write_safetensors(source, out / SINGLE)
-    copy_side_files(side_files, out)
+    copy_side_files(side_files, Folder(out))
     return out / SINGLE
 
 
@@ -165,34 +176,31 @@ def write_safetensors(source: Source, path: Path) -> None:
             file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8).data)
 
 
-def check_side_files(source: Path, target: Path) -> None:
+def check_side_files(source: Folder, target: Folder) -> None:
     """Refuse to put one model's config and tokenizer files in the place of another's.
 
     Raises:
         FormatError: naming a file that is there already with other contents.
     """
-    for file in _side_files(source):
-        to = target / file.relative_to(source)
-        if to.exists() and not (to.is_file() and filecmp.cmp(file, to, shallow=False)):
+    for name in _side_files(source):
+        if target.holds(name) and not _same(source, target, name):
             raise FormatError(
-                f"{to}: is there already and differs from {file}, which belongs beside this model; write to another "
-                "folder, or remove it"
+                f"{target.at(name)}: is there already and differs from {source.at(name)}, which belongs beside this "
+                "model; write to another folder, or remove it"
             )
 
 
-def copy_side_files(source: Path, target: Path) -> None:
+def copy_side_files(source: Folder, target: Folder) -> None:
     """Copy config and tokenizer files, each of them whole or not at all; equal files are left alone."""
-    for file in _side_files(source):
-        to = target / file.relative_to(source)
-        if to.exists():
-            continue
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(to) as temporary:
-            shutil.copyfile(file, temporary)
+    for name in _side_files(source):
+        if not target.holds(name):
+            target.write(name, source.read(name))
 
 
-def _side_files(folder: Path) -> Iterator[Path]:
-    for pattern in SIDE_FILES:
-        for file in sorted(folder.glob(pattern)):
-            if file.is_file():
-                yield file
+def _side_files(folder: Folder) -> list[str]:
+    return [name for pattern in SIDE_FILES for name in folder.glob(pattern)]
+
+
+def _same(a: Folder, b: Folder, name: str) -> bool:
+    first, second = a.state(name), b.state(name)
+    return first is not None and second is not None and first.size == second.size and a.read(name) == b.read(name)

@@ -263,17 +263,40 @@ def test_verify_answers_with_its_status(run: Run, tmp_path: Path) -> None:
     aq.save(path, {"a": np.full(64, 65, np.uint8), "b": np.full(64, 66, np.uint8)})
     assert run("verify", path) == (0, f"{path}: whole; 2 good rows\n", "")
     assert json.loads(run("verify", path, "--json")[1]) == {
-        "path": str(path), "rows": 2, "unchecked": 0, "errors": [], "ok": True,
+        "path": str(path), "rows": 2, "unchecked": 0, "errors": [], "ok": True, "good": ["a", "b"], "bad": [],
     }  # fmt: skip
     path.write_bytes(path.read_bytes().replace(b"B" * 64, b"B" * 63 + b"?"))
     status, out, err = run("verify", path)
     assert (status, err) == (1, "")
     assert f"{path}: row 1 (b): its bytes have digest" in out
-    assert out.endswith(f"{path}: damaged: 1 errors; 1 good rows\n")
+    assert out.endswith(f"{path}: damaged; 1 of 2 tensors are whole (1 good rows); damaged: b\n")
     status, out, _ = run("verify", path, "--json")
-    assert (status, json.loads(out)["ok"], json.loads(out)["rows"]) == (1, False, 1)
+    report = json.loads(out)
+    assert (status, report["ok"], report["rows"], report["good"]) == (1, False, 1, ["a"])
+    (bad,) = report["bad"]
+    assert (bad["file"], bad["row"], bad["name"]) == (str(path), 1, "b")
+    assert report["errors"] == [bad["problem"]]
     path.write_bytes(b"no table")
-    assert run("verify", path)[0] == 1
+    status, out, _ = run("verify", path)
+    assert status == 1
+    assert "not a Parquet or Arrow IPC file" in out
+    assert out.endswith(f"{path}: damaged; no tensor of it can be read\n")
+
+
+def test_verify_lists_no_more_than_a_screen(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    aq.save(path, {f"w{i}": np.full(64, 100 + i, np.uint8) for i in range(30)})
+    content = path.read_bytes()
+    for i in range(25):
+        content = content.replace(bytes([100 + i]) * 64, bytes([100 + i]) * 63 + b"!")
+    path.write_bytes(content)
+    status, out, _ = run("verify", path)
+    assert status == 1
+    assert out.count("its bytes have digest") == 20
+    assert "and 5 more: --json lists all\n" in out
+    assert "5 of 30 tensors are whole (5 good rows); damaged: w0, w1" in out
+    assert out.endswith("w19 and 5 more\n")
+    assert len(json.loads(run("verify", path, "--json")[1])["bad"]) == 25
 
 
 def test_verify_says_what_it_could_not_check(run: Run) -> None:

@@ -70,9 +70,14 @@ def test_the_guides_sql_runs(built: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert rows == sorted(rows, key=lambda row: row[2])
 
 
-def test_the_guides_config_is_one(tmp_path: Path) -> None:
-    (config,) = blocks(GUIDE, "toml")
-    (tmp_path / "c.toml").write_text(config)
-    found = aq.load_config(tmp_path / "c.toml").quantization
-    assert found is not None
-    assert found.for_tensor("embeddings.word").quant_type == "int8"
+def test_the_guides_configs_are_such(tmp_path: Path) -> None:
+    configs = []
+    for text in blocks(GUIDE, "toml"):
+        (tmp_path / "c.toml").write_text(text)
+        configs.append(aq.load_config(tmp_path / "c.toml"))
+    one, shards = configs
+    assert one.quantization is not None
+    assert one.quantization.for_tensor("embeddings.word").quant_type == "int8"
+    assert shards.in_shards
+    assert shards.shards is not None
+    assert shards.shards.max_memory_bytes == 4_000_000_000

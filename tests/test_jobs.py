@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -377,7 +378,7 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
     path = tmp_path / "m.arrow"
     tensors = {f"w{i}": np.full(64, 100 + i, np.uint8) for i in range(5)}
     aq.save(path, tensors)
-    assert jobs.verify_table(path) == jobs.Verdict(str(path), 5, 0, ())
+    assert jobs.verify_table(path) == jobs.Verdict(str(path), 5, 0, (), tuple(tensors))
     damaged = path.read_bytes()
     for i in (1, 3):
         damaged = damaged.replace(tensors[f"w{i}"].tobytes(), tensors[f"w{i}"].tobytes()[:-1] + b"!")
@@ -387,6 +388,9 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
     assert (verdict.rows, verdict.unchecked, len(verdict.errors)) == (3, 0, 2)
     assert "m.arrow: row 1 (w1): its bytes have digest" in verdict.errors[0]
     assert "row 3 (w3)" in verdict.errors[1]
+    assert (verdict.good, verdict.damaged) == (("w0", "w2", "w4"), ("w1", "w3"))
+    assert [(bad.file, bad.row, bad.name) for bad in verdict.bad] == [(str(path), 1, "w1"), (str(path), 3, "w3")]
+    assert verdict.errors == tuple(bad.problem for bad in verdict.bad)
 
 
 def test_tables_of_older_writers_have_rows_that_cannot_be_checked() -> None:
@@ -396,10 +400,25 @@ def test_tables_of_older_writers_have_rows_that_cannot_be_checked() -> None:
     assert verdict.unchecked == verdict.rows > 0
 
 
-def test_a_table_whose_end_is_missing_is_an_error(v1: Path) -> None:
+def test_of_a_table_whose_end_is_missing_nothing_can_be_read(v1: Path) -> None:
     v1.write_bytes(v1.read_bytes()[:-100])
-    with pytest.raises(aq.FormatError, match=r"v1\.parquet"):
-        jobs.verify_table(v1)
+    verdict = jobs.verify_table(v1)
+    assert not verdict.ok
+    assert (verdict.rows, verdict.good, verdict.bad) == (0, (), ())
+    assert re.search(r"v1\.parquet: damaged.*its end is missing.*nothing of it can be read", verdict.errors[0])
+
+
+def test_a_damaged_file_of_a_folder_does_not_hide_the_others(v1: Path) -> None:
+    names = jobs.verify_table(v1).good
+    aq.save(v1.with_name("more.arrow"), {"another": matrix(4, 8)})
+    v1.write_bytes(v1.read_bytes()[:-100])
+    verdict = jobs.verify_table(v1.parent)
+    assert verdict.good == ("another",)
+    assert len(verdict.errors) == 1
+    v1.with_name("more.arrow").write_bytes(b"")
+    verdict = jobs.verify_table(v1.parent)
+    assert (verdict.good, len(verdict.errors)) == ((), 2)
+    assert names
 
 
 def test_what_is_not_there_is_not_there(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ FLOORS = {
     "calibration": 4,
     "evaluate": 4,
     "converters": 4,
+    "shards": 4,
     "jobs": 5,
     "cli": 6,
 }
@@ -171,12 +172,14 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["huggingface", "checkpoint", "llama2c"])
+@pytest.mark.parametrize("name", ["huggingface", "checkpoint", "llama2c", "orbax", "orbax.metadata"])
 def test_converters_are_one_module_under_one_name(name: str) -> None:
     module = importlib.import_module(f"aq_jax.converters.{name}")
     assert module.__name__ == f"aq_jax.converters.{name}"
     assert module.__file__ is not None
-    assert Path(module.__file__).resolve() == ROOT / "converters" / f"{name}.py"
+    here = ROOT.joinpath("converters", *name.split("."))
+    wanted = here / "__init__.py" if hasattr(module, "__path__") else here.with_suffix(".py")
+    assert Path(module.__file__).resolve() == wanted
 
 
 # ------------------------------------------------------------------------------------------------ the wheel

@@ -5,9 +5,10 @@ from aq_jax.jobs.inspection import Inspection, Layer, inspect_table
 from aq_jax.jobs.models import Embedded, embed, generate
 from aq_jax.jobs.tables import dequantize_file, quantize_file
 from aq_jax.jobs.validation import validate
-from aq_jax.jobs.verification import Verdict, verify_table
+from aq_jax.jobs.verification import Damage, Verdict, verify_table
 
 __all__ = [
+    "Damage",
     "Embedded",
     "Inspection",
     "Layer",

@@ -14,6 +14,7 @@ from aq_jax.configfile import load_plan
 from aq_jax.errors import ConfigError
 from aq_jax.jobs.solving import solver
 from aq_jax.store import TableWriter
+from aq_jax.store.folders import Folder, split_url
 
 if TYPE_CHECKING:
     from aq_jax.calibration.plan import Allocation
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
     """Do what a TOML file says: a folder of weights becomes a table, its config and tokenizer files beside it.
+
+    Where the output is a folder, the table is several files in it (see `shards.convert.convert_to_shards`).
 
     Args:
         config: from `load_config`, or made by hand.
@@ -38,6 +41,10 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
     >>> aq.convert(config).quantized
     {'w': 1.0}
     """
+    if config.in_shards:
+        from aq_jax.shards.convert import convert_to_shards
+
+        return convert_to_shards(planned(config), progress)
     from aq_jax.converters import huggingface
 
     allocation, config = allocate(config, progress) if config.allocate else None, planned(config)
@@ -74,18 +81,21 @@ def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allo
     """
     from aq_jax.calibration.plan import allocate
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import check_side_files, resolve_source
+    from aq_jax.converters.huggingface import check_side_files, source_folder
 
     if config.allocate is None or config.quantization is None:
         raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
     if Path(config.allocate.save).is_dir() and config.allocate.save:
         raise ConfigError(f"allocate.save = {config.allocate.save!r}: is a folder; wanted the name of a file")
     # What could not be written is said before minutes are spent.
+    target, _ = split_url(config.output)
     TableWriter(config.output, version=2, compression=config.compression)
-    folder = resolve_source(config.source)
-    check_side_files(folder, Path(config.output).parent)
+    folder = source_folder(config.source)
+    check_side_files(folder, target)
+    if folder.local is None:
+        raise ConfigError(f"{folder}: is not on this machine, and [allocate] runs the model; fetch the folder")
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
-        return allocate(checkpoint, folder, config.quantization, config.calibration, config.allocate, progress)
+        return allocate(checkpoint, folder.local, config.quantization, config.calibration, config.allocate, progress)
 
 
 def planned(config: ConversionConfig) -> ConversionConfig:
@@ -97,10 +107,10 @@ def planned(config: ConversionConfig) -> ConversionConfig:
     if not config.plan or config.quantization is None:
         return config
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import resolve_source
+    from aq_jax.converters.huggingface import source_folder
 
     overrides = load_plan(config.plan)
-    with open_checkpoint(resolve_source(config.source), config.allow_pickle) as checkpoint:
+    with open_checkpoint(source_folder(config.source), config.allow_pickle) as checkpoint:
         for i, override in enumerate(overrides):
             if not any(re.search(override.pattern, name) for name in checkpoint.shapes):
                 raise ConfigError(
@@ -128,15 +138,19 @@ def plan(config: ConversionConfig) -> list[Planned]:
         ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
     """
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import check_side_files, resolve_source
+    from aq_jax.converters.huggingface import check_side_files, source_folder
     from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
 
     config = planned(config)
     if config.allocate is not None:
         config = replace(config, allocate=None, quantization=allocate(config).config)
-    TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
-    folder, rows = resolve_source(config.source), []
-    check_side_files(folder, Path(config.output).parent)
+    if config.in_shards:
+        target = Folder(config.output)
+    else:
+        target, _ = split_url(config.output)
+        TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
+    folder, rows = source_folder(config.source), []
+    check_side_files(folder, target)
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
         for name, (shape, dtype) in checkpoint.shapes.items():
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize

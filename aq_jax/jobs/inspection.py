@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.store import RowInfo, open_table
+from aq_jax.store.manifest import files_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,5 +97,5 @@ def _layer(rows: list[RowInfo]) -> Layer:
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix in (".parquet", ".arrow")]
-    return sum(f.stat().st_size for f in files)
+    files = [path] if path.is_file() else files_of(path)[0]
+    return sum(file.stat().st_size for file in files)

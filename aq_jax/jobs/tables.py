@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aq_jax.config import CalibrationConfig, Compression, QuantizationConfig
+from aq_jax.errors import FormatError
 from aq_jax.jobs.solving import solver
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def quantize_file(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FormatError: for a source that is no table, or is quantized already.
+        FormatError: for a source that is no table, or is quantized already; for an output inside the folder of tables
+            that is the source.
         AqError: for a tensor that cannot be quantized, by name.
 
     >>> import numpy as np, tempfile
@@ -46,6 +48,7 @@ def quantize_file(
     from aq_jax.loader import WeightLoader
     from aq_jax.pipeline import TableSource, write_model
 
+    _refuse_among(source, output)
     config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
     solve = solver(config, calibration or CalibrationConfig(), progress)
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
@@ -74,7 +77,8 @@ def dequantize_file(
         What was written; for a folder, the path of its model.safetensors.
 
     Raises:
-        FormatError: for a source that is no table, or an output that cannot be.
+        FormatError: for a source that is no table, or an output that cannot be, or that is a table inside the folder
+            of tables that is the source.
         IntegrityError: if a row is not what was written.
 
     >>> import numpy as np, tempfile
@@ -92,7 +96,14 @@ def dequantize_file(
     from aq_jax.loader import WeightLoader
     from aq_jax.pipeline import TableSource, write_model
 
+    _refuse_among(source, output)
     with WeightLoader(source) as table:
         return write_model(
             TableSource(table, allow_quantized=True), output, None, compression=compression, progress=progress
         )
+
+
+def _refuse_among(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Refuse to write a table among those that it is made of: it would replace one of them, or be read as one."""
+    if Path(source).is_dir() and Path(output).parent.resolve() == Path(source).resolve():
+        raise FormatError(f"{output}: lies in {source}, which is the source; wanted another folder, or one below it")

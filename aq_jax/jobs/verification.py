@@ -1,12 +1,28 @@
-"""Whether a table is what was written."""
+"""Whether a table is what was written, and if not, what of it still is."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-from aq_jax.errors import AqError
-from aq_jax.store import open_table
+from aq_jax.store.survey import survey
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A row that is not what was written.
+
+    Args:
+        file: that holds it.
+        row: its number in that file, from 0.
+        name: of its tensor; None where even that is lost.
+        problem: what was found.
+    """
+
+    file: str
+    row: int
+    name: str | None
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,45 +32,50 @@ class Verdict:
     Args:
         path: the file or folder.
         rows: how many rows are whole.
-        unchecked: rows without a digest (files of other writers).
+        unchecked: how many of them have no digest (files of other writers).
         errors: what is wrong, one text each.
+        good: tensors that are whole.
+        bad: rows that are not.
     """
 
     path: str
     rows: int
     unchecked: int
     errors: tuple[str, ...]
+    good: tuple[str, ...] = ()
+    bad: tuple[Damage, ...] = ()
 
     @property
     def ok(self) -> bool:
         return not self.errors
 
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Names of the tensors that are not whole, as far as they are known."""
+        good = set(self.good)
+        return tuple(dict.fromkeys(row.name for row in self.bad if row.name is not None and row.name not in good))
+
 
 def verify_table(path: str | os.PathLike[str]) -> Verdict:
-    """Read every row, compare it with its digest, and the rows with the table's; say which rows are wrong.
+    """Read every row, compare it with its digest, and the rows with the table's; say what is wrong and what is good.
+
+    Each file of a folder is judged, whatever the others are.
 
     Args:
         path: a table, or a folder of them.
 
     Raises:
-        FormatError: if the file cannot be read as a table at all.
-        IntegrityError: if its metadata and its rows do not belong together.
+        FileNotFoundError: if there is no such file.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq
     >>> path = tempfile.mkdtemp() + "/m.arrow"
     >>> aq.save(path, {"w": np.ones(3)})
-    >>> verify_table(path).ok
-    True
+    >>> verdict = verify_table(path)
+    >>> verdict.ok, verdict.good
+    (True, ('w',))
     """
-    good, unchecked, errors = 0, 0, []
-    with open_table(path) as table:
-        for info in table.infos:
-            try:
-                table.read(info.position, verify=True)
-            except AqError as error:
-                errors.append(str(error))
-            else:
-                good += 1
-                unchecked += info.digest is None
-    return Verdict(str(path), good, unchecked, tuple(errors))
+    found = survey(path)
+    bad = tuple(Damage(p.file, p.row, p.name, p.text) for p in found.problems if p.row is not None)
+    errors = tuple(dict.fromkeys(problem.text for problem in found.problems))
+    return Verdict(str(path), found.rows, found.unchecked, errors, found.good, bad)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
@@ -39,7 +40,12 @@ class Program:
         def run(leaves: list[Any], *arrays: Any, **static: Any) -> Any:
             return function(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *arrays, **static)
 
-        self._run = jax.jit(run, static_argnames=options, compiler_options=dict(COMPILER_OPTIONS[backend()]))
+        self._run = jax.jit(
+            run,
+            static_argnames=options,
+            compiler_options=dict(COMPILER_OPTIONS[backend()]),
+            out_shardings=_everywhere(state),
+        )
         self._shapes: set[Any] = set()
 
     @property
@@ -51,6 +57,15 @@ class Program:
         """The function's result for a module of these leaves."""
         self._shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
         return self._run(leaves, *arrays, **static)
+
+
+def _everywhere(state: Any) -> NamedSharding | None:
+    """Where results go: to every device of the weights' mesh, so that each process has them; None if there is none."""
+    for leaf in jax.tree.leaves(state):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
 
 
 class Compiled(Program):

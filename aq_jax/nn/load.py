@@ -20,9 +20,11 @@ from aq_jax.nn import bert, llama
 from aq_jax.nn.bert import Pooling
 from aq_jax.nn.encoder import Encoder, Sentences
 from aq_jax.nn.generator import Generator
+from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.weights import Mapped, abstract, fill
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from tokenizers import Tokenizer
 
 J = TypeVar("J", dict[str, Any], list[Any])
@@ -31,7 +33,9 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
-def load_model(path: str | os.PathLike[str], activations: Activations | None = None) -> Encoder | Generator:
+def load_model(
+    path: str | os.PathLike[str], activations: Activations | None = None, *, mesh: Mesh | None = None
+) -> Encoder | Generator:
     """A BERT encoder or a Llama from a table; quantized weights stay packed.
 
     Args:
@@ -40,6 +44,9 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
         activations: what inputs of quantized layers are rounded to (see `qdot`): "int8" (W8A8), "bfloat16" or
             "float32". Default: "int8" if all quantized weights have 8 bits, else "float32". Models of float weights
             compute in float32.
+        mesh: devices over whose axis "model" the linear layers are spread (tensor parallelism; `nn.parallel` says how);
+            each process reads what its own devices hold. All processes of the mesh make the same calls. Results are
+            those of one device, but for the order in which sums are added up.
 
     Returns:
         An Encoder, whose `encode` embeds sentences, or a Generator, whose `generate` continues a prompt.
@@ -47,7 +54,8 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     Raises:
         FileNotFoundError: if there is no table.
         FormatError: for missing or damaged files, tensors that do not fit the model, or another kind of model.
-        ConfigError: for other activations, and for those that this table's weights cannot be multiplied by.
+        ConfigError: for other activations, for those that this table's weights cannot be multiplied by, and for a mesh
+            without such an axis.
 
     >>> import struct, tempfile
     >>> import numpy as np, aq_jax as aq
@@ -67,9 +75,16 @@ def load_model(path: str | os.PathLike[str], activations: Activations | None = N
     if activations not in (None, *ACTIVATIONS):
         raise ConfigError(f"activations = {activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if mesh is not None:
+        check_mesh(mesh)
     with WeightLoader(path) as loader:
-        tensors = loader.load_weights(packed=True)
-    plan = read_architecture(folder)
+        if mesh is None:
+            tensors = loader.load_weights(packed=True)
+            plan = read_architecture(folder)
+        else:
+            plan = read_architecture(folder)
+            infos = {name: loader.describe(name) for name in loader.get_layer_names() if name not in loader.aliases}
+            tensors = loader.load_weights(packed=True, shardings=shardings(infos, plan.names, mesh))
     how = chosen_activations(tensors, activations, str(path))
     tokenizer = read_tokenizer(folder, plan.config.vocab_size)
     model = plan.fill(tensors, how, str(path))

@@ -21,7 +21,7 @@ from aq_jax.core.rotation import rotate
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, refusal, refuse_calibrated, to_half
+from aq_jax.solvers.screen import Refused, is_floating, refusal, refuse_calibrated, to_half
 from aq_jax.solvers.tiles import quantize_array
 
 
@@ -147,7 +147,7 @@ def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
     if (
         isinstance(leaf, QTensor)
         or not hasattr(leaf, "dtype")
-        or not jnp.issubdtype(leaf.dtype, jnp.floating)
+        or not is_floating(leaf.dtype)
         or policy.quant_type == "none"
     ):
         return leaf

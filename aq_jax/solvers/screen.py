@@ -38,7 +38,8 @@ def refuse_calibrated(config: QuantizationConfig, name: str) -> None:
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
+    """Whether a dtype is one of weights. E8M0, which has neither zero nor sign, holds the exponents of other scales."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.name != "float8_e8m0fnu"
 
 
 def is_quantizable(shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -53,11 +54,12 @@ def to_half(array: np.ndarray) -> np.ndarray:
     error = largest = np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, flat.size, _BLOCK):
-            wide = float32(flat[start : start + _BLOCK])
+            wide = flat[start : start + _BLOCK]
+            wide = wide if wide.dtype == np.float64 else float32(wide)  # to which small numbers would be zeros
             part = half[start : start + _BLOCK]
             part[...] = wide
             # `maximum` keeps a NaN, which then fits nothing.
-            error = np.maximum(error, np.abs(part.astype(np.float32) - wide).max())
+            error = np.maximum(error, np.abs(part.astype(wide.dtype) - wide).max())
             largest = np.maximum(largest, np.abs(wide).max())
         fits = error <= largest * np.float32(2.0**-10)
     return half.reshape(array.shape) if fits else array
@@ -93,7 +95,7 @@ def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, s
     size = spec.group_elements(array.shape)
     at_bounds = (scales <= SCALE_MIN) | (scales >= SCALE_MAX)
     for group in np.flatnonzero(at_bounds | (scales == 1)):
-        largest = np.abs(float32(flat[group * size : (group + 1) * size]).astype(np.float64)).max(initial=0.0)
+        largest = np.abs(flat[group * size : (group + 1) * size].astype(np.float64)).max(initial=0.0)
         if at_bounds[group] or 0 < largest < float(SCALE_MIN):
             return Refused(
                 f"{name}: the scale of group {group}, whose largest value is {largest:.3g}, is outside [2^-126, 2^126]"

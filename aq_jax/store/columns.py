@@ -13,7 +13,7 @@ from aq_jax.errors import FormatError
 from aq_jax.store.schema import V1, V2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -63,17 +63,48 @@ def check_columns(schema: pa.Schema, where: str) -> bool:
     return wanted is V2
 
 
-def plain(batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    """A batch's columns, checked in full: nothing reads through an offset that leads out of its buffer."""
+def plain(batch: pa.RecordBatch, limits: Mapping[str, int]) -> dict[str, pa.Array]:
+    """A batch's columns, checked in full: nothing reads through an offset that leads out of its buffer.
+
+    Args:
+        limits: bytes that a column's values may take, each on its own: rows can share one in dictionaries and views.
+    """
     columns: dict[str, pa.Array] = {}
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         array.validate(full=True)
+        if (size := _shared_bytes(array)) > (limit := limits.get(name, 0)):
+            raise ValueError(f"column {name}: its rows share values, of {size} bytes in all; at most {limit} are due")
         if pt.is_dictionary(array.type):
             array = array.dictionary_decode()
         if pt.is_binary_view(array.type) or pt.is_fixed_size_binary(array.type):
             array = array.cast(pa.large_binary())
         columns[name] = array
     return columns
+
+
+def _shared_bytes(array: pa.Array) -> int:
+    """Bytes that values which may be stored once for many rows take when each row has its own; 0 for other arrays."""
+    if not len(array):
+        return 0
+    if pt.is_dictionary(array.type):
+        counts = np.bincount(array.indices.drop_null().to_numpy(), minlength=len(array.dictionary))
+        return int((_lengths(array.dictionary) * counts[: len(array.dictionary)]).sum())
+    if pt.is_string_view(array.type) or pt.is_binary_view(array.type):
+        return int(_lengths(array).sum())
+    return array.nbytes if pt.is_fixed_size_binary(array.type) else 0
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    """Bytes of each value of an array of texts or bytes; of a null, whatever stands there."""
+    kind, buffers = array.type, array.buffers()
+    if not len(array) or buffers[1] is None:
+        return np.zeros(len(array), np.int64)
+    span = slice(array.offset, array.offset + len(array))
+    if pt.is_string_view(kind) or pt.is_binary_view(kind):
+        return np.frombuffer(buffers[1], np.int32)[::4][span].astype(np.int64)
+    wide = pt.is_large_string(kind) or pt.is_large_binary(kind)
+    offsets = np.frombuffer(buffers[1], np.int64 if wide else np.int32)
+    return np.diff(offsets[array.offset : array.offset + len(array) + 1]).astype(np.int64)
 
 
 def cells(arrays: Iterable[pa.Array]) -> list[Any]:

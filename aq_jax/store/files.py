@@ -6,8 +6,11 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_open: set[str] = set()
+"""Temporary names that this process is writing to."""
 
 
 @contextmanager
@@ -16,6 +19,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file is on disk before it is renamed, and the folder after. Whatever stops the block, the temporary file is
     removed, and what a killed process left behind is removed by the next writer of the same file.
+
+    Raises:
+        OSError: with the name of `path`, also where what went wrong did so under the temporary one: a full disk, say.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.txt"
@@ -27,14 +33,21 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    _open.add(temporary.name)
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename needs no such care
             _sync(path.parent)
+    except OSError as error:
+        # pyarrow and `write` name no file, `open` and `shutil` one that nobody has asked for.
+        if error.errno is None or str(temporary) not in (str(error.filename or temporary), str(error.filename2)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+        _open.discard(temporary.name)
 
 
 def _sync(path: Path) -> None:
@@ -51,15 +64,22 @@ def _remove_stale(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
     for other in path.parent.iterdir():
         match = pattern.fullmatch(other.name)
-        if match and not _lives(int(match[1])):
-            other.unlink(missing_ok=True)
+        if match and other.name not in _open and not _lives(int(match[1])):
+            with suppress(PermissionError):  # another user's, in a folder of all users
+                other.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
+    if process == os.getpid():  # in a container, each run may have the number of the one before it, which was killed
+        return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
+        pass
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no Linux, or just gone
         return True
-    return True
+    return state not in "ZX"  # killed, and only waiting for its parent to take note

@@ -1,17 +1,21 @@
-"""Sizes of the column chunks of a Parquet file, from its footer.
+"""Sizes of the column chunks of a Parquet file, from its footer, and of their pages, from the headers of these.
 
 pyarrow has them too, but its accessor ends the whole process on some damaged footers (a C++ exception that it does not
-catch). The footer is a Thrift struct in the compact protocol; four of its structs matter here.
+catch), and it takes the memory that a page header asks for before it looks at the page. Both are Thrift structs in the
+compact protocol; seven of its structs matter here.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 _BOOLS, _BYTE, _INTS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 _MAX_DEPTH = 16
+_MAX_ITEMS = 1 << 22
+"""Fields and list items that are read of one struct: each takes many times the byte that it may have in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,29 @@ class Chunk:
     """Bytes of its pages when they are decompressed."""
     stored: int
     """Bytes of its pages on disk."""
+    start: int
+    """Where they begin in the file."""
+    dictionary: bool
+    """Whether values may be stored once and named by their number."""
+    first: int | None = None
+    """Where in the file its pages begin; None where they are compressed, or encrypted, or use a dictionary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a chunk."""
+
+    kind: int
+    unpacked: int
+    end: int
+    values: int
+    encoding: int
+
+
+DICTIONARY_PAGE = 2
+DICTIONARY_ENCODINGS = (2, 8)
+PREFIX_ENCODING = 7
+"""DELTA_BYTE_ARRAY: a value may be all of the one before it and a byte more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +68,80 @@ def read_groups(footer: bytes) -> list[Group]:
     """
     try:
         # FileMetaData.row_groups is 4. RowGroup.columns is 1, num_rows 3. ColumnChunk.meta_data is 3.
-        # ColumnMetaData.path_in_schema is 3, num_values 5, total_uncompressed_size 6, total_compressed_size 7.
+        # ColumnMetaData.encodings is 2, path_in_schema 3, num_values 5, total_uncompressed_size 6,
+        # total_compressed_size 7, data_page_offset 9, dictionary_page_offset 11.
         groups: list[Group] = []
         for group in _Reader(footer).struct(0).get(4, []):
-            chunks = [column[3] for column in group[1]]
-            named = {b".".join(c[3]).decode(): Chunk(values=c[5], unpacked=c[6], stored=c[7]) for c in chunks}
-            groups.append(Group(group[3], named))
+            chunks = [_chunk(column) for column in group[1]]
+            groups.append(Group(group[3], dict(chunks)))
     except (KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"the Parquet footer is damaged ({type(error).__name__} {error})") from error
     return groups
 
 
+def read_page_header(data: bytes) -> tuple[dict[int, Any], int]:
+    """The header that a page begins with, by field number, and its length in bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    reader = _Reader(data)
+    try:
+        return reader.struct(0), reader.at
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"a Parquet page is damaged ({type(error).__name__} {error})") from error
+
+
+def _first_page(column: dict[int, Any]) -> int | None:
+    # ColumnChunk.file_path is 1, crypto_metadata 8. ColumnMetaData.codec is 4 (0: uncompressed), data_page_offset 9,
+    # dictionary_page_offset 11.
+    chunk = column[3]
+    plain = chunk.get(4) == 0 and not chunk.get(11) and not column.keys() & {1, 8}
+    return chunk.get(9) if plain else None
+
+
+def _chunk(column: dict[int, Any]) -> tuple[str, Chunk]:
+    found = column[3]
+    offset = found.get(11, 0)
+    start = offset if 0 < offset < found[9] else found[9]
+    coded = offset > 0 or any(encoding in DICTIONARY_ENCODINGS for encoding in found.get(2, ()))
+    chunk = Chunk(found[5], found[6], found[7], start, dictionary=coded, first=_first_page(column))
+    return b".".join(found[3]).decode(), chunk
+
+
+def read_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
+    """The pages of a chunk, one after the other, each of which may be checked before the next is looked for.
+
+    Raises:
+        ValueError: there is no page where one should be.
+    """
+    at, end = chunk.start, chunk.start + chunk.stored
+    while at < end:
+        reader = _Reader(data[:end], at)
+        try:
+            # PageHeader.type is 1, uncompressed_page_size 2, compressed_page_size 3, data_page_header 5,
+            # dictionary_page_header 7, data_page_header_v2 8. In those num_values is 1, encoding 2, in the last 4.
+            header = reader.struct(0)
+            kind, unpacked, stored = header[1], header[2], header[3]
+            about: dict[int, Any] = header.get(5) or header.get(7) or header.get(8) or {}
+            encoding = about.get(4 if 8 in header else 2, 0)
+            page = Page(kind, unpacked, reader.at + stored, about.get(1, 0), encoding)
+            whole = stored >= 0 and unpacked >= 0 and page.values >= 0 and page.end <= end
+        except (KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+            raise ValueError(f"the page header at byte {at} is damaged ({type(error).__name__} {error})") from error
+        if not whole:
+            raise ValueError(f"the page header at byte {at} claims {stored} bytes, unpacked {unpacked}")
+        yield page
+        at = page.end
+
+
 class _Reader:
     """Thrift's compact protocol: structs become dicts by field number."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview, at: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._left = _MAX_ITEMS
+        self.at = at
 
     def struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}
@@ -71,6 +155,9 @@ class _Reader:
     def _value(self, kind: int, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise ValueError("the Parquet footer is nested too deep")
+        self._left -= 8 if kind == _STRUCT else 1
+        if self._left < 0:
+            raise ValueError(f"the Parquet footer has more than {_MAX_ITEMS} items")
         if kind in _INTS:
             return self._integer()
         if kind == _BINARY:
@@ -88,15 +175,15 @@ class _Reader:
         raise ValueError(f"the Parquet footer has a field of unknown kind {kind}")
 
     def _byte(self) -> int:
-        value = self._data[self._at]
-        self._at += 1
+        value = self._data[self.at]
+        self.at += 1
         return value
 
     def _take(self, count: int) -> bytes:
-        value = self._data[self._at : self._at + count]
+        value = bytes(self._data[self.at : self.at + count])
         if len(value) != count:
             raise IndexError("past the end")
-        self._at += count
+        self.at += count
         return value
 
     def _varint(self) -> int:

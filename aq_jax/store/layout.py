@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import lcm, prod
 from typing import TYPE_CHECKING
 
-from aq_jax.store.schema import CODE_BITS, DTYPES, PIECE_BYTES
+from aq_jax.store.schema import CODE_BITS, DTYPES, PIECE_BYTES, WHOLE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def pieces(
     quant_axis: int = -1,
     group_size: int = 0,
     *,
-    limit: int = PIECE_BYTES,
+    limit: int = WHOLE_BYTES,
 ) -> list[tuple[int, int]]:
     """Where a tensor is cut into rows: (start, stop) in elements of the flattened tensor.
 
@@ -70,10 +70,13 @@ def pieces(
 
     Args:
         limit: bytes in the tensor's own dtype over which it is cut; a piece exceeds it only where one step does.
+            Of groups so short that their scales take more than that, bytes of scales.
     """
     total, itemsize = prod(shape), DTYPES[dtype].itemsize
+    if quant_type in CODE_BITS and (length := group_length(shape, quant_axis, group_size)):
+        itemsize = max(itemsize, -(-4 // length))
     if total * itemsize <= limit:
         return [(0, total)]
     step = cut_step(shape, quant_type, quant_axis, group_size)
-    size = max(limit // itemsize // step, 1) * step
+    size = max(min(limit, PIECE_BYTES) // itemsize // step, 1) * step
     return [(start, min(start + size, total)) for start in range(0, total, size)]

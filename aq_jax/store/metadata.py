@@ -12,7 +12,7 @@ from aq_jax.store.rows import at
 from aq_jax.store.schema import VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from aq_jax.store.rows import Row, RowInfo
 
@@ -87,6 +87,7 @@ def parse(text: bytes, where: str) -> Metadata:
     """
     try:
         raw = json.loads(text.decode(), parse_constant=_refuse_constant)
+        canonical_json(raw)  # which the digest is over: lone surrogates and numbers beyond all floats have none
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the aq_jax metadata is not valid JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(version := raw.get("version"), str):
@@ -110,18 +111,32 @@ def verify(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> None:
     Raises:
         IntegrityError: rows were removed, added, reordered or edited, or the metadata was.
     """
+    for complaint in complaints(metadata, rows, where):  # later ones may follow from the first
+        raise complaint
+
+
+def complaints(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> Iterator[IntegrityError]:
+    """In what metadata and rows do not agree; see `verify`."""
     if metadata.rows != len(rows):
-        raise IntegrityError(
-            f"{where}: holds {len(rows)} rows, its metadata says {metadata.rows}: rows were lost or added"
+        yield IntegrityError(
+            f"{where}: holds {len(rows)} rows, its metadata says {str(metadata.rows)[:20]}: rows were lost or added"
         )
+        return
     digests: list[bytes] = []
     for index, row in enumerate(rows):
         if row.digest is None:
             here = at(where, index, row.layer_name)
-            raise IntegrityError(f"{here}: has no digest, but the table's metadata is a digest over all of them")
+            yield IntegrityError(f"{here}: has no digest, but the table's metadata is a digest over all of them")
+            return
         digests.append(row.digest)
-    _compare("statistics of its rows", statistics_digest(rows).hex(), metadata.statistics, where)
-    _compare("metadata and row digests", table_digest(metadata.raw, digests).hex(), metadata.digest, where)
+    for what, found, wanted in (
+        ("statistics of its rows", statistics_digest(rows).hex(), metadata.statistics),
+        ("metadata and row digests", table_digest(metadata.raw, digests).hex(), metadata.digest),
+    ):
+        if found != wanted:
+            yield IntegrityError(
+                f"{where}: the {what} have digest {found}, written was {wanted[:64]}: the file was changed"
+            )
 
 
 def check_aliases(aliases: Mapping[str, str], names: Sequence[str], where: str) -> None:
@@ -129,16 +144,9 @@ def check_aliases(aliases: Mapping[str, str], names: Sequence[str], where: str) 
     stored = set(names)
     for name, target in aliases.items():
         if not name or name in stored:
-            raise FormatError(f"{where}: alias {name!r} is also the name of a stored tensor")
+            raise FormatError(f"{where}: alias {name[:60]!r} is also the name of a stored tensor")
         if target not in stored:
-            raise FormatError(f"{where}: alias {name!r} leads to {target!r}, which is not stored")
-
-
-def _compare(what: str, found: str, wanted: str, where: str) -> None:
-    if found != wanted:
-        raise IntegrityError(
-            f"{where}: the {what} have digest {found}, written was {wanted[:64]}: the file was changed"
-        )
+            raise FormatError(f"{where}: alias {name[:60]!r} leads to {target[:60]!r}, which is not stored")
 
 
 def _refuse_constant(text: str) -> None:

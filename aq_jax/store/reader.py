@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Self
 
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import row_digest
+from aq_jax.store.layout import data_bytes, stored_dtype
+from aq_jax.store.manifest import check_entry, files_of
 from aq_jax.store.metadata import Metadata, check_aliases
 from aq_jax.store.rows import Row, RowInfo, RowOrder, at
+from aq_jax.store.schema import DTYPES
 from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from aq_jax.store.schema import Version
@@ -41,15 +44,22 @@ class TableReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.bytes_read = 0
+        """Of data, scales and zero points, uncompressed; what is read twice counts twice."""
+        self._partly_read: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._shards: list[Shard] = []
         infos: list[RowInfo] = []
         order = RowOrder()
         try:
-            for file in _files(path):
+            files, entries = files_of(path) if path.is_dir() else ([path], None)
+            for file, entry in zip(files, entries or [None] * len(files), strict=True):
                 shard = Shard(file, len(infos))
                 self._shards.append(shard)
+                if entry is not None:
+                    digest = shard.metadata.digest if shard.metadata else None
+                    check_entry(entry, digest, [info.layer_name for info in shard.infos], shard.where)
                 for info in shard.infos:
                     order.add(info, shard.where, info.position - shard.start)
                 infos.extend(shard.infos)
@@ -87,21 +97,59 @@ class TableReader:
             FormatError: the row breaks a rule of the format.
             IntegrityError: the row is not the one that was written.
         """
-        if not 0 <= position < len(self.infos):
-            raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
-        shard = next(shard for shard in reversed(self._shards) if shard.start <= position)
+        shard = self._shard(position)
         with self._lock:
             self._refuse_closed()
             row = shard.read(position - shard.start, verify)
+            self.bytes_read += row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
         if verify and row.digest is not None:
-            found = row_digest(row)
-            if found != row.digest:
-                here = at(shard.where, position - shard.start, row.layer_name)
-                raise IntegrityError(
-                    f"{here}: its bytes have digest {found.hex()}, written was {row.digest.hex()}: "
-                    "the file was damaged or changed; fetch or write it again"
-                )
+            _compare_digest(row, shard, position)
         return row
+
+    def read_part(self, position: int, ranges: Sequence[tuple[int, int]], verify: bool = True) -> Row:
+        """One row, of whose elements none but those in `ranges` may be looked at: no other bytes of `data` are read.
+
+        The row is read whole, as `read` does, if the ranges are all of it, or if the file does not hold the bytes as
+        they are: compressed, for example. Otherwise it can be compared with no digest, whatever `verify` says, and its
+        name is in `partly_read` from then on; scales and zero points are always there, and their rules are checked.
+
+        Args:
+            position: index into `infos`.
+            ranges: of the row's elements, (start, stop); ascending, none touches another.
+            verify: as in `read`, where the row is read whole.
+
+        Raises:
+            FormatError, IntegrityError: as `read`.
+        """
+        shard, info = self._shard(position), self.infos[position]
+        bits = info.bits or 8 * DTYPES[stored_dtype(info.dtype, info.quant_type)].itemsize
+        wanted = sum(-(-stop * bits // 8) - start * bits // 8 for start, stop in ranges)
+        whole = wanted == data_bytes(info.num_params, info.dtype, info.quant_type)
+        if whole and verify and info.digest is None:
+            return self.read(position, verify)  # with the container's checksums
+        with self._lock:
+            self._refuse_closed()
+            row = shard.mapped(position - shard.start) if ranges else shard.grids(position - shard.start)
+            if row is not None:
+                self.bytes_read += wanted + row.scales.nbytes + row.zero_points.nbytes
+                if not whole:
+                    self._partly_read.add(info.layer_name)
+        if row is None:
+            return self.read(position, verify)
+        if whole and verify:
+            _compare_digest(row, shard, position)
+        return row
+
+    @property
+    def partly_read(self) -> frozenset[str]:
+        """Tensors of which rows were read in part, so that their digests could not be compared."""
+        with self._lock:
+            return frozenset(self._partly_read)
+
+    def _shard(self, position: int) -> Shard:
+        if not 0 <= position < len(self.infos):
+            raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
+        return next(shard for shard in reversed(self._shards) if shard.start <= position)
 
     def rows(self, verify: bool = True) -> Iterator[Row]:
         """All rows in order."""
@@ -150,11 +198,12 @@ class TableReader:
         return merged
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in (".parquet", ".arrow") and file.is_file())
-    files = [file for file in files if not file.name.startswith(".")]
-    if not files:
-        raise FormatError(f"{path}: the folder holds no .parquet or .arrow file")
-    return files
+def _compare_digest(row: Row, shard: Shard, position: int) -> None:
+    """Refuses a row whose bytes are not those that were written."""
+    found = row_digest(row)
+    if row.digest is not None and found != row.digest:
+        here = at(shard.where, position - shard.start, row.layer_name)
+        raise IntegrityError(
+            f"{here}: its bytes have digest {found.hex()}, written was {row.digest.hex()}: "
+            "the file was damaged or changed; fetch or write it again"
+        )

@@ -22,8 +22,10 @@ VERSIONS: Final[Mapping[int, str]] = MappingProxyType({1: "1.0", 2: "2.0"})
 METADATA_KEY: Final = b"aq_jax"
 GROUP_BYTES: Final = 8 << 20
 """A row group or record batch holds whole rows up to this size; a larger row is alone in its own."""
-PIECE_BYTES: Final = 1 << 30
+WHOLE_BYTES: Final = 1 << 30
 """A tensor of more bytes than this, in its own dtype, is stored in several rows."""
+PIECE_BYTES: Final = 1 << 28
+"""What such a row holds of it, at most: enough to be written fast, and little beside the memory of any machine."""
 MAX_VALUE_BYTES: Final = (1 << 31) - 1
 """What one `binary` value may hold: its offsets are signed 32-bit numbers."""
 MAX_AXES: Final = 64

@@ -5,23 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aq_jax.errors import FormatError
 from aq_jax.store.columns import byte_views, cells
-from aq_jax.store.containers import open_container, translated
+from aq_jax.store.containers import Container, open_container, translated
 from aq_jax.store.metadata import Metadata, parse, verify
 from aq_jax.store.rows import Row, RowInfo, at, check, check_arrays, row_bytes
 from aq_jax.store.schema import HEAVY, parse_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
+
+Views = dict[str, list[np.ndarray | None]]
 
 
 class Shard:
     """One file of a table; `start` is the position of its first row. Not safe for threads: the reader has the lock."""
 
-    _cached: tuple[int, bool, dict[str, list[np.ndarray | None]]] | None = None
+    _cached: tuple[int, bool, Views] | None = None
+    _mapped: tuple[int, list[np.ndarray] | None, Views] | None = None
 
     def __init__(self, path: Path, start: int) -> None:
         self.where = str(path)
@@ -29,8 +34,10 @@ class Shard:
         with translated(self.where):
             self._container = open_container(path, self.where)
         try:
+            for doubt in self._container.doubts:
+                raise FormatError(f"{self.where}: {doubt}")
             self.is_v2 = self._container.is_v2
-            self.metadata = self._read_metadata()
+            self.metadata = read_metadata(self._container, self.where)
             self._locations = [
                 (group, index) for group, rows in enumerate(self._container.group_rows) for index in range(rows)
             ]
@@ -47,52 +54,38 @@ class Shard:
             verify(self.metadata, self.infos, self.where)
 
     def read(self, index: int, verify: bool) -> Row:
-        info = self.infos[index]
-        here = at(self.where, index, info.layer_name)
         group, place = self._locations[index]
         with translated(self.where):
             columns = self._load(group, checksums=verify and not self._has_digests)
-        arrays: dict[str, np.ndarray] = {}
-        for name, views in columns.items():
-            view = views[place]
-            if view is None:
-                raise FormatError(f"{here}: {name} is null")
-            if name != "data":
-                if view.nbytes % 4:
-                    raise FormatError(f"{here}: {name} holds {view.nbytes} bytes, which is no number of float32")
-                view = view.view("<f4")
-            arrays[name] = view
-        row = Row(
-            layer_name=info.layer_name,
-            shape=info.shape,
-            dtype=info.dtype,
-            num_params=info.num_params,
-            quant_type=info.quant_type,
-            quant_axis=info.quant_axis,
-            group_size=info.group_size,
-            rotation=info.rotation,
-            solver=info.solver,
-            cosine=info.cosine,
-            rel_mse=info.rel_mse,
-            digest=info.digest,
-            **arrays,
-        )
-        check_arrays(row, here)
-        return row
+        return self._row(index, {name: views[place] for name, views in columns.items()})
+
+    def mapped(self, index: int) -> Row | None:
+        """As `read`, but `data` is a view of the file of which nothing was read; None where the file has no such bytes.
+
+        Scales and zero points are read, with the container's checksums.
+        """
+        group, place = self._locations[index]
+        with translated(self.where):
+            data, grids = self._map(group)
+        if data is None:
+            return None
+        return self._row(index, {"data": data[place]} | {name: views[place] for name, views in grids.items()})
+
+    def grids(self, index: int) -> Row:
+        """As `read`, but nothing of `data` is read: what stands there is zeros, which take no memory."""
+        group, place = self._locations[index]
+        with translated(self.where):
+            _, grids = self._map(group)
+        nothing = np.broadcast_to(np.zeros((), np.uint8), (row_bytes(self.infos[index])["data"],))
+        return self._row(index, {"data": nothing} | {name: views[place] for name, views in grids.items()})
+
+    def _row(self, index: int, columns: Mapping[str, np.ndarray | None]) -> Row:
+        info = self.infos[index]
+        return make_row(info, columns, at(self.where, index, info.layer_name))
 
     def close(self) -> None:
-        self._cached = None
+        self._cached = self._mapped = None
         self._container.close()
-
-    def _read_metadata(self) -> Metadata | None:
-        if self._container.metadata is None:
-            return None
-        metadata = parse(self._container.metadata, self.where)
-        if metadata.major != (2 if self.is_v2 else 1):
-            raise FormatError(
-                f"{self.where}: its metadata says version {metadata.version}, its columns are V{2 if self.is_v2 else 1}"
-            )
-        return metadata
 
     def _read_infos(self) -> list[RowInfo]:
         columns = {name: cells(arrays) for name, arrays in self._container.small().items()}
@@ -102,7 +95,7 @@ class Shard:
         for index, values in enumerate(zip(*columns.values(), strict=True)):
             cell = dict(zip(columns, values, strict=True))
             here = at(self.where, index, str(cell["layer_name"]))
-            infos.append(self._info(cell, index, here))
+            infos.append(row_info(cell, self.start + index, self.is_v2, here))
             check(infos[-1], here)
         return self._measured(infos)
 
@@ -124,32 +117,99 @@ class Shard:
             measured.append(replace(info, disk_bytes=size))
         return measured
 
-    def _info(self, cell: dict[str, Any], index: int, here: str) -> RowInfo:
-        required = ["layer_name", "shape", "dtype", "num_params"]
-        required += ["quant_type", "quant_axis", "group_size"] if self.is_v2 else []
-        for name in required:
-            if cell[name] is None:
-                raise FormatError(f"{here}: {name} is null")
-        if None in cell["shape"]:
-            raise FormatError(f"{here}: shape has a null")
-        try:
-            dtype = parse_dtype(cell["dtype"])
-        except FormatError as error:
-            raise FormatError(f"{here}: {error}") from None
-        shared = {"layer_name": cell["layer_name"], "shape": tuple(cell["shape"]), "dtype": dtype}
-        shared |= {"num_params": cell["num_params"], "digest": cell.get("digest")}
-        if self.is_v2:
-            shared |= {name: cell[name] for name in ("quant_type", "quant_axis", "group_size")}
-            shared |= {name: cell.get(name) for name in ("solver", "cosine", "rel_mse")}
-            shared["rotation"] = cell.get("rotation") or 0
-        return RowInfo(**shared, position=self.start + index, disk_bytes=0)
-
-    def _load(self, group: int, checksums: bool) -> dict[str, list[np.ndarray | None]]:
+    def _load(self, group: int, checksums: bool) -> Views:
         # Rows are mostly read in order: the group last read is the one worth keeping.
         if self._cached is not None and self._cached[0] == group and self._cached[1] >= checksums:
             return self._cached[2]
         self._cached = None
-        columns = self._container.heavy(group, self._needs[group], checksums)
-        views = {name: [view for array in arrays for view in byte_views(array)] for name, arrays in columns.items()}
+        views = self._views(group, self._needs[group], checksums)
         self._cached = (group, checksums, views)
         return views
+
+    def _map(self, group: int) -> tuple[list[np.ndarray] | None, Views]:
+        if self._mapped is None or self._mapped[0] != group:
+            self._mapped = None
+            needs = {name: need for name, need in self._needs[group].items() if name != "data"}
+            # No digest is compared of rows that are read in part.
+            self._mapped = group, self._container.mapped(group), self._views(group, needs, True) if needs else {}
+        return self._mapped[1:]
+
+    def _views(self, group: int, needs: dict[str, int], checksums: bool) -> Views:
+        columns = self._container.heavy(group, needs, checksums)
+        return {name: [view for array in arrays for view in byte_views(array)] for name, arrays in columns.items()}
+
+
+def read_metadata(container: Container, where: str) -> Metadata | None:
+    """A file's metadata, None if it has none.
+
+    Raises:
+        FormatError: it is damaged, or that of another version than the columns.
+    """
+    if container.metadata is None:
+        return None
+    metadata, version = parse(container.metadata, where), 2 if container.is_v2 else 1
+    if metadata.major != version:
+        raise FormatError(f"{where}: its metadata says version {metadata.version[:20]}, its columns are V{version}")
+    return metadata
+
+
+def row_info(cell: Mapping[str, Any], position: int, is_v2: bool, here: str) -> RowInfo:
+    """A row's small cells; `check` has still to be asked for the rules that they must keep.
+
+    Raises:
+        FormatError: a cell is null that must not be, or the dtype is unknown.
+    """
+    required = ["layer_name", "shape", "dtype", "num_params"]
+    required += ["quant_type", "quant_axis", "group_size"] if is_v2 else []
+    for name in required:
+        if cell[name] is None:
+            raise FormatError(f"{here}: {name} is null")
+    if None in cell["shape"]:
+        raise FormatError(f"{here}: shape has a null")
+    try:
+        dtype = parse_dtype(cell["dtype"])
+    except FormatError as error:
+        raise FormatError(f"{here}: {error}") from None
+    shared = {"layer_name": cell["layer_name"], "shape": tuple(cell["shape"]), "dtype": dtype}
+    shared |= {"num_params": cell["num_params"], "digest": cell.get("digest")}
+    if is_v2:
+        shared |= {name: cell[name] for name in ("quant_type", "quant_axis", "group_size")}
+        shared |= {name: cell.get(name) for name in ("solver", "cosine", "rel_mse")}
+        shared["rotation"] = cell.get("rotation") or 0
+    return RowInfo(**shared, position=position, disk_bytes=0)
+
+
+def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str) -> Row:
+    """A row of its small cells and its large ones, checked together.
+
+    Raises:
+        FormatError: a large cell is null, or not what the small ones need.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    if "data" not in columns:  # a damaged footer may name a column, and call its chunk by another name
+        raise FormatError(f"{here}: its row group has no data")
+    for name, view in columns.items():
+        if view is None:
+            raise FormatError(f"{here}: {name} is null")
+        if name != "data":
+            if view.nbytes % 4:
+                raise FormatError(f"{here}: {name} holds {view.nbytes} bytes, which is no number of float32")
+            view = view.view("<f4")
+        arrays[name] = view
+    row = Row(
+        layer_name=info.layer_name,
+        shape=info.shape,
+        dtype=info.dtype,
+        num_params=info.num_params,
+        quant_type=info.quant_type,
+        quant_axis=info.quant_axis,
+        group_size=info.group_size,
+        rotation=info.rotation,
+        solver=info.solver,
+        cosine=info.cosine,
+        rel_mse=info.rel_mse,
+        digest=info.digest,
+        **arrays,
+    )
+    check_arrays(row, here)
+    return row

@@ -237,6 +237,16 @@ def write_table(
             table.alias(name, stored_name)
 
 
+def release_memory() -> None:
+    """Give back what Arrow keeps of the memory that it wrote through."""
+    pa.default_memory_pool().release_unused()
+
+
+def use_system_memory() -> None:
+    """Let Arrow take memory from the system and give it back at once: for processes that must stay within a limit."""
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 _NOTHING = np.empty(0, np.uint8)
 
 

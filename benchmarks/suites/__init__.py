@@ -28,6 +28,7 @@ PLACES: Mapping[str, str] = {
     "start": "start:start",
     "stories": "stories:stories",
     "train@2": "training:train",
+    "scale": "scale:scale",
 }
 QUICK = ("quantize", "pack", "road", "load", "qdot", "encode", "accuracy@2", "size", "gaussian")
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
 import pickle
 import struct
-import zipfile
+import subprocess
+import tarfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +27,8 @@ from aq_jax.errors import FormatError
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
+unsupported_tensor_ops = pytest.importorskip("torch.jit.unsupported_tensor_ops")
+pytest.importorskip("torch.utils.collect_env")
 
 
 def write_raw(path: Path, header: dict[str, Any] | bytes, data: bytes = b"") -> None:
@@ -34,7 +43,6 @@ def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]
 
 def read(folder: Path, **options: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with open_checkpoint(folder, **options) as found:
-        assert set(found.shapes) == set(found._arrays)
         arrays = {name: found.array(name) for name in found.shapes}
         assert found.shapes == {name: (a.shape, a.dtype) for name, a in arrays.items()}
         return arrays, dict(found.aliases)
@@ -261,38 +269,97 @@ def test_a_pickle_keeps_values_and_ties(tmp_path: Path) -> None:
         assert array.dtype.name == str(state[name].dtype).removeprefix("torch."), name
 
 
-class Payload:
-    """Writes a file when it is unpickled."""
+class Runs:
+    """Calls something when it is unpickled."""
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        self.call, self.args = call, args
 
     def __reduce__(self) -> Any:
-        return (os.system, (f"touch '{self.marker}'",))
+        return self.call, self.args
 
 
-def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    data = pickle.dumps({"a": Payload(marker)})
-    pickle.loads(data)
-    assert marker.exists(), "the payload does not work, so the test would show nothing"
+def shell(marker: Path) -> Runs:
+    return Runs(os.system, f"touch '{marker}'")
+
+
+def code(marker: Path) -> str:
+    return f"open({str(marker)!r}, 'w').close()"
+
+
+# Ways from a pickle to code, as they are found in the wild: all that they do here is to write a file.
+GADGETS: dict[str, Callable[[Path], Runs]] = {
+    "os.system": shell,
+    "subprocess": lambda marker: Runs(subprocess.getoutput, f"touch '{marker}'"),
+    "eval": lambda marker: Runs(eval, code(marker)),
+    "exec": lambda marker: Runs(exec, code(marker)),
+    "a call of a call": lambda marker: Runs(functools.partial(eval, code(marker))),
+    "a pickle in a pickle": lambda marker: Runs(pickle.loads, pickle.dumps(shell(marker))),
+    "numpy runs a string": lambda marker: Runs(np.testing.runstring, code(marker), {}),
+    "torch loads a storage": lambda marker: Runs(torch.storage._load_from_bytes, pickle.dumps(shell(marker))),
+    "torch runs a string": lambda marker: Runs(unsupported_tensor_ops.execWrapper, code(marker), {}, {}),
+    "torch runs a command": lambda marker: Runs(torch.utils.collect_env.run, ["touch", str(marker)]),
+    # Which weights_only allows, and which calls what it is given.
+    "torch rebuilds a type": lambda marker: Runs(
+        torch._tensor._rebuild_from_type_v2, os.system, object, (f"touch '{marker}'",), None
+    ),
+}
+
+
+def in_tar(path: Path, state: Runs) -> None:
+    """The form of torch before 0.1.10, by which CVE-2025-32434 got around weights_only."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(state, 2)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+CONTAINERS: dict[str, Callable[[Path, Runs], object]] = {
+    "plain": lambda path, state: path.write_bytes(pickle.dumps({"a": state}, 2)),
+    "zip": lambda path, state: torch.save({"good": torch.ones(2), "a": state}, path),
+    "zip, instead of the weights": lambda path, state: torch.save(state, path),
+    "zip, deep inside": lambda path, state: torch.save(OrderedDict(a=[({"b": (state,)},)]), path),
+    "zip, as a name": lambda path, state: torch.save({state: torch.ones(2)}, path),
+    "before 1.6": lambda path, state: torch.save({"a": state}, path, _use_new_zipfile_serialization=False),
+    "tar": in_tar,
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, gadget: str, container: str) -> None:
+    marker, file = tmp_path / "marker", tmp_path / "pytorch_model.bin"
+    CONTAINERS[container](file, GADGETS[gadget](marker))
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):
+        torch.load(file, weights_only=False)
+    assert marker.exists(), "the payload does not work, so that the test would show nothing"
     marker.unlink()
+    for allowed in (False, True):
+        with pytest.raises(FormatError, match="torch refuses it" if allowed else "is a pickle, which can run code"):
+            read(tmp_path, allow_pickle=allowed)
+        assert not marker.exists()
 
-    plain, zipped = tmp_path / "plain", tmp_path / "zipped"
-    for folder in (plain, zipped):
-        folder.mkdir()
-    (plain / "pytorch_model.bin").write_bytes(data)
-    pickled(zipped, {"a": torch.ones(2)})
-    with zipfile.ZipFile(zipped / "pytorch_model.bin") as good:
-        members = {name: good.read(name) for name in good.namelist()}
-    with zipfile.ZipFile(zipped / "pytorch_model.bin", "w") as bad:
-        for name, content in members.items():
-            bad.writestr(name, data if name.endswith("data.pkl") else content)
-    for folder in (plain, zipped):
-        for allowed in (False, True):
-            with pytest.raises(FormatError, match="can run code" if not allowed else "torch refuses it"):
-                read(folder, allow_pickle=allowed)
-            assert not marker.exists()
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("command", [(), ("--dry-run",)])
+def test_convert_runs_nothing_either(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], command: tuple[str, ...], allowed: bool
+) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "model").mkdir()
+    torch.save({"good": torch.ones(2, 8), "a": shell(marker)}, tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "c.toml").write_text(f'source = "{tmp_path}/model"\noutput = "{tmp_path}/m.parquet"\n')
+    before = sorted(os.listdir(tmp_path))
+    flags = ("--set", f"allow_pickle={str(allowed).lower()}")
+    status, out, err = run("convert", tmp_path / "c.toml", *flags, *command)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"aq-jax: {tmp_path}/model/pytorch_model.bin: ")
+    assert err.count("\n") == 1
+    assert ("torch refuses it" if allowed else "set allow_pickle = true") in err
+    assert sorted(os.listdir(tmp_path)) == before
+    assert not marker.exists()
 
 
 WRONG_PICKLES = {

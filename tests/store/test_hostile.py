@@ -1,9 +1,8 @@
-"""Damaged and malicious files: an error that names the place, or the identical result, and never a crash."""
+"""Malformed tables: what the errors say. That there is always one, and no crash, is asked in tests/hostile."""
 
 from __future__ import annotations
 
 import json
-import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,14 +39,6 @@ def contents(path: Path) -> list[tuple[object, ...]]:
             for r in table.rows()
         ]
     return [head, *rows]
-
-
-def outcome(path: Path) -> list[tuple[object, ...]] | str:
-    """What a table says, or the text of the error that refuses it."""
-    try:
-        return contents(path)
-    except AqError as error:
-        return str(error)
 
 
 def store(path: Path, table: pa.Table) -> Path:
@@ -272,14 +263,6 @@ def flip(path: Path, content: bytes, bit: int) -> None:
     path.write_bytes(damaged)
 
 
-def test_truncated_files_are_refused(written: Path) -> None:
-    content = written.read_bytes()
-    for length in [*range(0, len(content), 97), len(content) - 1]:
-        written.write_bytes(content[:length])
-        with pytest.raises(FormatError, match=written.name):
-            open_table(written)
-
-
 def test_every_flipped_bit_of_data_and_scales_is_an_error(written: Path, v2_rows: list[Row]) -> None:
     content = written.read_bytes()
     needles = [v2_rows[0].data.tobytes(), v2_rows[11].data.tobytes()]
@@ -291,28 +274,6 @@ def test_every_flipped_bit_of_data_and_scales_is_an_error(written: Path, v2_rows
             flip(written, content, byte * 8 + byte % 8)
             with pytest.raises(AqError, match=r"row \d+ \(.*\): (its bytes have digest|scales are)"):
                 contents(written)
-
-
-def test_any_flipped_bit_is_an_error_or_changes_nothing(written: Path) -> None:
-    content, wanted = written.read_bytes(), contents(written)
-    generator, refused = random.Random(7), 0
-    places = [generator.randrange(len(content) * 8) for _ in range(150)]
-    places += [generator.randrange(len(content) * 4, len(content) * 8) for _ in range(150)]  # the footer and its like
-    for bit in places:
-        flip(written, content, bit)
-        found = outcome(written)
-        refused += isinstance(found, str)
-        assert written.name in found if isinstance(found, str) else found == wanted, f"bit {bit}"
-    assert refused > 150
-
-
-def test_flipped_bits_of_a_file_without_digests_never_crash(tmp_path: Path, suffix: str, cells: pa.Table) -> None:
-    path = store(tmp_path / f"m.{suffix}", cells)
-    content, generator = path.read_bytes(), random.Random(8)
-    for _ in range(200):
-        flip(path, content, generator.randrange(len(content) * 8))
-        found = outcome(path)
-        assert not isinstance(found, str) or path.name in found
 
 
 def test_page_checksums_are_checked_where_there_are_no_digests(tmp_path: Path, cells: pa.Table) -> None:
@@ -354,23 +315,3 @@ def test_other_encodings_of_the_columns_mean_the_same(written: Path, encode: Cal
             table = file.read_all()
     path = store(written.with_name("other" + written.suffix), encode(table.replace_schema_metadata(None)))
     assert contents(path)[1:] == wanted
-
-
-def test_a_footer_on_which_pyarrow_ends_the_process_is_refused(tmp_path: Path, golden: Path) -> None:
-    # `ColumnChunkMetaData` of pyarrow 26 aborts on some of these; the package must not come near it.
-    content = (golden / "v2.parquet").read_bytes()
-    for byte in range(len(content) - 8 - 1200, len(content) - 8, 3):
-        flip(tmp_path / "m.parquet", content, byte * 8 + byte % 3)
-        found = outcome(tmp_path / "m.parquet")
-        assert not isinstance(found, str) or "m.parquet" in found
-
-
-def test_lost_metadata_is_seen(tmp_path: Path, suffix: str, golden: Path) -> None:
-    content = (golden / f"v2.{suffix}").read_bytes()
-    for place in range(6):
-        where = content.rindex(b"aq_jax", 0, content.rindex(b'{"aliases"') if suffix == "parquet" else None)
-        damaged = bytearray(content)
-        damaged[where + place] ^= 1
-        (tmp_path / "m").write_bytes(damaged)
-        with pytest.raises(FormatError, match="damage"):
-            open_table(tmp_path / "m")

@@ -1,0 +1,42 @@
+"""What a user may ask for: the numerics of one tensor, the policy of a model, a whole conversion.
+
+QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric, rotation)
+QuantizationConfig    which spec, which solver, for which names
+CalibrationConfig     on which text calibrated solvers run the model
+AllocationConfig      how many bits a weight, or how good a model, widths are chosen for
+TrainingConfig        how long calibrated weights are trained
+ShardsConfig          in which memory, and by whom, a folder of tables is written
+ConversionConfig      source, output and the above: what a TOML file holds (`configfile`)
+"""
+
+from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
+from aq_jax.config.conversion import Compression, ConversionConfig, Engine, ShardsConfig, parse_bytes
+from aq_jax.config.quantization import (
+    BITS,
+    LARGEST_ROTATION,
+    PUBLISHED_INT2_GROUP,
+    QUANT_TYPES,
+    SOLVER_NAMES,
+    Override,
+    QuantizationConfig,
+    QuantSpec,
+)
+
+__all__ = [
+    "BITS",
+    "LARGEST_ROTATION",
+    "PUBLISHED_INT2_GROUP",
+    "QUANT_TYPES",
+    "SOLVER_NAMES",
+    "AllocationConfig",
+    "CalibrationConfig",
+    "Compression",
+    "ConversionConfig",
+    "Engine",
+    "Override",
+    "QuantSpec",
+    "QuantizationConfig",
+    "ShardsConfig",
+    "TrainingConfig",
+    "parse_bytes",
+]

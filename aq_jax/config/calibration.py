@@ -1,0 +1,129 @@
+"""On what, how far and how long the running model is used to choose weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aq_jax.config.quantization import BITS, pick
+from aq_jax.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationConfig:
+    """On what a model is run to learn what its weights are multiplied by.
+
+    Args:
+        text: a file of UTF-8 text, a sentence or a paragraph a line. Default: English prose of Python's own
+            documentation, which is always there, and narrow: text like that which the model will see is better.
+        sentences: how many lines are drawn, at most.
+        max_tokens: of a line; the rest is cut.
+        seed: of the draw.
+        correction: how far weights move, before they are rounded, towards those that give the float model's outputs
+            from the quantized model's inputs: 0 not at all, 1 all the way.
+        damping: what is added to the diagonal of the inputs' second moment, of its mean.
+
+    Raises:
+        ConfigError: for numbers out of their range.
+
+    >>> CalibrationConfig(sentences=256).max_tokens
+    128
+    """
+
+    text: str = ""
+    sentences: int = 1024
+    max_tokens: int = 128
+    seed: int = 0
+    correction: float = 0.5
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, least, most in (
+            ("sentences", 1, 2**24), ("max_tokens", 3, 2**20), ("seed", 0, 2**32 - 1),
+            ("correction", 0, 1), ("damping", 1e-6, 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, key) <= most:
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationConfig:
+    """For what the width of each tensor is chosen: just one of `target_bpw` and `min_cosine`.
+
+    Args:
+        target_bpw: bits a weight, at most, with scales and zero points, over every tensor that the model uses and that
+            could be quantized; those whose type the config says count too.
+        min_cosine: between the float model's outputs and the quantized one's, as predicted; the fewest bits for it.
+        widths: what is chosen from: integer types, and fp16.
+        sentences: on how many lines of `calibration.text`, beside those of the calibration, each tensor's error is
+            measured; four times as many of those are run before, and twice as many others after.
+        save: a file for the plan, which a config's `plan` takes.
+
+    Raises:
+        ConfigError: for numbers out of their range, and for both goals or none.
+
+    >>> AllocationConfig(target_bpw=2.75).widths
+    ('int2', 'int3', 'int4', 'int8')
+    """
+
+    target_bpw: float | None = None
+    min_cosine: float | None = None
+    widths: tuple[str, ...] = ("int2", "int3", "int4", "int8")
+    sentences: int = 64
+    save: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(dict.fromkeys(self.widths)))
+        if (self.target_bpw is None) == (self.min_cosine is None):
+            found = "neither" if self.target_bpw is None else "both"
+            raise ConfigError(f"found {found} of target_bpw and min_cosine; wanted one of them, such as 2.75 or 0.95")
+        if self.target_bpw is not None and not 0 < self.target_bpw <= 64:
+            raise ConfigError(f"target_bpw = {self.target_bpw!r}: wanted bits a weight, above 0 and at most 64")
+        if self.min_cosine is not None and not 0 < self.min_cosine < 1:
+            raise ConfigError(f"min_cosine = {self.min_cosine!r}: wanted a number between 0 and 1")
+        if not self.widths:
+            raise ConfigError("widths = []: wanted one or more to choose from")
+        for width in self.widths:
+            pick("widths", width, (*BITS, "fp16"))
+        if not 1 <= self.sentences <= 2**20:
+            raise ConfigError(f"sentences = {self.sentences!r}: wanted 1 to {2**20}")
+        if "\0" in self.save:
+            raise ConfigError(f"save = {self.save!r}: wanted the name of a file")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How long, and how fast, calibrated weights of an encoder are trained to give what the float model gives.
+
+    Args:
+        steps: at most; the learning rate falls to its end over them.
+        minutes: at most, after calibration; then the learning rate falls over them instead, and the result depends on
+            how fast the machine is. 0 for no limit.
+        sentences: how many lines of `calibration.text`, at most; those of the calibration are among them.
+        held_out: how many other lines the best weights of the run are chosen by; a tenth of all, if there are few.
+        patience: of the run's 20 evaluations on those, how many may pass without a better one; then the run goes on
+            with its last fifth, in which the learning rate is low.
+        batch_tokens: tokens of a step, padding counted; at least one text.
+        learning_rate: how far a code may move in a step, of the distance between two codes.
+
+    Raises:
+        ConfigError: for numbers out of their range.
+
+    >>> TrainingConfig(steps=500, minutes=0).learning_rate
+    0.005
+    """
+
+    steps: int = 3000
+    minutes: float = 50
+    sentences: int = 2**17
+    held_out: int = 256
+    patience: int = 10
+    batch_tokens: int = 2048
+    learning_rate: float = 0.005
+
+    def __post_init__(self) -> None:
+        for key, least, most in (
+            ("steps", 1, 2**24), ("minutes", 0, 2**20), ("sentences", 2, 2**24), ("held_out", 1, 2**20),
+            ("patience", 1, 20), ("batch_tokens", 16, 2**20), ("learning_rate", 1e-6, 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, key) <= most:
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")

@@ -1,0 +1,159 @@
+"""A whole conversion: what a TOML file holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal
+
+from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
+from aq_jax.config.quantization import QuantizationConfig, pick
+from aq_jax.errors import ConfigError
+
+Compression = Literal["none", "zstd"]
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsConfig:
+    """How a model is converted into a folder of tables: by whom, and in how much memory.
+
+    Args:
+        size: of the tensors of one file, before they are quantized; a larger tensor has a file of its own.
+        max_memory: that all processes of this machine may take together, as "1.5 GB"; by default a quarter of what
+            the machine has. Pages of mapped files, which the system takes back when it needs them, do not count.
+        workers: processes, at most; 0 for one a core. Never more than fit in `max_memory`.
+        engine: "local" runs them on this machine, "ray" on a Ray cluster, which knows its own memory.
+
+    Raises:
+        ConfigError: for what is no number of bytes, a number of workers below 0, and an unknown engine.
+
+    >>> ShardsConfig(size="256 MiB").size_bytes
+    268435456
+    """
+
+    size: str | int = "1 GiB"
+    max_memory: str | int = ""
+    workers: int = 0
+    engine: Engine = "local"
+
+    def __post_init__(self) -> None:
+        pick("engine", self.engine, ("local", "ray"))
+        if not 0 <= self.workers <= 2**16:
+            raise ConfigError(f"workers = {self.workers!r}: wanted 0 (one a core) to {2**16}")
+        for key in ("size",) if self.max_memory == "" else ("size", "max_memory"):
+            try:
+                parse_bytes(getattr(self, key))
+            except ConfigError as error:
+                raise ConfigError(f"{key} = {error}") from None
+
+    @property
+    def size_bytes(self) -> int:
+        return parse_bytes(self.size)
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        return None if self.max_memory == "" else parse_bytes(self.max_memory)
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes, with or without a unit: B, KB, MB, GB, TB, or KiB, MiB, GiB, TiB.
+
+    Raises:
+        ConfigError: for anything else, and for less than one byte.
+
+    >>> parse_bytes("1.5 GB"), parse_bytes("2MiB"), parse_bytes("100")
+    (1500000000, 2097152, 100)
+    """
+    pattern = r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(i?))?B?\s*"
+    match = re.fullmatch(pattern, str(text), re.IGNORECASE | re.ASCII)
+    if match is None or not (count := int(float(match[1]) * (1024 if match[3] else 1000) ** _unit(match[2]))):
+        raise ConfigError(f"{text!r}: wanted a number of bytes, such as 1.5 GB or 512 MiB")
+    return count
+
+
+def _unit(letter: str | None) -> int:
+    return " KMGT".index(letter.upper()) if letter else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionConfig:
+    """A conversion, as a TOML file describes it.
+
+    Args:
+        source: a folder, `package:NAME/FOLDER` for a folder inside an installed package, or the URL of a folder on any
+            filesystem that pyarrow knows, such as s3://bucket/model.
+        output: the table to write, .parquet or .arrow, or a folder, in which the table is several files; or a URL.
+        quantization: None writes plain weights (schema V1).
+        calibration: for solver = "gptq".
+        allocate: chooses the width of each tensor; needs solver = "gptq".
+        plan: a file of [[override]] tables, as `allocate.save` names one, that go before those of `quantization`.
+        train: trains what was calibrated; needs solver = "gptq", and an encoder.
+        compression: "zstd" compresses the weights too (.parquet only).
+        allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
+        shards: for an output that is a folder.
+
+    Raises:
+        ConfigError: for an unknown compression, a source or output that can be no name, an allocation or a plan of
+            what is not quantized, or both, and for a folder of what needs the whole model at once.
+
+    >>> ConversionConfig("path/to/folder", "build/model.parquet", QuantizationConfig("int8")).compression
+    'none'
+    """
+
+    source: str
+    output: str
+    quantization: QuantizationConfig | None = None
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    allocate: AllocationConfig | None = None
+    plan: str = ""
+    train: TrainingConfig | None = None
+    compression: Compression = "none"
+    allow_pickle: bool = False
+    shards: ShardsConfig | None = None
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the output is a folder."""
+        return PurePath(self.output).suffix not in (".parquet", ".arrow")
+
+    def __post_init__(self) -> None:
+        pick("compression", self.compression, ("none", "zstd"))
+        for key in ("source", "output"):
+            path = getattr(self, key)
+            if not path or "\0" in path:
+                raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
+        if "\0" in self.plan:
+            raise ConfigError(f"plan = {self.plan!r}: wanted the name of a file")
+        if self.plan and self.allocate is not None:
+            raise ConfigError(f"plan = {self.plan!r} and [allocate]: a plan is used or made; leave one of them out")
+        if self.plan and self.quantization is None:
+            raise ConfigError(f"plan = {self.plan!r} without [quantization]: there is nothing that it could change")
+        if self.train is not None and not (self.quantization is not None and self.quantization.calibrated):
+            found = "no [quantization]" if self.quantization is None else "no tensor of that solver"
+            raise ConfigError(f'[train]: found {found}; wanted quantization.solver = "gptq", whose weights are trained')
+        solver = None if self.quantization is None else self.quantization.solver
+        if self.allocate is not None and solver != "gptq":
+            found = "no [quantization]" if self.quantization is None else f"solver = {solver!r}"
+            raise ConfigError(
+                f"[allocate]: found {found}; widths are chosen by what they do to the running model, for which "
+                'quantization.solver = "gptq" is wanted'
+            )
+        if not self.in_shards and self.shards is not None:
+            raise ConfigError(f"[shards]: output = {self.output!r} is one file; name a folder, or leave [shards] out")
+        if self.in_shards and re.fullmatch(r"\.[A-Za-z]\w*", PurePath(self.output).suffix) and self.output[-1] != "/":
+            raise ConfigError(
+                f"output = {self.output!r}: a table's name ends in .parquet or .arrow; for a folder of that name, end "
+                "it with /"
+            )
+        if self.in_shards and self.quantization is not None and self.quantization.calibrated:
+            raise ConfigError(
+                f"output = {self.output!r}: is a folder, which is written without ever holding the whole model; solver "
+                "= 'gptq' runs it. Name a .parquet or .arrow, or another solver"
+            )
+        if self.in_shards and self.allow_pickle:
+            raise ConfigError(
+                f"output = {self.output!r}: is a folder, which is made of safetensors only; name a .parquet or .arrow, "
+                "or leave allow_pickle out"
+            )

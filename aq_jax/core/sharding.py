@@ -1,0 +1,140 @@
+"""Where the shards of a tensor lie: of the arrays of a QTensor as of the weight that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from aq_jax.config import QuantSpec
+from aq_jax.core.packing import fills_bytes
+from aq_jax.core.qtensor import scale_shape
+from aq_jax.errors import FormatError
+from aq_jax.store import aligned_empty
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+
+def codes_shape(shape: Shape, bits: int) -> Shape:
+    """The shape of a QTensor's codes: rows of bytes where they are whole ones, else one code an element.
+
+    >>> codes_shape((4, 8), 2), codes_shape((4, 7), 2), codes_shape((4, 8), 8)
+    ((4, 2), (4, 7), (4, 8))
+    """
+    shape = shape or (1,)
+    return (*shape[:-1], shape[-1] * bits // 8) if bits < 8 and fills_bytes(shape[-1], bits) else shape
+
+
+def parts(sharding: Sharding, shape: Shape, name: str) -> Shape:
+    """Into how many parts each axis is cut.
+
+    Raises:
+        FormatError: if the sharding does not fit the shape; the tensor is named.
+    """
+    try:
+        shard = sharding.shard_shape(shape)
+    except (ValueError, IndexError) as error:  # the latter where there are fewer axes than the sharding has
+        raise FormatError(f"{name}: shape {list(shape)} cannot be sharded by {_spelled(sharding)}: {error}") from None
+    return tuple(whole // part if part else 1 for whole, part in zip(shape, shard, strict=True))
+
+
+def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: str) -> tuple[Sharding, Sharding]:
+    """The shardings of codes, and of scales and zero points, on the axes on which the weight itself is sharded.
+
+    An axis of scales that is not cut into whole groups by this, because a shard ends inside a group or because all
+    columns share one, is replicated, and so are scales that have no axes in common with the weight.
+
+    Args:
+        sharding: of the weight.
+        shape: of the weight.
+        spec: its numerics.
+        name: of the tensor, for errors.
+
+    Raises:
+        FormatError: if the sharding does not fit the shape, cuts through a byte of codes, or has no axes.
+
+    >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> rows = NamedSharding(mesh, PartitionSpec("x"))
+    >>> [leaf.spec for leaf in qtensor_shardings(rows, (4, 8), QuantSpec(4, group_size=3), "w")]
+    [P('x', None), P()]
+    """
+    cuts = parts(sharding, shape, name)
+    if not isinstance(sharding, NamedSharding):
+        if sharding.is_fully_replicated:
+            return sharding, sharding
+        raise FormatError(
+            f"{name}: found {_spelled(sharding)}, wanted a NamedSharding, whose axes the codes and scales of a "
+            "QTensor can follow"
+        )
+    codes, scales = codes_shape(shape, spec.bits), scale_shape(shape or (1,), spec)
+    axes = (*sharding.spec, *(None for _ in range(len(shape) - len(sharding.spec))))
+    if shape and codes[-1] % cuts[-1]:
+        raise FormatError(
+            f"{name}: {_spelled(sharding)} cuts the {shape[-1]} columns into {cuts[-1]} parts; wanted parts of whole "
+            f"bytes, but a row of {spec.bits}-bit codes has {codes[-1]} of them"
+        )
+
+    def of(leaf: Shape) -> Sharding:
+        if not shape or len(leaf) != len(shape) or leaf[:-1] != shape[:-1]:
+            kept = ()
+        else:
+            kept = (*axes[:-1], axes[-1] if leaf[-1] % cuts[-1] == 0 else None)
+        return NamedSharding(sharding.mesh, PartitionSpec(*kept), memory_kind=sharding.memory_kind)
+
+    return of(codes), of(scales)
+
+
+def own_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:
+    """The ranges of axis 0 that this process's devices hold shards of.
+
+    >>> own_rows(jax.sharding.SingleDeviceSharding(jax.devices()[0]), (4, 8))
+    [(0, 4)]
+    """
+    return sorted({_rows(index, shape) for index in sharding.addressable_devices_indices_map(shape).values()})
+
+
+def build(shape: Shape, dtype: np.dtype, sharding: Sharding, rows: Callable[[int, int], np.ndarray]) -> jax.Array:
+    """An array of which each device holds its own shard, in memory that nothing else has.
+
+    Args:
+        shape: of the array.
+        dtype: of the array.
+        sharding: of the array.
+        rows: (start, stop) of axis 0 to these rows, of the shape of the array otherwise; called once for each range of
+            them. A scalar's are (0, 1).
+
+    >>> one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    >>> build((2, 2), np.dtype("int32"), one, lambda start, stop: np.eye(2, dtype=np.int32)[start:stop]).tolist()
+    [[1, 0], [0, 1]]
+    """
+    blocks: dict[tuple[int, int], np.ndarray] = {}
+    taken: set[tuple[int, int]] = set()
+
+    def shard(index: Index | None) -> np.ndarray:
+        index = index or ()
+        own = _rows(index, shape)
+        if own not in blocks:
+            blocks[own] = rows(*own)
+        found = blocks[own][(slice(None), *index[1:])] if index else blocks[own].reshape(())
+        # On CPUs, JAX takes over memory that is aligned: what a device holds must not be the file's, or another's.
+        if found.size == blocks[own].size and found.flags.writeable and own not in taken:
+            taken.add(own)
+            return found
+        out = aligned_empty(found.shape, found.dtype)
+        out[...] = found
+        return out
+
+    return jax.make_array_from_callback(shape, sharding, shard, dtype=dtype)
+
+
+def _rows(index: Index | None, shape: Shape) -> tuple[int, int]:
+    return index[0].indices(shape[0])[:2] if index else (0, 1)
+
+
+def _spelled(sharding: Sharding) -> str:
+    if isinstance(sharding, NamedSharding):
+        return f"{sharding.spec} on a mesh of {dict(sharding.mesh.shape)}"
+    return type(sharding).__name__

@@ -1,0 +1,96 @@
+"""A folder of weights into a folder of tables: planned, shared out, taken up where it was left, and published."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from aq_jax.config import ConversionConfig, ShardsConfig
+from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.converters.huggingface import check_side_files, copy_side_files, source_folder
+from aq_jax.pipeline import Written
+from aq_jax.shards import engines
+from aq_jax.shards.journal import Journal
+from aq_jax.shards.plan import fingerprint, plan_shards, workers_within
+from aq_jax.store.folders import Folder
+from aq_jax.store.manifest import compose_manifest
+
+if TYPE_CHECKING:
+    from aq_jax.pipeline import Progress
+
+
+def convert_to_shards(config: ConversionConfig, progress: Progress | None = None) -> Written:
+    """Write a checkpoint as a folder of tables, its manifest last; what an earlier run has finished is kept.
+
+    Memory stays under `shards.max_memory` however large the model is: tensors are read through memory maps, and of one
+    that is larger than 1 GiB a piece at a time is held.
+
+    Args:
+        config: whose output is a folder.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        FormatError: for a source that is no checkpoint of safetensors, and an output that holds a table already or
+            another model's files.
+        ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder.
+        AqError: for a tensor that cannot be quantized, or a process that ended: run again, and the rest is done.
+
+    >>> import numpy as np, safetensors.numpy, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> weights = {name: np.ones((4, 8), np.float32) for name in "ab"}
+    >>> safetensors.numpy.save_file(weights, folder + "/model.safetensors")
+    >>> shards = aq.ShardsConfig(size=128, workers=1)
+    >>> config = ConversionConfig(folder, folder + "/int8", aq.QuantizationConfig("int8"), shards=shards)
+    >>> done = convert_to_shards(config)
+    >>> sorted(file for file in os.listdir(done.path))
+    ['manifest.json', 'weights-00001-of-00002.parquet', 'weights-00002-of-00002.parquet']
+    >>> aq.load(done.path, "numpy")["b"].sum()
+    np.float32(32.0)
+    """
+    shards = config.shards or ShardsConfig()
+    source, output = source_folder(config.source), Folder(config.output)
+    check_side_files(source, output)
+    started = time.perf_counter()
+    with open_checkpoint(source) as checkpoint:
+        tasks = plan_shards(checkpoint, config)
+    run = engines.on_ray if shards.engine == "ray" else engines.local(workers_within(tasks, shards, _cores()))
+    total = sum(task.bytes for task in tasks)
+
+    def step(name: str, size: int) -> None:
+        if progress:
+            progress(name, size, total)
+
+    with Journal(output, fingerprint(tasks)) as journal:
+        found = journal.finished(tasks)
+        if found:
+            step(f"{len(found)} files were there", sum(tasks[index].bytes for index in found))
+        waiting = [task for task in tasks if task.index not in found]
+        if waiting:
+            for done in run(waiting, step):
+                journal.note(done)
+                found[done.index] = done
+        copy_side_files(source, output)
+        ordered = [found[task.index] for task in tasks]
+        made = {"quantization": config.quantization.to_dict()} if config.quantization else {}
+        journal.close(compose_manifest([done.entry for done in ordered], made))
+    written = Written(config.output)
+    for done in ordered:
+        written.quantized |= done.quantized
+        written.kept |= done.kept
+        written.notes += done.notes
+        written.source_bytes += done.source_bytes
+        written.bytes += done.entry.bytes
+        for what, seconds in done.seconds.items():
+            written.seconds[what] = written.seconds.get(what, 0.0) + seconds
+    written.seconds["all"] = time.perf_counter() - started
+    return written
+
+
+def _cores() -> int:
+    with suppress(AttributeError):  # which only Linux has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

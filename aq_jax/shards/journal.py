@@ -1,0 +1,121 @@
+"""What of a conversion is finished, kept in the folder that it writes, so that another run goes on from there."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Self
+
+from aq_jax.errors import ConfigError, FormatError
+from aq_jax.shards.task import ShardDone, ShardTask
+from aq_jax.store.folders import Folder
+from aq_jax.store.manifest import MANIFEST
+
+JOURNAL = ".converting"
+_PLAN = f"{JOURNAL}/plan.json"
+_SHARDS = "weights-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
+
+
+class Journal:
+    """The journal of one conversion: a context, in which no other process of this machine converts into the folder.
+
+    Args:
+        folder: that is written.
+        fingerprint: of the conversion; what another one has begun there is thrown away.
+    """
+
+    def __init__(self, folder: Folder, fingerprint: str) -> None:
+        self.folder, self._fingerprint = folder, fingerprint
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Take the folder.
+
+        Raises:
+            FormatError: if it holds a table that is finished, or that nobody was converting.
+            ConfigError: if another process converts into it.
+        """
+        begun = self.folder.state(_PLAN) is not None
+        there = self.folder.glob("*.parquet") + self.folder.glob("*.arrow") + self.folder.glob(MANIFEST)
+        if there and not begun:
+            raise FormatError(
+                f"{self.folder.at(there[0])}: is there already; remove the folder, or name another output"
+            )
+        if self.folder.local is not None:
+            self._stack.enter_context(_locked(self.folder.local / JOURNAL))
+        try:
+            if not begun or self._read_plan() != self._fingerprint:
+                self._begin_anew()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def finished(self, tasks: tuple[ShardTask, ...]) -> dict[int, ShardDone]:
+        """What was done before, by index: noted, and there in the size that was noted."""
+        found: dict[int, ShardDone] = {}
+        for task in tasks:
+            name = self._note(task.index)
+            if self.folder.state(name) is None:
+                continue
+            try:
+                done = ShardDone.from_json(self.folder.read(name))
+            except FormatError:
+                continue  # it is done again
+            state = self.folder.state(task.file)
+            if done.entry.file == task.file and state is not None and state.size == done.entry.bytes:
+                found[task.index] = done
+        return found
+
+    def note(self, done: ShardDone) -> None:
+        """A shard is there."""
+        self.folder.write(self._note(done.index), done.to_json())
+
+    def close(self, manifest: bytes) -> None:
+        """All shards are there: the manifest makes a table of them, and the journal goes."""
+        self.folder.write(MANIFEST, manifest)
+        self.folder.remove_folder(JOURNAL)
+
+    def _note(self, index: int) -> str:
+        return f"{JOURNAL}/{index + 1:05}.json"
+
+    def _read_plan(self) -> object:
+        try:
+            plan = json.loads(self.folder.read(_PLAN))
+        except ValueError:
+            return None
+        return plan.get("fingerprint") if isinstance(plan, dict) else None
+
+    def _begin_anew(self) -> None:
+        # The old plan goes last: until then a run that is stopped here is known for what it is.
+        patterns = (MANIFEST, _SHARDS, f".{_SHARDS}.*.tmp", f"{JOURNAL}/[0-9]*.json")
+        for name in [name for pattern in patterns for name in self.folder.glob(pattern)]:
+            self.folder.remove(name)
+        self.folder.write(_PLAN, json.dumps({"fingerprint": self._fingerprint}).encode())
+
+
+class _locked:  # noqa: N801
+    """A folder of which one process at a time has the lock, which goes with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._file: IO[bytes] = (folder / "lock").open("wb")
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(
+                f"{self._folder}: another process converts into this folder; wait for it, or name another output"
+            ) from None
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()

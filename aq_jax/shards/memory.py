@@ -1,0 +1,60 @@
+"""How much memory the conversion of a tensor takes: known before it begins, so that a limit can be kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.converters.extents import Extent
+from aq_jax.solvers.screen import is_floating, is_quantizable
+from aq_jax.store import DTYPES, pieces
+from aq_jax.store.layout import data_bytes, group_count
+from aq_jax.store.schema import GROUP_BYTES
+
+PROCESS_BYTES = 250 << 20
+"""What a process takes that has JAX, a compiled program and its tiles: twice what was measured."""
+PARENT_BYTES = 150 << 20
+"""What a process takes that only shares work out, to processes of their own."""
+
+
+def machine_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def tensor_bytes(extent: Extent, config: QuantizationConfig | None, name: str) -> int:
+    """Bytes that are in memory at most, beside the mapped file, while one tensor is quantized and written.
+
+    >>> tensor_bytes(Extent("a", 0, (1024, 1024), "float32"), QuantizationConfig("int8"), "w") >> 20
+    11
+    """
+    shape, dtype = extent.shape, DTYPES[extent.dtype]
+    policy = None if config is None else config.for_tensor(name)
+    # What goes into Parquet is copied twice there: into a page, and into the page behind its header.
+    copies = 2
+    if policy is not None and policy.quant_type in BITS and is_quantizable(shape, dtype):
+        spec = policy.spec_for(shape)
+        cuts = pieces(shape, extent.dtype, spec.quant_type, spec.quant_axis, spec.group_size)
+        largest = max(stop - start for start, stop in cuts)
+        codes = data_bytes(largest, extent.dtype, spec.quant_type)
+        # Symmetric `search` holds the codes of both its grids until it knows which is better.
+        made = codes * (2 if policy.solver_name == "search" and spec.symmetric else 1)
+        if largest * spec.bits % 8 or spec.group_elements(shape) * spec.bits % 8:
+            made += 2 * largest  # a byte a code, until all can be packed
+        groups = group_count(math.prod(shape), shape, spec.quant_axis, spec.group_size)
+        turned = 4 * math.prod(shape) if spec.rotation else 0
+        need = made + copies * codes + 6 * 8 * groups + turned
+    elif policy is not None and policy.quant_type == "fp16" and is_floating(dtype):
+        largest = max(stop - start for start, stop in pieces(shape, extent.dtype))
+        need = 2 * math.prod(shape) + copies * largest * 2
+    else:
+        cuts = pieces(shape, extent.dtype)
+        need = copies * max(stop - start for start, stop in cuts) * dtype.itemsize
+    return need + GROUP_BYTES
+
+
+def shard_bytes(extents: Mapping[str, Extent], config: QuantizationConfig | None) -> tuple[int, str]:
+    """The memory that these tensors take, one after the other, and which of them takes the most."""
+    return max((tensor_bytes(extent, config, name), name) for name, extent in extents.items())

@@ -1,0 +1,209 @@
+"""A folder of files, on this machine or at a URL of any filesystem that pyarrow knows."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow as pa
+from pyarrow import fs
+
+from aq_jax.errors import ConfigError, FormatError
+from aq_jax.store.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """By what a file is known to be the same one: bytes, and nanoseconds since 1970 (None where nobody knows)."""
+
+    size: int
+    modified: int | None
+
+
+class Folder:
+    """What is read and written of a folder; names in it are relative, parts joined by `/`.
+
+    Args:
+        location: a path, or a URL such as `s3://bucket/model` or `file:///data/model`.
+
+    Raises:
+        ConfigError: for a URL of a filesystem that pyarrow does not know.
+
+    >>> import tempfile
+    >>> folder = Folder(tempfile.mkdtemp())
+    >>> folder.write("notes/a.json", b"{}")
+    >>> folder.glob("notes/*.json"), folder.read("notes/a.json"), folder.state("b")
+    (['notes/a.json'], b'{}', None)
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.location = os.fspath(location)
+        self.local: Path | None = None
+        """Where it is on this machine; None if it is elsewhere."""
+        if is_url(self.location):
+            try:
+                self._system, self._base = fs.FileSystem.from_uri(self.location)
+            except (pa.ArrowException, ValueError, OSError, ImportError) as error:
+                what = "cannot be reached" if isinstance(error, OSError) else "no such filesystem"
+                raise ConfigError(
+                    f"{self.location}: {what}: {error}; wanted a path, or a URL such as s3://bucket/folder"
+                ) from None
+            if isinstance(self._system, fs.LocalFileSystem):
+                self.local = Path(self._base)
+        else:
+            self._system, self._base = fs.LocalFileSystem(), os.path.abspath(self.location)
+            self.local = Path(self.location)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def at(self, name: str) -> str:
+        """How a file of the folder is named in messages."""
+        return str(self.local / name) if self.local is not None else f"{self.location.rstrip('/')}/{name}"
+
+    def exists(self) -> bool:
+        """Whether there is such a folder; a bucket has no folders but those that hold files."""
+        with self._named(""):
+            return self._system.get_file_info(self._base).type == fs.FileType.Directory
+
+    def holds(self, name: str) -> bool:
+        """Whether there is anything of that name: a file, or a folder."""
+        with self._named(name):
+            return self._system.get_file_info(self._path(name)).type != fs.FileType.NotFound
+
+    def state(self, name: str) -> FileState | None:
+        """Of a file; None if there is none of that name."""
+        with self._named(name):
+            info = self._system.get_file_info(self._path(name))
+        if info.type != fs.FileType.File:
+            return None
+        return FileState(int(info.size), None if info.mtime is None else info.mtime_ns)
+
+    def glob(self, pattern: str) -> list[str]:
+        """Names of the files that match, sorted; `*` stops at `/`, of which there may be one."""
+        above, _, last = pattern.rpartition("/")
+        folders = [name for name, is_file in self._list("") if not is_file] if above else [""]
+        found: list[str] = []
+        for folder in folders:
+            if fnmatch.fnmatchcase(folder, above):
+                inside = [name for name, is_file in self._list(folder) if is_file and fnmatch.fnmatchcase(name, last)]
+                found += [f"{folder}/{name}" if folder else name for name in inside]
+        return sorted(found)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """A file's bytes, or a range of them: fewer than `length` where the file ends.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        with self._named(name), self._system.open_input_file(self._path(name)) as file:
+            if length is None:
+                return file.read()
+            return file.read_at(max(0, min(length, file.size() - offset)), offset)
+
+    def copy_range(self, name: str, offset: int, length: int, to: BinaryIO) -> None:
+        """Append a range of a file to an open one, a block at a time.
+
+        Raises:
+            FormatError: if the file ends before the range does.
+        """
+        with self._named(name), self._system.open_input_file(self._path(name)) as file:
+            for start in range(offset, offset + length, _BLOCK):
+                count = min(_BLOCK, offset + length - start)
+                block = file.read_at(count, start)
+                if len(block) != count:
+                    raise FormatError(f"{self.at(name)}: ends within bytes {start} to {start + count}; fetch it again")
+                to.write(block)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, which appears whole or not at all."""
+        with self.writing(name) as path:
+            path.write_bytes(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A path on this machine to write to; if the block succeeds, the file appears in the folder, whole."""
+        if self.local is not None:
+            with replacing(self.local / name) as temporary:
+                yield temporary
+            return
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name.rpartition("/")[2])
+            yield path
+            above, _, last = name.rpartition("/")
+            target = self._path(name)
+            # An upload that breaks off may leave a part of a file under the name that was opened.
+            temporary = self._path(f"{above}/.{last}.tmp" if above else f".{last}.tmp")
+            with self._named(name):
+                self._system.create_dir(target.rpartition("/")[0], recursive=True)
+                fs.copy_files(
+                    str(path), temporary, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._system
+                )
+                self._system.move(temporary, target)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.state(name) is not None:
+            with self._named(name):
+                self._system.delete_file(self._path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder in it, with all that it holds, if it is there."""
+        with self._named(name):
+            if self._system.get_file_info(self._path(name)).type == fs.FileType.Directory:
+                self._system.delete_dir(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+
+    def _list(self, name: str) -> list[tuple[str, bool]]:
+        with self._named(name):
+            found = self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
+        kinds = (fs.FileType.File, fs.FileType.Directory)
+        return [(info.base_name, info.type == kinds[0]) for info in found if info.type in kinds]
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """What a filesystem elsewhere raises, in whatever class, as an OSError that names the file."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(2, "No such file or directory", self.at(name) if name else self.location) from None
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            raise OSError(error.errno or 5 if isinstance(error, OSError) else 5, str(error), self.at(name)) from error
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Whether a location is a URL, and no path.
+
+    >>> is_url("s3://bucket/m"), is_url("build/m")
+    (True, False)
+    """
+    scheme, found, _ = os.fspath(location).partition("://")
+    return bool(found) and scheme.replace("+", "").isalnum()
+
+
+def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
+    """The folder and the name of a file, whose location is a path or a URL.
+
+    >>> split_url("build/m.parquet")[1]
+    'm.parquet'
+    """
+    text = os.fspath(location)
+    if not is_url(text):
+        return Folder(Path(text).parent), Path(text).name
+    above, _, name = text.rpartition("/")
+    return Folder(above), name

@@ -1,0 +1,181 @@
+"""The manifest of a table that is a folder of files: which belong to it, and how each is known.
+
+It is written last, when all others are there, so that a folder that has one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
+
+from aq_jax.errors import FormatError, IntegrityError
+from aq_jax.store.digest import canonical_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+MANIFEST = "manifest.json"
+KIND = "aq_jax table"
+VERSION = "1.0"
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.parquet|\.arrow)")
+_MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One file of a table.
+
+    Args:
+        file: its name, in the same folder.
+        bytes: of the file.
+        digest: that its metadata has, hexadecimal: over its rows' digests and the metadata itself.
+        tensors: names of those that it holds, in order.
+    """
+
+    file: str
+    bytes: int
+    digest: str
+    tensors: tuple[str, ...]
+
+
+def shard_name(index: int, count: int, suffix: str = ".parquet") -> str:
+    """What a shard is called; the first is 0.
+
+    >>> shard_name(0, 12)
+    'weights-00001-of-00012.parquet'
+    """
+    return f"weights-{index + 1:05}-of-{count:05}{suffix}"
+
+
+def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object]) -> bytes:
+    """The JSON text of a manifest; `digest` in it is over everything else."""
+    from aq_jax import __version__
+
+    entries: dict[str, Any] = {
+        "kind": KIND,
+        "version": VERSION,
+        "writer": f"aq_jax {__version__}",
+        "config": dict(config),
+        "bytes": sum(shard.bytes for shard in shards),
+        "shards": [asdict(shard) | {"tensors": list(shard.tensors)} for shard in shards],
+    }
+    entries["digest"] = blake3(canonical_json(entries)).hexdigest()
+    return json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
+    """The files that a manifest names.
+
+    Raises:
+        FormatError: it is not JSON, of another version, or an entry is missing or cannot be.
+        IntegrityError: it was changed.
+    """
+    if len(text) > _MAX_BYTES:
+        raise FormatError(f"{where}: is {len(text)} bytes long; a manifest is read up to {_MAX_BYTES}")
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not a JSON file: {error}") from None
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise FormatError(f"{where}: not the manifest of a table; wanted kind {KIND!r}")
+    if str(found.get("version")).partition(".")[0] != VERSION.partition(".")[0]:
+        version = str(found.get("version"))[:20]
+        raise FormatError(f"{where}: version {version!r} is unknown; this release reads {VERSION}: use a newer aq_jax")
+    try:
+        digest = blake3(canonical_json({key: value for key, value in found.items() if key != "digest"})).hexdigest()
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: {error}") from None
+    shards = found.get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise FormatError(f"{where}: names no files; wanted a list, shards")
+    parsed = tuple(_entry(entry, f"{where}: shard {index + 1}") for index, entry in enumerate(shards))
+    files = [shard.file for shard in parsed]
+    if doubled := sorted({file for file in files if files.count(file) > 1}):
+        raise FormatError(f"{where}: names {doubled[0]!r} more than once")
+    if digest != found.get("digest"):
+        written = str(found.get("digest"))[:64]
+        raise IntegrityError(f"{where}: has digest {digest}, written was {written}: it was changed")
+    return parsed
+
+
+def _entry(entry: object, where: str) -> ShardEntry:
+    kinds = {"file": str, "bytes": int, "digest": str, "tensors": list}
+    if not isinstance(entry, dict):
+        raise FormatError(f"{where}: is {str(entry)[:60]!r}; wanted an object")
+    for key, kind in kinds.items():
+        if type(entry.get(key)) is not kind:
+            raise FormatError(f"{where}: {key} is {str(entry.get(key))[:60]!r}; wanted a JSON {kind.__name__}")
+    file, tensors = entry["file"], entry["tensors"]
+    if not _is_plain(file):
+        raise FormatError(f"{where}: names the file {file[:80]!r}; wanted a .parquet or .arrow of the same folder")
+    if not all(isinstance(name, str) for name in tensors):
+        raise FormatError(f"{where}: names a tensor that is no string")
+    return ShardEntry(file, entry["bytes"], entry["digest"], tuple(tensors))
+
+
+def _is_plain(file: str) -> bool:
+    plain = file.isprintable() and not file.startswith(".") and not set(file) & set('/\\:"')
+    return plain and file.endswith((".parquet", ".arrow")) and len(file) <= 255
+
+
+def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
+    """The files of a table that is a folder, and what its manifest, if it has one, says of each.
+
+    Without a manifest these are all tables in it, by name; hidden files are passed over.
+
+    Raises:
+        FormatError: there is none, or some of `NAME-00001-of-00003` are missing.
+        IntegrityError: a file that the manifest names is missing, or has another size.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        entries = parse_manifest(manifest.read_bytes(), str(manifest))
+        for entry in entries:
+            file = folder / entry.file
+            if not file.is_file():
+                raise IntegrityError(f"{manifest}: names {entry.file}, which is not there; fetch it, or write it again")
+            if (size := file.stat().st_size) != entry.bytes:
+                raise IntegrityError(f"{file}: has {size} bytes, its manifest says {entry.bytes}; fetch it again")
+        return [folder / entry.file for entry in entries], entries
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".parquet", ".arrow"))
+    files = [file for file in files if not file.name.startswith(".")]
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise FormatError(f"{file}: is a link to a file that is not there; fetch it, or remove the link")
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise FormatError(f"{folder}: the folder holds no .parquet or .arrow file")
+    _refuse_gaps(folder, [file.name for file in files])
+    return files, None
+
+
+def check_entry(entry: ShardEntry, digest: str | None, rows: Sequence[str], where: str) -> None:
+    """Refuses a file that is not the one that the manifest means, by its digest and the names of its rows."""
+    if digest != entry.digest:
+        raise IntegrityError(
+            f"{where}: has digest {digest or 'none'}, its manifest says {entry.digest[:64]}: it is another table's, or "
+            "of another conversion; fetch or write all files again"
+        )
+    names = tuple(dict.fromkeys(rows))
+    if names != entry.tensors:
+        raise IntegrityError(f"{where}: its manifest names other tensors than the {len(names)} that it holds")
+
+
+def _refuse_gaps(folder: Path, names: Sequence[str]) -> None:
+    found: dict[tuple[str, str, str], set[int]] = {}
+    for name in names:
+        if match := _NUMBERED.fullmatch(name):
+            stem, index, count, suffix = match.groups()
+            found.setdefault((stem, count, suffix), set()).add(int(index))
+    for (stem, count, suffix), there in found.items():
+        missing = [i for i in range(1, int(count) + 1) if i not in there]
+        if missing:
+            raise FormatError(
+                f"{folder}: lacks {stem}-{missing[0]:05}-of-{count}{suffix}, and {len(missing) - 1} others; a "
+                "conversion that was interrupted goes on when it is run again"
+            )

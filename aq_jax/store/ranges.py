@@ -1,0 +1,139 @@
+"""Parts of a tensor: of its rows, wherever they were cut, only the bytes of those elements that are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd, lcm
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aq_jax.store.decode import decode, unpack_codes
+from aq_jax.store.layout import group_length
+from aq_jax.store.rows import Row, elements
+from aq_jax.store.schema import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aq_jax.store.reader import TableReader
+    from aq_jax.store.rows import RowInfo
+
+Range = tuple[int, int]
+"""(start, stop), in elements of the flattened tensor."""
+
+
+class Parts:
+    """A tensor of which only some elements are read, all together when this is made.
+
+    Args:
+        table: that holds it.
+        name: under which it is stored.
+        ranges: the elements that will be asked for, in any order.
+        verify: compare rows that are read whole with their digests; see `TableReader.read_part`.
+        grids: read the scales and zero points of all rows, also of those with no element that is asked for.
+
+    Raises:
+        KeyError: no tensor of that name is stored.
+        FormatError, IntegrityError: as `TableReader.read_part`.
+    """
+
+    def __init__(
+        self, table: TableReader, name: str, ranges: Iterable[Range], verify: bool, *, grids: bool = False
+    ) -> None:
+        infos = table.pieces(name)
+        self.info: RowInfo = infos[0]
+        self._total = elements(self.info)
+        # Codes that fill whole bytes, and blocks that were rotated together.
+        bits = self.info.bits or 8
+        self._step = lcm(8 // gcd(8, bits), self.info.rotation or 1)
+        self._wanted = merged(map(self._widened, ranges))
+        self.rows: list[Row] = []
+        """Those that were read; only the elements that were asked for may be looked at."""
+        self._starts: list[int] = []
+        start = 0
+        for info in infos:
+            stop = start + info.num_params
+            inside = [(max(a, start) - start, min(b, stop) - start) for a, b in self._wanted if a < stop and start < b]
+            if inside or grids or not info.num_params:
+                self.rows.append(table.read_part(info.position, inside, verify))
+                self._starts.append(start)
+            start = stop
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """Elements as `decode` gives them: a read-only view of the file, or new memory."""
+        first, last = self._widened((start, stop))
+        rows = self._cut(first, last)
+        if not rows:
+            return np.empty(0, np.float32 if self.info.quantized else DTYPES[self.info.dtype])
+        return decode(rows)[start - first : stop - first]
+
+    def codes(self, start: int, stop: int) -> np.ndarray:
+        """Codes of a quantized tensor, int8."""
+        first, last = self._widened((start, stop))
+        found = [unpack_codes(row.data, row.bits or 8, row.num_params) for row in self._cut(first, last)]
+        return _joined(found, np.int8)[start - first : stop - first]
+
+    def stream(self, start: int, stop: int) -> np.ndarray:
+        """The bytes that codes are stored in, uint8: start and stop must be at whole bytes."""
+        return _joined([row.data for row in self._cut(start, stop)], np.uint8)
+
+    def _widened(self, part: Range) -> Range:
+        start, stop = part
+        return start // self._step * self._step, min(-(-stop // self._step) * self._step, self._total)
+
+    def _cut(self, start: int, stop: int) -> list[Row]:
+        """The rows that hold just these elements."""
+        if start < stop and not any(a <= start and stop <= b for a, b in self._wanted):
+            raise ValueError(f"{self.info.layer_name}: elements {start} to {stop} were not asked for")
+        found: list[Row] = []
+        for row, at in zip(self.rows, self._starts, strict=True):
+            first, last = max(start - at, 0), min(stop - at, row.num_params)
+            if first < last:
+                found.append(_shortened(row, first, last, stop - start))
+        return found
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """Ascending ranges, none of which touches another.
+
+    >>> merged([(4, 6), (0, 2), (5, 9), (2, 3), (7, 7)])
+    [(0, 3), (4, 9)]
+    """
+    found: list[Range] = []
+    for start, stop in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        elif start < stop:
+            found.append((start, stop))
+    return found
+
+
+def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
+    """A row of some of a row's elements: part of a tensor that has one axis of `total` elements.
+
+    Groups that begin or end inside are cut into equal ones, as long as possible.
+    """
+    bits = row.bits
+    if bits is None:
+        item = row.data.nbytes // max(row.num_params, 1)
+        return replace(row, shape=(total,), data=row.data[start * item : stop * item], num_params=stop - start)
+    length = group_length(row.shape, row.quant_axis, row.group_size) or max(row.num_params, 1)
+    size = gcd(start, length)
+    groups = np.arange(start, stop, size) // length
+    return replace(
+        row,
+        shape=(total,),
+        data=row.data[start * bits // 8 : -(-stop * bits // 8)],
+        num_params=stop - start,
+        scales=row.scales[groups],
+        zero_points=row.zero_points[groups],
+        quant_axis=0,
+        group_size=size,
+    )
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

