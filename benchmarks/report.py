@@ -69,9 +69,25 @@ def row(found: Mapping[str, Any], change: str = "") -> str:
     spread = f"{found['low']:.3g} to {found['high']:.3g}" if "low" in found else ""
     figures = ", ".join(f"{name} {value:.4g}" for name, value in found.get("figures", {}).items())
     note = "; ".join(part for part in (figures, found.get("note", "")) if part)
-    least, goal = found.get("least", ""), found.get("goal", "")
+    least, goal = found.get("least", "") + (" **missed**" if misses(found) else ""), found.get("goal", "")
     measured = f"{found['value']:.4g} {found['unit']}".strip()
     return f"| {found['case']}{beside} | {measured} | {spread} | {least} | {goal} | {change} | {note} |"
+
+
+def misses(found: Mapping[str, Any]) -> bool:
+    """Whether a figure is not what it must be at least, or at most.
+
+    >>> [misses({"value": 2.0, "least": least}) for least in ("3", "2", "<= 1", "1.9 +- 0.2", "reported")]
+    [True, False, True, False, False]
+    """
+    least, value = found.get("least", ""), found["value"]
+    try:
+        if " +- " in least:
+            middle, width = map(float, least.split(" +- "))
+            return abs(value - middle) > width
+        return value > float(least[2:]) if least.startswith("<=") else value < float(least)
+    except ValueError:  # no number is demanded
+        return False
 
 
 def skipped_row(skipped: Skipped | Mapping[str, Any]) -> str:
@@ -83,7 +99,7 @@ def skipped_row(skipped: Skipped | Mapping[str, Any]) -> str:
 
 def last_of(cpu: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | None:
     """The last recorded report of the same processor and number of cores."""
-    for path in sorted(folder.glob(f"*-{slug(cpu)}.json"), reverse=True):
+    for path in sorted(folder.glob(f"*-{slug(cpu)}-{cores}-cores.json"), reverse=True):
         report = json.loads(path.read_text())
         if report["cpu"] == cpu and report["cores"] == cores:
             return report
@@ -99,6 +115,8 @@ def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
 def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Write a report where later ones are compared with it; a file of the same day keeps what was not measured again.
 
+    A suite that is kept, and was measured with other versions, has them under "earlier".
+
     Args:
         report: what was measured.
         folder: of recorded reports.
@@ -107,7 +125,7 @@ def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
         ValueError: for quick results where there are full ones of the day.
     """
     folder.mkdir(exist_ok=True)
-    path = folder / f"{report['date']}-{slug(report['cpu'])}.json"
+    path = folder / f"{report['date']}-{slug(report['cpu'])}-{report['cores']}-cores.json"
     if path.exists():
         old = json.loads(path.read_text())
         if old["suite"] == "full" != report["suite"]:
@@ -118,6 +136,11 @@ def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
         for part in ("results", "skipped"):
             kept = [found for found in old[part] if found["suite"] not in again]
             report = {**report, part: kept + report[part]}
+        now, before = ({"python": each["python"], **each["versions"]} for each in (report, old))
+        kept = {found["suite"] for part in ("results", "skipped") for found in report[part]} - again
+        with_others = {suite: old.get("earlier", {}).get(suite, before) for suite in sorted(kept)}
+        if earlier := {suite: versions for suite, versions in with_others.items() if versions != now}:
+            report = {**report, "earlier": earlier}
     path.write_text(text(report))
     return path
 

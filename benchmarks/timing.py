@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,7 @@ class Result:
         peer: beside what, if it is a ratio.
         low, high: quartiles over the rounds.
         figures: what else was measured, by name.
+        made: of what it was made, by name: digests, texts, what it stands beside.
     """
 
     case: str
@@ -110,6 +112,7 @@ class Result:
     low: float | None = None
     high: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,13 +142,13 @@ def from_table(
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
-    side_files = source_folder(config_from) if config_from is not None else Folder(Path(path).parent)
-    check_side_files(side_files, Folder(out))
+    beside = source_folder(config_from) if config_from is not None else Folder(Path(path).parent)
+    check_side_files(beside, Folder(out))
     with WeightLoader(path) as table:
         source = TableSource(table, allow_quantized=True)
         out.mkdir(parents=True, exist_ok=True)
         write_safetensors(source, out / SINGLE)
-    copy_side_files(side_files, Folder(out))
+    copy_side_files(beside, Folder(out))
     return out / SINGLE
 
 
@@ -182,7 +182,7 @@ def check_side_files(source: Folder, target: Folder) -> None:
     Raises:
         FormatError: naming a file that is there already with other contents.
     """
-    for name in _side_files(source):
+    for name in side_files(source):
         if target.holds(name) and not _same(source, target, name):
             raise FormatError(
                 f"{target.at(name)}: is there already and differs from {source.at(name)}, which belongs beside this "
@@ -192,12 +192,13 @@ def check_side_files(source: Folder, target: Folder) -> None:
 
 def copy_side_files(source: Folder, target: Folder) -> None:
     """Copy config and tokenizer files, each of them whole or not at all; equal files are left alone."""
-    for name in _side_files(source):
+    for name in side_files(source):
         if not target.holds(name):
             target.write(name, source.read(name))
 
 
-def _side_files(folder: Folder) -> list[str]:
+def side_files(folder: Folder) -> list[str]:
+    """Names of the config and tokenizer files in a folder."""
     return [name for pattern in SIDE_FILES for name in folder.glob(pattern)]
 
 

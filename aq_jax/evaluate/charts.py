@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from aq_jax.evaluate.markup import Child, Html, at, cosine, el, number, real, seconds
+from aq_jax.evaluate.markup import Child, Html, at, cosine, el, error, number, real, seconds
 
 HUES = 8  # of cases and of stages, in the page's style
 # The usual stages of a conversion and of loading, in the order of the work, and so of the colours.
@@ -100,14 +100,17 @@ def short(words: str, letters: int) -> str:
     return words if len(words) <= letters else words[: max(1, letters - 1)] + "…"
 
 
-def histogram(key: str, title: str, distribution: object, hue: int) -> Html | None:
-    """A distribution's histogram with its mean and its first percentile; None if there is nothing to draw.
+def histogram(
+    key: str, title: str, distribution: object, hue: int, worst: tuple[str, str] = ("p1", "min")
+) -> Html | None:
+    """A distribution's histogram with its mean and a percentile; None if there is nothing to draw.
 
     Args:
         key: unique in the page.
         title: what is counted.
-        distribution: as in the report: count, mean, p1, min, and a histogram of edges and counts.
+        distribution: as in the report: count, mean, the ends, and a histogram of edges and counts.
         hue: the number of its colour.
+        worst: the percentile and the value at the end that is worse.
 
     >>> histogram("a", "cosines", {"histogram": {"edges": [0, 1], "counts": [0]}}, 0) is None
     True
@@ -143,16 +146,23 @@ def histogram(key: str, title: str, distribution: object, hue: int) -> Html | No
         anchor = "start" if at_x(value) < 24 else "end" if at_x(value) > width - 24 else "middle"
         marks += [line(at_x(value), bottom, at_x(value), bottom + 4, "axis")]
         marks += [label(at_x(value), bottom + 19, words, anchor=anchor)]
-    mean = at_x(real(at(distribution, "mean")) or low)
-    for name, class_ in (("mean", "mean"), ("p1", "percentile")):
+    said: list[float] = []
+    percentile, end = worst
+    for name, class_, outwards in (
+        ("mean", "mean", percentile != "p1"),
+        (percentile, "percentile", percentile == "p1"),
+    ):
         value = real(at(distribution, name))
         if value is not None and low <= value <= high:
             x = at_x(value)
-            to_left = x > 60 if name == "p1" else x > width - 50
+            to_left = x > 60 if outwards else x > width - 50
             marks.append(line(x, 8, x, bottom, class_))
-            if to_left or name == "mean" or not 0 <= mean - x < 28:  # or else it would run into the mean's
+            start = x - 40 if to_left else x
+            if all(abs(start - other) >= 40 for other in said):  # or else it would run into the mean's
                 marks.append(label(x + (-5 if to_left else 5), 16, name, "tick", "end" if to_left else "start"))
-    facts = ", ".join(f"{name} {cosine(at(distribution, name))}" for name in ("mean", "p1", "min"))
+            said.append(start)
+    show = cosine if percentile == "p1" else error
+    facts = ", ".join(f"{name} {show(at(distribution, name))}" for name in ("mean", percentile, end))
     description = f"{number(at(distribution, 'count'))} values: {facts}."
     return svg(key, (width, height), title, description, marks)
 

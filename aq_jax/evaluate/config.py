@@ -27,15 +27,24 @@ class Case:
         name: of the case, and of its table; letters, digits, ".", "_" and "-".
         config: a TOML file as `convert` takes it; its output is written into the validation's folder.
         set: assignments such as "quantization.group_size=64", which go before the file.
-        activations: as in `load_model`.
+        activations: as in `load_model`, which chooses them by the table where this is left out.
         min_ratio_float32: how many times smaller than the weights in float32.
         min_ratio_float16: than the weights in float16.
         max_bits_per_weight: all bytes of the file, over all parameters.
         max_metadata_share: of the file: what is neither codes, floats, scales nor zero points.
         min_weight_cosine: mean over the quantized tensors.
         min_weight_cosine_worst: of the tensor that fits worst.
+        max_weight_error: squared error over squared weights, mean over the quantized tensors by their parameters.
+        max_weight_error_worst: of the tensor that fits worst.
+        max_weight_error_embeddings: mean over the tensors of this kind, as all that follow, by their parameters.
+        max_weight_error_attention: see above.
+        max_weight_error_feed_forward: see above.
+        max_weight_error_norms: see above.
+        max_weight_error_other: see above.
         min_output_cosine: between embeddings, mean over the texts (encoders).
         min_output_cosine_p1: first percentile over the texts (encoders).
+        min_output_cosine_worst: of the text that fits worst (encoders).
+        max_output_cosine_std: standard deviation over the texts (encoders).
         max_spearman_loss: Spearman x 100 with the labels: the float model's less the quantized one's (encoders).
         max_perplexity_ratio: the quantized model's, over the float one's (language models).
         max_kl: Kullback-Leibler divergence of the float model's next token from the quantized one's, in nats a token.
@@ -61,8 +70,17 @@ class Case:
     max_metadata_share: float | None = None
     min_weight_cosine: float | None = None
     min_weight_cosine_worst: float | None = None
+    max_weight_error: float | None = None
+    max_weight_error_worst: float | None = None
+    max_weight_error_embeddings: float | None = None
+    max_weight_error_attention: float | None = None
+    max_weight_error_feed_forward: float | None = None
+    max_weight_error_norms: float | None = None
+    max_weight_error_other: float | None = None
     min_output_cosine: float | None = None
     min_output_cosine_p1: float | None = None
+    min_output_cosine_worst: float | None = None
+    max_output_cosine_std: float | None = None
     max_spearman_loss: float | None = None
     max_perplexity_ratio: float | None = None
     max_kl: float | None = None
@@ -100,7 +118,7 @@ class ValidationConfig:
         sentences: how many lines are drawn from the others, at most.
         seed: of the draw.
         labels: a file of pairs of sentences with a score, for Spearman's correlation: the STS benchmark's tab-separated
-            rows, or a table (commas or tabs) whose first row names the columns.
+            rows, or a table (commas or tabs, quoted as csv has it) whose first row names the columns.
         label_columns: those of the first sentence, the second, and the score.
 
     Raises:

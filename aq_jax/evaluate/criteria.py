@@ -9,6 +9,12 @@ from aq_jax.errors import ConfigError
 from aq_jax.evaluate.config import Case, ValidationConfig
 
 Report = Mapping[str, Any]
+
+
+def _error(kind: str) -> Callable[[Report], float]:
+    return lambda r: r["kinds"].get(kind)["rel_mse"]
+
+
 # Threshold -> where a case's report has what it is compared with.
 MEASURES: Mapping[str, Callable[[Report], float]] = {
     "min_ratio_float32": lambda r: r["size"]["ratio_float32"],
@@ -17,8 +23,17 @@ MEASURES: Mapping[str, Callable[[Report], float]] = {
     "max_metadata_share": lambda r: r["size"]["metadata_share"],
     "min_weight_cosine": lambda r: r["layer_cosines"]["mean"],
     "min_weight_cosine_worst": lambda r: r["layer_cosines"]["min"],
+    "max_weight_error": lambda r: r["rel_mse"],
+    "max_weight_error_worst": lambda r: r["layer_errors"]["max"],
+    "max_weight_error_embeddings": _error("embeddings"),
+    "max_weight_error_attention": _error("attention"),
+    "max_weight_error_feed_forward": _error("feed-forward"),
+    "max_weight_error_norms": _error("norms"),
+    "max_weight_error_other": _error("other"),
     "min_output_cosine": lambda r: r["outputs"]["cosine"]["mean"],
     "min_output_cosine_p1": lambda r: r["outputs"]["cosine"]["p1"],
+    "min_output_cosine_worst": lambda r: r["outputs"]["cosine"]["min"],
+    "max_output_cosine_std": lambda r: r["outputs"]["cosine"]["std"],
     "max_spearman_loss": lambda r: r["outputs"]["spearman"]["float"] - r["outputs"]["spearman"]["quantized"],
     "max_perplexity_ratio": lambda r: r["outputs"]["perplexity"]["ratio"],
     "max_kl": lambda r: r["outputs"]["kl"]["mean"],
@@ -27,7 +42,10 @@ MEASURES: Mapping[str, Callable[[Report], float]] = {
     "max_load_seconds": lambda r: sum(r["seconds"]["load"].values()),
     "max_peak_memory_mb": lambda r: r["peak_memory_bytes"] / 1e6,
 }
-OF_ENCODERS = ("min_output_cosine", "min_output_cosine_p1", "max_spearman_loss")
+OF_ENCODERS = (
+    "min_output_cosine", "min_output_cosine_p1", "min_output_cosine_worst", "max_output_cosine_std",
+    "max_spearman_loss",
+)  # fmt: skip
 OF_LANGUAGE_MODELS = ("max_perplexity_ratio", "max_kl", "min_same_top")
 
 

@@ -109,12 +109,13 @@ def read_pairs(path: str, columns: Sequence[str], seen: Collection[str] = ()) ->
     """Pairs of sentences with a score, those left out that have a sentence in `seen`.
 
     Args:
-        path: of rows as the STS benchmark has them (tabs, no header), or of a table whose first row holds `columns`.
+        path: of rows as the STS benchmark has them (tabs, no header, quotes are letters), or of a table (commas or
+            tabs, quoted as csv has it) whose first row holds `columns`.
         columns: names of the first sentence's column, the second's, and the score's.
         seen: sentences, in lower case, blanks single.
 
     Raises:
-        ConfigError: for a file that is none of both, a score that is no number, and pairs that nothing correlates with.
+        ConfigError: for a file that is neither, a score that is no number, and pairs that nothing correlates with.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "pairs.csv")
@@ -128,8 +129,11 @@ def read_pairs(path: str, columns: Sequence[str], seen: Collection[str] = ()) ->
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{where}: {said}; wanted a UTF-8 file of sentence pairs with scores") from None
-    lines, tabs = io.StringIO(text), "\t" in text.partition("\n")[0]
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    first_line = text.partition("\n")[0]
+    tabs, names = "\t" in first_line, {name.strip('"') for name in first_line.split("\t")}
+    # In the benchmark's rows quotes are letters. A table that names its columns is quoted as csv has it.
+    quoting = csv.QUOTE_NONE if tabs and not names >= set(columns) else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text), delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
     wanted = f"wanted a first row with {', '.join(columns)}, or the STS benchmark's tab-separated rows"
     places, found, excluded = None, [], 0
     try:

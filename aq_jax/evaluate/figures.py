@@ -140,7 +140,7 @@ def errors(cases: Sequence[Case]) -> Child:
 
 
 def distributions(cases: Sequence[Case]) -> Child:
-    """Histograms of cosines: of outputs, where these are embeddings, and of the weights.
+    """Histograms: cosines of outputs, where these are embeddings, cosines of the weights, and their errors.
 
     >>> distributions([])
     '<p class="muted">The report has no cases.</p>'
@@ -148,24 +148,30 @@ def distributions(cases: Sequence[Case]) -> Child:
     if not cases:
         return _muted("The report has no cases.")
     found = [
-        _muted("Each histogram has an axis of its own. The line is the mean, the dotted one the first percentile.")
+        _muted(
+            "Each histogram has an axis of its own. The line is the mean, the dotted one the percentile at the worse "
+            "end. Weights are counted by tensor; their errors are relative, as in the maps."
+        )
     ]
     for i, case in enumerate(cases):
         figures = [
             _histogram(f"outputs-{i}", "Cosines of outputs", at(case, "outputs", "cosine"), case, i) or _tokens(case),
             _histogram(f"weights-{i}", "Cosines of quantized weights", at(case, "layer_cosines"), case, i),
+            _histogram(f"weight-errors-{i}", "Errors of quantized weights", at(case, "layer_errors"), case, i, error),
         ]
         content = [figure or el("figure", _muted("Nothing to count.")) for figure in figures]
         found.append(el("div", el("h3", case_name(case, i)), content, class_="spread"))
     return found
 
 
-def _histogram(key: str, title: str, data: object, case: Case, hue: int) -> Html | None:
-    chart = charts.histogram(key, f"{title}, {words(case.get('name'))}", data, hue)
+def _histogram(
+    key: str, title: str, data: object, case: Case, hue: int, show: Callable[[object], str] = cosine
+) -> Html | None:
+    worst = ("p1", "min") if show is cosine else ("p99", "max")
+    chart = charts.histogram(key, f"{title}, {words(case.get('name'))}", data, hue, worst)
     if chart is None:
         return None
-    facts = [("mean", cosine), ("p1", cosine), ("min", cosine), ("std", error)]
-    said = [f"{name} {show(at(data, name))}" for name, show in facts]
+    said = [f"{name} {show(at(data, name))}" for name in ("mean", *worst)] + [f"std {error(at(data, 'std'))}"]
     head = el("figcaption", el("b", title), f", {number(at(data, 'count'))}")
     return el("figure", head, chart, el("figcaption", [el("span", words) for words in said], class_="facts"))
 
@@ -190,6 +196,14 @@ def _tokens(case: Case) -> Html | None:
     return el("figure", el("figcaption", el("b", "Predictions")), pairs(facts))
 
 
+# What a stage's name does not say.
+STAGES = {
+    "convert": "Local files are mapped: “read” is what it takes to map a tensor. Its bytes come in where they are "
+    "first used, in “calibrate” or “quantize”, and are counted there.",
+    "load": "From the file cache, the fastest of a few loads; “read” checks every digest, and so reads every byte.",
+}
+
+
 def times(cases: Sequence[Case]) -> Child:
     """Seconds of each stage of converting and of loading.
 
@@ -208,9 +222,8 @@ def times(cases: Sequence[Case]) -> Child:
             [case_name(case, i), *(seconds(row.get(s)) for s in order), seconds(total(row))]
             for i, (case, (_, row)) in enumerate(zip(cases, rows, strict=True))
         ]
-        drawn = el(
-            "figure", scroll(f"Chart: {title}", chart), el("figcaption", el("ul", keys, class_="keys")), class_="side"
-        )
+        caption = el("figcaption", el("ul", keys, class_="keys"), el("p", STAGES[key]))
+        drawn = el("figure", scroll(f"Chart: {title}", chart), caption, class_="side")
         found += [
             el("h3", title),
             drawn,

@@ -11,7 +11,7 @@ from typing import Any
 from aq_jax.errors import FormatError
 from aq_jax.evaluate import figures, tables
 from aq_jax.evaluate.figures import Case
-from aq_jax.evaluate.markup import TIMES, Child, Html, at, el, megabytes, number, real, words
+from aq_jax.evaluate.markup import TIMES, Child, Html, at, counted, el, megabytes, number, real, words
 from aq_jax.evaluate.style import SCRIPT, STYLE
 
 SCHEMA = 1
@@ -114,9 +114,9 @@ def _verdict(report: Mapping[str, Any], cases: Sequence[Case]) -> Html:
     path = el("circle", cx="12", cy="12", r="11", class_="sign"), el("path", d=mark)
     ratios = [r for case in cases if (r := real(at(case, "size", "ratio_float32"))) is not None]
     span = " to ".join(number(r, ".2f", TIMES) for r in dict.fromkeys((min(ratios), max(ratios)))) if ratios else ""
-    said = f"{len(cases)} case{'s' * (len(cases) != 1)}" + f", {span} smaller than float32" * bool(span)
+    said = counted(len(cases), "case") + f", {span} smaller than float32" * bool(span)
     failed = sum(not case.get("ok") for case in cases)
-    said += f"; {failed} of them failed." if failed else "."
+    said += (f"; {failed} of them failed." if len(cases) > 1 else "; it failed.") if failed else "."
     lines = [
         el(
             "li",

@@ -158,6 +158,15 @@ def seconds(value: object) -> str:
     return f"{round(found) // 60} min {round(found) % 60:02d} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "case"), counted(5, "case")
+    ('1 case', '5 cases')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def words(value: object) -> str:
     """A value of a report in words: a dash for nothing, yes and no for booleans.
 

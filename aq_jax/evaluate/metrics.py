@@ -20,7 +20,9 @@ class Estimate:
 
 
 def distribution(values: ArrayLike) -> dict[str, Any] | None:
-    """Count, mean, standard deviation (of these values, not of a population), first percentile, least, histogram.
+    """Count, mean, standard deviation (of these values, not of a population), both ends, histogram.
+
+    The ends are the first percentile and the least, the 99th and the greatest.
 
     None of no values.
 
@@ -33,8 +35,10 @@ def distribution(values: ArrayLike) -> dict[str, Any] | None:
         return None
     counts, edges = np.histogram(x, BINS)
     return {
-        "count": x.size, "mean": float(x.mean()), "std": float(x.std()), "p1": float(np.percentile(x, 1)),
-        "min": float(x.min()), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "count": x.size, "mean": float(x.mean()), "std": float(x.std()),
+        "p1": float(np.percentile(x, 1)), "min": float(x.min()),
+        "p99": float(np.percentile(x, 99)), "max": float(x.max()),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.evaluate.html import render
+from aq_jax.evaluate.markup import counted
 from aq_jax.store.files import replacing
 
 WORST = 10
@@ -35,10 +36,14 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
 
 
 def case_table(report: Mapping[str, Any]) -> Table:
-    """A line for each case: size, accuracy, speed, and whether every criterion holds."""
+    """A line for each case: size, accuracy, speed, and whether every criterion holds; no column that is empty."""
     tokens = report["model"]["architecture"] != "bert"
-    accuracy = ("perplexity", "float", "KL") if tokens else ("output cosine", "p1", "Spearman", "float")
-    header = ("case", "verdict", "MB", "x f32", "x f16", "bits", "weight cosine", *accuracy)
+    accuracy = ("output cosine", "p1", "Spearman", "float's Spearman")
+    if tokens:
+        accuracy = ("perplexity", "float's perplexity", "KL")
+    size_and_fit = ("MB", "x f32", "x f16", "bits", "weight cosine", "weight error")
+    speed = ("convert s", "load ms", "peak MB")
+    header = ("case", "verdict", "activations", *size_and_fit, *accuracy, *speed)
     rows = []
     for case in report["cases"]:
         size, seconds, out = case["size"], case["seconds"], case["outputs"]
@@ -49,12 +54,15 @@ def case_table(report: Mapping[str, Any]) -> Table:
             merit = ((cosine["mean"], 4), (cosine["p1"], 4), (rho["quantized"], 2), (rho["float"], 2))
         figures = (
             (size["file_bytes"] / 1e6, 2), (size["ratio_float32"], 2), (size["ratio_float16"], 2),
-            (size["bits_per_weight"], 2), ((case["layer_cosines"] or {"mean": None})["mean"], 4), *merit,
+            (size["bits_per_weight"], 2), ((case["layer_cosines"] or {"mean": None})["mean"], 4),
+            (case["rel_mse"], 5), *merit,
             (sum(seconds["convert"].values()), 1), (1e3 * sum(seconds["load"].values()), 0),
             (case["peak_memory_bytes"] / 1e6, 0),
         )  # fmt: skip
-        rows.append((case["name"], "holds" if case["ok"] else "FAILS", *(number(*figure) for figure in figures)))
-    return (*header, "convert s", "load ms", "peak MB"), rows
+        judged = "holds" if case["ok"] else "FAILS"
+        rows.append((case["name"], judged, case["activations"], *(number(*figure) for figure in figures)))
+    told = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return tuple(header[i] for i in told), [tuple(row[i] for i in told) for row in rows]
 
 
 def failed_table(report: Mapping[str, Any]) -> Table:
@@ -70,14 +78,15 @@ def verdict(report: Mapping[str, Any]) -> str:
     """The whole of it in one line.
 
     >>> verdict({"cases": [{"criteria": [{"ok": True}, {"ok": False}], "ok": False}]})
-    '1 of 2 criteria do not hold, in 1 of 1 cases'
+    '1 of 2 criteria does not hold, in 1 case'
     """
-    cases = report["cases"]
+    cases, every = report["cases"], counted(len(report["cases"]), "case")
     judged = [c["ok"] for case in cases for c in case["criteria"]]
     if all(judged):
-        return f"all {len(judged)} criteria hold, in {len(cases)} cases"
-    failed = sum(not case["ok"] for case in cases)
-    return f"{judged.count(False)} of {len(judged)} criteria do not hold, in {failed} of {len(cases)} cases"
+        return f"all {len(judged)} criteria hold, in {every}"
+    broken, failed = judged.count(False), sum(not case["ok"] for case in cases)
+    where = f"{failed} of {every}" if len(cases) > 1 else every
+    return f"{broken} of {len(judged)} criteria {'does' if broken == 1 else 'do'} not hold, in {where}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -100,7 +109,8 @@ def _markdown(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _lines(failed) if failed[1] else ["None.\n"]
     for case in report["cases"]:
         types = ", ".join(f"{count} {name}" for name, count in case["quant_types"].items())
-        yield f"## {_clean(case['name'])}: {_clean(case['config_file'])}\n\nTensors: {types}.\n"
+        yield f"## {_clean(case['name'])}: {_clean(case['config_file'])}\n\nTensors: {types}. "
+        yield f"Judged with {case['activations']} activations.\n"
         kinds = [
             (kind, str(k["tensors"]), f"{k['params']:,}", number(k["cosine_mean"], 5), number(k["cosine_min"], 5),
              spelled(k["rel_mse"]))
@@ -109,12 +119,13 @@ def _markdown(report: Mapping[str, Any]) -> Iterator[str]:
         yield from _lines((("kind", "tensors", "parameters", "cosine", "worst", "relative error"), kinds))
         fitted = sorted((layer for layer in case["layers"] if layer["cosine"] is not None), key=lambda x: x["cosine"])
         worst = [
-            (x["name"], "x".join(map(str, x["shape"])), x["quant_type"], number(x["bits"], 2), number(x["cosine"], 5))
+            (x["name"], "x".join(map(str, x["shape"])), x["quant_type"], number(x["bits"], 2), number(x["cosine"], 5),
+             spelled(x["rel_mse"]))
             for x in fitted[:WORST]
-        ]
+        ]  # fmt: skip
         yield from (f"- {_clean(note)}" for note in case["notes"])
         yield f"{chr(10) * bool(case['notes'])}The {len(worst)} tensors that fit worst:\n"
-        yield from _lines((("name", "shape", "type", "bits", "cosine"), worst))
+        yield from _lines((("name", "shape", "type", "bits", "cosine", "relative error"), worst))
     where = report["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     yield "## Environment\n"

@@ -176,7 +176,7 @@ text.in { pointer-events: none; }
 .maps > *, .spread > * { min-width: 0; }
 .maps figure { margin: 0; }
 .spread {
-  display: grid; grid-template-columns: 8.5rem 1fr 1fr; gap: .5rem 2.2rem; margin-top: 1.5rem; padding-top: 1.5rem;
+  display: grid; grid-template-columns: 8.5rem 1fr 1fr 1fr; gap: .5rem 2.2rem; margin-top: 1.5rem; padding-top: 1.5rem;
   border-top: 1px solid var(--line);
 }
 .spread figure { margin: 0; max-width: 25rem; }
@@ -214,7 +214,7 @@ footer { padding-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size
 @page { margin: 14mm; }
 @media print {
   .maps { grid-template-columns: 1fr 1fr; }
-  .spread { grid-template-columns: 5rem 1fr 1fr; gap: .5rem 1rem; }
+  .spread { grid-template-columns: 5rem 1fr 1fr 1fr; gap: .5rem 1rem; }
   h2 + p { break-after: avoid; }
   body { font-size: 9.5pt; }
   main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }

@@ -58,6 +58,7 @@ GROUPS: Mapping[str, Mapping[str, Callable[[Case], str]]] = {
         "bits per weight": lambda c: number(at(c, "size", "bits_per_weight"), ".2f"),
     },
     "Accuracy": {
+        "activations": lambda c: words(at(c, "activations")),
         "output cosine": lambda c: cosine(at(c, "outputs", "cosine", "mean")),
         "1st percentile": lambda c: cosine(at(c, "outputs", "cosine", "p1")),
         "Spearman": lambda c: number(at(c, "outputs", "spearman", "quantized"), ".2f"),
@@ -67,12 +68,13 @@ GROUPS: Mapping[str, Mapping[str, Callable[[Case], str]]] = {
         "KL": lambda c: error(at(c, "outputs", "kl", "mean")),
         "same next token": lambda c: number(at(c, "outputs", "same_top", "rate"), ".1%"),
         "weight cosine": lambda c: cosine(at(c, "layer_cosines", "mean")),
+        "weight error": lambda c: error(at(c, "rel_mse")),
     },
     "Speed": {
         "to convert": lambda c: seconds(total(at(c, "seconds", "convert"))),
         "to load": lambda c: seconds(total(at(c, "seconds", "load"))),
         "sentences a second": lambda c: number(at(c, "seconds", "encode", "sentences_a_second")),
-        "of float": lambda c: number(at(c, "seconds", "encode", "float_sentences_a_second")),
+        "sentences a second of float": lambda c: number(at(c, "seconds", "encode", "float_sentences_a_second")),
         "peak memory": lambda c: megabytes(at(c, "peak_memory_bytes")),
     },
 }
@@ -154,7 +156,7 @@ def layers(cases: Sequence[Case]) -> Child:
         content: list[Child] = [
             pairs(
                 [
-                    ("activations", words(case.get("activations") or "as the config says")),
+                    ("activations", words(case.get("activations"))),
                     ("bits per quantized weight", number(at(case, "size", "bits_per_quantized_weight"), ".3f")),
                     ("neither weights nor scales, of the file", number(at(case, "size", "metadata_share"), ".2%")),
                 ]

@@ -144,13 +144,14 @@ def plan(config: ConversionConfig) -> list[Planned]:
     config = planned(config)
     if config.allocate is not None:
         config = replace(config, allocate=None, quantization=allocate(config).config)
-    if config.in_shards:
-        target = Folder(config.output)
-    else:
-        target, _ = split_url(config.output)
-        TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
     folder, rows = source_folder(config.source), []
-    check_side_files(folder, target)
+    if config.in_shards:
+        from aq_jax.shards.convert import check_output
+
+        check_output(folder, Folder(config.output))
+    else:
+        TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
+        check_side_files(folder, split_url(config.output)[0])
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
         for name, (shape, dtype) in checkpoint.shapes.items():
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize

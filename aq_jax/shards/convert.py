@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from aq_jax.config import ConversionConfig, ShardsConfig
 from aq_jax.converters.checkpoint import open_checkpoint
-from aq_jax.converters.huggingface import check_side_files, copy_side_files, source_folder
+from aq_jax.converters.huggingface import check_side_files, copy_side_files, side_files, source_folder
 from aq_jax.pipeline import Written
 from aq_jax.shards import engines
-from aq_jax.shards.journal import Journal
+from aq_jax.shards.journal import Journal, refuse_taken
 from aq_jax.shards.plan import fingerprint, plan_shards, workers_within
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import compose_manifest
@@ -53,7 +53,7 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
     """
     shards = config.shards or ShardsConfig()
     source, output = source_folder(config.source), Folder(config.output)
-    check_side_files(source, output)
+    check_output(source, output)
     started = time.perf_counter()
     with open_checkpoint(source) as checkpoint:
         tasks = plan_shards(checkpoint, config)
@@ -88,6 +88,16 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
             written.seconds[what] = written.seconds.get(what, 0.0) + seconds
     written.seconds["all"] = time.perf_counter() - started
     return written
+
+
+def check_output(source: Folder, output: Folder) -> None:
+    """Refuse an output that a conversion of this source would not write into.
+
+    Raises:
+        FormatError: naming what is in the way: a table, another model's config or tokenizer files, or anything else.
+    """
+    check_side_files(source, output)
+    refuse_taken(output, side_files(source))
 
 
 def _cores() -> int:

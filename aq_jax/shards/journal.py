@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Self
@@ -15,6 +16,25 @@ from aq_jax.store.manifest import MANIFEST
 JOURNAL = ".converting"
 _PLAN = f"{JOURNAL}/plan.json"
 _SHARDS = "weights-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
+
+
+def refuse_taken(folder: Folder, beside: Collection[str]) -> None:
+    """Refuse to convert into a folder that holds anything but what a conversion has begun there.
+
+    Args:
+        folder: that is to be written.
+        beside: what else may be there.
+
+    Raises:
+        FormatError: naming what is there: a table that is finished, or what nobody has converted.
+    """
+    if folder.state(_PLAN) is not None:
+        return
+    tops = {name.partition("/")[0] for name in beside} | {JOURNAL}
+    if others := [name for name in folder.names() if name not in tops]:
+        raise FormatError(
+            f"{folder.at(others[0])}: is there already; wanted an empty folder, or the name of one that is to be made"
+        )
 
 
 class Journal:
@@ -33,15 +53,9 @@ class Journal:
         """Take the folder.
 
         Raises:
-            FormatError: if it holds a table that is finished, or that nobody was converting.
             ConfigError: if another process converts into it.
         """
         begun = self.folder.state(_PLAN) is not None
-        there = self.folder.glob("*.parquet") + self.folder.glob("*.arrow") + self.folder.glob(MANIFEST)
-        if there and not begun:
-            raise FormatError(
-                f"{self.folder.at(there[0])}: is there already; remove the folder, or name another output"
-            )
         if self.folder.local is not None:
             self._stack.enter_context(_locked(self.folder.local / JOURNAL))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -114,25 +115,25 @@ def translated(where: str) -> Iterator[None]:
 
 def open_container(path: Path, where: str) -> Container:
     """Opens a file by what it is, not by what it is called."""
-    if path.stat().st_size == 0:
+    data = _mapped(path)
+    if not data:
         raise FormatError(f"{where}: is empty")
-    with open(path, "rb") as file:
-        magic = file.read(6)
+    magic = bytes(data[:6])
     if magic[:4] == b"PAR1":
-        return ParquetContainer(path, where)
+        return ParquetContainer(data, where)
     if magic == b"ARROW1":
-        return IpcContainer(path, where)
+        return IpcContainer(data, where)
     raise FormatError(f"{where}: not a Parquet or Arrow IPC file (it starts with {magic!r})")
 
 
 class ParquetContainer:
     """A Parquet file, mapped."""
 
-    def __init__(self, path: Path, where: str) -> None:
+    def __init__(self, data: memoryview, where: str) -> None:
         self._where = where
         self.doubts: list[str] = []
-        self._bytes = _bytes_of(path)
-        self._source = pa.memory_map(str(path))
+        self._bytes = data
+        self._source = pa.BufferReader(pa.py_buffer(data))
         try:
             # Small columns are always read with page checksums: the digests of rows do not cover all of them.
             raw = self._footer_bytes()
@@ -268,7 +269,9 @@ class ParquetContainer:
             or data.max_definition_level > 1
         ):
             return None
-        values = plain_values(_whole(self._source), self._groups[group].chunks["data"], data.max_definition_level == 1)
+        values = plain_values(
+            np.frombuffer(self._bytes, np.uint8), self._groups[group].chunks["data"], data.max_definition_level == 1
+        )
         return values if values is not None and len(values) == self.group_rows[group] else None
 
     def disk_bytes(self, group: int, column: str) -> int | None:
@@ -286,19 +289,19 @@ class ParquetContainer:
 class IpcContainer:
     """An Arrow IPC file, mapped: an uncompressed one is never copied."""
 
-    def __init__(self, path: Path, where: str) -> None:
+    def __init__(self, data: memoryview, where: str) -> None:
         self._where = where
         self.doubts: list[str] = []
-        self._size = path.stat().st_size
-        self._source = pa.memory_map(str(path))
+        self._bytes, self._size = data, len(data)
+        self._source = pa.BufferReader(pa.py_buffer(data))
         try:
-            self._describe(path)
+            self._describe()
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, path: Path) -> None:
-        messages = self._messages = check_messages(_bytes_of(path), self._where)
+    def _describe(self) -> None:
+        messages = self._messages = check_messages(self._bytes, self._where)
         _check_rows(self._where, sum(message.rows for message in messages), self._size)
         schema = pa.ipc.open_file(self._source).schema
         self.is_v2 = check_columns(schema, self._where)
@@ -355,7 +358,7 @@ class IpcContainer:
         return _gather([batch], _heavy_limits(needs, batch.num_rows))
 
     def mapped(self, group: int) -> list[np.ndarray] | None:
-        file = _whole(self._source)
+        file = np.frombuffer(self._bytes, np.uint8)
         start, stop = file.ctypes.data, file.ctypes.data + file.size
         column = self._views.get_batch(group).column("data")
         column.validate(full=True)
@@ -377,16 +380,15 @@ class IpcContainer:
         self._source.close()
 
 
-def _bytes_of(path: Path) -> memoryview:
-    """A file's bytes, of which those are read that are looked at; pyarrow would have the system fetch all of them."""
+def _mapped(path: Path) -> memoryview:
+    """A file's bytes, of which those are read that are looked at.
+
+    It is opened once, so that all of them are of one file, also when another takes its name meanwhile. pyarrow's own
+    mapping would have the system fetch whatever it reads through.
+    """
     with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _whole(source: pa.MemoryMappedFile) -> np.ndarray:
-    """The bytes of a mapped file, of which none is read."""
-    source.seek(0)
-    return np.frombuffer(source.read_buffer(), np.uint8)
+        size = os.fstat(file.fileno()).st_size
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
 
 
 def _own_metadata(entries: Mapping[bytes, bytes], doubts: list[str]) -> bytes | None:

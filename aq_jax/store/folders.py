@@ -88,6 +88,10 @@ class Folder:
             return None
         return FileState(int(info.size), None if info.mtime is None else info.mtime_ns)
 
+    def names(self) -> list[str]:
+        """Of the files and folders in it, sorted."""
+        return sorted(name for name, _ in self._list(""))
+
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match, sorted; `*` stops at `/`, of which there may be one."""
         above, _, last = pattern.rpartition("/")

@@ -56,6 +56,9 @@ class Ours(Peer):
             aq.save(f"{folder}/w.parquet", {"w": q})
             return 8 * inspect_table(f"{folder}/w.parquet").layers[0].bytes
 
+    def needed_bits(self, q: Any) -> int:
+        return 8 * array_bytes(q)
+
     def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
         return self.arrange((codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
 
@@ -64,6 +67,15 @@ class Ours(Peer):
 
     def unpack(self, packed: Any, bits: int) -> Any:
         return _compiled("unpack", bits)(packed).block_until_ready()
+
+
+def array_bytes(value: Any) -> int:
+    """Bytes of an array, or of a QTensor's codes, scales and zero points; those that are all zero count for nobody."""
+    import aq_jax as aq
+
+    if isinstance(value, aq.QTensor) and not np.asarray(value.zero_point).any():
+        return value.codes.nbytes + value.scale.nbytes
+    return value.nbytes
 
 
 @cache

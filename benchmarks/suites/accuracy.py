@@ -1,14 +1,14 @@
 """How near a quantized MiniLM's embeddings are to the float32 model's, at how many bits a weight, for every library.
 
 Each library quantizes the linears and the word embedding; what it dequantizes runs in our float32 encoder. So only the
-weights differ: nobody's activations are rounded.
+weights differ: nobody's activations are rounded. Bits are counted alike for all: codes packed, scales and zero points
+in the types that they are kept in.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.children import ChildError
-from benchmarks.peers.ours import ABSMAX, SEARCH
+from benchmarks.calibrated import VARIABLE, Calibrated, described, given
+from benchmarks.children import ChildError, brief
+from benchmarks.peers.ours import ABSMAX, SEARCH, Ours, array_bytes
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped
 
-TABLES = "AQ_JAX_CALIBRATED"  # paths of calibrated tables of MiniLM, divided as PATH is
 # Bits -> sizes of groups, of which each takes the nearest that it has: of all, of the slow, of quick runs.
 FULL = {16: (peers.ROW,), 8: (peers.ROW,), 5: (32,), 4: (128, 32), 3: (128,), 2: (128, 64)}
 SLOW = {4: (64,), 3: (64,), 2: (64,)}
@@ -36,10 +36,11 @@ class Fit:
 
     Args:
         name: of it, with its width and group.
-        bits: a weight, over the linears and the word embedding, codes packed.
-        stored: the same as the library keeps them.
+        bits: a weight, over the linears and the word embedding: of codes, packed, and of scales and zero points.
+        stored: the same as the library keeps them; of ours, in a .parquet table, which compresses scales.
         mean, low: cosine of embeddings with the float32 model's, and its first percentile.
         kind: "peer", "data-free" or "calibrated".
+        made: what a calibrated one was made of.
     """
 
     name: str
@@ -48,12 +49,15 @@ class Fit:
     mean: float
     low: float
     kind: str
+    made: Mapping[str, Any] = field(default_factory=dict)
 
 
 def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
     """In a child: "peer|bits|group" -> a call that writes all dequantized weights to a file, and returns bits."""
     calls: dict[str, Callable[..., Any]] = {}
-    for peer in peers.load(module):
+    # Others have no zero points: beside them, ours without.
+    ours = [Ours(f"{SEARCH}, symmetric", "search", rotate=True)] if module == "ours" and full else []
+    for peer in (*peers.load(module), *ours):
         if peer.name == UNOPTIMIZED if full else peer.slow or peer.name == SEARCH:
             continue
         wanted = FULL if full else OURS_QUICK if module == "ours" else QUICK
@@ -78,13 +82,13 @@ def dequantized(peer: peers.Peer, bits: int, group: int, path: str) -> list[int]
 
 
 class Judge:
-    """The float32 model, and sentences that no calibration by default has seen.
+    """The float32 model, and sentences that nothing has seen that is judged.
 
     Args:
-        count: of sentences.
+        lines: the sentences.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, lines: list[str]) -> None:
         from aq_jax.calibration.text import padded_batches, tokenized
         from aq_jax.loader import WeightLoader
         from aq_jax.nn.compiled import Program, leaves_of
@@ -94,8 +98,7 @@ class Judge:
         with WeightLoader(models.table("float32")) as loader:
             self._tensors = loader.load_weights("numpy")
         self._program = Program(floats.model, partial(embeddings, sentences=floats.sentences))
-        ids = tokenized(models.held_out(count), floats.tokenizer, floats.sentences.max_tokens)
-        self._batches = padded_batches(ids)
+        self._batches = padded_batches(tokenized(lines, floats.tokenizer, floats.sentences.max_tokens))
         self._exact = self._embeddings(floats.model)
 
     def fit(self, tensors: dict[str, Any]) -> tuple[float, float]:
@@ -117,23 +120,39 @@ class Judge:
 
 def accuracy(full: bool) -> Iterator[Line]:
     """A line for each way; beside another library's, the best of ours that has no more bits."""
-    judge = Judge(300 if full else 64)
+    tables: list[Calibrated] = []
+    for table in calibrated(full):
+        if isinstance(table, Skipped):
+            yield table
+        else:
+            tables.append(table)
+    lines = models.held_out(300 if full else 64, seen_by_any(tables))
+    yield Result("judged by sentences of Python's manual that no table has seen", len(lines), "sentences")
+    judge = Judge(lines)
     found: list[Fit] = []
-    for fit in (*calibrated(judge, full), *uncalibrated(judge, full)):
+    for fit in (*(judged_table(judge, table) for table in tables), *uncalibrated(judge, full)):
         if isinstance(fit, Skipped):
             yield fit
         else:
             found.append(fit)
     for fit in sorted(found, key=lambda fit: (-fit.bits, fit.name)):
-        figures = {"bits": fit.bits, "p1": fit.low}
-        if fit.stored > fit.bits + 0.01:
-            figures["bits as stored"] = fit.stored
-        if fit.kind == "peer":
-            for kind in ("data-free", "calibrated"):
-                if best := best_within(found, fit.bits, kind):
-                    figures |= {f"{kind} bits": best.bits, f"{kind} mean": best.mean, f"{kind} p1": best.low}
-        note = fit.kind if fit.kind != "peer" else ""
-        yield Result(f"{fit.name}: embedding cosine", fit.mean, "cosine", note=note, figures=figures)
+        yield line_of(fit, found)
+
+
+def line_of(fit: Fit, found: list[Fit]) -> Result:
+    """What is said of one way."""
+    figures, made = {"bits": fit.bits, "p1": fit.low}, dict(fit.made)
+    if fit.kind != "peer":
+        figures["bits in a table"] = fit.stored
+    elif fit.stored > fit.bits + 0.01:
+        figures["bits as stored"] = fit.stored
+    for kind in ("data-free", "calibrated") if fit.kind == "peer" else ():
+        if best := best_within(found, fit.bits, kind):
+            figures |= {f"{kind} bits": best.bits, f"{kind} bits in a table": best.stored}
+            figures |= {f"{kind} mean": best.mean, f"{kind} p1": best.low}
+            made[kind] = best.name
+    note = fit.kind if fit.kind != "peer" else ""
+    return Result(f"{fit.name}: embedding cosine", fit.mean, "cosine", note=note, figures=figures, made=made)
 
 
 def best_within(found: list[Fit], bits: float, kind: str) -> Fit | None:
@@ -163,31 +182,58 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
                 yield Fit(label, needed / count, stored / count, *judge.fit(load_file(path)), kind)
 
 
-def calibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
-    """Tables that are given; of full runs without any, two that are made here, in some minutes."""
+def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
+    """Tables that are given, as long as enough is left to judge by; of full runs without any, two that are made here."""
+    from aq_jax.evaluate.config import FEWEST
+
+    paths, texts = given()
+    if not paths and not full:
+        yield Skipped("calibrated gptq", f"{VARIABLE} names no table, and making one takes minutes")
+    taken: list[Calibrated] = []
+    for path in paths or (made_here() if full else ()):
+        try:
+            table = described(path, texts)
+        except (OSError, ValueError) as why:
+            yield Skipped(f"table {path.parent.name}/{path.name}", brief(why).replace(str(path), path.name))
+            continue
+        if len(models.held_out(FEWEST, seen_by_any([*taken, table]))) < FEWEST:
+            yield Skipped(table.name, f"fewer than {FEWEST} sentences would be left that no table has seen")
+            continue
+        if table.name in {other.name for other in taken}:
+            table = replace(table, name=f"{table.name}, table {table.made['table'][:8]}")
+        taken.append(table)
+        yield table
+
+
+def seen_by_any(tables: Collection[Calibrated]) -> set[str]:
+    """What one of them has seen."""
+    return set().union(*(table.seen for table in tables))
+
+
+def made_here() -> Iterator[Path]:
+    """Tables of four and two bits, in some minutes."""
     import aq_jax as aq
 
-    given = [Path(part) for part in os.environ.get(TABLES, "").split(os.pathsep) if part]
-    if not given and not full:
-        yield Skipped("calibrated gptq", f"{TABLES} names no table, and making one takes minutes")
-    if not given and full:
-        for bits in (4, 2):
-            config = aq.QuantizationConfig(f"int{bits}", group_size=128, symmetric=False, rotate=True, solver="gptq")
-            path = models.scratch() / f"gptq{bits}.parquet"
-            calibration = aq.CalibrationConfig(sentences=256, max_tokens=64)
-            aq.quantize_file(models.table("float32"), path, config, calibration=calibration)
-            given.append(path)
-    for path in given:
-        yield judged_table(judge, path)
+    for bits in (4, 2):
+        config = aq.QuantizationConfig(f"int{bits}", group_size=128, symmetric=False, rotate=True, solver="gptq")
+        path = models.scratch() / f"gptq{bits}.parquet"
+        calibration = aq.CalibrationConfig(sentences=256, max_tokens=64)
+        aq.quantize_file(models.table("float32"), path, config, calibration=calibration)
+        yield path
 
 
-def judged_table(judge: Judge, path: Path) -> Fit:
+def judged_table(judge: Judge, table: Calibrated) -> Fit | Skipped:
     """A table as it is: all of its tensors take the places of the float model's."""
     from aq_jax.jobs import inspect_table
     from aq_jax.loader import WeightLoader
 
-    layers = [layer for layer in inspect_table(path).layers if models.is_matrix(layer.name)]
-    bits = 8 * sum(layer.bytes for layer in layers) / sum(layer.params for layer in layers)
-    with WeightLoader(path) as loader:
-        fitted = judge.fit(loader.load_weights("numpy"))
-    return Fit(f"aq_jax calibrated, {path.stem}", bits, bits, *fitted, "calibrated")
+    try:
+        layers = [layer for layer in inspect_table(table.path).layers if models.is_matrix(layer.name)]
+        params = sum(layer.params for layer in layers)
+        with WeightLoader(table.path) as loader:
+            needed = 8 * sum(array_bytes(loader.get_quantized(layer.name)) for layer in layers) / params
+            fitted = judge.fit(loader.load_weights("numpy"))
+    except (OSError, ValueError, ZeroDivisionError) as why:
+        return Skipped(table.name, brief(why))
+    stored = 8 * sum(layer.bytes for layer in layers) / params
+    return Fit(table.name, needed, stored, *fitted, "calibrated", table.made)

@@ -15,22 +15,23 @@ from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, beside, race
 
 WIDTHS = ((8, peers.ROW), (4, 128), (2, 128))
+SIDES = (2048, 4096)
 PATIENCE = 1.5
 CLAIMS = {"NumPy": ("5", "12"), "torchao": ("5", "15"), "quanto": ("5", "15")}  # below eight bits
 
 
-def contenders(module: str, side: int, full: bool) -> dict[str, Callable[[], Any]]:
+def contenders(module: str, side: int, slow: bool) -> dict[str, Callable[[], Any]]:
     """In a child: "quantize|peer|bits|group" and "dequantize|..." -> a call, of this module's peers.
 
     Args:
         module: of `benchmarks.peers`.
         side: of the matrix.
-        full: with those that are slow.
+        slow: with those that are.
     """
     w = np.random.default_rng(0).standard_normal((side, side), np.float32)
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
-        if peer.slow and not full:
+        if peer.slow and not slow:
             continue
         arranged = peer.arrange(w)
         for bits, wanted in WIDTHS:
@@ -50,12 +51,13 @@ def _decode(peer: peers.Peer, quantized: Callable[[], Any]) -> None:
 
 def quantize(full: bool) -> Iterator[Line]:
     """float32 to codes and scales, packed where the library packs; and back, into fresh memory."""
-    side = 4096 if full else 2048
-    with peer_children("benchmarks.suites.quantize:contenders", side, full) as (children, skipped):
-        yield from skipped
-        for what in ("quantize", "dequantize"):
-            for bits, group in WIDTHS:
-                yield from _against_all(what, bits, group, side, list(children.values()), 7 if full else 3)
+    for side in SIDES if full else SIDES[:1]:
+        slow = full and side == SIDES[0]  # minutes, for the larger one
+        with peer_children("benchmarks.suites.quantize:contenders", side, slow) as (children, skipped):
+            yield from skipped if side == SIDES[0] else ()
+            for what in ("quantize", "dequantize"):
+                for bits, group in WIDTHS:
+                    yield from _against_all(what, bits, group, side, list(children.values()), 7 if full else 3)
 
 
 def _against_all(what: str, bits: int, group: int, side: int, children: list[Child], rounds: int) -> Iterator[Line]:

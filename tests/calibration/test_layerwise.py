@@ -86,6 +86,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
         assert 0 < done.errors[path] < 0.2
 
 
+@pytest.mark.slow
 def test_it_beats_search_and_the_correction_helps_end_to_end(solved: tuple[Bert, Calibrated]) -> None:
     fresh = [[2, *np.random.default_rng(10_000 + n).integers(5, 100, 3 + n % 11), 3] for n in range(100)]
     wanted = embeddings(bert(), fresh)

@@ -40,7 +40,9 @@ def test_the_suite_for_minilm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_validation("configs/validate_minilm.toml")
     assert {case.name for case in config.cases} >= {"int8", "int4_gptq", "int3_gptq", "int2_gptq", "int2"}
-    assert all(case.thresholds for case in config.cases)
+    judged = {"min_weight_cosine", "max_weight_error", "min_output_cosine_worst"}
+    assert all(judged <= case.thresholds.keys() for case in config.cases)
+    assert {case.activations for case in config.cases if case.config.endswith("int8.toml")} == {None, "float32"}
     check_thresholds(config, "bert")
 
 
@@ -112,10 +114,13 @@ def test_thresholds_of_another_kind_of_model_are_refused() -> None:
 def test_a_threshold_holds_at_its_number_and_not_beyond() -> None:
     report = {"digests": {"ok": True}, "schemas": {}, "size": {"ratio_float32": 4.0, "bits_per_weight": 8.0}}
     report["layer_cosines"] = None  # type: ignore[assignment]  # nothing was quantized
+    report["kinds"] = {"attention": {"rel_mse": 0.1}}
     for given, ok in (
         ({"min_ratio_float32": 4.0}, True), ({"min_ratio_float32": 4.001}, False),
         ({"max_bits_per_weight": 8.0}, True), ({"max_bits_per_weight": 7.999}, False),
         ({"min_weight_cosine": 0.5}, False),
+        ({"max_weight_error_attention": 0.1}, True), ({"max_weight_error_attention": 0.09}, False),
+        ({"max_weight_error_feed_forward": 1}, False),  # there are none
     ):  # fmt: skip
         criterion = judged(Case("a", "a.toml", **given), report)[0]
         assert criterion["ok"] is ok, criterion

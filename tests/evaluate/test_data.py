@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import small_validation
@@ -98,9 +100,16 @@ def test_pairs_of_named_columns(separator: str) -> None:
     assert (len(found.rows), found.excluded) == (18, 2)
 
 
-def test_quotes_mean_something_in_commas_only() -> None:
-    Path("l.csv").write_text("a,b,s\n" + "".join(f'"one, ""{i}""","x\ny",{i}\n' for i in range(12)))
-    assert read_pairs("l.csv", ("a", "b", "s")).rows[1] == ('one, "1"', "x\ny", 1.0)
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quotes_are_read_as_csv_writes_them(separator: str, quoting: Literal[0, 1]) -> None:
+    wanted = tuple((f'one,\t"{i}"', "x\ny", float(i)) for i in range(12))
+    with Path("l").open("w", newline="") as file:
+        csv.writer(file, delimiter=separator, quoting=quoting).writerows([("a", "b", "s"), *wanted])
+    assert read_pairs("l", ("a", "b", "s")).rows == wanted
+
+
+def test_quotes_of_the_benchmark_are_letters() -> None:
     Path("l.tsv").write_text("".join(f'g\tf\ty\t{i}\t{i}\t"one\ttwo\n' for i in range(12)))
     assert read_pairs("l.tsv", COLUMNS).rows[1] == ('"one', "two", 1.0)
 
@@ -120,6 +129,7 @@ def test_quotes_mean_something_in_commas_only() -> None:
         (b"sentence1,sentence2,score\n" + b"x,y,1\n" * 20, "scores that differ"),
         (b'sentence1,sentence2,score\n"x,y,1\n', "line 2: unexpected end of data"),
         (b"sentence1,sentence2,score\n" + b"x" * 200_000 + b",y,1\n", "line 2: field larger than field limit"),
+        (b'sentence1\tsentence2\tscore\n"x" y\tz\t1\n', "line 2: '\t' expected after '\"'; wanted a first row with"),
         (b"g\tf\ty\t1\t5.0\tone\ttwo\ng\tf\n", "line 2: found 2 columns; wanted 7"),
     ],
 )

@@ -17,7 +17,7 @@ from aq_jax.errors import FormatError
 from aq_jax.evaluate import charts, pareto
 from aq_jax.evaluate.heatmap import Plan, Scale, heat_map, part
 from aq_jax.evaluate.html import render
-from aq_jax.evaluate.markup import DASH, el
+from aq_jax.evaluate.markup import DASH, TIMES, el
 
 VOID = {"meta", "br", "col"}
 HOSTILE = "<script>alert(1)</script>\"'&amp;</style></svg>]]>\x00\x1b[2J\u202e\ud800\nhttp:"
@@ -145,10 +145,13 @@ def test_page_is_well_formed_and_complete(page: str, report: dict[str, Any]) -> 
         assert all(note in text for note in case["notes"])
     tables = re.findall(r'<table class="sortable">.*?</table>', page)
     assert [table.count("<tr") for table in tables] == [1 + len(case["layers"]) for case in report["cases"]]
-    # the chart, the scale, a map and two histograms for each case, two breakdowns of time
-    assert sum(attrs.get("role") == "img" for attrs in found.all("svg")) == 1 + 1 + 5 * 3 + 2
+    # the chart, the scale, a map and three histograms for each case, two breakdowns of time
+    assert sum(attrs.get("role") == "img" for attrs in found.all("svg")) == 1 + 1 + 5 * 4 + 2
     assert report["environment"]["versions"]["jax"] in text
     assert "1 of 35 criteria does not hold" in text
+    assert "; 1 of them failed." in text
+    assert re.search(r">activations</th>", page)
+    assert "Its bytes come in where they are first used" in text
 
 
 def test_nothing_is_fetched(page: str) -> None:
@@ -170,6 +173,7 @@ def test_verdict_says_which_criteria_do_not_hold() -> None:
     report["cases"][0]["ok"] = report["ok"] = False
     page = render(report)
     assert "1 of 7 criteria does not hold" in page
+    assert f"1 case, 3.94{TIMES} smaller than float32; it failed." in page
     assert "<b>int8</b>: ratio_float32 is 1.5, wanted ≥ 3.9" in page
     report["cases"][0]["criteria"][0]["found"] = None
     assert "ratio_float32 is not measured, wanted" in render(report)
@@ -244,7 +248,13 @@ def test_case_without_quantized_tensors() -> None:
     case = sample_report.sample()["cases"][0]
     plain = [row | {"quant_type": "none", "cosine": None, "rel_mse": None} for row in case["layers"]]
     empty = {"count": 0, "mean": None, "std": None, "p1": None, "min": None, "histogram": {"edges": [], "counts": []}}
-    changes = {"layers": plain, "kinds": {}, "layer_cosines": empty, "quant_types": {"none": len(plain)}}
+    changes = {
+        "layers": plain,
+        "kinds": {},
+        "layer_cosines": empty,
+        "layer_errors": empty,
+        "quant_types": {"none": len(plain)},
+    }
     assert "No case has quantized tensors" in render(small(**changes))
     report = sample_report.sample()
     report["cases"][1] |= changes

@@ -46,7 +46,8 @@ def test_a_distribution_agrees_with_the_oracle(values: list[float]) -> None:
     assert found["count"] == len(values)
     assert found["mean"] == pytest.approx(statistics.fmean(values))
     assert found["std"] == pytest.approx(statistics.pstdev(values), abs=1e-9)
-    assert found["min"] == min(values)
+    assert (found["min"], found["max"]) == (min(values), max(values))
+    assert found["p99"] == pytest.approx(np.percentile(values, 99))
     assert min(values) <= found["p1"] <= found["mean"] + 1e-9
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     assert len(edges) == len(counts) + 1

@@ -19,8 +19,8 @@ from aq_jax import cli, jobs
 from aq_jax.evaluate import independent_reader
 from aq_jax.evaluate.config import load_validation
 from aq_jax.evaluate.criteria import MEASURES
-from aq_jax.evaluate.report import markdown
-from aq_jax.evaluate.validation import kind_of
+from aq_jax.evaluate.report import case_table, markdown, verdict
+from aq_jax.evaluate.validation import agree, kind_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "validation.md"
 SUITE = """
@@ -36,8 +36,13 @@ max_bits_per_weight = 14
 max_metadata_share = 0.5
 min_weight_cosine = 0.999
 min_weight_cosine_worst = 0.999
+max_weight_error = 0.001
+max_weight_error_worst = 0.001
+max_weight_error_attention = 0.001
 min_output_cosine = 0.999
 min_output_cosine_p1 = 0.999
+min_output_cosine_worst = 0.999
+max_output_cosine_std = 0.001
 max_spearman_loss = 5
 max_convert_seconds = 600
 max_load_seconds = 60
@@ -78,7 +83,7 @@ def report(bert: Path) -> dict[str, Any]:
 def test_the_verdict_names_what_does_not_hold(report: dict[str, Any]) -> None:
     int8, int2 = report["cases"]
     assert (report["ok"], int8["ok"], int2["ok"]) == (False, True, False)
-    assert len(int8["criteria"]) == 11 + 5
+    assert len(int8["criteria"]) == 16 + 5
     (failed,) = [c for c in int2["criteria"] if not c["ok"]]
     assert (failed["name"], failed["wanted"]) == ("output_cosine", ">= 0.999")
     assert failed["found"] == int2["outputs"]["cosine"]["mean"]
@@ -95,6 +100,7 @@ def test_figures_are_those_of_the_models(report: dict[str, Any], bert: Path) -> 
     wanted = bert_oracle.embed(weights, ids, small_validation.BERT)
     for case in report["cases"]:
         table = bert / "build" / "validation" / f"{case['name']}.parquet"
+        assert case["activations"] == {"int8": "float32", "int2": "float32"}[case["name"]]
         model = aq.load_model(table, case["activations"])
         found = np.asarray(model.encode([lines[i] for i in drawn]))  # pyright: ignore[reportAttributeAccessIssue]
         assert case["outputs"]["cosine"]["mean"] == pytest.approx(np.sum(found * wanted, 1).mean(), abs=1e-5)
@@ -104,6 +110,13 @@ def test_figures_are_those_of_the_models(report: dict[str, Any], bert: Path) -> 
         inspected = jobs.inspect_table(table)
         assert [layer["name"] for layer in case["layers"]] == [layer.name for layer in inspected.layers]
         assert sum(kind["params"] for kind in case["kinds"].values()) == inspected.params
+        quantized = [layer for layer in inspected.layers if layer.rel_mse is not None]
+        errors, params = ([getattr(layer, of) for layer in quantized] for of in ("rel_mse", "params"))
+        assert case["rel_mse"] == pytest.approx(np.average(errors, weights=params))
+        assert (case["layer_errors"]["count"], case["layer_errors"]["max"]) == (len(errors), max(errors))
+        attention = [i for i, layer in enumerate(quantized) if kind_of(layer.name) == "attention"]
+        wanted_error = np.average(np.take(errors, attention), weights=np.take(params, attention))
+        assert case["kinds"]["attention"]["rel_mse"] == pytest.approx(wanted_error)
         assert sum(case["quant_types"].values()) == report["model"]["tensors"]
         assert 0 < case["size"]["metadata_share"] < 0.5
         assert case["outputs"]["spearman"]["float"] == report["cases"][0]["outputs"]["spearman"]["float"]
@@ -118,7 +131,7 @@ def test_the_report_is_for_people_too(report: dict[str, Any], bert: Path) -> Non
     folder = bert / "build" / "validation"
     text = (folder / "report.md").read_text()
     assert text == markdown(report)
-    assert text.startswith("# Validation of model: FAILED\n\n1 of 22 criteria do not hold, in 1 of 2 cases.")
+    assert text.startswith("# Validation of model: FAILED\n\n1 of 27 criteria does not hold, in 1 of 2 cases.")
     assert "| int2 | output_cosine | >= 0.999 | 0." in text
     assert "<html" in (folder / "report.html").read_text()
     hostile = json.loads(json.dumps(report).replace("embeddings.word", "a|b<img src=x>`\\u001b[31m"))
@@ -166,8 +179,53 @@ def test_a_suite_that_holds_is_done(
     assert found["ok"] is True
     assert found == json.loads(Path("out/report.json").read_text())
     # Sizes and accuracy do not depend on the run.
-    for part in ("size", "layers", "kinds", "outputs", "digests"):
+    for part in ("size", "layers", "kinds", "rel_mse", "layer_errors", "outputs", "digests"):
         assert found["cases"][0][part] == report["cases"][0][part]
+
+
+def test_what_is_not_measured_has_no_column(report: dict[str, Any]) -> None:
+    header, rows = case_table(report)
+    assert [row[header.index("activations")] for row in rows] == ["float32", "float32"]
+    assert "float's Spearman" in header
+    report = json.loads(json.dumps(report))
+    for case in report["cases"]:
+        case["outputs"]["spearman"] = None
+    without, fewer = case_table(report)
+    assert without == tuple(name for name in header if "Spearman" not in name)
+    assert {len(row) for row in fewer} == {len(without)}
+
+
+def test_verdicts_count_as_people_do() -> None:
+    good, bad = {"ok": True, "criteria": [{"ok": True}] * 5}, {"ok": False, "criteria": [{"ok": False}] * 2}
+    assert verdict({"cases": [good]}) == "all 5 criteria hold, in 1 case"
+    assert verdict({"cases": [good, good]}) == "all 10 criteria hold, in 2 cases"
+    assert verdict({"cases": [bad]}) == "2 of 2 criteria do not hold, in 1 case"
+    assert verdict({"cases": [good, bad]}) == "2 of 7 criteria do not hold, in 1 of 2 cases"
+
+
+def test_activations_are_those_that_were_used(run: Run, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for eight bits: a model of int8 weights has them unless it is told otherwise."""
+    monkeypatch.chdir(bert)
+    Path("used.toml").write_text('text = "text.txt"\n[[case]]\nname = "int8"\nconfig = "int8.toml"')
+    status, out, _ = run("validate", "used.toml", "--set", "folder=used")
+    assert status == 0
+    assert re.search(r"^case +verdict +activations .*\nint8 +holds +int8 ", out)
+    assert "all 5 criteria hold, in 1 case" in out
+    assert "| int8 | holds | int8 |" in Path("used/report.md").read_text()
+    assert json.loads(Path("used/report.json").read_text())["cases"][0]["activations"] == "int8"
+
+
+def test_rotated_tensors_agree_within_the_order_of_their_sums(rng: np.random.Generator) -> None:
+    """However large the rest of a tensor is: an error in one element is seen."""
+    value = rng.normal(size=(64, 128)).astype(np.float32)
+    value[32:] *= 1e4
+    assert agree(np.nextafter(value, np.float32(np.inf)), value, 128)
+    for i in (0, 63):
+        other = value.copy()
+        other[i, 5] += 1e-3 * np.sqrt(np.mean(value[i] ** 2))
+        assert not agree(other, value, 128)
+    assert not agree(np.full_like(value, np.nan), value, 128)
+    assert not agree(value[:1], value, 128)
 
 
 def test_language_models_are_judged_by_what_they_predict(
@@ -179,7 +237,7 @@ def test_language_models_are_judged_by_what_they_predict(
     assert (status, err) == (1, "")
     assert "perplexity" in out
     assert "\nint2  kl         <= 0.001  0." in out
-    assert "1 of 8 criteria do not hold, in 1 of 1 cases; see build/validation/report.html" in out
+    assert "1 of 8 criteria does not hold, in 1 case; see build/validation/report.html" in out
     (case,) = json.loads(Path("build/validation/report.json").read_text())["cases"]
     float_model, model = (aq.load_model(f"build/validation/{name}") for name in ("float.parquet", "int2.arrow"))
     lines = Path("text.txt").read_text().splitlines()

@@ -32,6 +32,10 @@ SENTENCES = ["A quick red cat jumps.", "The moon", "", "dogs on the mat and an t
 TEXT = "the ab an thean"
 
 
+def slow(kind: str) -> Any:
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def eight() -> None:
     assert jax.device_count() == 8
@@ -42,7 +46,7 @@ def mesh() -> Mesh:
     return jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
 
 
-@pytest.fixture(scope="module", params=["float32", "int8", "int4h"])
+@pytest.fixture(scope="module", params=["float32", slow("int8"), "int4h"])
 def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     bert_oracle.write_side_files(folder / "model", CONFIG)
@@ -51,7 +55,7 @@ def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "model" / "m.parquet"
 
 
-@pytest.fixture(scope="module", params=["float32", "int4"])
+@pytest.fixture(scope="module", params=[slow("float32"), "int4"])
 def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_llama.make(tmp_path_factory.mktemp("llama") / "model", KINDS[request.param], seed=1)
 
@@ -85,9 +89,6 @@ def test_bert_on_eight_devices_is_that_on_one(bert: Path, mesh: Mesh) -> None:
     one, many = encoder(bert), encoder(bert, mesh=mesh)
     wanted = np.asarray(one.encode(SENTENCES))
     np.testing.assert_allclose(np.asarray(many.encode(SENTENCES)), wanted, rtol=0, atol=2e-6 * abs(wanted).max())
-    np.testing.assert_allclose(
-        np.asarray(many.encode(SENTENCES[:1])), wanted[:1], rtol=0, atol=2e-6 * abs(wanted).max()
-    )
 
 
 def test_llama_on_eight_devices_is_that_on_one(llama: Path, mesh: Mesh) -> None:
@@ -96,6 +97,7 @@ def test_llama_on_eight_devices_is_that_on_one(llama: Path, mesh: Mesh) -> None:
     np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
     path, _ = small
     one, many = generator(path), generator(path, mesh=mesh)

@@ -41,7 +41,7 @@ def test_on_eight_devices() -> None:
 
 
 @pytest.mark.slow
-def test_minilm_on_eight_devices() -> None:
+def test_more_and_minilm_on_eight_devices() -> None:
     run("slow")
 
 

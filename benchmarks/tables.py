@@ -1,0 +1,84 @@
+"""The README's tables of memory and accuracy, and the marks that lead to what stands below a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Marks:
+    """Letters for notes, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def __call__(self, notes: Sequence[str]) -> str:
+        """What stands behind a figure."""
+        letters = [self._letters.setdefault(note, chr(ord("a") + len(self._letters))) for note in notes]
+        return f" <sup>{' '.join(letters)}</sup>" if letters else ""
+
+    def lines(self) -> list[str]:
+        """What stands below a table."""
+        text = "; ".join(f"<sup>{letter}</sup> {note}" for note, letter in self._letters.items())
+        return [text, ""] if text else []
+
+
+def memory_table(found: list[dict[str, Any]]) -> list[str]:
+    """MB that each adds, ours first."""
+    cells: dict[str, dict[str, str]] = {}
+    for result in found:
+        match = re.match(
+            r"MiniLM (int[82])(?: in memory, (.*)|.*, to a table): anonymous memory added$", result["case"]
+        )
+        if match is None:
+            continue
+        spread = f" ({result['low']:.0f} to {result['high']:.0f})" if "low" in result else ""
+        name = match[2] or "aq_jax, to a table that is written"
+        cells.setdefault(name, {})[match[1]] = f"{result['value']:.0f}{spread}"
+    rows = [f"| {name} | {row.get('int8', '')} | {row.get('int2', '')} |" for name, row in cells.items()]
+    return ["| MB added | int8 | int2 |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
+    """Each other way, and ours at as many bits or fewer; bold where it is higher than ours without data."""
+    parts = "bits | in a table | mean | 1st percentile"
+    lines = [
+        "| other | bits a weight | cosine, mean | 1st percentile "
+        f"| ours without data: {parts} | ours calibrated: {parts} |",
+        "|---" * 12 + "|",
+    ]
+    marks, made = Marks(), {name_in(result): result.get("made", {}) for result in found}
+    for result in found:
+        if result.get("note") or result["unit"] != "cosine":
+            continue
+        figures = result["figures"]
+        pairs = ((result["value"], "data-free mean"), (figures["p1"], "data-free p1"))
+        mean, low = (f"**{v:.4f}**" if v > figures.get(ours, -1) else f"{v:.4f}" for v, ours in pairs)
+        ours = [
+            f"{figures[f'{kind} {part}']:.{digits}f}" if f"{kind} {part}" in figures else ""
+            for kind in ("data-free", "calibrated")
+            for part, digits in (("bits", 2), ("bits in a table", 2), ("mean", 4), ("p1", 4))
+        ]
+        best = result.get("made", {}).get("calibrated")
+        ours[4] += marks([f"{best}: {provenance(made[best])}"] if best in made else [])
+        name = name_in(result)
+        if "bits as stored" in figures:
+            name += f" ({figures['bits as stored']:.2f} as stored)"
+        lines.append(f"| {name} | {figures['bits']:.2f} | {mean} | {low} | " + " | ".join(ours) + " |")
+    return [*lines, "", *marks.lines()] if len(lines) > 2 else []
+
+
+def name_in(result: Mapping[str, Any]) -> str:
+    """Of what a cosine is."""
+    return result["case"].removesuffix(": embedding cosine")
+
+
+def provenance(made: Mapping[str, Any]) -> str:
+    """On what a table was calibrated."""
+    text = made["calibration"]
+    name = "Python's manual, of which the judged text is" if text["text"] == "pydoc_data.topics" else text["text"]
+    said = f"calibrated on {text['sentences']:,} lines of {name} (digest {text['digest'][:8]})"
+    if training := made.get("training"):
+        said += f", trained for {training['seconds'] / 60:.0f} minutes on {training['text']['sentences']:,}"
+    return f"{said}, table {made['table'][:8]}"
