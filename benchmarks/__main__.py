@@ -21,9 +21,9 @@ from benchmarks.timing import Result, Skipped
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 AS_IT_COMES = ("memory", "scale")  # suites that count memory
 VARIABLES = """environment variables:
-  AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) that they were calibrated
-                     on unless that was Python's manual, divided as PATH is. What they have seen is not judged by. A full
-                     run without it calibrates two tables, in some minutes
+  AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) on which they were
+                     calibrated, but for Python's manual; divided as PATH is. Nothing is judged by what they have seen.
+                     A full run without it calibrates two tables, in some minutes
   AQ_JAX_STORIES     for the suite stories: a folder with stories260K.bin, tok512.bin and stories.txt, whose stories
                      <|endoftext|> divides
   MALLOC_...         of glibc; where they are not set, memory that is freed is kept, for all contenders, but for the
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cores": machine.cores(),
         "python": platform.python_version(),
         "suite": args.suite,
+        "malloc": " ".join(f"{name}={os.environ.get(name, value)}" for name, value in MALLOC.items()),
         "versions": machine.versions(),
         "results": [],
         "skipped": [],

@@ -72,7 +72,7 @@ def name_of(config: Mapping[str, Any]) -> str:
     """A table's name, of its configuration.
 
     >>> quantization = {"solver": "gptq", "quant_type": "int2", "group_size": 128, "rotate": True}
-    >>> name_of({"quantization": quantization, "allocation": {"widths": ["int2", "int3"], "bpw": 2.3849}, "training": {}})
+    >>> name_of({"quantization": quantization, "allocation": {"widths": ["int2", "int3"], "bpw": 2.3849}})
     'aq_jax gptq int2 int3 mixed to 2.38 bits, g128, rotated'
     """
     made, plan = config["quantization"], config.get("allocation")

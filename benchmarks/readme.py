@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.tables import Marks, accuracy_table, memory_table
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures: python -m benchmarks.readme -->", "<!-- end of figures -->"
 NOTHING = "*Nothing is recorded yet: `make bench` measures it here.*"
+KEPT = (
+    "All keep the memory that they free (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ are high): by default glibc",
+    "maps matrices of 4096 x 4096 anew each time, and page faults would be most of what is measured. What takes tens",
+    "of seconds on those is measured on 2048 x 2048 only.",
+)
 # Heading, suites, a pattern of the cases that are shown, columns: (what a peer's name begins with, how it is headed).
 SPEEDS: Sequence[tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]] = (
     (
@@ -111,12 +117,10 @@ def tables(found: Mapping[str, Any] | None) -> str:
     lines = [
         f"Recorded {found['date']}, {found['suite']} suites: {found['cpu']}, {found['cores']} cores, "
         f"Python {found['python']}, {names}.",
-        *(f"With others: {suite}, {_others(found, earlier)}." for suite, earlier in found.get("earlier", {}).items()),
+        *_with_others(found),
         "Medians of rounds in which all take turns, on one core unless said otherwise; what compiles does so before.",
         "2.0 means that ours takes half the time; **in bold the other is faster, or nearer to the float model**.",
-        "All keep the memory that they free (glibc's MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_): by default",
-        "matrices of 4096 x 4096 are mapped anew each time, and most of what is measured would be their page faults.",
-        "What takes tens of seconds there is measured on 2048 x 2048 only.",
+        *(KEPT if "malloc" in found else ()),
         "",
     ]
     for heading, suites, pattern, columns in SPEEDS:
@@ -130,20 +134,17 @@ def tables(found: Mapping[str, Any] | None) -> str:
         lines += table if heading == SPEEDS[0][0] else folded(re.split("[,:]", heading)[0], table)
     if added := memory_table([result for result in found["results"] if result["suite"] == "memory"]):
         said = (
-            "What quantizing MiniLM adds at most to a process that has everything imported and compiled, in memory that",
-            "no file backs: the median of runs, each in a fresh process. All but the first keep what they made, and",
-            "write nothing.",
+            "What quantizing MiniLM adds at most to a process that has everything imported and compiled, in memory",
+            "that no file backs: the median of runs, each in a fresh process, the least and the most. All but the first",
+            "keep what they made, and write nothing.",
         )
         lines += folded("memory", [*said, "", *added])
     fits = accuracy_table([result for result in found["results"] if result["suite"].startswith("accuracy")])
     if fits:
         said = (
             "Embeddings of MiniLM with the linears and the word embedding replaced by what each library dequantizes,",
-            "beside the float32 model's. The judged text is prose of Python's manual: "
-            f"{judged_by(found)}sentences that no table has seen.",
-            "Bits are counted alike for all: codes packed, scales and zero points as arrays in the types that each",
-            'library keeps them in; beside each stands the best of ours that takes no more. "In a table" is what ours',
-            "takes in a .parquet file, where scales and zero points are compressed.",
+            "beside the float32 model's. The judged text is prose of Python's manual.",
+            *judged_how(found),
         )
         lines += folded("accuracy at equal bits", [*said, "", *fits])
     missing = sorted({part["case"] + ": " + part["reason"] for part in found["skipped"]})
@@ -152,15 +153,26 @@ def tables(found: Mapping[str, Any] | None) -> str:
     return "\n".join(lines).rstrip()
 
 
-def judged_by(found: Mapping[str, Any]) -> str:
-    """How many sentences, if that is recorded."""
-    return next((f"{result['value']} " for result in found["results"] if result["unit"] == "sentences"), "")
+def judged_how(found: Mapping[str, Any]) -> Sequence[str]:
+    """By which sentences, and how bits are counted; older records count ours in another way."""
+    count = next((result["value"] for result in found["results"] if result["unit"] == "sentences"), None)
+    if count is None:
+        return ("Bits of ours are counted compressed, in a table, those of others as arrays.",)
+    return (
+        f"None of its {count:.0f} sentences has been seen by a table. Bits are counted alike for all, as arrays: codes",
+        "packed, scales and zero points in the types that each library needs; beside each stands the best of ours that",
+        'takes no more. "In a table" is what that one takes in a .parquet file, where scales and zero points compress.',
+    )
 
 
-def _others(found: Mapping[str, Any], earlier: Mapping[str, str]) -> str:
-    now = {"python": found["python"], **found["versions"]}
-    names = [name for name in {**now, **earlier} if now.get(name) != earlier.get(name)]
-    return ", ".join(f"{name} {earlier.get(name, 'not there')}" for name in names)
+def _with_others(found: Mapping[str, Any]) -> Sequence[str]:
+    """The suites that were measured under other conditions than the last ones, and what those were."""
+    now, suites = report.conditions(found), {}
+    for suite, then in found.get("earlier", {}).items():
+        names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
+        said = ", ".join(f"{name} {then.get(name, 'not there')}" for name in names)
+        suites.setdefault(said, []).append(suite)
+    return [f"Measured with {said}: {', '.join(names)}." for said, names in suites.items()]
 
 
 def folded(summary: str, lines: list[str]) -> list[str]:

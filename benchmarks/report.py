@@ -112,10 +112,15 @@ def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
     return next((report for report in found if report["suite"] == "full"), found[0] if found else None)
 
 
+def conditions(report: Mapping[str, Any]) -> dict[str, str]:
+    """What figures depend on, beside the processor: versions, and how memory is handed out."""
+    return {"python": report["python"], "malloc": report.get("malloc", "as it comes"), **report["versions"]}
+
+
 def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Write a report where later ones are compared with it; a file of the same day keeps what was not measured again.
 
-    A suite that is kept, and was measured with other versions, has them under "earlier".
+    The conditions of a suite that is kept stand under "earlier" if they were others.
 
     Args:
         report: what was measured.
@@ -136,7 +141,7 @@ def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
         for part in ("results", "skipped"):
             kept = [found for found in old[part] if found["suite"] not in again]
             report = {**report, part: kept + report[part]}
-        now, before = ({"python": each["python"], **each["versions"]} for each in (report, old))
+        now, before = conditions(report), conditions(old)
         kept = {found["suite"] for part in ("results", "skipped") for found in report[part]} - again
         with_others = {suite: old.get("earlier", {}).get(suite, before) for suite in sorted(kept)}
         if earlier := {suite: versions for suite, versions in with_others.items() if versions != now}:

@@ -98,6 +98,11 @@ def library(name: str) -> ModuleType:
         raise Absent(reason) from None
 
 
+def other_group(theirs: int, ours: int) -> str:
+    """What a reader should know of a peer that has no groups of our size."""
+    return "" if theirs == ours else f"theirs in groups of {theirs}" if theirs else "theirs in rows"
+
+
 def nearest(peer: Peer, bits: int, group: int) -> int:
     """The size of groups that a peer has which is nearest to one, counting a row as very long."""
     return min(peer.widths[bits], key=lambda size: abs((size or 2**20) - (group or 2**20)))

@@ -183,7 +183,7 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
 
 
 def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
-    """Tables that are given, as long as enough is left to judge by; of full runs without any, two that are made here."""
+    """Tables that are given, as long as enough is left to judge by; without any, two that full runs make."""
     from aq_jax.evaluate.config import FEWEST
 
     paths, texts = given()

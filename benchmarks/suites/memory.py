@@ -5,6 +5,7 @@ Every run is in a process of its own: what one case has freed, the next would us
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import tempfile
 import threading
@@ -59,8 +60,7 @@ def contenders(module: str) -> dict[str, Callable[[], Any]]:
 
 def measure(peer: peers.Peer, bits: int, group: int) -> float:
     """MB that a peer adds."""
-    import aq_jax.converters.checkpoint  # noqa: F401 - what reads the matrices
-
+    importlib.import_module("aq_jax.converters.checkpoint")  # what reads the matrices
     peer.quantize(peer.arrange(np.ones((512, 512), np.float32)), bits, group)  # compiled, and warm
     return added(partial(quantize_all, peer, bits, group))
 

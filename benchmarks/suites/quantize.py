@@ -79,6 +79,5 @@ def _against_all(what: str, bits: int, group: int, side: int, children: list[Chi
     yield beside(case, "memcpy", times.pop("memcpy"), ours, *limits, note=note)
     for peer, timing in times.items():
         claim = CLAIMS.get(peer, ("", "")) if bits < 8 and forwards else ("", "")
-        note = f"theirs in {f'groups of {groups[peer]}' if groups[peer] else 'rows'}" if groups[peer] != group else ""
-        yield beside(case, peer, timing, ours, *claim, note=note)
+        yield beside(case, peer, timing, ours, *claim, note=peers.other_group(groups[peer], group))
     yield Result(f"{case}: first call longer by", ours.first, "s")

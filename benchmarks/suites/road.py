@@ -20,14 +20,14 @@ PATIENCE = 6.0
 
 
 def contenders(module: str) -> dict[str, Callable[[], Any]]:
-    """In a child: "peer|bits" -> read MiniLM's matrices and quantize them. Nothing is written."""
+    """In a child: "peer|bits|group" -> read MiniLM's matrices and quantize them. Nothing is written."""
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
         for bits, (_, wanted) in CASES.items():
             if bits not in peer.widths or peer.slow:
                 continue
             group = peers.nearest(peer, bits, wanted)
-            calls[f"{peer.name}|{bits}"] = partial(quantize_all, peer, bits, group)
+            calls[f"{peer.name}|{bits}|{group}"] = partial(quantize_all, peer, bits, group)
     return calls
 
 
@@ -58,16 +58,18 @@ def road(full: bool) -> Iterator[Line]:
                 "ours": lambda config=config: our_road(ours, config),
                 "NumPy": lambda config=config: numpy_road(theirs, config),
             }
+            notes = {}
             for child in children.values():
-                found |= {
-                    f"{name.partition('|')[0]} (writes nothing)": child.remote(name)
-                    for name in child.names
-                    if name.endswith(f"|{bits}")
-                }
+                for name in child.names:
+                    peer, width, group = name.split("|")
+                    if int(width) == bits:
+                        peer += " (writes nothing)"
+                        found[peer], notes[peer] = child.remote(name), peers.other_group(int(group), CASES[bits][1])
             times = race(found, 7 if full else 3, PATIENCE)
             mine, case = times.pop("ours"), f"MiniLM to a table, {CASES[bits][0]}"
             for peer, timing in times.items():
-                yield beside(case, peer, timing, mine, *(("1", "2") if peer == "NumPy" else ()))
+                limits = ("1", "2") if peer == "NumPy" else ("", "")
+                yield beside(case, peer, timing, mine, *limits, note=notes.get(peer, ""))
             yield Result(f"{case}: first call longer by", mine.first, "s")
         searched = aq.QuantizationConfig("int2", group_size=128)
         times = race({"ours": lambda: our_road(ours, searched)}, 3 if full else 1)["ours"]

@@ -1,14 +1,15 @@
 """all-MiniLM-L6-v2, quantized, judged by what it was published to reach and by what it reaches here.
 
 The published thresholds are against float32 (what was called float16 there was float32): see docs/validation.md. Models
-are judged by sentences on which none of them was calibrated. The two-bit one is solved on text, for a minute or two.
+are judged by sentences on which none of them was calibrated. Of the two-bit one, what takes longest to solve on text is
+searched for without; the one that is solved as a whole is slow, and better.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import safetensors.numpy
 
 import aq_jax as aq
 from aq_jax import jobs
+from aq_jax.config import Override
 from aq_jax.converters import huggingface
 from aq_jax.evaluate import independent_reader
 from aq_jax.evaluate.config import Case, ValidationConfig
@@ -51,20 +53,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("minilm")
 
 
-def quantized(config: str, output: Path) -> Quantized:
+def quantized(config: aq.ConversionConfig, output: Path) -> Quantized:
     start = time.perf_counter()
-    done, peak = measured(jobs.convert, aq.load_config(config, (f"output={output}",)))
+    done, peak = measured(jobs.convert, replace(config, output=str(output)))
     return Quantized(output, done, peak, time.perf_counter() - start)
+
+
+def sooner(config: aq.ConversionConfig) -> aq.ConversionConfig:
+    """The same types in as many bytes, in less than half the time: less text, and only for what it is quick for."""
+    policy = config.quantization
+    assert policy is not None
+    given = (replace(o, solver="search") if o.pattern == "word_embeddings" else o for o in policy.overrides)
+    policy = replace(policy, overrides=(*given, Override(r"layer\.\d+\.output\.dense", solver="search")))
+    return replace(config, quantization=policy, calibration=replace(config.calibration, sentences=64))
 
 
 @pytest.fixture(scope="module")
 def int8(folder: Path) -> Quantized:
-    return quantized(INT8, folder / "int8.parquet")
+    return quantized(aq.load_config(INT8), folder / "int8.parquet")
 
 
 @pytest.fixture(scope="module")
 def int2(folder: Path) -> Quantized:
-    return quantized(INT2, folder / "int2.parquet")
+    return quantized(sooner(aq.load_config(INT2)), folder / "int2.parquet")
+
+
+@pytest.fixture(scope="module")
+def whole_int2(folder: Path) -> Quantized:
+    """As configs/ has it: a minute."""
+    return quantized(aq.load_config(INT2), folder / "whole_int2.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +99,7 @@ def v1(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def held() -> HeldOut:
-    """Sentences on which the two-bit model is not calibrated."""
+    """Sentences on which no two-bit model is calibrated: the lines of `sooner` are the first of those of the config."""
     config = ValidationConfig((Case("int8", INT8), Case("int2", INT2)), sentences=SENTENCES)
     return held_out(config, [aq.load_config(case.config) for case in config.cases])
 
@@ -115,7 +132,6 @@ class TestRealModelQuantization:
     def test_minilm_int8_quantization(self, int8: Quantized, weights: dict[str, np.ndarray]) -> None:
         self.check(int8, weights, {"int8"})
 
-    @pytest.mark.slow
     def test_minilm_int2_quantization(self, int2: Quantized, weights: dict[str, np.ndarray]) -> None:
         self.check(int2, weights, {"int2h", "int3h", "int8"})
 
@@ -136,12 +152,10 @@ class TestCompressionRatioValidation:
         assert ratio(int8, weights) > 2  # as published
         assert ratio(int8, weights) >= 3.9
 
-    @pytest.mark.slow
     def test_int2_compression_ratio_target(self, int2: Quantized, weights: dict[str, np.ndarray]) -> None:
         assert ratio(int2, weights) > 4  # as published
-        assert ratio(int2, weights) >= 13
+        assert ratio(int2, weights) >= 13.5
 
-    @pytest.mark.slow
     def test_compression_ratio_comparison(
         self, int8: Quantized, int2: Quantized, v1: Path, weights: dict[str, np.ndarray]
     ) -> None:
@@ -168,7 +182,6 @@ class TestAccuracyValidation:
         assert outputs.mean() >= 0.9993
         assert np.percentile(outputs, 1) >= 0.998
 
-    @pytest.mark.slow
     def test_int2_accuracy_target(
         self, int2: Quantized, weights: dict[str, np.ndarray], held: HeldOut, wanted: np.ndarray
     ) -> None:
@@ -176,7 +189,28 @@ class TestAccuracyValidation:
         outputs = cosines(embeddings(int2.path, held), wanted)
         assert np.mean(found) > 0.70  # as published
         assert outputs.mean() > 0.70
-        assert outputs.mean() >= 0.90
+        assert outputs.mean() >= 0.85
+
+    @pytest.mark.slow
+    def test_int2_is_better_solved_as_a_whole(
+        self,
+        int2: Quantized,
+        whole_int2: Quantized,
+        weights: dict[str, np.ndarray],
+        held: HeldOut,
+        wanted: np.ndarray,
+    ) -> None:
+        types, sooner_types = (
+            {layer.name: layer.quant_type for layer in jobs.inspect_table(made.path).layers}
+            for made in (whole_int2, int2)
+        )
+        assert types == sooner_types
+        assert ratio(whole_int2, weights) == pytest.approx(ratio(int2, weights), rel=1e-3)
+        assert ratio(whole_int2, weights) >= 13.5
+        assert np.mean(list(weight_cosines(whole_int2, weights).values())) >= 0.90
+        outputs, sooner_outputs = (cosines(embeddings(made.path, held), wanted) for made in (whole_int2, int2))
+        assert outputs.mean() >= max(0.94, sooner_outputs.mean())
+        assert np.percentile(outputs, 1) >= 0.84
 
     def test_layer_wise_accuracy_distribution(self, int8: Quantized, weights: dict[str, np.ndarray]) -> None:
         """No layer is worse than the others, and the table says of each what it is."""

@@ -181,7 +181,7 @@ def test_a_killed_conversion_is_taken_up_and_gives_the_same_bytes(
     script.write_text(KILLED.format(size=SIZE))
     output = tmp_path / "out"
     command = [sys.executable, str(script), str(source), str(output), str(workers)]
-    for lines in (3, 2):  # killed after so many tensors
+    for lines in (14, 4):  # killed after so many tensors
         with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
             assert process.stdout is not None
             for _ in range(lines):
