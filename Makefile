@@ -2,7 +2,7 @@
 # make validate    convert MiniLM in five widths and judge each by its thresholds
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
-# make bench   speed, size and fit beside other libraries, in 3 minutes (SUITE=full: in 20; NAMES="qdot load": only those)
+# make bench   speed, size and fit beside other libraries, in 4 minutes (SUITE=full: in 30; NAMES="qdot load": only those)
 
 PYTHON ?= python3
 TORCH ?= yes

@@ -19,15 +19,16 @@ from benchmarks.timing import Result, Skipped
 # glibc gives larger blocks back to the system when they are freed: their pages would be measured, which each use takes
 # anew. With these, all keep what they had once.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-AS_IT_COMES = ("memory", "scale")  # suites that count memory
+# But for suites that count memory, and for loading, which a process does once, into memory that is new.
+AS_IT_COMES = ("memory", "scale", "load")
 VARIABLES = """environment variables:
   AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) on which they were
                      calibrated, but for Python's manual; divided as PATH is. Nothing is judged by what they have seen.
                      A full run without it calibrates two tables, in some minutes
   AQ_JAX_STORIES     for the suite stories: a folder with stories260K.bin, tok512.bin and stories.txt, whose stories
                      <|endoftext|> divides
-  MALLOC_...         of glibc; where they are not set, memory that is freed is kept, for all contenders, but for the
-                     suites memory and scale
+  MALLOC_...         of glibc: as they are set. Where they are not, all contenders keep the memory that they free, but
+                     in the suites memory, scale and load
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
             continue
         figures = result["figures"]
         pairs = ((result["value"], "data-free mean"), (figures["p1"], "data-free p1"))
-        mean, low = (f"**{v:.4f}**" if v > figures.get(ours, -1) else f"{v:.4f}" for v, ours in pairs)
+        mean, low = (f"**{v:.4f}**" if v > figures.get(ours, math.inf) else f"{v:.4f}" for v, ours in pairs)
         ours = [
             f"{figures[f'{kind} {part}']:.{digits}f}" if f"{kind} {part}" in figures else ""
             for kind in ("data-free", "calibrated")

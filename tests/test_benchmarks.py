@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from aq_jax import CalibrationConfig
+from aq_jax.calibration.text import read_text
+from aq_jax.loader import as_v2, plain_rows
+from aq_jax.store import TableWriter
 from benchmarks import __main__ as command
-from benchmarks import machine, peers, readme, report
+from benchmarks import machine, models, peers, readme, report
+from benchmarks.calibrated import VARIABLE, described, name_of
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import Absent
-from benchmarks.suites import PLACES, QUICK, SUITES, suite_at
-from benchmarks.suites.accuracy import Fit, best_within
+from benchmarks.suites import PLACES, QUICK, SUITES, memory, suite_at
+from benchmarks.suites.accuracy import Fit, best_within, calibrated, line_of
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped, Timing, beside, race, ratio, seconds_of
 
@@ -63,6 +70,9 @@ def test_ours_goes_by_the_protocol(matrix: np.ndarray) -> None:
     q = ours.quantize(ours.arrange(matrix), 4, 128)
     assert np.abs(ours.dequantize(q) - matrix).max() < 0.4
     assert ours.stored_bits(q) >= 4 * matrix.size  # as a table has it, name and digest too
+    assert ours.needed_bits(q) == 4 * matrix.size + 32 * matrix.size // 128  # zero points are all zero
+    shifted = peers.load("ours")[1]
+    assert shifted.needed_bits(shifted.quantize(matrix, 4, 128)) == 4 * matrix.size + 64 * matrix.size // 128
 
 
 def test_gguf_and_safetensors_if_they_are_there(matrix: np.ndarray) -> None:
@@ -95,6 +105,9 @@ def test_every_adapter_is_listed_and_shadows_nothing() -> None:
 def test_the_nearest_group_is_taken() -> None:
     peer = peers.load("numpy_vectorized")[0]
     assert (peers.nearest(peer, 8, peers.ROW), peers.nearest(peer, 4, 100), peers.nearest(peer, 2, 32)) == (0, 128, 32)
+    assert [peers.other_group(*sizes) for sizes in ((32, 32), (32, 128), (0, 128))] == [
+        "", "theirs in groups of 32", "theirs in rows",
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ timing, children
@@ -188,8 +201,28 @@ def test_ratios_are_of_rounds() -> None:
     assert (line.value, line.unit, line.figures["ms"]) == (2.0, "x speed", 1000.0)
 
 
+def remembering(module: str) -> dict[str, object]:
+    """A child whose answers depend on how often it was asked."""
+    count: list[int] = []
+
+    def call() -> float:
+        count.append(1)
+        return float(len(count))
+
+    return {f"{module}|8": call}
+
+
+def test_every_case_of_memory_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TARGET", of_tests("remembering"))
+    line = memory.in_fresh_processes("peer", "peer|8", 2)
+    assert isinstance(line, Result)
+    assert (line.case, line.value) == ("MiniLM int8 in memory, peer: anonymous memory added", 1.0)
+    assert (line.low, line.high) == (1.0, 1.0)
+
+
 def toy(full: bool) -> Iterator[Line]:
     """A suite."""
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"]
     yield Result("toy", 2.0 if full else 1.0, "x speed", peer="other", low=0.5, high=3.0)
     yield Skipped("gone", "not installed")
 
@@ -220,6 +253,7 @@ def test_a_suite_runs_and_is_recorded(
         {"suite": "toy", "case": "toy", "value": 2.0, "unit": "x speed", "peer": "other", "low": 0.5, "high": 3.0}
     ]
     assert found["cpu"] == machine.processor()
+    assert "MALLOC_MMAP_THRESHOLD_=" in found["malloc"]
     # A suite that fails is no result, and nothing is recorded with it.
     assert command.main(["bad", *arguments[1:]]) == 1
     assert json.loads(recorded.read_text()) == found
@@ -261,11 +295,12 @@ def test_ratios_are_compared_with_the_last_ones() -> None:
     assert report.row(bare) == "| same | 0 |  |  |  |  |  |"  # neither a unit nor anything else
     seconds = report.entry("s", Result("same", 1.0, "s"))
     assert report.changes({"results": [seconds]}, {"results": [seconds]}) == {}  # no ratio
+    assert "| <= 1 **missed** | 0.5 |" in report.row(report.entry("s", Result("slow", 2.0, "s", "<= 1", "0.5")))
 
 
 def test_records_are_found_by_processor(tmp_path: Path) -> None:
     first = report.record(made(("a", 1.0, 1.0, 1.0)), tmp_path)
-    assert first.name == "2026-01-01-a-cpu.json"
+    assert first.name == "2026-01-01-a-cpu-2-cores.json"
     report.record(made(cpu="Another", date="2026-01-03"), tmp_path)
     last = report.last_of("A CPU", 2, tmp_path)
     assert last is not None
@@ -279,6 +314,13 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
     other = report.entry("t", Result("b", 1.0, "s"))
     report.record(made(results=[other]), tmp_path)
     assert [found["suite"] for found in json.loads(first.read_text())["results"]] == ["s", "t"]
+    # What it keeps was measured with the versions of then.
+    for numpy in ("3", "4"):
+        report.record(made(results=[other], versions={"numpy": numpy}), tmp_path)
+    found = json.loads(first.read_text())
+    assert found["earlier"] == {"s": {"python": "3.11", "malloc": "as it comes", "numpy": "2"}}
+    assert "Measured with numpy 2: s." in readme.tables(found)
+    assert report.record(made(cores=4), tmp_path) != first
     with pytest.raises(ValueError, match="quick ones do not replace them"):
         report.record(made(suite="quick"), tmp_path)
 
@@ -296,6 +338,65 @@ def test_the_best_of_no_more_bits_is_shown() -> None:
     assert best is not None
     assert best.name == "b"
     assert best_within(fits, 2.0, "data-free") is None
+    line = line_of(Fit("peer", 4.5, 8.5, 0.9, 0.8, "peer"), [*fits, Fit("d", 4.4, 4.1, 1.0, 0.9, "calibrated")])
+    assert line.made == {"data-free": "b", "calibrated": "d"}
+    assert (line.figures["bits as stored"], line.figures["calibrated bits in a table"]) == (8.5, 4.1)
+
+
+# ------------------------------------------------------------------------------------------------ calibrated tables
+
+
+def test_tables_are_named_by_how_they_were_made() -> None:
+    made = {"solver": "gptq", "quant_type": "int4", "per_channel": True}
+    assert name_of({"quantization": made, "training": {"steps": 1}}) == "aq_jax gptq int4, rows, trained"
+
+
+def calibrated_table(path: Path, text: str, sentences: int, **more: dict) -> Path:
+    """A table whose metadata says that it was calibrated."""
+    record = read_text(CalibrationConfig(text, sentences=sentences)).record()
+    config = {"quantization": {"solver": "gptq", "quant_type": "int2", "group_size": 128, "rotate": True},
+              "calibration": record, **more}  # fmt: skip
+    with TableWriter(path, version=2, config=config) as table:
+        for row in plain_rows("w", np.ones(3, np.float32)):
+            table.write(as_v2(row))
+    return path
+
+
+def test_what_calibrated_tables_have_seen_is_known(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"Sentence {i} of a text." for i in range(100)))
+    path = calibrated_table(tmp_path / "m.parquet", str(text), 20)
+    found = described(path, {"text.txt": text})
+    assert found.name == "aq_jax gptq int2, g128, rotated"
+    assert len(found.seen) == 20
+    assert found.made["calibration"]["text"] == "text.txt"
+    plan = {"widths": ["int2"], "bpw": 2.5, "sentences": 10}
+    planned = described(calibrated_table(path, str(text), 20, allocation=plan), {"text.txt": text})
+    assert len(planned.seen) == 20 + 3 * 5
+    with pytest.raises(ValueError, match="which AQ_JAX_CALIBRATED does not name"):
+        described(path, {})
+    text.write_text("Another text.")
+    with pytest.raises(ValueError, match=r"another text\.txt than the one"):
+        described(path, {"text.txt": text})
+
+
+def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = calibrated_table(tmp_path / "fine.parquet", "", 100)
+    greedy = calibrated_table(tmp_path / "greedy.parquet", "", 2**24)
+    (tmp_path / "bad.parquet").write_text("no table")
+    paths = [tmp_path / "none.parquet", tmp_path / "bad.parquet", fine, greedy]
+    monkeypatch.setenv(VARIABLE, os.pathsep.join(map(str, paths)))
+    none, bad, kept, left = calibrated(full=True)
+    assert isinstance(none, Skipped)
+    assert "No such file" in none.reason
+    assert isinstance(bad, Skipped)
+    assert "not a Parquet" in bad.reason
+    assert not isinstance(kept, Skipped)
+    assert isinstance(left, Skipped)
+    assert "fewer than 50 sentences would be left" in left.reason
+    lines = models.held_out(10**6, kept.seen)
+    assert not kept.seen & {" ".join(line.casefold().split()) for line in lines}
+    assert len(lines) == len(models.held_out(10**6)) - 100
 
 
 # ------------------------------------------------------------------------------------------------ the README
@@ -307,32 +408,52 @@ def test_the_readmes_figures_are_the_recorded_ones() -> None:
 
 
 def test_tables_are_made_of_what_is_recorded() -> None:
-    def result(suite: str, case: str, value: float, peer: str = "", unit: str = "x speed", **figures: float) -> dict:
-        return report.entry(suite, Result(case, value, unit, peer=peer, figures=figures))
+    def result(suite: str, case: str, value: float, peer: str = "", unit: str = "x speed", **more: Any) -> dict:
+        return report.entry(suite, Result(case, value, unit, peer=peer, **more))
 
+    def cosine(case: str, value: float, bits: float, **more: Any) -> dict:
+        return result("accuracy@2", f"{case}: embedding cosine", value, unit="cosine",
+                      figures={"bits": bits, "p1": 0.25, **beside}, **more)  # fmt: skip
+
+    beside = {"data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3, "data-free bits in a table": 2.2}
+    text = {"text": "wiki.txt", "sentences": 1024, "seed": 0, "digest": "12345678abc"}
+    made_of = {"table": "87654321abc", "calibration": text, "training": {"seconds": 600, "text": text}}
     found = made(
         results=[
             result("quantize", "quantize int4", 12.3, "NumPy"),
             result("quantize", "quantize int4", 0.5, "gguf Q4_0"),
-            result("quantize", "quantize int4", 0.25, "gguf Q4_1"),
-            result("quantize", "quantize int4", 100, "NumPy, a loop over groups"),
+            result("quantize", "quantize int4", 0.25, "gguf Q4_1", note="theirs in groups of 32"),
+            result("quantize", "quantize int4", 100, "NumPy, a loop over groups", low=100, high=100),
             result("quantize", "quantize int4", 9.0, "aq_jax search"),
             result("quantize", "quantize int4: first call longer by", 3.0, unit="s"),
+            result("road", "MiniLM to a table, int8", 2.0, "torchao (writes nothing)", note="theirs in groups of 32"),
             result("load", "load int8 .arrow", 0.5, "safetensors float32 to JAX", "x time"),
-            result("accuracy@2", "hqq 2 bits, g64: embedding cosine", 0.5, unit="cosine", bits=2.5, p1=0.25,
-                   **{"data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3}),
-            result("accuracy@2", "rtn 2 bits, g64: embedding cosine", 0.7, unit="cosine", bits=2.5, p1=0.25,
-                   **{"data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3}),
+            result("memory", "MiniLM int8 rows, to a table: anonymous memory added", 60.4, unit="MB", low=50, high=70),
+            result("memory", "MiniLM int2 in memory, hqq: anonymous memory added", 90.0, unit="MB", low=90, high=91),
+            result("accuracy@2", "judged", 300, unit="sentences"),
+            cosine("hqq 2 bits, g64", 0.5, 2.5),
+            cosine("rtn 2 bits, g64", 0.7, 2.5, made={"data-free": "x", "calibrated": "ours"}),
+            cosine("ours", 0.9, 2.5, note="calibrated", made=made_of),
         ],
         skipped=[{"suite": "quantize", "case": "qwix", "reason": "qwix is not installed"}],
+        malloc="MALLOC_TRIM_THRESHOLD_=1",
     )  # fmt: skip
-    text = readme.tables(found)
-    assert "| quantize int4 | 100 | 12 | **0.25** |" in text
-    assert "first call" not in text
-    assert "| load int8 .arrow | 2.0 |" in text  # in time: the other way around
-    assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | 2.40 | 0.6000 | 0.3000 |  |  |  |" in text
-    assert "| rtn 2 bits, g64 | 2.50 | **0.7000** |" in text
-    assert "Left out: qwix: qwix is not installed." in text
+    said = readme.tables(found)
+    assert "Recorded 2026-01-01, full suites: " in said
+    assert "4096 x 4096 anew each time" in said
+    assert "| quantize int4 | 100 <sup>a</sup> | 12 |  | **0.25** <sup>b</sup> |" in said
+    assert "| MiniLM to a table, int8 |  |  | 2.0 <sup>b c</sup> |  |" in said
+    notes = ("<sup>a</sup> theirs ran in one round", "<sup>b</sup> theirs in groups of 32")
+    assert "; ".join([*notes, "<sup>c</sup> theirs writes nothing"]) in said
+    assert "first call" not in said
+    assert "| load int8 .arrow | 2.0 |" in said  # in time: the other way around
+    assert "| aq_jax, to a table that is written | 60 (50 to 70) |  |" in said
+    assert "| hqq |  | 90 (90 to 91) |" in said
+    assert "None of its 300 sentences" in said
+    assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | 2.40 | 2.20 | 0.6000 | 0.3000 |  |  |  |  |" in said
+    assert "| rtn 2 bits, g64 | 2.50 | **0.7000** |" in said
+    assert "ours: calibrated on 1,024 lines of wiki.txt (digest 12345678), trained for 10 minutes on 1,024" in said
+    assert "Left out: qwix: qwix is not installed." in said
     assert readme.tables(None) == readme.NOTHING
 
 

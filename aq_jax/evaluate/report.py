@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.evaluate.html import render
-from aq_jax.evaluate.markup import counted
+from aq_jax.evaluate.markup import counted, error
 from aq_jax.store.files import replacing
 
 WORST = 10
@@ -52,15 +52,20 @@ def case_table(report: Mapping[str, Any]) -> Table:
         else:
             cosine, rho = out["cosine"], out["spearman"] or {"quantized": None, "float": None}
             merit = ((cosine["mean"], 4), (cosine["p1"], 4), (rho["quantized"], 2), (rho["float"], 2))
-        figures = (
+        sizes = (
             (size["file_bytes"] / 1e6, 2), (size["ratio_float32"], 2), (size["ratio_float16"], 2),
             (size["bits_per_weight"], 2), ((case["layer_cosines"] or {"mean": None})["mean"], 4),
-            (case["rel_mse"], 5), *merit,
+        )  # fmt: skip
+        times = (
             (sum(seconds["convert"].values()), 1), (1e3 * sum(seconds["load"].values()), 0),
             (case["peak_memory_bytes"] / 1e6, 0),
         )  # fmt: skip
+        weight_error = "" if case["rel_mse"] is None else error(case["rel_mse"])
+        fit = (*(number(*figure) for figure in sizes), weight_error)
         judged = "holds" if case["ok"] else "FAILS"
-        rows.append((case["name"], judged, case["activations"], *(number(*figure) for figure in figures)))
+        rows.append(
+            (case["name"], judged, case["activations"], *fit, *(number(*figure) for figure in (*merit, *times)))
+        )
     told = [i for i in range(len(header)) if any(row[i] for row in rows)]
     return tuple(header[i] for i in told), [tuple(row[i] for i in told) for row in rows]
 

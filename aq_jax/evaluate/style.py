@@ -130,6 +130,7 @@ figure { margin: 1.25rem 0 0; }
 figcaption { margin: .4rem 0 0; color: var(--muted); font-size: .87rem; max-width: 44rem; }
 figcaption b { color: var(--ink); }
 figcaption p { margin: 0 0 .7rem; }
+figcaption .keys + p { margin-top: .8rem; }
 figcaption.facts { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; }
 .side {
   display: grid; grid-template-columns: minmax(0, 760px) minmax(13rem, 1fr); gap: .5rem 2.5rem; align-items: start;
@@ -201,6 +202,8 @@ footer { padding-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size
 @media (max-width: 62rem) {
   .side { grid-template-columns: minmax(0, 1fr); }
   .side .keys { flex-direction: row; }
+  .spread { grid-template-columns: 1fr 1fr; }
+  .spread > h3 { grid-column: 1 / -1; }
 }
 @media (max-width: 46rem) {
   main, header, footer { padding-left: 1rem; padding-right: 1rem; }
@@ -214,7 +217,8 @@ footer { padding-top: 4rem; padding-bottom: 3rem; color: var(--muted); font-size
 @page { margin: 14mm; }
 @media print {
   .maps { grid-template-columns: 1fr 1fr; }
-  .spread { grid-template-columns: 5rem 1fr 1fr 1fr; gap: .5rem 1rem; }
+  .spread { grid-template-columns: 1fr 1fr 1fr; gap: .5rem 1rem; }
+  .spread > h3 { grid-column: 1 / -1; }
   h2 + p { break-after: avoid; }
   body { font-size: 9.5pt; }
   main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }

@@ -74,7 +74,7 @@ GROUPS: Mapping[str, Mapping[str, Callable[[Case], str]]] = {
         "to convert": lambda c: seconds(total(at(c, "seconds", "convert"))),
         "to load": lambda c: seconds(total(at(c, "seconds", "load"))),
         "sentences a second": lambda c: number(at(c, "seconds", "encode", "sentences_a_second")),
-        "sentences a second of float": lambda c: number(at(c, "seconds", "encode", "float_sentences_a_second")),
+        "the float model's": lambda c: number(at(c, "seconds", "encode", "float_sentences_a_second")),
         "peak memory": lambda c: megabytes(at(c, "peak_memory_bytes")),
     },
 }

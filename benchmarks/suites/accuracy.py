@@ -56,7 +56,7 @@ def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
     """In a child: "peer|bits|group" -> a call that writes all dequantized weights to a file, and returns bits."""
     calls: dict[str, Callable[..., Any]] = {}
     # Others have no zero points: beside them, ours without.
-    ours = [Ours(f"{SEARCH}, symmetric", "search", rotate=True)] if module == "ours" and full else []
+    ours = [Ours(f"{SEARCH}, symmetric", "search", rotate=True)] if module == "ours" else []
     for peer in (*peers.load(module), *ours):
         if peer.name == UNOPTIMIZED if full else peer.slow or peer.name == SEARCH:
             continue

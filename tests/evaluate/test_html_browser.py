@@ -86,7 +86,7 @@ def boxes(page: Any) -> list[dict[str, float]]:
 def test_charts_are_drawn(visit: Any) -> None:
     page = visit()
     drawn = boxes(page)
-    assert len(drawn) == 1 + 1 + 5 * 3 + 2
+    assert len(drawn) == 1 + 1 + 5 * 4 + 2
     assert all(box["width"] > 100 and box["height"] > 20 for box in drawn)
     for mark in ("#tradeoff circle", "#errors rect.c0", "#distributions rect", "#time rect"):
         box = page.locator(mark).first.bounding_box()

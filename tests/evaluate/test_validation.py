@@ -209,7 +209,7 @@ def test_activations_are_those_that_were_used(run: Run, bert: Path, monkeypatch:
     Path("used.toml").write_text('text = "text.txt"\n[[case]]\nname = "int8"\nconfig = "int8.toml"')
     status, out, _ = run("validate", "used.toml", "--set", "folder=used")
     assert status == 0
-    assert re.search(r"^case +verdict +activations .*\nint8 +holds +int8 ", out)
+    assert re.search(r"^case +verdict +activations .*\n-+\nint8 +holds +int8 ", out)
     assert "all 5 criteria hold, in 1 case" in out
     assert "| int8 | holds | int8 |" in Path("used/report.md").read_text()
     assert json.loads(Path("used/report.json").read_text())["cases"][0]["activations"] == "int8"
