@@ -92,6 +92,11 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
         raise FormatError(f"{folder.at(PICKLE)}: a pickle is read from this machine only; fetch the folder first")
     else:
         _read_pickle(folder.local / PICKLE, found)
+    if both := [name for name in found.aliases if name in found.shapes]:
+        raise FormatError(
+            f"{folder}: {both[0]!r} is a tensor of one file, and of another a name for {found.aliases[both[0]]!r}; "
+            "fetch them again"
+        )
     yield found
 
 
@@ -153,7 +158,18 @@ def _read_safetensors(file: str, found: Checkpoint) -> None:
         first = start + entry["data_offsets"][0]
         found.add(name, Extent(file, first, tuple(entry["shape"]), SAFE_DTYPES[entry["dtype"]]))
     # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}; "format" is its own note.
-    found.aliases |= {a: kept for a, kept in notes.items() if kept in header and a not in header and a != "format"}
+    for alias, kept in notes.items():
+        if kept in header and alias not in header and alias != "format":
+            _tie(found, alias, kept, path)
+
+
+def _tie(found: Checkpoint, alias: str, stored: str, path: str) -> None:
+    """Take in a tied name, which all files must mean alike."""
+    if found.aliases.setdefault(alias, stored) != stored:
+        raise FormatError(
+            f"{path}: says that {alias!r} is {stored!r}, another file of the folder that it is "
+            f"{found.aliases[alias]!r}; fetch them again"
+        )
 
 
 def _check_shape(shape: list[int], where: str) -> None:

@@ -142,7 +142,7 @@ def from_table(
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
-    beside = source_folder(config_from) if config_from is not None else Folder(Path(path).parent)
+    beside = source_folder(config_from) if config_from is not None else Folder(_folder_of(path))
     check_side_files(beside, Folder(out))
     with WeightLoader(path) as table:
         source = TableSource(table, allow_quantized=True)
@@ -150,6 +150,11 @@ def from_table(
         write_safetensors(source, out / SINGLE)
     copy_side_files(beside, Folder(out))
     return out / SINGLE
+
+
+def _folder_of(table: str | os.PathLike[str]) -> Path:
+    """Where a table's config and tokenizer files are: beside a file, and in a folder of files."""
+    return Path(table) if Path(table).is_dir() else Path(table).parent
 
 
 def write_safetensors(source: Source, path: Path) -> None:

@@ -10,17 +10,17 @@ from aq_jax.store.survey import survey
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A row that is not what was written.
+    """A row that is not what was written, or a tensor that is not there.
 
     Args:
-        file: that holds it.
-        row: its number in that file, from 0.
+        file: that holds it, or should.
+        row: its number in that file, from 0; None for a tensor of a file that is not there, or is another table's.
         name: of its tensor; None where even that is lost.
         problem: what was found.
     """
 
     file: str
-    row: int
+    row: int | None
     name: str | None
     problem: str
 
@@ -76,6 +76,6 @@ def verify_table(path: str | os.PathLike[str]) -> Verdict:
     (True, ('w',))
     """
     found = survey(path)
-    bad = tuple(Damage(p.file, p.row, p.name, p.text) for p in found.problems if p.row is not None)
+    bad = tuple(Damage(p.file, p.row, p.name, p.text) for p in found.problems if not p.row is p.name is None)
     errors = tuple(dict.fromkeys(problem.text for problem in found.problems))
     return Verdict(str(path), found.rows, found.unchecked, errors, found.good, bad)

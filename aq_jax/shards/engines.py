@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -92,15 +93,16 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us is told, and ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     use_system_memory()
-    while True:
-        try:
+    try:
+        while True:
             task = connection.recv()
             connection.send(("done", convert_shard(task, lambda name, size: connection.send(("step", name, size)))))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # nobody waits for us
-        except Exception as error:
-            connection.send(("error", error))
-            return
+    except (EOFError, BrokenPipeError, ConnectionResetError, SystemExit):
+        pass  # nobody waits for us
+    except Exception as error:
+        connection.send(("error", error))
+    finally:
+        os._exit(1)  # what is half-written is removed; JAX has nothing to take down that another signal could disturb
 
 
 def on_ray(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:

@@ -30,6 +30,8 @@ def refuse_taken(folder: Folder, beside: Collection[str]) -> None:
     """
     if folder.state(_PLAN) is not None:
         return
+    if folder.state(MANIFEST) is not None:
+        folder.remove_folder(JOURNAL)  # of a run that was killed while it removed it
     tops = {name.partition("/")[0] for name in beside} | {JOURNAL}
     if others := [name for name in folder.names() if name not in tops]:
         raise FormatError(
@@ -92,6 +94,8 @@ class Journal:
     def close(self, manifest: bytes) -> None:
         """All shards are there: the manifest makes a table of them, and the journal goes."""
         self.folder.write(MANIFEST, manifest)
+        for name in self.folder.glob(f"{JOURNAL}/[0-9]*.json"):
+            self.folder.remove(name)
         self.folder.remove_folder(JOURNAL)
 
     def _note(self, index: int) -> str:
@@ -106,7 +110,7 @@ class Journal:
 
     def _begin_anew(self) -> None:
         # The old plan goes last: until then a run that is stopped here is known for what it is.
-        patterns = (MANIFEST, _SHARDS, f".{_SHARDS}.*.tmp", f"{JOURNAL}/[0-9]*.json")
+        patterns = (MANIFEST, _SHARDS, f".{_SHARDS}.*tmp", f"{JOURNAL}/[0-9]*.json")
         for name in [name for pattern in patterns for name in self.folder.glob(pattern)]:
             self.folder.remove(name)
         self.folder.write(_PLAN, json.dumps({"fingerprint": self._fingerprint}).encode())

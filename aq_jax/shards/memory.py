@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import BITS, Compression, QuantizationConfig
 from aq_jax.converters.extents import Extent
 from aq_jax.solvers.screen import is_floating, is_quantizable
 from aq_jax.store import DTYPES, pieces
@@ -24,7 +24,9 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def tensor_bytes(extent: Extent, config: QuantizationConfig | None, name: str) -> int:
+def tensor_bytes(
+    extent: Extent, config: QuantizationConfig | None, name: str, compression: Compression = "none"
+) -> int:
     """Bytes that are in memory at most, beside the mapped file, while one tensor is quantized and written.
 
     >>> tensor_bytes(Extent("a", 0, (1024, 1024), "float32"), QuantizationConfig("int8"), "w") >> 20
@@ -32,8 +34,8 @@ def tensor_bytes(extent: Extent, config: QuantizationConfig | None, name: str) -
     """
     shape, dtype = extent.shape, DTYPES[extent.dtype]
     policy = None if config is None else config.for_tensor(name)
-    # What goes into Parquet is copied twice there: into a page, and into the page behind its header.
-    copies = 2
+    # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
+    copies = 2 if compression == "none" else 3
     if policy is not None and policy.quant_type in BITS and is_quantizable(shape, dtype):
         spec = policy.spec_for(shape)
         cuts = pieces(shape, extent.dtype, spec.quant_type, spec.quant_axis, spec.group_size)
@@ -55,6 +57,8 @@ def tensor_bytes(extent: Extent, config: QuantizationConfig | None, name: str) -
     return need + GROUP_BYTES
 
 
-def shard_bytes(extents: Mapping[str, Extent], config: QuantizationConfig | None) -> tuple[int, str]:
+def shard_bytes(
+    extents: Mapping[str, Extent], config: QuantizationConfig | None, compression: Compression
+) -> tuple[int, str]:
     """The memory that these tensors take, one after the other, and which of them takes the most."""
-    return max((tensor_bytes(extent, config, name), name) for name, extent in extents.items())
+    return max((tensor_bytes(extent, config, name, compression), name) for name, extent in extents.items())

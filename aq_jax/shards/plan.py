@@ -45,7 +45,7 @@ def plan_shards(checkpoint: Checkpoint, config: ConversionConfig) -> tuple[Shard
     tasks: list[ShardTask] = []
     for index, part in enumerate(parts):
         aliases = {alias: stored for alias, stored in checkpoint.aliases.items() if stored in part}
-        memory, _ = shard_bytes(part, config.quantization)
+        memory, _ = shard_bytes(part, config.quantization, config.compression)
         tasks.append(
             ShardTask(
                 index, shard_name(index, len(parts)), source, output, part, aliases,
@@ -94,7 +94,7 @@ def workers_within(tasks: tuple[ShardTask, ...], shards: ShardsConfig, cores: in
     largest = max(tasks, key=lambda task: task.memory)
     each = PROCESS_BYTES + largest.memory
     if each > limit:
-        name = shard_bytes(largest.extents, largest.config)[1]
+        name = shard_bytes(largest.extents, largest.config, largest.compression)[1]
         raise ConfigError(
             f"max_memory = {limit:,} bytes: {name} {list(largest.extents[name].shape)} takes about {each:,}; allow that"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -110,6 +111,8 @@ def translated(where: str) -> Iterator[None]:
         MemoryError,
         LookupError,
     ) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # the file is not to blame
         raise FormatError(f"{where}: damaged, or not a table of this format: {str(error)[:300]}") from error
 
 

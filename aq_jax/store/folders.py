@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from contextlib import contextmanager
+import secrets
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -148,13 +149,20 @@ class Folder:
             above, _, last = name.rpartition("/")
             target = self._path(name)
             # An upload that breaks off may leave a part of a file under the name that was opened.
-            temporary = self._path(f"{above}/.{last}.tmp" if above else f".{last}.tmp")
-            with self._named(name):
+            hidden = f".{last}.{secrets.token_hex(4)}.tmp"
+            temporary = self._path(f"{above}/{hidden}" if above else hidden)
+            with self._named(name), ExitStack() as stack:
                 self._system.create_dir(target.rpartition("/")[0], recursive=True)
+                stack.callback(self._delete_quietly, temporary)
                 fs.copy_files(
                     str(path), temporary, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._system
                 )
                 self._system.move(temporary, target)
+                stack.pop_all()
+
+    def _delete_quietly(self, path: str) -> None:
+        with suppress(pa.ArrowException, OSError):
+            self._system.delete_file(path)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

@@ -6,7 +6,9 @@ It is written last, when all others are there, so that a folder that has one is 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ MANIFEST = "manifest.json"
 KIND = "aq_jax table"
 VERSION = "1.0"
 _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.parquet|\.arrow)")
-_MAX_BYTES = 256 << 20
+_MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,11 @@ def shard_name(index: int, count: int, suffix: str = ".parquet") -> str:
 
 
 def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object]) -> bytes:
-    """The JSON text of a manifest; `digest` in it is over everything else."""
+    """The JSON text of a manifest; `digest` in it is over everything else.
+
+    Raises:
+        FormatError: it would be longer than what is read.
+    """
     from aq_jax import __version__
 
     entries: dict[str, Any] = {
@@ -65,7 +71,10 @@ def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object])
         "shards": [asdict(shard) | {"tensors": list(shard.tensors)} for shard in shards],
     }
     entries["digest"] = blake3(canonical_json(entries)).hexdigest()
-    return json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if len(text) > _MAX_BYTES:
+        raise FormatError(f"the manifest of {len(shards)} files would be {len(text)} bytes long, above {_MAX_BYTES}")
+    return text
 
 
 def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
@@ -75,8 +84,6 @@ def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
         FormatError: it is not JSON, of another version, or an entry is missing or cannot be.
         IntegrityError: it was changed.
     """
-    if len(text) > _MAX_BYTES:
-        raise FormatError(f"{where}: is {len(text)} bytes long; a manifest is read up to {_MAX_BYTES}")
     try:
         found = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -95,7 +102,7 @@ def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
         raise FormatError(f"{where}: names no files; wanted a list, shards")
     parsed = tuple(_entry(entry, f"{where}: shard {index + 1}") for index, entry in enumerate(shards))
     files = [shard.file for shard in parsed]
-    if doubled := sorted({file for file in files if files.count(file) > 1}):
+    if doubled := [file for file, times in Counter(files).items() if times > 1]:
         raise FormatError(f"{where}: names {doubled[0]!r} more than once")
     if digest != found.get("digest"):
         written = str(found.get("digest"))[:64]
@@ -120,7 +127,7 @@ def _entry(entry: object, where: str) -> ShardEntry:
 
 def _is_plain(file: str) -> bool:
     plain = file.isprintable() and not file.startswith(".") and not set(file) & set('/\\:"')
-    return plain and file.endswith((".parquet", ".arrow")) and len(file) <= 255
+    return plain and file.endswith((".parquet", ".arrow")) and len(file.encode()) <= 255
 
 
 def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
@@ -133,8 +140,8 @@ def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
         IntegrityError: a file that the manifest names is missing, or has another size.
     """
     manifest = folder / MANIFEST
-    if manifest.is_file():
-        entries = parse_manifest(manifest.read_bytes(), str(manifest))
+    entries = entries_of(folder)
+    if entries is not None:
         for entry in entries:
             file = folder / entry.file
             if not file.is_file():
@@ -152,6 +159,22 @@ def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
         raise FormatError(f"{folder}: the folder holds no .parquet or .arrow file")
     _refuse_gaps(folder, [file.name for file in files])
     return files, None
+
+
+def entries_of(folder: Path) -> tuple[ShardEntry, ...] | None:
+    """What a folder's manifest names; None if there is none.
+
+    Raises:
+        FormatError, IntegrityError: as `parse_manifest`; for what has its name and is no file, or too long a one.
+    """
+    manifest = folder / MANIFEST
+    if not os.path.lexists(manifest):
+        return None
+    if not manifest.is_file():
+        raise FormatError(f"{manifest}: is no file, or a link to none; fetch it, or remove it")
+    if (size := manifest.stat().st_size) > _MAX_BYTES:
+        raise FormatError(f"{manifest}: is {size} bytes long; a manifest is read up to {_MAX_BYTES}")
+    return parse_manifest(manifest.read_bytes(), str(manifest))
 
 
 def check_entry(entry: ShardEntry, digest: str | None, rows: Sequence[str], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -65,6 +66,7 @@ class TableReader:
                 infos.extend(shard.infos)
             order.finish(str(path))
             self.infos: tuple[RowInfo, ...] = tuple(infos)
+            self._starts = [shard.start for shard in self._shards]
             self.names: tuple[str, ...] = tuple(order.names)
             self.version: Version = 2 if any(shard.is_v2 for shard in self._shards) else 1
             self.aliases: dict[str, str] = self._merge_aliases()
@@ -149,7 +151,7 @@ class TableReader:
     def _shard(self, position: int) -> Shard:
         if not 0 <= position < len(self.infos):
             raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
-        return next(shard for shard in reversed(self._shards) if shard.start <= position)
+        return self._shards[bisect.bisect_right(self._starts, position) - 1]
 
     def rows(self, verify: bool = True) -> Iterator[Row]:
         """All rows in order."""

@@ -13,7 +13,7 @@ from aq_jax.errors import AqError, FormatError, IntegrityError
 from aq_jax.store.columns import byte_views, cells
 from aq_jax.store.containers import Container, open_container, translated
 from aq_jax.store.digest import row_digest
-from aq_jax.store.manifest import ShardEntry, check_entry, files_of
+from aq_jax.store.manifest import ShardEntry, check_entry, entries_of, files_of
 from aq_jax.store.metadata import Metadata, check_aliases, complaints
 from aq_jax.store.rows import RowInfo, RowOrder, at, check, row_bytes
 from aq_jax.store.schema import GROUP_BYTES, HEAVY, V2
@@ -34,7 +34,7 @@ class Problem:
 
     Args:
         file: in which.
-        row: of the file; None where it is not about one.
+        row: of the file; None where it is not about one, but about the file, or what should be in it.
         name: of the row's tensor, as far as it is known.
         text: what was found and what was wanted, where included.
     """
@@ -102,7 +102,8 @@ class _Surveyor:
         files, entries = [path], None
         if path.is_dir():
             try:
-                files, entries = files_of(path)
+                entries = self.present(path, entries_of(path))
+                files = files_of(path)[0] if entries is None else [path / entry.file for entry in entries]
             except AqError as error:
                 self.add(path, str(error))
                 self.whole = False
@@ -110,6 +111,21 @@ class _Surveyor:
                 files = [file for file in files if not file.name.startswith(".")]
         for file, entry in zip(files, entries or [None] * len(files), strict=True):
             self.read_file(file, entry)
+
+    def present(self, folder: Path, entries: tuple[ShardEntry, ...] | None) -> tuple[ShardEntry, ...] | None:
+        """Those files of a manifest that are there; what is lost with the others is said."""
+        if entries is None:
+            return None
+        found = []
+        for entry in entries:
+            if (folder / entry.file).is_file():
+                found.append(entry)
+                continue
+            self.whole = False
+            for name in entry.tensors:
+                text = f"{folder / entry.file}: is not there, though the manifest names it; fetch it, or write it again"
+                self.add(folder / entry.file, text, None, name)
+        return tuple(found)
 
     def add(self, file: object, text: str, row: int | None = None, name: str | None = None) -> None:
         self.problems.append(Problem(str(file), row, name, text))
@@ -137,7 +153,7 @@ class _Surveyor:
         rows: dict[str, list[_Found]] = {name: [] for name in names}
         for found in self.rows:
             rows[found.info.layer_name].append(found)
-        broken = {problem.name for problem in self.problems if problem.row is not None}
+        broken = {problem.name for problem in self.problems if problem.name is not None}
         good = [name for name in names if name not in broken and self.joined(rows[name], path)]
         if self.whole:
             try:
@@ -196,7 +212,13 @@ class _File:
             try:
                 check_entry(self._entry, metadata and metadata.digest, [info.layer_name for info in rows], self._where)
             except AqError as error:
-                self._survey.add(self._where, str(error))
+                # Rows that are whole may be another table's.
+                strangers = self._survey.rows[self._start :] if metadata is not None else []
+                lost = () if metadata is None else (*self._entry.tensors, *(row.info.layer_name for row in strangers))
+                for found in strangers:
+                    found.good = False
+                for name in dict.fromkeys(lost) or (None,):
+                    self._survey.add(self._where, str(error), None, name)
 
     def _metadata(self) -> Metadata | None:
         try:

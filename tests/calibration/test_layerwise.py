@@ -103,6 +103,7 @@ def test_it_beats_search_and_the_correction_helps_end_to_end(solved: tuple[Bert,
     assert cosines[0] < cosines[1] < cosines[2]
 
 
+@pytest.mark.slow
 def test_embeddings_are_solved_under_the_gradient() -> None:
     specs = {"word.embedding": SPEC, "position.embedding": SPEC, "token_type.embedding": SPEC}
     assert set(run(specs=specs)[1].weights) == set(specs)
@@ -232,6 +233,7 @@ def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_little_text_and_the_built_in_one_are_noted(table: Path) -> None:
     (table.parent / "one.txt").write_text("the cat")
     calibration = CalibrationConfig(text=str(table.parent / "one.txt"))

@@ -112,6 +112,7 @@ def test_a_table_is_as_good_as_training_said_and_better_than_before(trained: dic
         assert np.abs(loader.get_layer(name, "numpy") - bert_oracle.weights(MODEL)[name]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file_interrupted_or_not(
     trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +280,7 @@ def test_lines_to_judge_by_are_in_nothing_else(tmp_path: Path, count: int) -> No
     assert len(again[1] | again[2]) == count - len(reserved)
 
 
+@pytest.mark.slow
 def test_a_weight_that_cannot_be_solved_is_trained_around_as_it_will_be_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

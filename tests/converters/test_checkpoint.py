@@ -418,3 +418,24 @@ def test_an_old_torch_is_not_trusted_with_a_pickle(
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
         with pytest.raises(FormatError, match=r"CVE-2026-24747\); install torch >= 2.10"):
             read(tmp_path, allow_pickle=True)
+
+
+def test_names_that_two_files_tie_to_different_tensors_are_refused(tmp_path: Path) -> None:
+    ones = np.ones(2, np.float32)
+    weight_map = {"a": "1.safetensors", "b": "2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for number, name in enumerate(weight_map, 1):
+        notes = {"format": "pt", "head": name}
+        safetensors.numpy.save_file({name: ones}, tmp_path / f"{number}.safetensors", notes)
+    with pytest.raises(FormatError, match="says that 'head' is 'b', another file of the folder that it is 'a'"):
+        read(tmp_path)
+
+
+def test_a_name_that_is_tied_in_one_file_and_stored_in_another_is_refused(tmp_path: Path) -> None:
+    ones = np.ones(2, np.float32)
+    weight_map = {"a": "1.safetensors", "head": "2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    safetensors.numpy.save_file({"a": ones}, tmp_path / "1.safetensors", {"format": "pt", "head": "a"})
+    safetensors.numpy.save_file({"head": ones}, tmp_path / "2.safetensors")
+    with pytest.raises(FormatError, match="'head' is a tensor of one file, and of another a name for 'a'"):
+        read(tmp_path)

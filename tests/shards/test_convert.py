@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import aq_jax as aq
+from aq_jax.converters.extents import Extent
 from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.shards import convert as conversion
 from aq_jax.shards import engines
 from aq_jax.shards.journal import JOURNAL
+from aq_jax.shards.memory import tensor_bytes
 from aq_jax.shards.task import ShardDone, ShardTask
 from benchmarks import checkpoints
 
@@ -240,6 +242,30 @@ def test_a_folder_that_is_finished_or_another_s_is_left_alone(source: Path, tmp_
     with pytest.raises(FormatError, match=r"m\.arrow: is there already"):
         aq.convert(config(source, tmp_path / "mine"))
     assert contents(tmp_path / "mine") == {"m.arrow": b"mine"}
+
+
+def test_a_folder_of_shards_becomes_safetensors_with_its_own_config(source: Path, tmp_path: Path) -> None:
+    aq.convert(config(source, tmp_path / "models" / "int4"))
+    (tmp_path / "models" / "config.json").write_text('{"another": "model"}')
+    aq.dequantize_file(tmp_path / "models" / "int4", tmp_path / "hf")
+    assert (tmp_path / "hf" / "config.json").read_text() == (source / "config.json").read_text()
+
+
+def test_what_a_run_left_that_was_killed_while_it_tidied_up_goes(source: Path, tmp_path: Path) -> None:
+    aq.convert(config(source, tmp_path / "out"))
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / JOURNAL).mkdir()
+    (tmp_path / "out" / JOURNAL / "lock").touch()
+    with pytest.raises(FormatError, match="is there already"):
+        aq.convert(config(source, tmp_path / "out"))
+    assert contents(tmp_path / "out") == before
+    assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_compression_takes_memory_too() -> None:
+    extent = Extent("a", 0, (1 << 14, 1 << 14), "float32")
+    plain, packed = (tensor_bytes(extent, None, "w", kind) for kind in ("none", "zstd"))
+    assert packed - plain == extent.size
 
 
 def test_two_processes_do_not_convert_into_one_folder(source: Path, tmp_path: Path) -> None:

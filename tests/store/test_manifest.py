@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from aq_jax.errors import FormatError, IntegrityError
+from aq_jax.jobs import verify_table
 from aq_jax.store import Row, decode, open_table, write_table
 from aq_jax.store.manifest import MANIFEST, ShardEntry, compose_manifest, parse_manifest, shard_name
 
@@ -94,6 +97,11 @@ def loop(folder: Path) -> None:
     file.symlink_to(file.name)
 
 
+def dangling(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).symlink_to("nowhere")
+
+
 def replace_by(text: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / MANIFEST).write_bytes(text) and None
 
@@ -138,6 +146,9 @@ CASES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "two shards swapped": (swap, IntegrityError, "its manifest says"),
     "a link to another table": (link_out, IntegrityError, "its manifest says"),
     "a link to itself": (loop, IntegrityError, "which is not there"),
+    "long in bytes": (named("é" * 200 + ".parquet"), FormatError, "names the file"),
+    "a link to nothing": (dangling, FormatError, "is no file, or a link to none"),
+    "too long": (lambda folder: os.truncate(folder / MANIFEST, 1 << 25), FormatError, "is 33554432 bytes long"),
     "no JSON": (replace_by(b"{"), FormatError, "not a JSON file"),
     "wrong utf-8": (replace_by(b'{"kind": "\xff"}'), FormatError, "not a JSON file"),
     "nothing": (replace_by(b""), FormatError, "not a JSON file"),
@@ -154,6 +165,31 @@ def test_a_manifest_that_lies_is_refused(folder: Path, case: str) -> None:
     with pytest.raises(kind, match=text) as caught:
         open_table(folder)
     assert type(caught.value) is kind
+
+
+def test_many_files_are_compared_at_once() -> None:
+    """Within two seconds, as all that is hostile; each with each would take a minute."""
+    entries = [ShardEntry(shard_name(i, 60_000), 7, "0" * 64, ("a",)) for i in range(60_000)]
+    text = compose_manifest(entries, {})
+    start = time.process_time()
+    assert parse_manifest(text, "") == tuple(entries)
+    assert time.process_time() - start < 5
+    with pytest.raises(FormatError, match=r"would be .* bytes long"):
+        compose_manifest([*entries] * 2, {})
+
+
+def test_verify_does_not_praise_what_is_another_tables(folder: Path) -> None:
+    first = folder / shard_name(0, 3)
+    write_table(folder / "s.parquet", [replace(row, data=row.data[::-1].copy()) for row in rows("a", "b")], version=1)
+    assert (folder / "s.parquet").stat().st_size == first.stat().st_size
+    os.replace(folder / "s.parquet", first)
+    (folder / shard_name(1, 3)).unlink()
+    verdict = verify_table(folder)
+    assert verdict.good == ("d", "e")
+    assert verdict.rows == 2
+    assert set(verdict.damaged) == {"a", "b", "c"}
+    assert any("it is another table's" in error for error in verdict.errors)
+    assert any("is not there, though the manifest names it" in error for error in verdict.errors)
 
 
 def test_any_flipped_bit_of_a_manifest_is_an_error(folder: Path) -> None:
