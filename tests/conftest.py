@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 # The same examples every time, so that a failure is everybody's failure; compiling takes as long as it takes.
 hypothesis.settings.register_profile(
-    "aq_jax", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=False
+    "aq_jax", derandomize=True, deadline=None, max_examples=15, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("aq_jax")
 

@@ -132,6 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_convert_allocates_and_says_what_came_of_it(
     run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

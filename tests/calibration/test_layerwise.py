@@ -202,6 +202,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "m.parquet"
 
 
+@pytest.mark.slow
 def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
     text, first, second = (table.parent / name for name in ("text.txt", "first.parquet", "second.parquet"))
     seen: list[str] = []

@@ -263,6 +263,7 @@ def refused(path: Path) -> str:
 
 
 @failed_loads
+@pytest.mark.slow
 def test_no_flipped_bit_is_silently_wrong(small: Path) -> None:
     rng = np.random.default_rng(5)
     caught: dict[str, list[str]] = {}

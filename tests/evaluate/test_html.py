@@ -216,6 +216,7 @@ def test_not_a_number_is_a_dash(report: dict[str, Any]) -> None:
         assert not re.search(r">nan\b|>None\b", page)
 
 
+@pytest.mark.slow
 def test_what_is_missing_breaks_nothing() -> None:
     tokens = sample_report.tokens()["cases"][0]["outputs"]
     layers = sample_report.sample()["cases"][0]["layers"][2:7]

@@ -60,6 +60,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     checkpoints.write_checkpoint(tmp_path / "model", SHAPES, 100_000)
     alone = aq.ShardsConfig(size=60_000, workers=1)
