@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -70,7 +69,7 @@ def _parts(extents: Mapping[str, Extent], size: int) -> Iterator[dict[str, Exten
 
 def _absolute(folder: Folder) -> str:
     """A location that means the same to a process that runs elsewhere."""
-    return str(Path(folder.local).absolute()) if folder.local is not None else folder.location
+    return str(folder.local.absolute()) if folder.local is not None else folder.location
 
 
 def fingerprint(tasks: tuple[ShardTask, ...]) -> str:

@@ -290,7 +290,7 @@ class ParquetContainer:
 
 
 class IpcContainer:
-    """An Arrow IPC file, mapped: an uncompressed one is never copied."""
+    """An Arrow IPC file, mapped."""
 
     def __init__(self, data: memoryview, where: str) -> None:
         self._where = where
