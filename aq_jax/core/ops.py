@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, Integer, Real
 
 from aq_jax.core import packing
-from aq_jax.core.dispatch import FEWEST_ROWS, Activations, choose
+from aq_jax.core.dispatch import FEWEST_ROWS, Activations
 from aq_jax.core.grid import decode, ends
 from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.core.quantize import dequantize
@@ -23,7 +23,7 @@ from aq_jax.core.rotation import rotate, unrotate
 
 @functools.partial(jax.jit, static_argnames="activations")
 def qdot(
-    x: Real[Array, "*batch inputs"], w: QTensor, activations: Activations | None = None
+    x: Real[Array, "*batch inputs"], w: QTensor, activations: Activations = "float32"
 ) -> Float[Array, "*batch outputs"]:
     """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
 
@@ -36,9 +36,7 @@ def qdot(
         activations: what x is rounded to before it meets W. "float32" is exact. "bfloat16" also rounds W.
             "int8" gives each row of x a scale and an offset of its own, so that a row's result depends on no other row
             (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as minmax has it), and
-            multiplies it by the codes of W as integers.
-            None takes the fastest for this backend, width and number of rows (`aq_jax.core.dispatch`); the relative
-            error of a product may then be about 1 %.
+            multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
 
     Raises:
         ValueError: if W has other than two axes, or x another length; for other activations than these; for "int8" if
@@ -47,21 +45,17 @@ def qdot(
     >>> import jax.numpy as jnp
     >>> from aq_jax import qdot, quantize
     >>> w = quantize(jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), "int8")
-    >>> qdot(jnp.array([3.0, 4.0]), w, "float32").round(2).tolist()
+    >>> qdot(jnp.array([3.0, 4.0]), w).round(2).tolist()
     [3.0, 4.0, 7.0]
     """
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
-    if activations not in (None, *FORMULATIONS):
-        raise ValueError(f"qdot: activations={activations!r}; wanted {', '.join(FORMULATIONS)} or None")
+    if activations not in FORMULATIONS:
+        raise ValueError(f"qdot: activations={activations!r}; wanted one of {', '.join(FORMULATIONS)}")
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
     if w.spec.rotation:  # x W^T = (x R)(W R)^T
         rows = rotate(rows, w.spec.rotation)
         w = dataclasses.replace(w, spec=dataclasses.replace(w.spec, rotation=0))
-    if activations is None:
-        activations = choose(w.spec.bits, rows.shape[0])
-        if activations == "int8" and lacks_for_integers(w):
-            activations = "float32"
     if w.size == 0:
         activations = "float32"  # there is nothing to round
     y = _rounded_dot(rows, w, activations).reshape(*x.shape[:-1], w.shape[0])

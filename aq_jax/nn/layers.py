@@ -22,7 +22,7 @@ class QLinear(nnx.Module):
     Args:
         weight: [outputs, inputs]: a Flax kernel, turned.
         bias: of the shape of the outputs, or None.
-        activations: what inputs are rounded to (see `qdot`); None takes the fastest.
+        activations: what inputs are rounded to (see `qdot`).
         inputs: the lengths of the last axes of x, which are multiplied as one; default: one axis.
         outputs: the lengths of the axes that the result has instead; default: one axis.
         dtype: of inputs and results; None keeps that of the inputs.
@@ -33,7 +33,7 @@ class QLinear(nnx.Module):
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import quantize
-    >>> layer = QLinear(quantize(jnp.eye(8), "int8"), jnp.ones(8), activations="float32")
+    >>> layer = QLinear(quantize(jnp.eye(8), "int8"), jnp.ones(8))
     >>> layer(jnp.arange(8.0))
     Array([1., 2., 3., 4., 5., 6., 7., 8.], dtype=float32)
     """
@@ -43,14 +43,14 @@ class QLinear(nnx.Module):
         weight: QTensor,
         bias: Array | None = None,
         *,
-        activations: Activations | None = None,
+        activations: Activations = "float32",
         inputs: tuple[int, ...] | None = None,
         outputs: tuple[int, ...] | None = None,
         dtype: DTypeLike | None = None,
     ) -> None:
         self.weight = nnx.Param(weight)
         self.bias = None if bias is None else nnx.Param(bias)
-        self.activations: Activations | None = activations
+        self.activations: Activations = activations
         self.inputs = inputs or weight.shape[1:]
         self.outputs = outputs or weight.shape[:1]
         if (math.prod(self.outputs), math.prod(self.inputs)) != weight.shape:
@@ -88,11 +88,9 @@ class QEmbed(nnx.Module):
     [[0.0, 0.0, 1.0, 0.0]]
     """
 
-    def __init__(
-        self, table: QTensor, *, activations: Activations | None = None, dtype: DTypeLike | None = None
-    ) -> None:
+    def __init__(self, table: QTensor, *, activations: Activations = "float32", dtype: DTypeLike | None = None) -> None:
         self.table = nnx.Param(table)
-        self.activations: Activations | None = activations
+        self.activations: Activations = activations
         _check_activations("QEmbed", table, activations)
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
@@ -109,7 +107,7 @@ class QEmbed(nnx.Module):
         return logits if out_sharding is None else jax.sharding.reshard(logits, out_sharding)
 
 
-def _check_activations(where: str, weight: QTensor, activations: Activations | None) -> None:
+def _check_activations(where: str, weight: QTensor, activations: Activations) -> None:
     """Refuse when the layer is made what `qdot` would refuse when it is first called."""
     if activations == "int8" and (lack := lacks_for_integers(weight)):
         raise ConfigError(

@@ -29,7 +29,7 @@ USUAL = {
 }
 
 
-def quantize_module(model: M, config: QuantizationConfig | str, *, activations: Activations | None = None) -> M:
+def quantize_module(model: M, config: QuantizationConfig | str, *, activations: Activations = "float32") -> M:
     """A copy of a model in which QLinear and QEmbed stand where nnx.Linear, nnx.LinearGeneral and nnx.Embed stood.
 
     A weight's name, which the config's patterns see, is its path joined by dots: "layers.0.query.kernel". Channels and
@@ -52,7 +52,7 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     >>> [type(layer).__name__ for layer in quantize_module(model, "int8").layers]
     ['QEmbed', 'QLinear']
     """
-    if activations not in (None, *ACTIVATIONS):
+    if activations not in ACTIVATIONS:
         raise ConfigError(f"activations = {activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
         raise ConfigError(
@@ -85,7 +85,7 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     return nnx.recursive_map(swap, nnx.clone(model))  # or the copy would share its state with the model
 
 
-def quantized_layer(layer: Any, weight: QTensor, activations: Activations | None) -> QLinear | QEmbed:
+def quantized_layer(layer: Any, weight: QTensor, activations: Activations) -> QLinear | QEmbed:
     """What stands in the place of a float layer: the same shapes, the same bias and the same dtype.
 
     Raises:

@@ -78,9 +78,7 @@ def match_names(stored: Iterable[str], names: Sequence[Mapped]) -> tuple[dict[st
     return goals, wrong
 
 
-def fill(
-    model: M, tensors: Mapping[str, Any], names: Sequence[Mapped], activations: Activations | None, where: str
-) -> M:
+def fill(model: M, tensors: Mapping[str, Any], names: Sequence[Mapped], activations: Activations, where: str) -> M:
     """Put a table's tensors into a model made under `nnx.eval_shape`.
 
     A QTensor replaces the layer that it is the weight of (QLinear, QEmbed); elsewhere it is dequantized. Plain floats

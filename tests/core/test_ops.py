@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +116,9 @@ def test_qdot_and_qembed_refuse_other_than_two_axes(weight: np.ndarray) -> None:
         qembed(q, jnp.array(0))
 
 
-@pytest.mark.parametrize("how", ["int8", None])
+@pytest.mark.parametrize("how", ["int8", "float32"])
 @pytest.mark.parametrize("outputs", [0, 1, 6])
-def test_qdot_of_nothing(outputs: int, how: dispatch.Activations | None) -> None:
+def test_qdot_of_nothing(outputs: int, how: dispatch.Activations) -> None:
     nothing = quantize(np.zeros((outputs, 0), np.float32), "int8")
     assert np.array_equal(qdot(jnp.zeros((3, 0)), nothing, how), jnp.zeros((3, outputs)))
     assert qdot(jnp.zeros((2, 0, 8)), quantize(np.zeros((outputs, 8), np.float32), "int8"), how).shape == (
@@ -248,8 +247,8 @@ def test_rows_close_to_the_largest_float(weight: np.ndarray) -> None:
     assert not np.isfinite(qdot(2 * jnp.asarray(x), q, "int8")).any()
 
 
-@pytest.mark.parametrize("how", [*dispatch.ACTIVATIONS, None])
-def test_derivatives_are_those_of_the_float_product(how: dispatch.Activations | None, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("how", dispatch.ACTIVATIONS)
+def test_derivatives_are_those_of_the_float_product(how: dispatch.Activations, rng: np.random.Generator) -> None:
     q = by_hand(rng, (QuantSpec(4, group_size=16, symmetric=False), "affine"))
     x, dx = (jnp.asarray(rng.normal(size=(9, 64)), jnp.float32) for _ in range(2))
     dy = jnp.asarray(rng.normal(size=(9, 6)), jnp.float32)
@@ -308,7 +307,7 @@ def test_qdot_under_jit_vmap_and_scan(case: Case, how: dispatch.Activations, rng
 def test_qdot_refuses_unknown_activations_and_grids_that_cross_rows(weight: np.ndarray) -> None:
     x = jnp.ones(64)
     unchecked = inspect.unwrap(qdot)  # the tests would refuse the type
-    with pytest.raises(ValueError, match=r"^qdot: activations='int4'; wanted float32, bfloat16, int8 or None$"):
+    with pytest.raises(ValueError, match=r"^qdot: activations='int4'; wanted one of float32, bfloat16, int8$"):
         unchecked(x, quantize(weight, "int8"), "int4")
     crossing = quantize(weight, QuantizationConfig("int8", group_size=24))
     with pytest.raises(ValueError, match=r"^qdot: integer products need grids that each lie in one row of W; found "
@@ -343,72 +342,19 @@ def test_the_program_does_not_grow_with_the_groups() -> None:
         assert equations(16, how) == few
 
 
-@pytest.mark.parametrize(("rows", "wanted"), [(1, "float32"), (2, "int8"), (3, "bfloat16")])
-def test_none_is_what_the_table_says(
-    rows: int, wanted: dispatch.Activations, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "METAL"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_numerics_do_not_depend_on_the_machine(
+    platform: str, rows: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = {"here": ((8, 3, "bfloat16"), (8, 2, "int8"), (4, 4, "int8"), (4, 2, "bfloat16"), (2, 1, "float32"))}
-    monkeypatch.setattr(dispatch, "TABLE", table)
-    monkeypatch.setattr(dispatch, "backend", lambda: "here")
-    assert dispatch.choose(8, rows) == wanted
-    assert [dispatch.choose(4, rows) for rows in (0, 1, 2, 3, 4, 99)] == [
-        *["float32"] * 2, *["bfloat16"] * 2, *["int8"] * 2
-    ]  # fmt: skip
-    # A shape of its own in every call: the table is looked up when a shape is first traced.
-    q = by_hand(rng, (QuantSpec(8, per_channel=True), "tread"), (7, 40))
-    x = jnp.asarray(rng.normal(size=(rows, 1, 40)), jnp.float32)
-    y = np.asarray(qdot(x, q))
-    assert [how for how in dispatch.ACTIVATIONS if np.array_equal(qdot(x, q, how), y)] == [wanted]
-
-
-def test_the_tables_of_backends_are_complete() -> None:
-    backends = set(dispatch.TABLE)
-    assert backends == {"cpu", "cpu+int8", "gpu", "tpu"}
-    assert backends == set(dispatch.PRODUCTS) == set(dispatch.TOKENS) == set(dispatch.COMPILER_OPTIONS)
-    assert dispatch.backend() in backends
-    for name, lines in dispatch.TABLE.items():
-        assert lines[-1][:2] == (2, 1), f"{name}: the last line takes everything"
-        assert {how for _, _, how in lines} <= set(dispatch.ACTIVATIONS)
-        assert all(bits in (2, 3, 4, 8) and rows >= 1 for bits, rows, _ in lines)
-        # A line that an earlier one hides would never be taken.
-        assert not any(lines[i][0] <= b and lines[i][1] <= r for j, (b, r, _) in enumerate(lines) for i in range(j))
-
-
-@pytest.mark.parametrize("name", dispatch.TABLE)
-def test_every_backend_has_a_choice_for_every_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "backend", lambda: name)
-    for bits in (2, 3, 4, 8):
-        for rows in (0, 1, 2, 31, 32, 4096):
-            assert dispatch.choose(bits, rows) in dispatch.ACTIVATIONS
-    assert dispatch.product_dtype("float32") == jnp.float32
-    assert dispatch.product_dtype("int8") == dispatch.product_dtype("bfloat16") == dispatch.PRODUCTS[name]
-
-
-@pytest.mark.parametrize(
-    ("platform", "flags", "name"),
-    [
-        ("cpu", "fpu avx2", "cpu"),
-        ("cpu", "fpu avx512_vnni avx512_bf16", "cpu"),
-        ("cpu", "amx_int8 fpu", "cpu+int8"),
-        ("cpu", None, "cpu"),
-        ("gpu", None, "gpu"),
-        ("tpu", None, "tpu"),
-        ("METAL", None, "gpu"),
-    ],
-)
-def test_the_backend_is_the_platform_and_what_its_cpu_can(
-    platform: str, flags: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = tmp_path / "cpuinfo"
-    if flags is not None:
-        info.write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.setattr(dispatch, "Path", lambda path: info)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    dispatch.backend.cache_clear()
-    try:
-        assert dispatch.backend() == name
-    finally:
-        dispatch.backend.cache_clear()
+    assert {dispatch.backend()} <= set(dispatch.TOKENS) == set(dispatch.COMPILER_OPTIONS)
+    jax.clear_caches()  # what was traced for another machine
+    q = by_hand(rng, (QuantSpec(8, per_channel=True), "tread"), (7, 40))
+    x = jnp.asarray(rng.normal(size=(rows, 40)), jnp.float32)
+    assert [how for how in dispatch.ACTIVATIONS if np.array_equal(qdot(x, q, how), qdot(x, q))] == ["float32"]
+    products = [jnp.dtype(dispatch.product_dtype(how)).name for how in dispatch.ACTIVATIONS]
+    assert products == ["float32", "bfloat16", "float32"]
 
 
 # Every kind of id in one list: ends, negative ones, and ones outside the table on both sides.

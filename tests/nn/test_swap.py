@@ -176,10 +176,10 @@ def test_the_given_model_stays_as_it_is() -> None:
     ("config", "limit", "activations"),
     [
         ("int8", 0.02, "float32"),
-        ("int8", 0.02, None),
+        ("int8", 0.02, "bfloat16"),
         (QuantizationConfig("int4", group_size=16, solver="absmax"), 0.3, "int8"),
     ],
-    ids=["int8-float32", "int8-None", "int4-int8"],
+    ids=["int8-float32", "int8-bfloat16", "int4-int8"],
 )
 def test_outputs_are_close_to_the_float_model(config: Any, limit: float, activations: Any, model: Model) -> None:
     wanted = run(model, IDS)
@@ -403,9 +403,9 @@ def test_weights_stay_packed(bits: int, model: Model) -> None:
 
 def test_a_weight_of_another_shape_is_refused(model: Model) -> None:
     with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[16, 48\] for \(16,\) -> \(48,\)$"):
-        quantized_layer(model.feed.layers[0], quantize(np.ones((WIDTH, 3 * WIDTH), np.float32), "int8"), None)
+        quantized_layer(model.feed.layers[0], quantize(np.ones((WIDTH, 3 * WIDTH), np.float32), "int8"), "float32")
     with pytest.raises(ValueError, match=r"weight of shape \[16, 8\] for \(16,\) -> \(2, 8\)$"):
-        quantized_layer(model.attention.query, quantize(np.ones((WIDTH, 8), np.float32), "int8"), None)
+        quantized_layer(model.attention.query, quantize(np.ones((WIDTH, 8), np.float32), "int8"), "float32")
 
 
 def test_a_model_of_shapes_only_is_refused() -> None:
