@@ -220,9 +220,6 @@ def _quantize(args: argparse.Namespace) -> int:
 def _dequantize(args: argparse.Namespace) -> int:
     with _progress_bar(args.json) as progress:
         done = jobs.dequantize_file(args.input, args.output, progress=progress)
-    if isinstance(done, Path):
-        _say(json.dumps({"path": str(done)}) if args.json else f"{done}: written")
-        return DONE
     return _print_written(done, args.json)
 
 

@@ -93,6 +93,19 @@ class WeightLoader:
         return self._table.aliases
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """What the table says of how it was made; nothing for tables of other writers.
+
+        >>> import tempfile
+        >>> save(path := tempfile.mkdtemp() + "/m.parquet", {"w": np.ones(2)}, config={"made": "by hand"})
+        >>> with WeightLoader(path) as loader:
+        ...     loader.config
+        {'made': 'by hand'}
+        """
+        metadata = self._table.metadata
+        return metadata.config if metadata else {}
+
+    @property
     def bytes_read(self) -> int:
         """How many bytes of data, scales and zero points were read so far, uncompressed; if read twice, counted twice.
 

@@ -147,6 +147,7 @@ def write_model(
     solved: Solved | None = None,
     compression: Compression = "none",
     progress: Progress | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Written:
     """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
 
@@ -159,6 +160,7 @@ def write_model(
         solved: what solvers that need the running model made of their weights.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
+        more: what else the table's metadata keeps of how it was made.
 
     Raises:
         ConfigError: for a tensor whose solver needs the running model, if nothing was solved.
@@ -168,6 +170,7 @@ def write_model(
     done = Written(str(path))
     clock = _Clock(done.seconds)
     record: dict[str, Any] = {"quantization": config.to_dict()} if config else {}
+    record |= more or {}
     if solved is not None:
         done.notes += solved.notes
         done.notes += [f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import safetensors
 
 from aq_jax.converters.extents import Extent, Extents
+from aq_jax.converters.prequantized import read_config
 from aq_jax.errors import FormatError
 from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
@@ -21,7 +23,9 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.schema import MAX_AXES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# Tensors that models tie to their embedding, of which checkpoints may list the name and not hold the values.
+_TIED = re.compile(r"(^|\.)((lm_head|embed_out|embed_tokens|output_embeddings)\.weight|decoder\.(weight|bias))$")
 # How safetensors spells what the table can hold.
 SAFE_DTYPES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -32,6 +36,8 @@ SAFE_DTYPES: Mapping[str, str] = {
 }  # fmt: skip
 # Before 2.10 a crafted pickle gets around weights_only (CVE-2025-32434, CVE-2026-24747).
 SAFE_TORCH = (2, 10)
+_EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|shared)\.weight$")
+_TIES = "tie_word_embeddings"
 # Bytes of JSON that are taken: each becomes up to fifteen of memory, here and in the library, which takes 100 MB of it.
 _MAX_HEADER = 8 << 20
 _MAX_INDEX = 16 << 20
@@ -43,27 +49,40 @@ class Checkpoint(Extents):
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder)
         self._arrays: dict[str, np.ndarray] = {}
+        self.notes: list[str] = []
+        """What there is to know of how it was read."""
+        self.untied: set[str] = set()
+        """Words that look like tied names, and are none."""
 
     def array(self, name: str) -> np.ndarray:
         return self._arrays[name] if name in self._arrays else super().array(name)
 
     def add(self, name: str, extent: Extent) -> None:
         """Take in a tensor of a safetensors file."""
-        if name in self.shapes:
-            where = self.folder.at(extent.file)
-            raise FormatError(f"{where}: tensor {name!r} is in another file too; a checkpoint holds each name once")
+        self._refuse_double(name, extent.file)
         self.extents[name] = extent
         self.shapes[name] = (extent.shape, DTYPES[extent.dtype])
 
-    def add_array(self, name: str, array: np.ndarray) -> None:
-        """Take in a tensor that is read already."""
+    def add_array(self, name: str, array: np.ndarray, file: str) -> None:
+        """Take in a tensor that is read already, of a file."""
+        self._refuse_double(name, file)
         self._arrays[name] = array
         self.shapes[name] = (array.shape, array.dtype)
+
+    def settle_aliases(self) -> None:
+        """Drop those that are notes, whose words are names by chance; all files are read."""
+        for name in [name for name in self.aliases if name in self.shapes or name in self.untied]:
+            del self.aliases[name]
+
+    def _refuse_double(self, name: str, file: str) -> None:
+        if name in self.shapes:
+            where = self.folder.at(file)
+            raise FormatError(f"{where}: tensor {name!r} is in another file too; a checkpoint holds each name once")
 
 
 @contextmanager
 def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -> Iterator[Checkpoint]:
-    """The tensors of a Hugging Face folder: model.safetensors, else its shards, else (asked for) the pickle.
+    """The tensors of a Hugging Face folder: model.safetensors, else its shards, else (asked for) pickles.
 
     Of safetensors, headers are read, here or at a URL, and tensors when they are asked for.
 
@@ -80,33 +99,39 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
     if folder.state(SINGLE) is not None:
         _read_safetensors(SINGLE, found)
     elif folder.state(INDEX) is not None:
-        _read_shards(found)
-    elif folder.state(PICKLE) is None:
-        raise FormatError(f"{folder}: holds none of {SINGLE}, {INDEX}, {PICKLE}; name a folder of Hugging Face weights")
-    elif not allow_pickle:
-        raise FormatError(
-            f"{folder.at(PICKLE)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
-            "comes from, or, if you trust its author, set allow_pickle = true"
-        )
-    elif folder.local is None:
-        raise FormatError(f"{folder.at(PICKLE)}: a pickle is read from this machine only; fetch the folder first")
+        _read_shards(INDEX, found, _read_safetensors)
+    elif pickle := next((name for name in (PICKLE, PICKLE_INDEX) if folder.state(name) is not None), None):
+        _check_pickle(folder, pickle, allow_pickle)
+        if pickle == PICKLE:
+            _read_pickle(PICKLE, found)
+        else:
+            _read_shards(PICKLE_INDEX, found, _read_pickle)
     else:
-        _read_pickle(folder.local / PICKLE, found)
-    if both := [name for name in found.aliases if name in found.shapes]:
         raise FormatError(
-            f"{folder}: {both[0]!r} is a tensor of one file, and of another a name for {found.aliases[both[0]]!r}; "
-            "fetch them again"
+            f"{folder}: holds none of {SINGLE}, {INDEX}, {PICKLE}, {PICKLE_INDEX}; name a folder of Hugging Face "
+            "weights"
         )
+    found.settle_aliases()
     yield found
 
 
-def _read_shards(found: Checkpoint) -> None:
+def _check_pickle(folder: Folder, name: str, allowed: bool) -> None:
+    if not allowed:
+        raise FormatError(
+            f"{folder.at(name)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
+            "comes from, or, if you trust its author, set allow_pickle = true"
+        )
+    if folder.local is None:
+        raise FormatError(f"{folder.at(name)}: a pickle is read from this machine only; fetch the folder first")
+
+
+def _read_shards(index: str, found: Checkpoint, read: Callable[[str, Checkpoint], None]) -> None:
     folder = found.folder
-    path = folder.at(INDEX)
-    if (state := folder.state(INDEX)) is not None and state.size > _MAX_INDEX:
+    path = folder.at(index)
+    if (state := folder.state(index)) is not None and state.size > _MAX_INDEX:
         raise FormatError(f"{path}: has {state.size} bytes; an index is read up to {_MAX_INDEX}")
     try:
-        places = json.loads(folder.read(INDEX))["weight_map"]
+        places = json.loads(folder.read(index))["weight_map"]
         files = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
@@ -117,14 +142,29 @@ def _read_shards(found: Checkpoint) -> None:
             raise FormatError(f"{path}: names the file {str(file)[:80]!r}; wanted a plain file name in the same folder")
         if folder.state(file) is None:
             raise FormatError(f"{path}: names {file!r}, which is not there; fetch the missing shard")
-        _read_safetensors(file, found)
+        read(file, found)
     if not files:
         raise FormatError(f"{path}: its weight_map is empty; fetch it again")
+    found.settle_aliases()
     missing = [name for name in places if name not in found.shapes and name not in found.aliases]
+    tied = [name for name in missing if _TIED.search(name)] if _ties_embeddings(found) else []
+    if tied:
+        found.notes.append(
+            f"{path}: lists {', '.join(tied[:5])}, which no file holds: tied to the embedding, as config.json has it"
+        )
+    missing = [name for name in missing if name not in tied]
     strangers = [name for name in found.shapes if name not in places]
     if missing or strangers:
         lost, more = ([name[:80] for name in names[:5]] for names in (missing, strangers))
         raise FormatError(f"{path}: the shards lack {lost}, and hold {more} that it does not name")
+
+
+def _ties_embeddings(found: Checkpoint) -> bool:
+    """Whether there is an embedding, and config.json ties the output to it: as it does where it says nothing of it."""
+    fields = read_config(found.folder)
+    inner = fields.get("text_config")
+    said = [each[_TIES] for each in (fields, inner) if isinstance(each, dict) and _TIES in each]
+    return bool(fields) and all(each is True for each in said) and any(map(_EMBEDDING.search, found.shapes))
 
 
 def _is_plain(file: str) -> bool:
@@ -159,17 +199,12 @@ def _read_safetensors(file: str, found: Checkpoint) -> None:
         found.add(name, Extent(file, first, tuple(entry["shape"]), SAFE_DTYPES[entry["dtype"]]))
     # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}; "format" is its own note.
     for alias, kept in notes.items():
-        if kept in header and alias not in header and alias != "format":
-            _tie(found, alias, kept, path)
-
-
-def _tie(found: Checkpoint, alias: str, stored: str, path: str) -> None:
-    """Take in a tied name, which all files must mean alike."""
-    if found.aliases.setdefault(alias, stored) != stored:
-        raise FormatError(
-            f"{path}: says that {alias!r} is {stored!r}, another file of the folder that it is "
-            f"{found.aliases[alias]!r}; fetch them again"
-        )
+        if kept not in header or alias in header or alias == "format":
+            continue
+        if found.aliases.setdefault(alias, kept) != kept:
+            # Two files that say so of two tensors mean something else by it.
+            found.notes.append(f"{path}: its note {alias!r} is {kept!r}, and another in another file: it ties nothing")
+            found.untied.add(alias)
 
 
 def _check_shape(shape: list[int], where: str) -> None:
@@ -204,8 +239,9 @@ def _distinct(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
     return found
 
 
-def _read_pickle(path: Path, found: Checkpoint) -> None:
-    torch = torch_module()
+def _read_pickle(file: str, found: Checkpoint) -> None:
+    assert found.folder.local is not None  # noqa: S101
+    path, torch = found.folder.local / file, torch_module()
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < SAFE_TORCH:
         raise FormatError(
@@ -227,4 +263,4 @@ def _read_pickle(path: Path, found: Checkpoint) -> None:
             continue
         if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:
             raise FormatError(f"{path}: {name} has dtype {dtype}; known are {', '.join(DTYPES)}")
-        found.add_array(name, to_numpy(tensor, name))
+        found.add_array(name, to_numpy(tensor, name), file)

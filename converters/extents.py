@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
+from aq_jax.store.mapping import map_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Extents:
             with tempfile.TemporaryFile() as file:
                 self.folder.copy_range(extent.file, extent.offset, extent.size, file)
                 file.flush()
-                raw = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                raw = np.frombuffer(map_file(file), np.uint8)
         else:
             memory = self._mapped(extent.file)
             if extent.offset + extent.size > len(memory):
@@ -87,7 +86,5 @@ class Extents:
         if name not in self._maps:
             assert self.folder.local is not None  # noqa: S101
             with (self.folder.local / name).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                # An empty file cannot be mapped; that it is too short is said by whoever asks.
-                self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+                self._maps[name] = map_file(file)
         return self._maps[name]

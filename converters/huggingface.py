@@ -7,6 +7,7 @@ import json
 import math
 import os
 import struct
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,22 +16,25 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
+from aq_jax.converters.prequantized import check_quantizable
+from aq_jax.converters.sidefiles import (
+    RECORD,
+    check_side_files,
+    copy_side_files,
+    model_place,
+    recorded,
+    side_files,
+    side_files_beside,
+)
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
 from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, write_model
 from aq_jax.store import TableWriter
 from aq_jax.store.files import replacing
 from aq_jax.store.folders import Folder, is_url, split_url
+from aq_jax.store.manifest import MANIFEST
 
 PACKAGE = "package:"
-# What a model, a tokenizer or a sentence-transformers pipeline is loaded from, beside the weights.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json",
-    "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
-    "vocab.json", "vocab.txt", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.*",
-    "modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json",
-)  # fmt: skip
 _TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
 
 
@@ -72,7 +76,7 @@ def to_table(
     compression: Compression = "none",
     progress: Progress | None = None,
 ) -> Written:
-    """Write a folder of weights to a table, and copy its config and tokenizer files beside it.
+    """Write a folder of weights to a table, and copy what else a model is loaded from beside it: all but weights.
 
     Args:
         model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin; may be
@@ -89,9 +93,11 @@ def to_table(
         ConfigError: if the folder is inside a package that is not installed, or at a URL that is none; if it is not on
             this machine, and weights are to be solved on the running model.
         FileNotFoundError: if there is no such folder.
-        FormatError: for files that are missing, damaged, or a pickle that was not asked for; for an output whose
-            folder holds another model's config or tokenizer files.
+        FormatError: for files that are missing, damaged, or a pickle that was not asked for; for weights that are
+            quantized already, unless they are written as they are; for an output whose folder holds another model's
+            config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
+        OSError: for an output that cannot be written, before anything takes long.
 
     >>> import safetensors.numpy, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -100,16 +106,20 @@ def to_table(
     {'w': 1.0}
     """
     folder, (target, name) = source_folder(model_dir), split_url(path)
-    check_side_files(folder, target)
+    beside = check_side_files(folder, target)
     TableWriter(path, version=2 if config else 1, compression=compression)  # refuses what could not be written
     if solve and folder.local is None:
         raise ConfigError(f"{folder}: is not on this machine, and solver = 'gptq' runs the model; fetch the folder")
     with open_checkpoint(folder, allow_pickle) as checkpoint, ExitStack() as stack:
+        notes = check_quantizable(checkpoint.shapes, folder, config is not None) + checkpoint.notes
         solved = solve(checkpoint, folder.local) if solve and folder.local is not None else None
         to = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
-        done = write_model(checkpoint, to, config, solved=solved, compression=compression, progress=progress)
+        done = write_model(
+            checkpoint, to, config, solved=solved, compression=compression, progress=progress, more=recorded(beside)
+        )
         done.path = str(path)
-    copy_side_files(folder, target)
+    copy_side_files(folder, target, beside.names)
+    done.notes += notes + beside.notes
     return done
 
 
@@ -121,16 +131,18 @@ def from_table(
     Args:
         path: a table of schema V1 or V2.
         out_dir: the folder; model.safetensors in it appears whole, or not at all.
-        config_from: where config and tokenizer files are copied from; by default the folder of the table.
+        config_from: a model's folder, from which all is copied but weights; by default the folder of the table, from
+            which those files are copied that came there with the table (`write_folder` says what is left behind).
 
     Returns:
-        The path of model.safetensors.
+        The path of model.safetensors, which is in the folder that modules.json names, if that has the model's config.
 
     Raises:
         FileNotFoundError: if there is no such table.
         FormatError: for a table or a folder that is none, a dtype that safetensors does not have, and a folder that
             holds another model's config or tokenizer files.
         IntegrityError: if a row is not what was written.
+        OSError: for a folder that cannot be written to.
 
     >>> import safetensors.numpy, tempfile
     >>> from aq_jax import quantize, save
@@ -139,17 +151,52 @@ def from_table(
     >>> safetensors.numpy.load_file(from_table(folder + "/m.parquet", folder + "/hf"))["w"].sum()
     np.float32(16.0)
     """
+    return Path(write_folder(path, out_dir, config_from).path)
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    config_from: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Do what `from_table` does, and say in `notes` what was left behind.
+
+    Args:
+        path, out_dir, config_from: as in `from_table`.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        As `from_table`.
+
+    >>> import tempfile
+    >>> from aq_jax import save
+    >>> folder = tempfile.mkdtemp()
+    >>> save(folder + "/m.parquet", {"w": np.ones(2, np.float32)})
+    >>> write_folder(folder + "/m.parquet", folder + "/hf").source_bytes
+    8
+    """
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
-    beside = source_folder(config_from) if config_from is not None else Folder(_folder_of(path))
-    check_side_files(beside, Folder(out))
+    target = Folder(out)
     with WeightLoader(path) as table:
-        source = TableSource(table, allow_quantized=True)
-        out.mkdir(parents=True, exist_ok=True)
-        write_safetensors(source, out / SINGLE)
-    copy_side_files(beside, Folder(out))
-    return out / SINGLE
+        beside = source_folder(config_from) if config_from is not None else Folder(_folder_of(path))
+        if config_from is not None or beside.state(MANIFEST) is not None:  # a folder of one model, and of nothing else
+            found = side_files(beside, target)
+        else:
+            found = side_files_beside(beside, table.config.get(RECORD), target)
+        check_side_files(beside, target, found)
+        target.check_writable(SINGLE)
+        source, done = TableSource(table, allow_quantized=True), Written(str(out / model_place(beside) / SINGLE))
+        started = time.perf_counter()
+        write_safetensors(source, Path(done.path), progress)
+    copy_side_files(beside, target, found.names)
+    done.source_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
+    done.bytes = os.stat(done.path).st_size
+    done.seconds["write"] = time.perf_counter() - started
+    done.notes += found.notes
+    return done
 
 
 def _folder_of(table: str | os.PathLike[str]) -> Path:
@@ -157,7 +204,7 @@ def _folder_of(table: str | os.PathLike[str]) -> Path:
     return Path(table) if Path(table).is_dir() else Path(table).parent
 
 
-def write_safetensors(source: Source, path: Path) -> None:
+def write_safetensors(source: Source, path: Path, progress: Progress | None = None) -> None:
     """Stream a source into a safetensors file; tied tensors are written under each of their names.
 
     The library's own writer wants all tensors in memory at once.
@@ -177,36 +224,8 @@ def write_safetensors(source: Source, path: Path) -> None:
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for origin in stored.values():
-            file.write(np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8).data)
-
-
-def check_side_files(source: Folder, target: Folder) -> None:
-    """Refuse to put one model's config and tokenizer files in the place of another's.
-
-    Raises:
-        FormatError: naming a file that is there already with other contents.
-    """
-    for name in side_files(source):
-        if target.holds(name) and not _same(source, target, name):
-            raise FormatError(
-                f"{target.at(name)}: is there already and differs from {source.at(name)}, which belongs beside this "
-                "model; write to another folder, or remove it"
-            )
-
-
-def copy_side_files(source: Folder, target: Folder) -> None:
-    """Copy config and tokenizer files, each of them whole or not at all; equal files are left alone."""
-    for name in side_files(source):
-        if not target.holds(name):
-            target.write(name, source.read(name))
-
-
-def side_files(folder: Folder) -> list[str]:
-    """Names of the config and tokenizer files in a folder."""
-    return [name for pattern in SIDE_FILES for name in folder.glob(pattern)]
-
-
-def _same(a: Folder, b: Folder, name: str) -> bool:
-    first, second = a.state(name), b.state(name)
-    return first is not None and second is not None and first.size == second.size and a.read(name) == b.read(name)
+        for name, origin in stored.items():
+            array = np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8)
+            file.write(array.data)
+            if progress:
+                progress(name, array.nbytes, end)

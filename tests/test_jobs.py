@@ -431,6 +431,6 @@ def test_what_is_not_there_is_not_there(tmp_path: Path) -> None:
 def test_dequantized_to_a_folder_it_is_safetensors(v1: Path, tmp_path: Path) -> None:
     aq.quantize_file(v1, v1.with_name("v2.parquet"), CONFIG)
     v1.with_name("config.json").write_text("{}")
-    path = aq.dequantize_file(v1.with_name("v2.parquet"), tmp_path / "folder")
-    assert path == tmp_path / "folder" / "model.safetensors"
+    done = aq.dequantize_file(v1.with_name("v2.parquet"), tmp_path / "folder")
+    assert done.path == str(tmp_path / "folder" / "model.safetensors")
     assert listing(tmp_path / "folder") == ["config.json", "model.safetensors"]

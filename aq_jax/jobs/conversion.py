@@ -14,6 +14,7 @@ from aq_jax.configfile import load_plan
 from aq_jax.errors import ConfigError
 from aq_jax.jobs.solving import solver
 from aq_jax.store import TableWriter
+from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
 
 if TYPE_CHECKING:
@@ -81,12 +82,16 @@ def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allo
     """
     from aq_jax.calibration.plan import allocate
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import check_side_files, source_folder
+    from aq_jax.converters.huggingface import source_folder
+    from aq_jax.converters.prequantized import check_quantizable
+    from aq_jax.converters.sidefiles import check_side_files
 
     if config.allocate is None or config.quantization is None:
         raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
     if Path(config.allocate.save).is_dir() and config.allocate.save:
         raise ConfigError(f"allocate.save = {config.allocate.save!r}: is a folder; wanted the name of a file")
+    if config.allocate.save:
+        check_writable(Path(config.allocate.save))
     # What could not be written is said before minutes are spent.
     target, _ = split_url(config.output)
     TableWriter(config.output, version=2, compression=config.compression)
@@ -95,6 +100,7 @@ def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allo
     if folder.local is None:
         raise ConfigError(f"{folder}: is not on this machine, and [allocate] runs the model; fetch the folder")
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
+        check_quantizable(checkpoint.shapes, folder, quantizes=True)
         return allocate(checkpoint, folder.local, config.quantization, config.calibration, config.allocate, progress)
 
 
@@ -138,7 +144,9 @@ def plan(config: ConversionConfig) -> list[Planned]:
         ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
     """
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.converters.huggingface import check_side_files, source_folder
+    from aq_jax.converters.huggingface import source_folder
+    from aq_jax.converters.prequantized import check_quantizable
+    from aq_jax.converters.sidefiles import check_side_files
     from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
 
     config = planned(config)
@@ -153,6 +161,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
         TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
         check_side_files(folder, split_url(config.output)[0])
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
+        check_quantizable(checkpoint.shapes, folder, config.quantization is not None)
         for name, (shape, dtype) in checkpoint.shapes.items():
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize
             if config.quantization:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aq_jax.config import CalibrationConfig, Compression, QuantizationConfig
 from aq_jax.errors import FormatError
 from aq_jax.jobs.solving import solver
+from aq_jax.store.folders import Folder
 
 if TYPE_CHECKING:
     from aq_jax.pipeline import Progress, Written
@@ -34,8 +35,8 @@ def quantize_file(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FormatError: for a source that is no table, or is quantized already; for an output inside the folder of tables
-            that is the source.
+        FormatError: for a source that is no table, or is quantized already, by us or by others; for an output inside
+            the folder of tables that is the source.
         AqError: for a tensor that cannot be quantized, by name.
 
     >>> import numpy as np, tempfile
@@ -45,8 +46,11 @@ def quantize_file(
     >>> aq.quantize_file(folder + "/v1.parquet", folder + "/v2.parquet", "int4").quantized
     {'w': 1.0}
     """
+    from aq_jax.converters.prequantized import check_quantizable
+    from aq_jax.converters.sidefiles import RECORD
     from aq_jax.loader import WeightLoader
     from aq_jax.pipeline import TableSource, write_model
+    from aq_jax.store import TableWriter
 
     _refuse_among(source, output)
     config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
@@ -54,8 +58,15 @@ def quantize_file(
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     with WeightLoader(source) as table:
         weights = TableSource(table, allow_quantized=False)
+        notes = check_quantizable(weights.shapes, Folder(folder), quantizes=True)
+        TableWriter(output, version=2, compression=compression)  # refuses what could not be written
         solved = solve(weights, folder) if solve else None
-        return write_model(weights, output, config, solved=solved, compression=compression, progress=progress)
+        more = {RECORD: table.config[RECORD]} if RECORD in table.config else {}
+        done = write_model(
+            weights, output, config, solved=solved, compression=compression, progress=progress, more=more
+        )
+        done.notes += notes
+        return done
 
 
 def dequantize_file(
@@ -64,17 +75,17 @@ def dequantize_file(
     *,
     compression: Compression = "none",
     progress: Progress | None = None,
-) -> Written | Path:
+) -> Written:
     """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
 
     Args:
         source: a table, or a folder of them.
         output: appears whole, or not at all, and may be the source.
         compression: "zstd" compresses the weights too (.parquet only).
-        progress: called with each tensor's name, its bytes, and the bytes of all (tables only).
+        progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Returns:
-        What was written; for a folder, the path of its model.safetensors.
+        What was written; of a folder, `path` is that of its model.safetensors.
 
     Raises:
         FormatError: for a source that is no table, or an output that cannot be, or that is a table inside the folder
@@ -92,15 +103,16 @@ def dequantize_file(
     if Path(output).suffix not in (".parquet", ".arrow"):
         from aq_jax.converters import huggingface
 
-        return huggingface.from_table(source, output)
+        return huggingface.write_folder(source, output, progress=progress)
+    from aq_jax.converters.sidefiles import RECORD
     from aq_jax.loader import WeightLoader
     from aq_jax.pipeline import TableSource, write_model
 
     _refuse_among(source, output)
     with WeightLoader(source) as table:
-        return write_model(
-            TableSource(table, allow_quantized=True), output, None, compression=compression, progress=progress
-        )
+        more = {RECORD: table.config[RECORD]} if RECORD in table.config else {}
+        weights = TableSource(table, allow_quantized=True)
+        return write_model(weights, output, None, compression=compression, progress=progress, more=more)
 
 
 def _refuse_among(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:

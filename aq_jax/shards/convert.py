@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from aq_jax.config import ConversionConfig, ShardsConfig
 from aq_jax.converters.checkpoint import open_checkpoint
-from aq_jax.converters.huggingface import check_side_files, copy_side_files, side_files, source_folder
+from aq_jax.converters.huggingface import source_folder
+from aq_jax.converters.prequantized import check_quantizable
+from aq_jax.converters.sidefiles import SideFiles, check_side_files, copy_side_files
 from aq_jax.pipeline import Written
 from aq_jax.shards import engines
 from aq_jax.shards.journal import Journal, refuse_taken
 from aq_jax.shards.plan import fingerprint, plan_shards, workers_within
 from aq_jax.store.folders import Folder
-from aq_jax.store.manifest import compose_manifest
+from aq_jax.store.manifest import MANIFEST, compose_manifest
 
 if TYPE_CHECKING:
     from aq_jax.pipeline import Progress
@@ -33,8 +35,9 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
 
     Raises:
         FileNotFoundError: if there is no such source.
-        FormatError: for a source that is no checkpoint of safetensors, and an output that holds a table already or
-            another model's files.
+        FormatError: for a source that is no checkpoint of safetensors, or is quantized already and would be again; for
+            an output that holds a table already or another model's files.
+        OSError: for an output that cannot be written to.
         ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder.
         AqError: for a tensor that cannot be quantized, or a process that ended: run again, and the rest is done.
 
@@ -53,9 +56,10 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
     """
     shards = config.shards or ShardsConfig()
     source, output = source_folder(config.source), Folder(config.output)
-    check_output(source, output)
+    beside = check_output(source, output)
     started = time.perf_counter()
     with open_checkpoint(source) as checkpoint:
+        notes = check_quantizable(checkpoint.shapes, source, config.quantization is not None) + checkpoint.notes
         tasks = plan_shards(checkpoint, config)
     run = engines.on_ray if shards.engine == "ray" else engines.local(workers_within(tasks, shards, _cores()))
     total = sum(task.bytes for task in tasks)
@@ -73,7 +77,7 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
             for done in run(waiting, step):
                 journal.note(done)
                 found[done.index] = done
-        copy_side_files(source, output)
+        copy_side_files(source, output, beside.names)
         ordered = [found[task.index] for task in tasks]
         made = {"quantization": config.quantization.to_dict()} if config.quantization else {}
         journal.close(compose_manifest([done.entry for done in ordered], made))
@@ -86,18 +90,22 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
         written.bytes += done.entry.bytes
         for what, seconds in done.seconds.items():
             written.seconds[what] = written.seconds.get(what, 0.0) + seconds
+    written.notes += notes + beside.notes
     written.seconds["all"] = time.perf_counter() - started
     return written
 
 
-def check_output(source: Folder, output: Folder) -> None:
-    """Refuse an output that a conversion of this source would not write into.
+def check_output(source: Folder, output: Folder) -> SideFiles:
+    """Refuse an output that a conversion of this source would not write into; what goes there beside the table.
 
     Raises:
         FormatError: naming what is in the way: a table, another model's config or tokenizer files, or anything else.
+        OSError: for a folder that cannot be written to.
     """
-    check_side_files(source, output)
-    refuse_taken(output, side_files(source))
+    found = check_side_files(source, output)
+    refuse_taken(output, found.names)
+    output.check_writable(MANIFEST)
+    return found
 
 
 def _cores() -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
-import os
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +22,7 @@ from aq_jax.store.footer import (
     read_groups,
     read_pages,
 )
+from aq_jax.store.mapping import map_file
 from aq_jax.store.messages import check_messages
 from aq_jax.store.pages import plain_values
 from aq_jax.store.schema import HEAVY, MAX_AXES, METADATA_KEY, V2
@@ -390,8 +389,7 @@ def _mapped(path: Path) -> memoryview:
     mapping would have the system fetch whatever it reads through.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        return map_file(file)
 
 
 def _own_metadata(entries: Mapping[bytes, bytes], doubts: list[str]) -> bytes | None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from aq_jax.errors import ConfigError
-from aq_jax.store.files import replacing
+from aq_jax.store.files import check_writable, replacing
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -22,6 +22,7 @@ def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: for another suffix, and for a folder.
+        OSError: for a folder that cannot be written to.
 
     >>> check_embeddings_path("emb.npy").suffix
     '.npy'
@@ -30,6 +31,7 @@ def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{path}: wanted a name that ends in {' or '.join(SUFFIXES)}")
     if Path(path).is_dir():
         raise ConfigError(f"{path}: is a folder; wanted the name of a file")
+    check_writable(Path(path))
     return Path(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(_hidden(path.name))
     _open.add(temporary.name)
     try:
         yield temporary
@@ -48,6 +49,45 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _open.discard(temporary.name)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse the name of a file that cannot be made; of a folder that is not there, the nearest above it is tried.
+
+    Permissions do not tell: disks may be mounted for reading only, and some users may do anything. So a file is made,
+    without a name where the system has such, and goes at once.
+
+    Raises:
+        OSError: naming the file, or its folder where that cannot be made.
+
+    >>> import tempfile
+    >>> check_writable(Path(tempfile.mkdtemp()) / "not" / "yet.txt")
+    """
+    folder = nearest = path.absolute().parent
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    try:
+        _make_file(nearest, _hidden(path.name))
+    except OSError as error:
+        named = path if nearest == folder else path.parent
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(named)) from None
+
+
+def _make_file(folder: Path, name: str) -> None:
+    nameless = getattr(os, "O_TMPFILE", None)
+    if nameless is not None:
+        try:
+            os.close(os.open(folder, os.O_WRONLY | nameless, 0o600))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):  # what a kernel or a disk says that has no such
+                raise
+    os.close(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    os.unlink(folder / name)
+
+
+def _hidden(name: str) -> str:
+    return f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _sync(path: Path) -> None:

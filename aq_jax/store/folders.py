@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import secrets
+import stat
+import urllib.parse
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import pyarrow as pa
 from pyarrow import fs
 
 from aq_jax.errors import ConfigError, FormatError
-from aq_jax.store.files import replacing
+from aq_jax.store.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 8 << 20
+_BLOBS, _SNAPSHOTS = "blobs", "snapshots"
+"""Of a model in the cache of Hugging Face's hub: the files, and folders of links to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What stands in a folder under a name: a file and its bytes, a folder, or what is not to be read.
+
+    A link counts as the file that it leads to, if that is in the folder itself or is its own in the hub's cache; as
+    "outside" if it leads elsewhere, to a folder or nowhere. "other" is what is neither file nor folder.
+    """
+
+    name: str
+    kind: Literal["file", "folder", "outside", "other"]
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class Folder:
         """Where it is on this machine; None if it is elsewhere."""
         if is_url(self.location):
             try:
-                self._system, self._base = fs.FileSystem.from_uri(self.location)
+                self._system, self._base = fs.FileSystem.from_uri(quoted(self.location))
             except (pa.ArrowException, ValueError, OSError, ImportError) as error:
                 what = "cannot be reached" if isinstance(error, OSError) else "no such filesystem"
                 raise ConfigError(
@@ -92,6 +110,37 @@ class Folder:
     def names(self) -> list[str]:
         """Of the files and folders in it, sorted."""
         return sorted(name for name, _ in self._list(""))
+
+    def entries(self, name: str = "") -> list[Entry]:
+        """What stands in it, or in a folder in it, by name; links are followed only as `Entry` says."""
+        if self.local is not None:
+            with os.scandir(self.local / name) as found:
+                return sorted((self._entry(item, name) for item in found), key=lambda entry: entry.name)
+        with self._named(name):
+            infos = self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
+        kinds: dict[fs.FileType, Literal["file", "folder"]] = {
+            fs.FileType.File: "file", fs.FileType.Directory: "folder",
+        }  # fmt: skip
+        entries = (Entry(info.base_name, kinds.get(info.type, "other"), int(info.size or 0)) for info in infos)
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def _entry(self, item: os.DirEntry[str], above: str) -> Entry:
+        if item.is_symlink():
+            assert self.local is not None  # noqa: S101
+            size = _linked_size(self.local, self.local / above / item.name)
+            return Entry(item.name, "outside") if size is None else Entry(item.name, "file", size)
+        if item.is_dir():
+            return Entry(item.name, "folder")
+        return Entry(item.name, "file", item.stat().st_size) if item.is_file() else Entry(item.name, "other")
+
+    def check_writable(self, name: str) -> None:
+        """Refuse to go on if a file of that name could not be written, on this machine; nothing is left behind.
+
+        Raises:
+            OSError: naming the file, or its folder where that cannot be made.
+        """
+        if self.local is not None:
+            check_writable(self.local / name)
 
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match, sorted; `*` stops at `/`, of which there may be one."""
@@ -198,6 +247,35 @@ class Folder:
             raise OSError(error.errno or 5 if isinstance(error, OSError) else 5, str(error), self.at(name)) from error
 
 
+def _linked_size(folder: Path, link: Path) -> int | None:
+    """Bytes of the file that a link in a folder leads to; None unless it is one of the folder's own.
+
+    Its own are the files in it and, of a folder MODEL/snapshots/REVISION as the hub's cache has them, MODEL/blobs.
+    """
+    try:
+        root, target = folder.resolve(strict=True), link.resolve(strict=True)
+        found = target.stat()
+    except (OSError, RuntimeError):  # leads nowhere, or to itself
+        return None
+    blobs = root.parent.parent / _BLOBS
+    stored = root.parent.name == _SNAPSHOTS and target.parent == blobs and not blobs.is_symlink()
+    own = stored or target.is_relative_to(root)
+    return found.st_size if own and stat.S_ISREG(found.st_mode) else None
+
+
+def quoted(url: str) -> str:
+    """A URL as the standard has it: what stands in its path as it is called on the disk is written by numbers.
+
+    >>> quoted("file:///my models/100%#1"), quoted("s3://bucket/a%20b?region=eu")
+    ('file:///my%20models/100%25%231', 's3://bucket/a%20b?region=eu')
+    """
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
+    kept = "%/:@&=+,;!$'()*~" + ("" if scheme == "file" else "?")  # which begins options, and a file has none
+    return f"{scheme}://{host}{slash}{urllib.parse.quote(path, safe=kept)}"
+
+
 def is_url(location: str | os.PathLike[str]) -> bool:
     """Whether a location is a URL, and no path.
 
@@ -211,11 +289,11 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
     """The folder and the name of a file, whose location is a path or a URL.
 
-    >>> split_url("build/m.parquet")[1]
-    'm.parquet'
+    >>> split_url("build/m.parquet")[1], split_url("file:///build/my%20model.parquet")[1]
+    ('m.parquet', 'my model.parquet')
     """
     text = os.fspath(location)
     if not is_url(text):
         return Folder(Path(text).parent), Path(text).name
     above, _, name = text.rpartition("/")
-    return Folder(above), name
+    return Folder(above), urllib.parse.unquote(name)

@@ -15,6 +15,7 @@ from aq_jax.config import Compression
 from aq_jax.errors import FormatError
 from aq_jax.store.digest import row_digest
 from aq_jax.store.files import replacing
+from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose
 from aq_jax.store.rows import Row, RowOrder, at, check
 from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, QUANT_TYPES, V1, V2, Version, written_dtype
@@ -102,6 +103,7 @@ class TableWriter:
     Raises:
         FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
             compressed.
+        OSError: its folder cannot be written to, or cannot be made.
     """
 
     def __init__(
@@ -125,6 +127,8 @@ class TableWriter:
             raise FormatError(
                 f"{self.path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'"
             )
+        folder, name = split_url(path)
+        folder.check_writable(name)  # now, and not when minutes have been spent on what is to be written
         self._version, self._compression = version, compression
         self._config = dict(config or {})
         self._schema = V1 if version == 1 else V2

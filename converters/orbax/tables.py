@@ -17,11 +17,13 @@ from aq_jax.converters.orbax.foreign import foreign_source
 from aq_jax.converters.orbax.metadata import Known, read_metadata
 from aq_jax.converters.orbax.source import Source
 from aq_jax.converters.orbax.tensors import read_tensors, write_tensors
+from aq_jax.converters.prequantized import check_quantizable
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.loader import WeightLoader, as_v2, packed_rows, plain_rows
 from aq_jax.pipeline import Progress, Written, write_model
 from aq_jax.store import Row, TableWriter, open_table
+from aq_jax.store.folders import Folder
 
 _ROW = ("dtype", "quant_type", "solver", "cosine", "rel_mse")
 
@@ -52,7 +54,7 @@ def to_table(
     Raises:
         FileNotFoundError: if there is no such checkpoint.
         FormatError: for a folder that is none, one of several trees of which none was named, two arrays of one name, a
-            dtype that a table does not have, and for quantized tensors that would be rounded twice.
+            dtype that a table does not have, and for tensors that are quantized already and would be rounded twice.
         IntegrityError: if a tensor is not what was written, or cannot be read.
         AqError: for a tensor that cannot be quantized.
         ValueError: for a batch of QTensors whose groups cross rows; see `aq_jax.save`.
@@ -76,6 +78,7 @@ def to_table(
         source, notes = _own_source(folder, known), []
     else:
         source, notes = foreign_source(folder, checkpointable)
+    notes += check_quantizable(source.shapes, Folder(folder), config is not None)
     done = write_model(source, path, config, compression=compression, progress=progress)
     done.notes += notes
     return done

@@ -420,22 +420,74 @@ def test_an_old_torch_is_not_trusted_with_a_pickle(
             read(tmp_path, allow_pickle=True)
 
 
-def test_names_that_two_files_tie_to_different_tensors_are_refused(tmp_path: Path) -> None:
+def test_notes_that_cannot_be_ties_are_none(tmp_path: Path) -> None:
     ones = np.ones(2, np.float32)
-    weight_map = {"a": "1.safetensors", "b": "2.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    for number, name in enumerate(weight_map, 1):
-        notes = {"format": "pt", "head": name}
-        safetensors.numpy.save_file({name: ones}, tmp_path / f"{number}.safetensors", notes)
-    with pytest.raises(FormatError, match="says that 'head' is 'b', another file of the folder that it is 'a'"):
+    shards(tmp_path, {"a": "1.safetensors", "head": "2.safetensors"})
+    # A name that another file stores, and one that two files would tie to two tensors.
+    safetensors.numpy.save_file({"a": ones}, tmp_path / "1.safetensors", {"head": "a", "of": "a"})
+    safetensors.numpy.save_file({"head": ones * 2}, tmp_path / "2.safetensors", {"of": "head"})
+    arrays, aliases = read(tmp_path)
+    assert {name: array.tolist() for name, array in arrays.items()} == {"a": [1, 1], "head": [2, 2]}
+    assert aliases == {}
+    # A name that the index lists is a tensor, which is missing then.
+    shards(tmp_path, {"a": "1.safetensors", "head": "2.safetensors", "of": "2.safetensors"})
+    with pytest.raises(FormatError, match=r"the shards lack \['of'\]"):
         read(tmp_path)
 
 
-def test_a_name_that_is_tied_in_one_file_and_stored_in_another_is_refused(tmp_path: Path) -> None:
-    ones = np.ones(2, np.float32)
-    weight_map = {"a": "1.safetensors", "head": "2.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    safetensors.numpy.save_file({"a": ones}, tmp_path / "1.safetensors", {"format": "pt", "head": "a"})
-    safetensors.numpy.save_file({"head": ones}, tmp_path / "2.safetensors")
-    with pytest.raises(FormatError, match="'head' is a tensor of one file, and of another a name for 'a'"):
+TIED = {"lm_head.weight": "one.safetensors", "model.embed_tokens.weight": "one.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "there"),
+    [
+        ({"tie_word_embeddings": True}, True),
+        ({"model_type": "gemma"}, True),  # which ties them without saying so, as transformers takes it
+        ({"text_config": {"tie_word_embeddings": True}}, True),
+        ({"tie_word_embeddings": False}, False),
+        ({"text_config": {"tie_word_embeddings": False}}, False),
+        (None, False),
+    ],
+)
+def test_a_head_that_is_listed_and_tied_need_not_be_there(
+    tmp_path: Path, fields: dict[str, Any] | None, there: bool
+) -> None:
+    shards(tmp_path, TIED, one={"model.embed_tokens.weight": np.ones((2, 2), np.float32)})
+    if fields is not None:
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+    if not there:
+        with pytest.raises(FormatError, match=r"the shards lack \['lm_head.weight'\]"):
+            read(tmp_path)
+        return
+    with open_checkpoint(tmp_path) as found:
+        assert (list(found.shapes), found.aliases) == (["model.embed_tokens.weight"], {})
+        (note,) = found.notes
+    assert "lists lm_head.weight, which no file holds: tied to the embedding" in note
+    # Without the embedding there is nothing that it could be tied to.
+    shards(tmp_path, TIED | {"a": "one.safetensors"}, one={"a": np.ones(2)})
+    with pytest.raises(FormatError, match="the shards lack"):
         read(tmp_path)
+
+
+def test_pickles_in_shards_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    states = {"pytorch_model-00001-of-00002.bin": {"a": torch.ones(2)}, "pytorch_model-00002-of-00002.bin": {}}
+    embed = torch.arange(4.0)
+    states["pytorch_model-00002-of-00002.bin"] = {"b": embed, "tied": embed}
+    for file, state in states.items():
+        torch.save(state, tmp_path / file)
+    places = {name: file for file, state in states.items() for name in state}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(FormatError, match=r"index\.json: is a pickle, which can run code"):
+        read(tmp_path)
+    arrays, aliases = read(tmp_path, allow_pickle=True)
+    assert {name: array.tolist() for name, array in arrays.items()} == {"a": [1, 1], "b": [0, 1, 2, 3]}
+    assert aliases == {"tied": "b"}
+    marker = tmp_path / "ran"
+    torch.save({"a": shell(marker)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(FormatError, match=r"00001-of-00002\.bin: torch refuses it"):
+        read(tmp_path, allow_pickle=True)
+    assert not marker.exists()
+    index.write_text(json.dumps({"weight_map": places | {"a": "../elsewhere.bin"}}))
+    with pytest.raises(FormatError, match="wanted a plain file name in the same folder"):
+        read(tmp_path, allow_pickle=True)

@@ -31,12 +31,12 @@ SIDE_FILES = {
     "tokenizer.model": "m",
     "chat_template.jinja": "{{ x }}",
     "1_Pooling/config.json": "{}",
+    "README.md": "read",
+    "code.py": "raise RuntimeError('imported')",
 }
 LEFT_BEHIND = {
-    "model.safetensors.index.json.bak": "",
+    "model.safetensors.index.json.bak.safetensors": "",
     "old.safetensors.index.json": "{}",
-    "README.md": "",
-    "code.py": "",
     "pytorch_model.bin": "",
     "onnx/config.json": "{}",
 }

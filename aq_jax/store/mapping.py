@@ -1,0 +1,58 @@
+"""Files mapped into memory without a descriptor each, so that a table may have more files than a process may open."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from functools import cache
+from typing import IO, Any
+
+
+def map_file(file: IO[bytes]) -> memoryview:
+    """Map an open file, which may be closed then; of its bytes those are read that are looked at.
+
+    `mmap.mmap` keeps a descriptor of its own for as long as the mapping lives, and of those a process has 1,024.
+
+    Args:
+        file: of which all bytes are mapped; it must not be cut short meanwhile.
+
+    Returns:
+        Its bytes, read-only; the mapping goes with the last view of them.
+
+    Raises:
+        OSError: if the system cannot map it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryFile() as file:
+    ...     _ = file.write(b"abc")
+    ...     file.flush()
+    ...     view = map_file(file)
+    >>> bytes(view), view.readonly
+    (b'abc', True)
+    """
+    size = os.fstat(file.fileno()).st_size
+    if not size:  # which no system maps
+        return memoryview(b"")
+    if os.name != "posix":
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    system = _system()
+    address = system.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    owner = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(owner, system.munmap, address, size).atexit = False  # others may look at it until the very end
+    return memoryview(owner).cast("B").toreadonly()
+
+
+@cache
+def _system() -> Any:
+    system = ctypes.CDLL(None, use_errno=True)
+    system.mmap.restype = ctypes.c_void_p
+    system.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    )  # fmt: skip
+    system.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    return system
