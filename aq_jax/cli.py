@@ -220,7 +220,12 @@ def _quantize(args: argparse.Namespace) -> int:
 def _dequantize(args: argparse.Namespace) -> int:
     with _progress_bar(args.json) as progress:
         done = jobs.dequantize_file(args.input, args.output, progress=progress)
-    return _print_written(done, args.json)
+    if args.json or Path(done.path) == Path(args.output):
+        return _print_written(done, args.json)
+    for note in done.notes:
+        _say(f"note: {_clean(note)}")
+    _say(f"{_clean(done.path)}: written")
+    return DONE
 
 
 def _inspect(args: argparse.Namespace) -> int:

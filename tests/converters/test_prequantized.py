@@ -204,7 +204,8 @@ def test_a_checkpoint_of_orbax_is_looked_at_too(tmp_path: Path) -> None:
     from aq_jax.converters import orbax
 
     tensors = made(KINDS["qwix"][1])
-    ocp.save(tmp_path / "run", {name.replace(".", "/"): array for name, array in tensors.items()})
+    array = {name.rpartition(".")[2]: array for name, array in tensors.items()}
+    ocp.save(tmp_path / "run", {"l": {"kernel": {"array": array}}})
     with pytest.raises(aq.FormatError, match="is quantized already"):
         orbax.to_table(tmp_path / "run", tmp_path / "m.parquet", QuantizationConfig("int8"))
     assert not (tmp_path / "m.parquet").exists()
