@@ -32,7 +32,7 @@ from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, writ
 from aq_jax.store import TableWriter
 from aq_jax.store.files import replacing
 from aq_jax.store.folders import Folder, is_url, split_url
-from aq_jax.store.manifest import MANIFEST
+from aq_jax.store.manifest import MANIFEST, entries_of
 
 PACKAGE = "package:"
 _TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
@@ -182,8 +182,10 @@ def write_folder(
     target = Folder(out)
     with WeightLoader(path) as table:
         beside = source_folder(config_from) if config_from is not None else Folder(_folder_of(path))
-        if config_from is not None or beside.state(MANIFEST) is not None:  # a folder of one model, and of nothing else
+        if config_from is not None:
             found = side_files(beside, target)
+        elif Path(path).is_dir() and (shards := entries_of(Path(path))):  # a folder of one model, and of nothing else
+            found = side_files(beside, target, {MANIFEST, *(shard.file for shard in shards)})
         else:
             found = side_files_beside(beside, table.config.get(RECORD), target)
         check_side_files(beside, target, found)

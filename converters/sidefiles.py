@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -75,20 +75,21 @@ class SideFiles:
         return [f"left behind, {why}: {_listed(names)}" for why, names in self.left.items()]
 
 
-def side_files(folder: Folder, target: Folder | None = None) -> SideFiles:
+def side_files(folder: Folder, target: Folder | None = None, table: Collection[str] = ()) -> SideFiles:
     """Find what goes with the weights of a model's folder.
 
     Args:
         folder: that holds the model.
         target: where they go; if that is inside the folder, it is passed over.
+        table: files that the weights are read from, if that is no checkpoint.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
     >>> for name in ("config.json", "model.safetensors", "rust_model.ot", "code.py", ".git/HEAD"):
     ...     folder.write(name, b"{}")
     >>> found = side_files(folder)
-    >>> found.names, found.notes[0]
-    (['code.py', 'config.json'], "left behind, weights of another kind: rust_model.ot")
+    >>> found.names, found.notes[-1]
+    (['code.py', 'config.json'], 'left behind, weights of another kind: rust_model.ot')
     """
     found = SideFiles()
     if not folder.exists():
@@ -116,7 +117,7 @@ def side_files(folder: Folder, target: Folder | None = None) -> SideFiles:
         read = next((files for mark, files in _READ.items() if mark in there), "")
         for entry in entries:
             name = f"{above}/{entry.name}" if above else entry.name
-            if name == own or fnmatchcase(entry.name, read):
+            if name == own or name in table or fnmatchcase(entry.name, read):
                 continue
             if why := _why_left(entry, name, modules, entries):
                 found.leave(why, f"{name}/" if entry.kind == "folder" else name)

@@ -1,0 +1,78 @@
+"""An output that cannot be written is found before anything that takes long: reading, calibrating, encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import aq_jax as aq
+from aq_jax import jobs
+from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig
+from aq_jax.converters import huggingface
+from aq_jax.jobs import conversion, tables
+from aq_jax.store.files import check_writable
+
+GPTQ = QuantizationConfig("int4", solver="gptq")
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("minutes were spent")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder / "model.safetensors")
+    aq.save(tmp_path / "v1.parquet", {"w": np.ones((4, 8), np.float32)})
+    (tmp_path / "file").write_text("no folder")  # in which root, too, cannot write
+    return folder
+
+
+def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
+    v1, m = str(model.parent / "v1.parquet"), f"{out}/m.parquet"
+    one = ConversionConfig(str(model), m, GPTQ)
+    bits = AllocationConfig(target_bpw=4.0)
+    return {
+        "convert": lambda: aq.convert(one),
+        "shards": lambda: aq.convert(ConversionConfig(str(model), out, shards=ShardsConfig(workers=1))),
+        "url": lambda: aq.convert(ConversionConfig(str(model), f"file://{m}", GPTQ)),
+        "allocate": lambda: jobs.allocate(ConversionConfig(str(model), m, GPTQ, allocate=bits)),
+        "plan of widths": lambda: jobs.allocate(
+            ConversionConfig(
+                str(model), v1, GPTQ, allocate=AllocationConfig(target_bpw=4.0, save=f"{out}/plan.toml")
+            )
+        ),
+        "quantize": lambda: aq.quantize_file(v1, m, GPTQ),
+        "dequantize": lambda: aq.dequantize_file(v1, m),
+        "folder": lambda: huggingface.from_table(v1, out),
+        "embed": lambda: jobs.embed(v1, ["a"], f"{out}/e.npy"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", calls(Path(), ""))
+def test_what_cannot_be_written_is_said_first(model: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    for module, name in ((conversion, "solver"), (tables, "solver"), (huggingface, "write_safetensors")):
+        monkeypatch.setattr(module, name, (lambda *_: never) if name == "solver" else never)
+    monkeypatch.setattr("aq_jax.calibration.plan.allocate", never)
+    monkeypatch.setattr("aq_jax.pipeline.TableSource.array", never)
+    monkeypatch.setattr("aq_jax.nn.load_model", never)
+    out = str(model.parent / "file" / "sub")
+    with pytest.raises(OSError, match="Not a directory") as caught:
+        calls(model, out)[what]()
+    assert str(caught.value.filename).startswith(out)
+
+
+def test_nothing_is_left_behind_and_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "a" / "b" / "c.txt")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delattr("os.O_TMPFILE", raising=False)  # a system that has no files without names
+    check_writable(tmp_path / "a" / "b" / "c.txt")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="proc/nowhere"):
+        check_writable(Path("/proc/nowhere/c.txt"))
