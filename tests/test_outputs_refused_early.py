@@ -74,5 +74,6 @@ def test_nothing_is_left_behind_and_no_folder_is_made(tmp_path: Path, monkeypatc
     monkeypatch.delattr("os.O_TMPFILE", raising=False)  # a system that has no files without names
     check_writable(tmp_path / "a" / "b" / "c.txt")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="proc/nowhere"):
-        check_writable(Path("/proc/nowhere/c.txt"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file/sub"):
+        check_writable(tmp_path / "file" / "sub" / "c.txt")

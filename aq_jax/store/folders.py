@@ -270,10 +270,17 @@ def quoted(url: str) -> str:
     ('file:///my%20models/100%25%231', 's3://bucket/a%20b?region=eu')
     """
     scheme, _, rest = url.partition("://")
+    if _is_verbatim(scheme):
+        return url
     host, slash, path = rest.partition("/")
     path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
     kept = "%/:@&=+,;!$'()*~" + ("" if scheme == "file" else "?")  # which begins options, and a file has none
     return f"{scheme}://{host}{slash}{urllib.parse.quote(path, safe=kept)}"
+
+
+def _is_verbatim(scheme: str) -> bool:
+    """Whether a filesystem takes URLs as they are written: those of fsspec."""
+    return scheme == "hf" or scheme.startswith("fsspec+")
 
 
 def is_url(location: str | os.PathLike[str]) -> bool:
@@ -296,4 +303,5 @@ def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
     if not is_url(text):
         return Folder(Path(text).parent), Path(text).name
     above, _, name = text.rpartition("/")
-    return Folder(above), urllib.parse.unquote(name)
+    verbatim = _is_verbatim(text.partition("://")[0])
+    return Folder(above), name if verbatim else urllib.parse.unquote(name)

@@ -440,3 +440,17 @@ def limited(source: Path, output: Path, limit: int, allowed: str, kind: str = "i
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("scheme", ["file", "fsspec+file"])
+@pytest.mark.parametrize("name", ["a b", "100%", "ä #1", "what?"])
+def test_urls_name_what_paths_do(source: Path, tmp_path: Path, scheme: str, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "in").symlink_to(source)
+    there = f"{scheme}://{tmp_path}/{name}"
+    aq.convert(aq.ConversionConfig(f"{there}/in", f"{there}/out/{name}.parquet"))
+    aq.convert(config(f"{there}/in", f"{there}/shards", None))
+    assert sorted(contents(tmp_path / name / "out")) == sorted(["config.json", f"{name}.parquet"])
+    for table in (f"out/{name}.parquet", "shards"):
+        assert aq.load(tmp_path / name / table, "numpy").keys() == SHAPES.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
