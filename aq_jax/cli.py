@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import aq_jax
 from aq_jax import jobs
+from aq_jax.compilecache import FOLDER_VARIABLE, remove_truncated, use_compile_cache
 from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig
 from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
@@ -30,7 +32,6 @@ DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SHOWN = 20
 """Errors and names that `verify` lists."""
 _interrupted = threading.Event()
-CACHE_VARIABLE = "AQ_JAX_CACHE"
 ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
 SHARDS_HELP = {
     "max_memory": "what all processes may take together, such as 1.5GB (default: a quarter of the machine)",
@@ -69,8 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _interrupted.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)  # so that nothing is left behind half-written
+    switches = [name for name in os.environ if name.startswith("JAX_")]  # the user's own, before we set any
     try:
-        use_compile_cache()
+        cache = use_compile_cache()
+        if cache is not None and args.computes:
+            remove_truncated(cache)
         status = args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone can be minded
         return status
@@ -83,39 +87,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_one_line(error), BAD_INPUT)
     except MemoryError:
         return _fail("out of memory", BAD_INPUT)
+    except Exception as error:
+        # Whatever JAX's own switches make of us or of JAX is no traceback; without them it would be a mistake of ours.
+        if not (set_ := _suspects(switches, error)):
+            raise
+        text = (str(error).strip().splitlines() or [""])[0]
+        return _fail(f"{type(error).__name__}: {text}; with {', '.join(set_)} set: try without", BAD_INPUT)
 
 
-def use_compile_cache() -> None:
-    """Let compiled programs be kept between runs, in the user's cache folder, unless AQ_JAX_CACHE is "off".
-
-    JAX reads these variables when it is imported; settings of the user's own go before ours.
-    """
-    folder = os.environ.get(CACHE_VARIABLE)
-    if not folder:
-        try:
-            folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aq_jax", "xla"))
-        except RuntimeError:  # a user without a home
-            folder = "off"
-    if folder == "off":
-        return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+def _suspects(switches: list[str], error: BaseException) -> list[str]:
+    """Variables of JAX that may have caused an error: where JAX did not raise it, those of its cache are above it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    if any(str(frame.f_globals.get("__name__")).partition(".")[0] in ("jax", "jaxlib") for frame, _ in frames):
+        return switches
+    return [name for name in switches if "_CACHE_" not in name]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aq-jax",
         description="Quantize model weights and keep them in Arrow tables.",
-        epilog=f"Compiled programs are kept in the user's cache folder; {CACHE_VARIABLE}=FOLDER moves it, "
-        f"{CACHE_VARIABLE}=off turns it off. Exit status: 0 done, 1 the answer is no, 2 bad input.",
+        epilog=f"Compiled programs are kept in the user's cache folder; {FOLDER_VARIABLE}=FOLDER moves it, "
+        f"{FOLDER_VARIABLE}=off turns it off. Exit status: 0 done, 1 the answer is no, 2 bad input.",
     )
     parser.add_argument("--version", action="version", version=f"aq-jax {aq_jax.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, computes=run not in (_inspect, _verify))
         sub.add_argument("--json", action="store_true", help="print a JSON report")
         return sub
 

@@ -27,6 +27,13 @@ Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("_no_traces")
 
 
+CACHE = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+)
+
+
 def weights(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -417,13 +424,67 @@ def test_a_mistake_of_ours_is_not_hidden(v1: Path, monkeypatch: pytest.MonkeyPat
         cli.main(["inspect", str(v1)])
 
 
+@pytest.mark.parametrize(
+    ("variable", "by_jax", "hidden"),
+    [("JAX_ENABLE_X64", False, True), ("JAX_PLATFORMS", True, True), (CACHE[0], True, True), (CACHE[0], False, False)],
+)
+def test_a_switch_of_jax_is_named_instead_of_a_traceback(
+    run: Run, v1: Path, monkeypatch: pytest.MonkeyPatch, variable: str, by_jax: bool, hidden: bool
+) -> None:
+    def fail(_: object) -> None:
+        scope = {"__name__": "jax.numpy" if by_jax else "aq_jax.core"}
+        exec("def call(): raise TypeError('int32 and int64\\nmore')", scope)
+        scope["call"]()  # type: ignore[operator]
+
+    for name in [name for name in os.environ if name.startswith("JAX_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(jobs, "inspect_table", fail)
+    if not hidden:
+        with pytest.raises(TypeError):
+            run("inspect", v1)
+        return
+    assert run("inspect", v1) == (2, "", f"aq-jax: TypeError: int32 and int64; with {variable} set: try without\n")
+
+
+# What JAX refuses when it is imported, and when it first computes.
+SWITCHES = {
+    "JAX_NUM_CPU_DEVICES": "abc",
+    "JAX_PLATFORMS": "nonsense",
+    "JAX_DEFAULT_MATMUL_PRECISION": "nonsense",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "soon",
+    "JAX_COMPILATION_CACHE_DIR": "/proc/nowhere",
+    "JAX_ENABLE_X64": "1",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DISABLE_JIT": "1",
+    "JAX_TRANSFER_GUARD": "disallow",
+}
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [name if name == "JAX_NUM_CPU_DEVICES" else pytest.param(name, marks=pytest.mark.slow) for name in SWITCHES],
+)
+def test_no_variable_of_jax_makes_a_traceback(v1: Path, tmp_path: Path, variable: str) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "aq_jax.cli", "quantize", str(v1), str(tmp_path / "q.parquet"), "--solver", "search",
+         "--quant-type", "int4"],
+        env=env | {variable: SWITCHES[variable], "AQ_JAX_CACHE": "off"}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 2)
+    assert (done.returncode == 0) == (tmp_path / "q.parquet").exists()
+    if done.returncode:
+        assert done.stderr.startswith("aq-jax: ")
+        assert variable in done.stderr
+
+
 # ------------------------------------------------------------------------------------------------ the compile cache
 
-CACHE = (
-    "JAX_COMPILATION_CACHE_DIR",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
-)
 CACHE_CASES: list[tuple[dict[str, str], list[str | None]]] = [
     ({"HOME": "/h"}, ["/h/.cache/aq_jax/xla", "0", "-1"]),
     ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, ["/x/aq_jax/xla", "0", "-1"]),

@@ -16,6 +16,7 @@ from test_cli import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli, jobs
+from aq_jax.compilecache import FOLDER_VARIABLE
 from aq_jax.evaluate import independent_reader
 from aq_jax.evaluate.config import load_validation
 from aq_jax.evaluate.criteria import MEASURES
@@ -74,7 +75,7 @@ def report(bert: Path) -> dict[str, Any]:
     """Of the suite above, as it was written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(bert)
-        patch.setenv(cli.CACHE_VARIABLE, "off")
+        patch.setenv(FOLDER_VARIABLE, "off")
         Path("v.toml").write_text(SUITE)
         assert cli.main(["validate", "v.toml"]) == 1
     return json.loads((bert / "build" / "validation" / "report.json").read_text())
