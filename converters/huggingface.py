@@ -111,7 +111,7 @@ def to_table(
     if solve and folder.local is None:
         raise ConfigError(f"{folder}: is not on this machine, and solver = 'gptq' runs the model; fetch the folder")
     with open_checkpoint(folder, allow_pickle) as checkpoint, ExitStack() as stack:
-        notes = check_quantizable(checkpoint.shapes, folder, config is not None) + checkpoint.notes
+        notes = check_quantizable(checkpoint.shapes, checkpoint.folder, config is not None) + checkpoint.notes
         solved = solve(checkpoint, folder.local) if solve and folder.local is not None else None
         to = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
         done = write_model(

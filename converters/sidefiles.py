@@ -218,6 +218,13 @@ def check_side_files(source: Folder, target: Folder, found: SideFiles | None = N
     """
     found = side_files(source, target) if found is None else found
     for name in list(found.names):
+        parts = name.split("/")
+        above = ["/".join(parts[:count]) for count in range(1, len(parts))]
+        if in_the_way := [folder for folder in above if target.state(folder) is not None]:
+            raise FormatError(
+                f"{target.at(in_the_way[0])}: is a file, and {name} belongs into a folder of that name; write to "
+                "another folder, or remove it"
+            )
         if not target.holds(name) or _same(source, target, name):
             continue
         if any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in _DOCUMENTS):

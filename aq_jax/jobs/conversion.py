@@ -100,7 +100,7 @@ def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allo
     if folder.local is None:
         raise ConfigError(f"{folder}: is not on this machine, and [allocate] runs the model; fetch the folder")
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
-        check_quantizable(checkpoint.shapes, folder, quantizes=True)
+        check_quantizable(checkpoint.shapes, checkpoint.folder, quantizes=True)
         return allocate(checkpoint, folder.local, config.quantization, config.calibration, config.allocate, progress)
 
 
@@ -161,7 +161,7 @@ def plan(config: ConversionConfig) -> list[Planned]:
         TableWriter(config.output, version=2 if config.quantization else 1, compression=config.compression)
         check_side_files(folder, split_url(config.output)[0])
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
-        check_quantizable(checkpoint.shapes, folder, config.quantization is not None)
+        check_quantizable(checkpoint.shapes, checkpoint.folder, config.quantization is not None)
         for name, (shape, dtype) in checkpoint.shapes.items():
             kind, size = dtype.name, math.prod(shape) * dtype.itemsize
             if config.quantization:

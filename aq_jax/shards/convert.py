@@ -59,7 +59,9 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
     beside = check_output(source, output)
     started = time.perf_counter()
     with open_checkpoint(source) as checkpoint:
-        notes = check_quantizable(checkpoint.shapes, source, config.quantization is not None) + checkpoint.notes
+        notes = (
+            check_quantizable(checkpoint.shapes, checkpoint.folder, config.quantization is not None) + checkpoint.notes
+        )
         tasks = plan_shards(checkpoint, config)
     run = engines.on_ray if shards.engine == "ray" else engines.local(workers_within(tasks, shards, _cores()))
     total = sum(task.bytes for task in tasks)

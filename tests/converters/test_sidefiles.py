@@ -222,6 +222,11 @@ def test_documents_of_others_stay_and_configs_of_others_refuse(model: Path, tmp_
     assert done.notes == ["left behind, another is there: README.md"]
     aq.convert(ConversionConfig(str(model), str(tmp_path / "shards")))
     assert (tmp_path / "shards" / "README.md").read_text() == (model / "README.md").read_text()
+    fill(model, "assets/x.json")
+    (out / "assets").write_text("a file")
+    with pytest.raises(aq.FormatError, match=r"assets: is a file, and assets/x\.json belongs into a folder"):
+        huggingface.to_table(model, out / "m.parquet")
+    (out / "assets").unlink()
     (out / "config.json").write_text("another")
     with pytest.raises(aq.FormatError, match=r"config\.json: is there already and differs from"):
         huggingface.to_table(model, out / "m.parquet")
