@@ -250,15 +250,15 @@ class Folder:
 def _linked_size(folder: Path, link: Path) -> int | None:
     """Bytes of the file that a link in a folder leads to; None unless it is one of the folder's own.
 
-    Its own are the files in it and, of a folder MODEL/snapshots/REVISION as the hub's cache has them, MODEL/blobs.
+    Its own are the files in it and, of a folder MODEL/snapshots/REVISION as the hub's cache has them, those in
+    MODEL/blobs, unless that is a link itself.
     """
     try:
         root, target = folder.resolve(strict=True), link.resolve(strict=True)
         found = target.stat()
     except (OSError, RuntimeError):  # leads nowhere, or to itself
         return None
-    blobs = root.parent.parent / _BLOBS
-    stored = root.parent.name == _SNAPSHOTS and target.parent == blobs and not blobs.is_symlink()
+    stored = root.parent.name == _SNAPSHOTS and target.parent == root.parent.parent / _BLOBS  # both without links
     own = stored or target.is_relative_to(root)
     return found.st_size if own and stat.S_ISREG(found.st_mode) else None
 
