@@ -258,7 +258,7 @@ def _why_left(entry: Entry, name: str, modules: Mapping[str, str], beside: Seque
     if entry.kind == "outside":
         return "links out of the folder"
     if entry.kind == "other":
-        return "no files"
+        return "no files that can be read"
     if name == MANIFEST:
         return "the name that a table's manifest has"
     kind = modules.get(name.rpartition("/")[0], _MODEL)

@@ -32,7 +32,7 @@ class Entry:
     """What stands in a folder under a name: a file and its bytes, a folder, or what is not to be read.
 
     A link counts as the file that it leads to, if that is in the folder itself or is its own in the hub's cache; as
-    "outside" if it leads elsewhere, to a folder or nowhere. "other" is what is neither file nor folder.
+    "outside" if it leads elsewhere, to a folder or nowhere. "other" is neither, or not to be read.
     """
 
     name: str
@@ -125,13 +125,18 @@ class Folder:
         return sorted(entries, key=lambda entry: entry.name)
 
     def _entry(self, item: os.DirEntry[str], above: str) -> Entry:
+        readable = os.access(item.path, os.R_OK)
         if item.is_symlink():
             assert self.local is not None  # noqa: S101
             size = _linked_size(self.local, self.local / above / item.name)
-            return Entry(item.name, "outside") if size is None else Entry(item.name, "file", size)
+            return (
+                Entry(item.name, "outside") if size is None else Entry(item.name, "file" if readable else "other", size)
+            )
         if item.is_dir():
             return Entry(item.name, "folder")
-        return Entry(item.name, "file", item.stat().st_size) if item.is_file() else Entry(item.name, "other")
+        return (
+            Entry(item.name, "file", item.stat().st_size) if item.is_file() and readable else Entry(item.name, "other")
+        )
 
     def check_writable(self, name: str) -> None:
         """Refuse to go on if a file of that name could not be written, on this machine; nothing is left behind.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_sizes_and_numbers_have_a_limit(model: Path, monkeypatch: pytest.MonkeyP
     assert sidefiles.side_files(Folder(model)).names == ["config.json"]
     monkeypatch.setattr(sidefiles, "_MAX_ENTRIES", 4)
     assert sidefiles.side_files(Folder(model)).left["beyond 4 names"] == ["z/"]
+
+
+def test_what_cannot_be_read_does_not_stop_a_conversion_at_its_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(model, "config.json", "shut.json")
+    os.mkfifo(model / "pipe")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("shut.json") and access(path, mode))
+    done = huggingface.to_table(model, tmp_path / "out" / "m.parquet")
+    assert done.notes == ["left behind, no files that can be read: pipe, shut.json"]
 
 
 # ------------------------------------------------------------------------------------------------ links
