@@ -393,15 +393,22 @@ def _print_allocation(record: Mapping[str, Any]) -> None:
 def _print_plan(
     output: str, planned: list[jobs.Planned], as_json: bool, allocation: Mapping[str, Any] | None = None
 ) -> int:
+    from aq_jax.solvers.treatment import vectors_note
+
     total = sum(row.bytes for row in planned)
+    kept = [row.name for row in planned if row.vector]
+    notes = [vectors_note(kept)] if kept else []
     if as_json:
-        report = {"output": output, "bytes": total, "rows": [dataclasses.asdict(row) for row in planned]}
+        listed = [{k: v for k, v in dataclasses.asdict(row).items() if k != "vector"} for row in planned]
+        report = {"output": output, "bytes": total, "rows": listed, "notes": notes}
         _say(json.dumps(report | ({"allocation": allocation} if allocation else {})))
         return DONE
     if allocation:
         _print_allocation(allocation)
     rows = [(row.name, _shape(row.shape), row.quant_type, f"{row.bytes:,}") for row in planned]
     _table(("name", "shape", "type", "bytes"), rows, (f"{len(rows)} tensors", "", "", f"{total:,}"))
+    for note in notes:
+        _say(f"note: {_clean(note)}")
     _say(f"{_clean(output)}: would hold at most {total:,} bytes of tensors; nothing was written")
     return DONE
 

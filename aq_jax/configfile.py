@@ -44,7 +44,7 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
     >>> path = Path(tempfile.mkdtemp(), "c.toml")
     >>> _ = path.write_text('source = "model"\\noutput = "model.parquet"\\n[quantization]\\nquant_type = "int4"')
     >>> load_config(path, ("quantization.group_size=64",)).quantization.spec
-    QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0)
+    QuantSpec(bits=4, per_channel=False, group_size=64, rotation=0)
     """
     return load_toml(path, sets, parse_config)
 

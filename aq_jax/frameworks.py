@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any, Literal
 
 import numpy as np
 
+from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import DTYPES, aligned_empty
 
@@ -67,19 +69,89 @@ def canonical(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
-    """A NumPy view of an array of any of the three frameworks (a copy if it is not in host memory).
+    """A NumPy view of an array of any of the three frameworks (a copy if it is not in host memory), or of nested lists.
 
     Raises:
-        AqError: if it is none of them.
+        AqError: if it is none of them, has a mask, or is a shape without values.
     """
+    value = unwrapped(value)
     if is_torch(value):
         return _from_torch(value, name)
-    array = value if hasattr(value, "dtype") else np.asarray(value)
+    refuse_mask(value, name)
+    array = value if hasattr(value, "dtype") else _from_lists(value, name)
     # Asked before it is made an array: keys of jax.random have a dtype, but cannot become one.
     if getattr(array.dtype, "name", None) not in DTYPES:
         raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
-    array = np.asarray(array)
+    try:
+        found = np.asarray(array)
+    except TypeError:  # which JAX raises for what is being traced
+        found = None
+    if found is None or found.dtype != array.dtype:
+        raise AqError(
+            f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored: it has a shape "
+            "and no values; wanted an array: call the function that makes it, outside of jax.jit and jax.eval_shape"
+        )
+    return native(found)
+
+
+def to_jax(value: Any, name: str) -> Any:
+    """A JAX array of an array of any of the three frameworks, or of nested lists; one that is traced as it is.
+
+    Raises:
+        AqError: as `to_numpy`.
+    """
+    import jax
+
+    value = unwrapped(value)
+    if isinstance(value, jax.Array):
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise AqError(
+            f"{name}: is a ShapeDtypeStruct, which has a shape and no values; wanted an array: the shape of what is "
+            "made of one is found by jax.eval_shape"
+        )
+    refuse_mask(value, name)
+    if is_torch(value):
+        return jax.numpy.asarray(_from_torch(value, name))
+    if isinstance(value, np.ndarray | np.generic):
+        return jax.numpy.asarray(native(np.asarray(value)))
+    try:
+        return jax.numpy.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise AqError(f"{name}: {type(value).__name__} is no array: {str(error)[:200]}") from None
+
+
+def refuse_mask(value: Any, name: str) -> None:
+    """Refuse a NumPy array with a mask, which no other array has.
+
+    Raises:
+        AqError: naming it.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise AqError(f"{name}: is a masked array, whose mask would be lost; wanted one without: value.filled(0), say")
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's order of bytes."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _from_lists(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise AqError(f"{name}: {type(value).__name__} is no array: {str(error)[:200]}") from None
+
+
+def is_variable(value: Any) -> bool:
+    """Whether it is a variable of Flax NNX, such as nnx.Param; Flax is not imported to see."""
+    # Another thread may be importing it.
+    return isinstance(value, getattr(sys.modules.get("flax.nnx"), "Variable", ()))
+
+
+def unwrapped(value: Any) -> Any:
+    """What a variable of Flax NNX holds; anything else as it is."""
+    return value.get_value() if is_variable(value) else value
 
 
 def is_torch(value: Any) -> bool:
@@ -88,7 +160,12 @@ def is_torch(value: Any) -> bool:
 
 
 def identity(value: Any) -> object:
-    """What two values share if they are one: the object or, since torch makes new ones for the same memory, that."""
+    """What two values share if they are one: the object or, since torch makes new ones for the same memory, that.
+
+    Of a QTensor its arrays: a variable of Flax NNX gives another QTensor of them whenever it is asked.
+    """
+    if isinstance(value, QTensor):
+        return tuple(identity(part) for part in (value.codes, value.scale, value.zero_point)), value.spec, value.length
     if not is_torch(value) or not value.numel() or value.layout != torch_module().strided or value.is_meta:
         return id(value)
     place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())

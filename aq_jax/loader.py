@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import os
@@ -27,6 +28,7 @@ from aq_jax.frameworks import (
     to_framework,
     to_numpy,
     torch_module,
+    unwrapped,
 )
 from aq_jax.store import DTYPES, Parts, Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
 
@@ -178,7 +180,7 @@ class WeightLoader:
         >>> save(path := tempfile.mkdtemp() + "/m.arrow", {"w": aq.quantize(np.ones((2, 8), np.float32), "int8")})
         >>> with WeightLoader(path) as loader:
         ...     loader.get_quantized("w")
-        QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True, rotation=0))
+        QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, rotation=0))
         """
         import jax
 
@@ -190,7 +192,9 @@ class WeightLoader:
         """One tensor over many devices: this process reads the rows (of axis 0) that its devices hold, each once.
 
         Rows lie together in the file, and are read whole, also where other axes are sharded. Bytes that are compressed,
-        or that another tool has written in a way of its own, are read as whole table rows.
+        or that another tool has written in a way of its own, are read as whole table rows. So are scales and zero
+        points in Parquet, where they are compressed: a process reads those of every table row of which it needs a part.
+        Of Arrow IPC, it reads those that its rows need.
 
         The digest of a table row covers all of its bytes: it is compared where this process needs all of them, and
         cannot be compared where it needs a part. Then sizes and scales are checked, and nothing else is; the tensor's
@@ -200,8 +204,7 @@ class WeightLoader:
             name: of the tensor, or an alias.
             sharding: of an array of the tensor's shape. Devices may be of several processes, all of which call this.
             packed: a quantized tensor as QTensor instead of float32. Its codes, scales and zero points are sharded on
-                the same axes; scales are replicated along an axis that is not cut into whole groups. Every process
-                reads all scales and zero points.
+                the same axes; scales are replicated along an axis that is not cut into whole groups.
             dtype: what floating tensors are converted to.
 
         Raises:
@@ -236,29 +239,33 @@ class WeightLoader:
 
     def _sharded_codes(self, info: RowInfo, sharding: Sharding) -> QTensor:
         name, bits, shape = info.layer_name, info.bits or 8, info.shape or (1,)
-        # Whether it is symmetric, which is static, does not change where its arrays lie.
-        laid = qtensor_shardings(sharding, info.shape, spec_of(info, _NO_FLOATS), name)
-        codes = codes_shape(shape, bits)
+        spec = spec_of(info)
+        laid = qtensor_shardings(sharding, info.shape, spec, name)
+        codes, grids = codes_shape(shape, bits), scale_shape(shape, spec)
         inner, packed = math.prod(codes[1:]), bits < 8 and fills_bytes(shape[-1], bits)
 
         def element(row: int) -> int:
             return row * inner * 8 // bits if packed else row * inner
 
         ranges = [(element(start), element(stop)) for start, stop in own_rows(laid[0], codes)]
-        found = Parts(self._table, name, ranges, self._verify, grids=True)
-        scales, zeros = grids_of(found.rows)
-        spec = spec_of(info, zeros)
+        beside = math.prod(grids[1:])
+        groups = [(start * beside, stop * beside) for start, stop in own_rows(laid[1], grids)]
+        found = Parts(self._table, name, ranges, self._verify, groups=groups)
+        one = grids_of(found.rows) if info.quant_axis < 0 else None
 
         def rows(start: int, stop: int) -> np.ndarray:
             read = found.stream if packed else found.codes
             return read(element(start), element(stop)).reshape(stop - start, *codes[1:])
 
-        def grids(values: np.ndarray) -> jax.Array:
-            values = values.reshape(scale_shape(shape, spec))
-            return build(values.shape, values.dtype, laid[1], lambda start, stop: values[start:stop])
+        def grid(which: int) -> jax.Array:
+            def rows(start: int, stop: int) -> np.ndarray:
+                values = one or found.grids(start * beside, stop * beside)
+                return values[which].reshape(stop - start, *grids[1:])
+
+            return build(grids, np.dtype(np.float32), laid[1], rows)
 
         dtype = np.dtype(np.uint8 if packed else np.int8)
-        return QTensor(build(codes, dtype, laid[0], rows), grids(scales), grids(zeros), spec, shape[-1])
+        return QTensor(build(codes, dtype, laid[0], rows), grid(0), grid(1), spec, shape[-1])
 
     def load_weights(
         self,
@@ -352,7 +359,7 @@ class WeightLoader:
             return array if array.flags.writeable else keep(array)
         data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
         scales, zeros = grids_of(rows)
-        return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0], zeros))
+        return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0]))
 
 
 def as_packed(value: Any, dtype: Any) -> Any:
@@ -377,11 +384,10 @@ def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     return scales, zeros
 
 
-def spec_of(row: Row | RowInfo, zero_points: np.ndarray) -> QuantSpec:
-    """The numerics of a quantized row. A tensor is symmetric if no zero point is other than 0 or -0.5."""
-    symmetric = bool(((zero_points == 0) | (zero_points == -0.5)).all())
+def spec_of(row: Row | RowInfo) -> QuantSpec:
+    """The numerics of a quantized row."""
     bits = BITS[f"int{row.bits}"]
-    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, symmetric, row.rotation)
+    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, row.rotation)
 
 
 def load(
@@ -434,12 +440,12 @@ def save(
 
     Args:
         path: .parquet or .arrow; appears whole, or not at all.
-        tensors: JAX, NumPy or torch arrays, or QTensors, by name.
+        tensors: JAX, NumPy or torch arrays, or QTensors, by name; also as variables of Flax NNX.
         config: kept in the table's metadata.
         compression: "zstd" compresses the weights too (.parquet only).
 
     Raises:
-        AqError: for a value that is no tensor.
+        AqError: for a value that is no tensor, a masked array, and a shape without values.
         FormatError: for a file name, a tensor name or a shape that the format does not have.
         ValueError: for a batch of QTensors whose groups cross rows.
 
@@ -450,7 +456,8 @@ def save(
     >>> list(aq.load(path))
     ['w', 'bias']
     """
-    tensors = dict(tensors.items())  # a mapping that makes its values when asked would make an object's id mean nothing
+    # Once: of a mapping that makes its values when asked, an object's id would mean nothing.
+    tensors = {name: unwrapped(value) for name, value in tensors.items()}
     quantized = any(isinstance(value, QTensor) for value in tensors.values())
     seen: dict[object, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:
@@ -480,7 +487,8 @@ def as_v2(row: Row) -> Row:
 
 def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
     """The rows of a QTensor that was made of a tensor of this dtype: its codes as one bit stream, flattened."""
-    stream, scales, zeros = to_stream(q)
+    parts = {part: to_numpy(getattr(q, part), f"{name}.{part}") for part in ("codes", "scale", "zero_point")}
+    stream, scales, zeros = to_stream(dataclasses.replace(q, **parts))
     bits, spec = q.spec.bits, q.spec
     size = spec.group_elements(q.shape)
     cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)

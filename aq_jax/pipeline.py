@@ -19,8 +19,9 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
 from aq_jax.loader import WeightLoader, as_v2, packed_rows, plain_rows
-from aq_jax.solvers.screen import Refused, is_floating, is_quantizable, to_half
+from aq_jax.solvers.screen import Refused, to_half
 from aq_jax.solvers.tiles import quantize_pieces
+from aq_jax.solvers.treatment import treat, vectors_note
 from aq_jax.store import DTYPES, Row, TableWriter, pieces
 
 T = TypeVar("T")
@@ -181,6 +182,8 @@ def write_model(
         if solved.training is not None:
             done.training = record["training"] = dict(solved.training)
             done.seconds["train"] = solved.training["seconds"]
+    if config is not None and (kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]):
+        done.notes.append(vectors_note(kept))
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
     started = time.perf_counter()
     with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
@@ -210,18 +213,18 @@ def quantized_rows(
     name: str, array: np.ndarray, config: QuantizationConfig, done: Written, searched: Collection[str] = ()
 ) -> Iterator[Row]:
     """The V2 rows of one tensor under a model's config; for those in `searched`, solver gptq means search."""
-    policy = config.for_tensor(name)
+    treatment = treat(config, name, array.shape, array.dtype)
+    policy, spec = treatment.policy, treatment.spec
     dtype = array.dtype.name
-    if policy.quant_type == "fp16" and is_floating(array.dtype):
+    if treatment.half:
         half = to_half(array)
         if half.dtype == np.float16:
             yield from plain_rows(name, half, dtype, "fp16")
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value, if that is finite"
-    elif policy.quant_type not in ("fp16", "none") and is_quantizable(array.shape, array.dtype):
+    elif spec is not None:
         if name in searched:
             policy = dataclasses.replace(policy, solver="search")
-        spec = policy.spec_for(array.shape)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)
         if not isinstance(results, Refused):

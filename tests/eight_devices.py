@@ -47,7 +47,7 @@ def random_qtensor(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> aq.QTe
     half = 2 ** (spec.bits - 1)
     packed = spec.bits < 8 and shape[-1] * spec.bits % 8 == 0
     values = rng.integers(0, 256, codes, np.uint8) if packed else rng.integers(-half, half, codes, np.int8)
-    zeros = np.zeros(grids, np.float32) if spec.symmetric else rng.normal(size=grids).astype(np.float32)
+    zeros = rng.normal(size=grids).astype(np.float32)
     scales = np.exp(rng.normal(size=grids)).astype(np.float32)
     return aq.QTensor(values, scales, zeros, spec, shape[-1])
 
@@ -56,10 +56,10 @@ def random_qtensor(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> aq.QTe
 LAYOUTS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((16, 64), {"per_channel": True}),
     ((16, 64), {"group_size": 8}),
-    ((16, 64), {"group_size": 32, "symmetric": False}),
+    ((16, 64), {"group_size": 32}),
     ((16, 64), {"group_size": 48}),
     ((16, 64), {}),
-    ((16, 7), {"per_channel": True, "symmetric": False}),
+    ((16, 7), {"per_channel": True}),
     ((16, 7), {"group_size": 12}),
     ((8, 3, 16), {"per_channel": True}),
     ((8, 16, 8), {"group_size": 8}),

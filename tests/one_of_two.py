@@ -66,9 +66,13 @@ def main(rank: int, port: str, folder: Path) -> dict[str, Any]:
             opened = resident(path)
             loader.load_sharded("w", rows)
             out[f"{path.suffix} resident"] = [opened, resident(path)]
+    with aq.WeightLoader(folder / "grids.arrow") as loader:
+        opened = resident(folder / "grids.arrow")
+        loader.load_sharded("w", rows, packed=True)
+        out["grids resident"] = [opened, resident(folder / "grids.arrow")]
     with aq.WeightLoader(folder / "cut.parquet") as loader:
         packed = loader.load_sharded("w", rows, packed=True)
-        out["cut"] = [loader.bytes_read, packed.spec.symmetric, [digests(leaf) for leaf in jax.tree.leaves(packed)]]
+        out["cut"] = [loader.bytes_read, [digests(leaf) for leaf in jax.tree.leaves(packed)]]
     encoder = aq.load_model(folder / "bert" / "m.parquet", mesh=mesh)
     embedded = encoder.encode(["A quick red cat.", "The moon"])
     out["embeddings"] = np.asarray(embedded).tolist()

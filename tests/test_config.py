@@ -67,7 +67,7 @@ def test_a_file_without_quantization_asks_for_plain_weights(tmp_path: Path) -> N
 # Defaults: what each width means when nothing else is said, and what narrows it.
 SPECS = [
     pytest.param({}, QuantSpec(8, per_channel=True), "absmax", id="int8: channels, absmax"),
-    pytest.param({"symmetric": False}, QuantSpec(8, per_channel=True, symmetric=False), "minmax", id="int8 asymmetric"),
+    pytest.param({"symmetric": False}, QuantSpec(8, per_channel=True), "minmax", id="int8 asymmetric"),
     pytest.param({"per_channel": False}, QuantSpec(8), "absmax", id="int8 tensor"),
     pytest.param({"group_size": 32}, QuantSpec(8, group_size=32), "absmax", id="int8 groups"),
     pytest.param({"quant_type": "int4"}, QuantSpec(4, group_size=128), "search", id="int4: groups of 128"),
@@ -243,10 +243,10 @@ OVERRIDDEN = [
                  id="channels drop a group size"),
     pytest.param({"quant_type": "int2", "group_size": 8}, {"quant_type": "int4"}, QuantSpec(4, group_size=8), "search",
                  id="a type keeps the group size"),
-    pytest.param({"solver": "absmax"}, {"symmetric": False}, QuantSpec(8, True, symmetric=False), "minmax",
+    pytest.param({"solver": "absmax"}, {"symmetric": False}, QuantSpec(8, True), "minmax",
                  id="a solver of the other kind gives way"),
     pytest.param({"quant_type": "int2", "solver": "search"}, {"symmetric": False},
-                 QuantSpec(2, group_size=128, symmetric=False), "search", id="search can do both"),
+                 QuantSpec(2, group_size=128), "search", id="search can do both"),
     pytest.param({"quant_type": "int2"}, {"quant_type": "int8"}, QuantSpec(8, True), "absmax",
                  id="defaults are those of the new type"),
 ]  # fmt: skip
@@ -269,9 +269,9 @@ def test_an_override_to_eight_bits_drops_the_rotation() -> None:
         "wide": False, "plain": False, "odd": True, "other": True,
     }  # fmt: skip
     assert found["half"].quant_type == "fp16"
-    assert found["wide"].spec_for((4, 8)) == QuantSpec(8, per_channel=True)
-    assert found["odd"].spec_for((4, 8)) == QuantSpec(4, group_size=8, rotation=8)
-    assert found["odd"].spec_for((4, 7)) == QuantSpec(4, group_size=8)
+    assert found["wide"].spec_for((4, 8), "w") == QuantSpec(8, per_channel=True)
+    assert found["odd"].spec_for((4, 8), "w") == QuantSpec(4, group_size=8, rotation=8)
+    assert found["odd"].spec_for((4, 7), "w") == QuantSpec(4, group_size=8)
     assert policy.spec.rotation == 0
     with pytest.raises(ConfigError, match=r"override 'wide': rotate = true: the format has no rotated int8"):
         QuantizationConfig("int4", overrides=(Override("wide", quant_type="int8", rotate=True),))

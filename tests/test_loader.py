@@ -18,10 +18,12 @@ import ml_dtypes
 import numpy as np
 import polars as pl
 import pytest
+from flax import nnx
 
 import aq_jax as aq
 from aq_jax import loader as loader_module
 from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.converters import orbax
 from aq_jax.store import Row, pieces, write_table
 from aq_jax.store.shard import Shard
 
@@ -114,6 +116,72 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit_in_every_framework(path: P
             assert str(found.dtype).removeprefix("torch.") == array.dtype.name, (framework, name)
             assert tuple(found.shape) == array.shape, (framework, name)
             assert bits(found) == array.tobytes(), (framework, name)
+
+
+def test_the_tree_definition_is_that_which_was_saved(path: Path, quantized: dict[str, aq.QTensor]) -> None:
+    """Also of an asymmetric tensor whose zero points all happen to be 0."""
+    whole = np.tile(np.arange(-8, 8, dtype=np.float32), (4, 1))
+    zeros = aq.quantize(whole, QuantizationConfig("int4", group_size=16, symmetric=False, solver="minmax"))
+    assert not np.asarray(zeros.zero_point).any()
+    tree = quantized | {"zeros": zeros}
+    aq.save(path, tree)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with aq.WeightLoader(path) as loader:
+        for name, q in tree.items():
+            for found in (loader.get_quantized(name), loader.load_sharded(name, one, packed=True)):
+                assert jax.tree.structure(found) == jax.tree.structure(q), name
+                for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(q), strict=True):
+                    assert np.array_equal(ours, theirs), name
+    orbax.save(path.with_name("c"), tree)
+    assert jax.tree.structure(orbax.load(path.with_name("c"))) == jax.tree.structure(tree)
+
+
+def abstract(kind: str) -> Any:
+    if kind == "a QTensor of shapes":
+        return jax.eval_shape(lambda w: aq.quantize(w, "int8"), jnp.ones((2, 8)))
+    return jax.ShapeDtypeStruct((2, 8), np.dtype("bfloat16" if kind == "of bfloat16" else "float32"))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a mask": (np.ma.masked_equal(np.ones((2, 8), np.float32), 1), "^w: is a masked array, whose mask would be lost"),
+    "a shape": (
+        abstract("a shape"),
+        "^w: ShapeDtypeStruct of dtype float32 is no .*: it has a shape and no values; wanted",
+    ),
+    "of bfloat16": (abstract("of bfloat16"), "^w: ShapeDtypeStruct of dtype bfloat16 is no .*: it has a shape and no"),
+    "a QTensor of shapes": (
+        abstract("a QTensor of shapes"),
+        r"^w\.codes: ShapeDtypeStruct of dtype int8 is no .* no val",
+    ),
+    "a parameter of shapes": (
+        nnx.Param(abstract("a shape")),
+        "^w: ShapeDtypeStruct of dtype float32 is no .* no values",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_tables_and_checkpoints_refuse_alike(kind: str, path: Path) -> None:
+    value, message = REFUSED[kind]
+    for write in (aq.save, orbax.save):
+        with pytest.raises(aq.AqError, match=message):
+            write(path, {"w": value})
+    with pytest.raises(aq.AqError, match=r"^w: .*Tracer of dtype float32 is no .* it has a shape and no values"):
+        jax.jit(lambda w: aq.save(path, {"w": w}))(jnp.ones(2))
+    assert not any(path.parent.iterdir())
+
+
+def test_variables_of_flax_are_what_they_hold(path: Path) -> None:
+    q = aq.quantize(np.ones((2, 8), np.float32), "int8")
+    bias = jnp.arange(3.0)
+    tree = {"w": nnx.Param(q), "bias": nnx.BatchStat(bias), "tied": q, "list": nnx.Param(np.ones(2))}
+    aq.save(path, tree)
+    orbax.save(path.with_name("c"), tree)
+    for found in (aq.load(path, packed=True), orbax.load(path.with_name("c"))):
+        assert jax.tree.structure(found["w"]) == jax.tree.structure(q)
+        assert found["tied"] is found["w"]
+        assert np.array_equal(found["bias"], bias)
+        assert found["list"].tolist() == [1, 1]
 
 
 def test_arrays_in_any_memory_order_are_stored_by_value(path: Path) -> None:

@@ -52,13 +52,14 @@ def test_on_eight_devices() -> None:
 BIG = {
     "float": np.random.default_rng(0).normal(size=(1024, 2048)).astype(np.float32),
     "int8": eight_devices.random_qtensor((1024, 512), QuantSpec(8, per_channel=True), 1),
-    "int4": eight_devices.random_qtensor((1024, 512), QuantSpec(4, group_size=32, symmetric=False), 2),
+    "int4": eight_devices.random_qtensor((1024, 512), QuantSpec(4, group_size=32), 2),
 }
-# In 16 pieces, of which the last alone has a zero point that tells that it is asymmetric.
-CUT = eight_devices.random_qtensor((64, 256), QuantSpec(4, group_size=32, symmetric=False), 3)
-CUT.zero_point[:] = 0
-CUT.zero_point[-1, -1] = 0.25
+# In 16 pieces.
+CUT = eight_devices.random_qtensor((64, 256), QuantSpec(4, group_size=32), 3)
 WIDE = 48 << 20
+GRIDS = eight_devices.random_qtensor(
+    (64, 3 << 17), QuantSpec(8, group_size=8), 4
+)  # as many bytes of scales as of codes
 SENTENCES = ["A quick red cat.", "The moon"]
 
 
@@ -71,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader_module, "pieces", functools.partial(pieces, limit=1 << 12))
         aq.save(folder / "cut.parquet", {"w": CUT})
+    aq.save(folder / "grids.arrow", {"w": GRIDS})
     bert_oracle.write_side_files(folder / "bert", bert_oracle.CONFIG)
     config = aq.QuantizationConfig("int4", group_size=16, solver="absmax")
     aq.save(folder / "bert" / "m.parquet", aq.quantize_tree(bert_oracle.weights(), config))
@@ -113,7 +115,9 @@ def test_each_of_two_processes_reads_its_half(both: list[dict[str, Any]], suffix
     for found in both:
         for packed in (False, True):
             count = {how: found[f"{suffix} {name} {packed} {how}"]["bytes"] for how in ("rows", "columns", "whole")}
-            assert count == {"rows": data // 2 + grids, "columns": data + grids, "whole": data + grids}
+            # In Parquet, scales and zero points are compressed.
+            own = grids if suffix == ".parquet" else grids // 2
+            assert count == {"rows": data // 2 + own, "columns": data + grids, "whole": data + grids}
         assert found[f"{suffix} {name} False rows"]["partly"]
 
 
@@ -144,15 +148,12 @@ def assert_parts_of(whole: np.ndarray, parts: list[dict[str, str]]) -> None:
     assert seen.all()
 
 
-def test_processes_agree_on_what_is_static_though_they_read_other_pieces(
-    both: list[dict[str, Any]], folder: Path
-) -> None:
+def test_scales_of_other_pieces_are_not_read(both: list[dict[str, Any]], folder: Path) -> None:
     with aq.WeightLoader(folder / "cut.parquet") as loader:
         assert len(loader._pieces("w")) == 16
-    for count, symmetric, _ in (found["cut"] for found in both):
-        assert not symmetric
-        assert count == CUT.codes.nbytes // 2 + 2 * CUT.scale.nbytes
-    for leaf, *parts in zip(jax.tree.leaves(CUT), *(found["cut"][2] for found in both), strict=True):
+    for count, _ in (found["cut"] for found in both):
+        assert count == (CUT.codes.nbytes + 2 * CUT.scale.nbytes) // 2
+    for leaf, *parts in zip(jax.tree.leaves(CUT), *(found["cut"][1] for found in both), strict=True):
         assert_parts_of(leaf, parts)
 
 
@@ -164,6 +165,9 @@ def test_no_more_of_the_file_is_looked_at_than_is_counted(both: list[dict[str, A
         opened, after = found[f"{suffix} resident"]
         assert opened < 0.1 * WIDE
         assert 0.5 * WIDE <= after <= 0.6 * WIDE
+        opened, after = found["grids resident"]
+        assert opened < 0.1 * GRIDS.nbytes
+        assert 0.5 * GRIDS.nbytes <= after <= 0.7 * GRIDS.nbytes
 
 
 def test_two_processes_are_one_model(both: list[dict[str, Any]], folder: Path) -> None:
@@ -250,13 +254,13 @@ def test_a_file_is_mapped_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: p
     aq.save(tmp_path / "m.parquet", {"a": np.ones(2), "b": np.ones(2)})
     inside, most, mapped = 0, 0, Shard.mapped
 
-    def slowly(self: Shard, index: int) -> Any:
+    def slowly(self: Shard, index: int, groups: Any) -> Any:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         time.sleep(0.05)
         inside -= 1
-        return mapped(self, index)
+        return mapped(self, index, groups)
 
     monkeypatch.setattr(Shard, "mapped", slowly)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -310,8 +310,8 @@ def repeated(value: float, count: int, dtype: type) -> np.ndarray:
 def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) -> list[Row]:
     """The rows that a tensor would be stored in, by the functions that make them: only arithmetic is left out."""
 
-    def quantize_pieces(array: np.ndarray, policy: QuantizationConfig, _: str, cuts: list[tuple[int, int]]) -> Any:
-        spec = policy.spec_for(array.shape)
+    def quantize_pieces(array: np.ndarray, policy: QuantizationConfig, name: str, cuts: list[tuple[int, int]]) -> Any:
+        spec = policy.spec_for(array.shape, name)
         for start, stop in cuts:
             groups = group_count(stop - start, array.shape, spec.quant_axis, spec.group_size)
             data = repeated(0, data_bytes(stop - start, given.stored, spec.quant_type), np.uint8)
@@ -378,8 +378,8 @@ def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path) -
         for start in (0, count - values.size):
             file.seek(4 * start)
             file.write(values.tobytes())
-    spec = QuantizationConfig("int4", solver="absmax").spec
-    road = _Short(np.memmap(tmp_path / "w", np.float32, "r"), spec.group_size, spec, "absmax")
+    config = QuantizationConfig("int4", solver="absmax")
+    road = _Short(np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, config)
     near, far = (
         road.candidates(start, start + values.size, keep=True)[0] for start in (0, count - values.size)
     )  # fmt: skip

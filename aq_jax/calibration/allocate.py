@@ -80,19 +80,20 @@ def frontier(tensors: Sequence[Sequence[tuple[int, float]]]) -> Frontier:
     return Frontier(bits, errors, tuple(steps))
 
 
-def stored_bits(policy: QuantizationConfig, shape: tuple[int, ...], itemsize: int) -> int:
+def stored_bits(policy: QuantizationConfig, shape: tuple[int, ...], itemsize: int, name: str) -> int:
     """What a tensor takes: its codes, and 16 bits for each scale and, where they differ, each zero point.
 
     Args:
         policy: of this tensor.
         shape: of the tensor.
         itemsize: bytes of an element, for a tensor that is left as it is.
+        name: of the tensor.
 
-    >>> stored_bits(QuantizationConfig("int2", group_size=128), (4, 256), 4) / 1024
+    >>> stored_bits(QuantizationConfig("int2", group_size=128), (4, 256), 4, "w") / 1024
     2.125
     """
     count = math.prod(shape)
     if policy.quant_type not in BITS:
         return count * (16 if policy.quant_type == "fp16" else 8 * itemsize)
-    spec = policy.spec_for(shape)
-    return count * spec.bits + SCALE_BITS * (1 if spec.symmetric else 2) * spec.group_count(shape)
+    spec = policy.spec_for(shape, name)
+    return count * spec.bits + SCALE_BITS * (1 if policy.symmetric else 2) * spec.group_count(shape)

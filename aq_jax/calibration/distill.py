@@ -9,7 +9,7 @@ No label is needed. (As in TinyBERT, X. Jiao et al., arXiv:1909.10351; of relati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -99,11 +99,19 @@ class Distiller:
         model: in float, the teacher.
         quantized: the same with all weights as they are quantized; those that are not trained stay.
         specs: of the quantized weights that are trained, by path.
+        symmetric: those of them whose zero points are constant, and stay.
         pooling: of sentences.
     """
 
-    def __init__(self, model: Bert, quantized: Bert, specs: Mapping[str, QuantSpec], pooling: Pooling) -> None:
-        self._specs = dict(specs)
+    def __init__(
+        self,
+        model: Bert,
+        quantized: Bert,
+        specs: Mapping[str, QuantSpec],
+        symmetric: Collection[str],
+        pooling: Pooling,
+    ) -> None:
+        self._specs, self._symmetric = dict(specs), frozenset(symmetric)
         self._pooling: Pooling = pooling
         self._graph, state = nnx.split(model)
         self._tree = jax.tree.structure(state)
@@ -179,8 +187,10 @@ class Distiller:
         """How fast each part moves, of the learning rate; shaped as the weights."""
         latent: Any = Latent
         latents = {
-            path: latent(TABLE_CODES if path == TABLE else CODES, SCALES, 0.0 if spec.symmetric else ZERO_POINTS)
-            for path, spec in self._specs.items()
+            path: latent(
+                TABLE_CODES if path == TABLE else CODES, SCALES, 0.0 if path in self._symmetric else ZERO_POINTS
+            )
+            for path in self._specs
         }
         return Weights(latents, cast(Any, dict.fromkeys(weights.plain, PLAIN)))
 

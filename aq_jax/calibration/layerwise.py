@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from aq_jax.calibration.text import Batch, common_length, one_shape
 from aq_jax.calibration.walk import Model, Moments, Walk, mask_of, step_of
-from aq_jax.config import CalibrationConfig, QuantSpec
+from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
@@ -57,7 +57,7 @@ class Calibrated:
 def calibrate(
     model: Model,
     quantized: Model,
-    specs: Mapping[str, QuantSpec],
+    policies: Mapping[str, QuantizationConfig],
     batches: Sequence[Batch],
     config: CalibrationConfig,
     searched: Callable[[str], Array],
@@ -69,7 +69,7 @@ def calibrate(
         model: in float; it is not changed.
         quantized: a copy whose other weights are already what quantized ones stand for; those that are solved
             here are put into it.
-        specs: of the weights to solve, by path: "layers.0.query.kernel", "word.embedding".
+        policies: of the weights to solve, by path: "layers.0.query.kernel", "word.embedding".
         batches: of token ids (`calibration.text.padded_batches`).
         config: correction, damping and seed.
         searched: what a weight that cannot be solved will be instead, by path.
@@ -79,6 +79,7 @@ def calibrate(
         AqError: if a weight is given numbers that are not finite, by path.
     """
     done = Calibrated(tokens=int(sum(lengths.sum() for _, lengths in batches)))
+    specs = {path: policy.spec_for(shape_of(model, path), path) for path, policy in policies.items()}
     total = sum(4 * parameter(model, path).size for path in specs)
 
     def fall_back(path: str, why: str) -> None:
@@ -86,7 +87,7 @@ def calibrate(
         put_weight(quantized, path, searched(path))
 
     def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
-        q = gptq_tiled(target, under, specs[path])
+        q = gptq_tiled(target, under, specs[path], policies[path].symmetric)
         value = dequantize(jax.device_put(q))
         bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
         if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
@@ -208,6 +209,12 @@ def weight_of(model: Model, path: str) -> Array:
     """A weight as tables have it: kernels as [outputs, inputs]."""
     value = parameter(model, path)[...]
     return value.T if path.endswith(".kernel") else value
+
+
+def shape_of(model: Model, path: str) -> tuple[int, ...]:
+    """The shape of a weight, as tables have it."""
+    shape = parameter(model, path).shape
+    return shape[::-1] if path.endswith(".kernel") else shape
 
 
 def put_weight(model: Model, path: str, value: Array) -> None:

@@ -23,7 +23,7 @@ from aq_jax.config import BITS, AllocationConfig, CalibrationConfig, Override, Q
 from aq_jax.errors import ConfigError
 from aq_jax.pipeline import Progress, Source
 from aq_jax.solvers.gptq import check_gptq
-from aq_jax.solvers.screen import is_quantizable
+from aq_jax.solvers.treatment import is_weight
 from aq_jax.store.files import replacing
 
 FEWEST = 8  # sentences beside the calibration's; with fewer, errors are measured on those
@@ -158,12 +158,14 @@ def allocate(
     """
     start = time.perf_counter()
     architecture, names = read_names(source, folder)
-    shapes = {path: source.shapes[name][0] for path, name in names.items() if is_quantizable(*source.shapes[name])}
+    shapes = {
+        path: source.shapes[name][0] for path, name in names.items() if is_weight(config, name, *source.shapes[name])
+    }
     options = {path: _options(names[path], path, shape, config, goal) for path, shape in shapes.items()}
     if not any(override for each in options.values() for override, _ in each):
         raise ConfigError(f"[allocate]: overrides fix the quant_type of every tensor of {folder}: nothing is left")
     sizes = [
-        [stored_bits(policy, shapes[path], source.shapes[names[path]][1].itemsize) for _, policy in each]
+        [stored_bits(policy, shapes[path], source.shapes[names[path]][1].itemsize, names[path]) for _, policy in each]
         for path, each in options.items()
     ]
     params = sum(math.prod(shape) for shape in shapes.values())
@@ -212,7 +214,7 @@ def allocate(
     choices = []
     for path, option, each in zip(options, plans.options(plan), tensors, strict=True):
         (override, policy), (bits, error) = options[path][option], each[option]
-        kind = policy.spec_for(shapes[path]).quant_type if policy.quant_type in BITS else policy.quant_type
+        kind = policy.spec_for(shapes[path], names[path]).quant_type if policy.quant_type in BITS else policy.quant_type
         choices.append(Choice(names[path], shapes[path], kind, bits, error, override))
     chosen = tuple(choice.override for choice in choices if choice.override is not None)
     return Allocation(
@@ -244,7 +246,7 @@ def _options(
             override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
         own = dataclasses.replace(config, overrides=(override,)).for_tensor(name)
         if own.quant_type in BITS:
-            check_gptq(own.spec, shape, name)
+            check_gptq(own.spec_for(shape, name), shape, name)
         found.append((override, own))
     return found
 

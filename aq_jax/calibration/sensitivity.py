@@ -189,9 +189,10 @@ def rounded(
     if policy.quant_type not in BITS:
         return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
     if policy.solver == "gptq":
-        spec = policy.spec_for(weight.shape)
+        spec = policy.spec_for(weight.shape, name)
         if spec.bits < 8 and moment is not None:
-            q = gptq_tiled(weight, metric(moment, damping, spec.rotation), spec, rounds=1)  # half the time of all
+            under = metric(moment, damping, spec.rotation)
+            q = gptq_tiled(weight, under, spec, policy.symmetric, rounds=1)  # half the time of all
             return np.asarray(dequantize(jax.device_put(q)))
         policy = replace(policy, solver=None)
     q = quantize_tree({name: weight}, policy)[name]

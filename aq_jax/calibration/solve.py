@@ -33,7 +33,7 @@ from aq_jax.nn.weights import match_names
 from aq_jax.pipeline import Progress, Solved, Source
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import check_gptq
-from aq_jax.solvers.screen import is_quantizable
+from aq_jax.solvers.treatment import is_weight
 
 FEW = 64  # lines; with fewer, training is said to have had few
 
@@ -87,13 +87,13 @@ def solve_model(
         raise ConfigError(f"[train]: found {architecture.fields.get('model_type')}; wanted an encoder, such as BERT")
     text, *further = drawn(calibration, training)
     ids, sentences = read_ids(text.lines, folder, architecture, calibration)
-    shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_quantizable(shape, dtype)}
+    shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
     asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.quant_type in BITS}
     for name, policy in asked.items():
-        check_gptq(policy.spec, shapes[name], name)
+        check_gptq(policy.spec_for(shapes[name], name), shapes[name], name)
     weights = read_weights(source, names)
-    specs = {path: asked[name].spec_for(shapes[name]) for path, name in names.items() if name in asked}
+    solvable = {path: asked[name] for path, name in names.items() if name in asked}
     others = {name: value for name, value in weights.items() if name not in asked}
     model = architecture.fill(weights, "float32", str(folder))
     rounded = {
@@ -112,7 +112,7 @@ def solve_model(
         value = quantize_tree({name: weights[name]}, policy)[name]
         return dequantize(value) if isinstance(value, QTensor) else value
 
-    done = calibrate(model, quantized, specs, padded_batches(ids), calibration, searched, report)
+    done = calibrate(model, quantized, solvable, padded_batches(ids), calibration, searched, report)
     seconds, trained = time.perf_counter() - start, None
     if training is not None:
         if not done.weights:
@@ -128,7 +128,7 @@ def solve_model(
         of = _fingerprint(weights, settings, training.config, [taught, held])
         with Checkpoints(training.checkpoints, of) as checkpoints:
             trained = train(
-                cast(Bert, model), cast(Bert, quantized), done.weights, taught,
+                cast(Bert, model), cast(Bert, quantized), done.weights, solvable, taught,
                 Outputs(model, padded_batches(held), sentences.pooling), sentences.pooling, training.config,
                 calibration.seed, checkpoints, stored, progress,
             )  # fmt: skip

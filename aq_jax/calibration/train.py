@@ -25,7 +25,7 @@ from aq_jax.calibration.latent import settled
 from aq_jax.calibration.layerwise import put_weight, vectors
 from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import Batch, padded, padded_lengths
-from aq_jax.config import QuantSpec, TrainingConfig
+from aq_jax.config import QuantizationConfig, QuantSpec, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
@@ -108,6 +108,7 @@ def train(
     model: Bert,
     quantized: Bert,
     solved: Mapping[str, QTensor],
+    policies: Mapping[str, QuantizationConfig],
     ids: Sequence[Sequence[int]],
     outputs: Outputs,
     pooling: Pooling,
@@ -123,6 +124,7 @@ def train(
         model: in float.
         quantized: the same with all weights as they are quantized; holds the trained ones in the end.
         solved: quantized weights by path.
+        policies: of these.
         ids: of the texts to train on.
         outputs: of the float model on other texts, by which the best weights of the run are chosen.
         pooling: of sentences.
@@ -136,7 +138,9 @@ def train(
         AqError: if the loss is not finite.
         ConfigError, IntegrityError: for checkpoints that are of another training, or damaged.
     """
-    distiller = Distiller(model, quantized, {path: q.spec for path, q in solved.items()}, pooling)
+    specs = {path: q.spec for path, q in solved.items()}
+    symmetric = [path for path in specs if policies[path].symmetric]
+    distiller = Distiller(model, quantized, specs, symmetric, pooling)
     texts = Shuffled(ids, config.batch_tokens, seed)
     state = distiller.start(model, solved, vectors(quantized))
     before = outputs.change(quantized)
@@ -159,7 +163,7 @@ def train(
         if int(EVALUATIONS * part) == run.due:
             continue
         run.due = int(EVALUATIONS * part)
-        now = _settled(state, {path: q.spec for path, q in solved.items()}, stored)
+        now = _settled(state, specs, stored)
         _put(quantized, now)
         error = outputs.change(quantized)
         run.curve.append([run.step, 1 - error])

@@ -1,6 +1,6 @@
 """What a user may ask for: the numerics of one tensor, the policy of a model, a whole conversion.
 
-QuantSpec             how one tensor lies on its grid (bits, granularity, symmetric, rotation)
+QuantSpec             how one tensor lies on its grid (bits, granularity, rotation)
 QuantizationConfig    which spec, which solver, for which names
 CalibrationConfig     on which text calibrated solvers run the model
 AllocationConfig      how many bits a weight, or how good a model, widths are chosen for

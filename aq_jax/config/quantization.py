@@ -18,6 +18,7 @@ SOLVER_NAMES = ("absmax", "minmax", "search", "gptq")
 QUANT_TYPES = (*BITS, "fp16", "none")
 PUBLISHED_INT2_GROUP = 128
 LARGEST_ROTATION = 128
+EXPERTS = "experts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,11 @@ class QuantSpec:
         bits: 8, 4, 3 or 2.
         per_channel: one grid for each index of axis 0.
         group_size: one grid for this many consecutive elements of the flattened tensor; 0 for none.
-        symmetric: one constant zero point (0 or -0.5) instead of one for each grid.
         rotation: the block in which the last axis was multiplied by a Hadamard matrix before; 0 for none
             (see `aq_jax.hadamard`).
 
-    Neither channels nor groups means one grid for the tensor.
+    Neither channels nor groups means one grid for the tensor. This is what decoding needs and a table stores: how codes
+    were chosen, and whether zero points are constant, belongs to the policy.
 
     >>> QuantSpec(bits=2, group_size=128).group_elements((384, 1536))
     128
@@ -43,7 +44,6 @@ class QuantSpec:
     bits: int = 8
     per_channel: bool = False
     group_size: int = 0
-    symmetric: bool = True
     rotation: int = 0
 
     @property
@@ -135,7 +135,7 @@ class QuantizationConfig:
         ConfigError: for an unknown or contradictory value.
 
     >>> QuantizationConfig(quant_type="int2").spec
-    QuantSpec(bits=2, per_channel=False, group_size=128, symmetric=True, rotation=0)
+    QuantSpec(bits=2, per_channel=False, group_size=128, rotation=0)
     """
 
     quant_type: str = "int8"
@@ -194,24 +194,36 @@ class QuantizationConfig:
                 channels, size = (True, 0) if bits == 8 else (False, PUBLISHED_INT2_GROUP)
             elif not channels and bits == 2:
                 size = PUBLISHED_INT2_GROUP
-        return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size, symmetric=self.symmetric)
+        return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size)
 
     @property
     def calibrated(self) -> bool:
         """Whether any tensor may be solved on the running model."""
         return "gptq" in (self.solver, *(override.solver for override in self.overrides))
 
-    def spec_for(self, shape: tuple[int, ...]) -> QuantSpec:
-        """The numerics of a tensor of this shape: `spec`, and the block in which it is rotated.
+    def spec_for(self, shape: tuple[int, ...], name: str) -> QuantSpec:
+        """The numerics of one tensor: `spec`, fitted to its shape and name.
 
-        That is the largest power of two up to 128 that divides the last axis, or 0 if the axis is odd.
+        Rotation is in the largest power of two up to 128 that divides the last axis; none if the axis is odd.
+        Channels of weights whose name says `experts`, [experts, outputs, inputs], are rows of the last axis, stored as
+        groups of its length: axis 0 counts whole matrices there.
 
-        >>> QuantizationConfig("int4", rotate=True).spec_for((8, 96)).rotation
+        >>> QuantizationConfig("int4", rotate=True).spec_for((8, 96), "dense.weight").rotation
         32
+        >>> QuantizationConfig("int8").spec_for((4, 8, 96), "mlp.experts.up_proj")
+        QuantSpec(bits=8, per_channel=False, group_size=96, rotation=0)
         """
         length = shape[-1] if self.rotate and shape else 0
         block = min(length & -length, LARGEST_ROTATION)
-        return dataclasses.replace(self.spec, rotation=block if block > 1 else 0)
+        spec = dataclasses.replace(self.spec, rotation=block if block > 1 else 0)
+        if spec.per_channel and len(shape) > 2 and shape[-1] and EXPERTS in name.lower():
+            return dataclasses.replace(spec, per_channel=False, group_size=shape[-1])
+        return spec
+
+    def overrides_type(self, name: str) -> bool:
+        """Whether an override says what quant_type a tensor has: this is asked of a model's config."""
+        override = self._override(name)
+        return override is not None and override.quant_type is not None
 
     @property
     def solver_name(self) -> str:
@@ -224,12 +236,15 @@ class QuantizationConfig:
     def for_tensor(self, name: str) -> QuantizationConfig:
         """The config of one tensor: overrides and mixed precision applied, none left to apply."""
         plain = dataclasses.replace(self, overrides=(), mixed_precision_layers=())
-        override = next((o for o in self.overrides if re.search(o.pattern, name)), None)
+        override = self._override(name)
         if override is not None:
             plain = plain._overridden(override)
-        if (override is None or override.quant_type is None) and any(k in name for k in self.mixed_precision_layers):
+        if not self.overrides_type(name) and any(k in name for k in self.mixed_precision_layers):
             return dataclasses.replace(plain, quant_type="fp16")
         return plain
+
+    def _override(self, name: str) -> Override | None:
+        return next((override for override in self.overrides if re.search(override.pattern, name)), None)
 
     def _overridden(self, override: Override) -> QuantizationConfig:
         given = {

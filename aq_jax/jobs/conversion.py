@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aq_jax.config import BITS, ConversionConfig
+from aq_jax.config import ConversionConfig
 from aq_jax.configfile import load_plan
 from aq_jax.errors import ConfigError
 from aq_jax.jobs.solving import solver
@@ -129,12 +129,17 @@ def planned(config: ConversionConfig) -> ConversionConfig:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A row that a conversion will write: bytes are an upper bound, before scales are compressed."""
+    """A row that a conversion will write: bytes are an upper bound, before scales are compressed.
+
+    Args:
+        vector: whether it is left alone for being a norm or a bias by its name (see `solvers.treatment.treat`).
+    """
 
     name: str
     shape: tuple[int, ...]
     quant_type: str
     bytes: int
+    vector: bool = False
 
 
 def plan(config: ConversionConfig) -> list[Planned]:
@@ -147,7 +152,8 @@ def plan(config: ConversionConfig) -> list[Planned]:
     from aq_jax.converters.huggingface import source_folder
     from aq_jax.converters.prequantized import check_quantizable
     from aq_jax.converters.sidefiles import check_side_files
-    from aq_jax.solvers.screen import is_floating, is_quantizable, to_half
+    from aq_jax.solvers.screen import to_half
+    from aq_jax.solvers.treatment import treat
 
     config = planned(config)
     if config.allocate is not None:
@@ -163,15 +169,15 @@ def plan(config: ConversionConfig) -> list[Planned]:
     with open_checkpoint(folder, config.allow_pickle) as checkpoint:
         check_quantizable(checkpoint.shapes, checkpoint.folder, config.quantization is not None)
         for name, (shape, dtype) in checkpoint.shapes.items():
-            kind, size = dtype.name, math.prod(shape) * dtype.itemsize
+            kind, size, vector = dtype.name, math.prod(shape) * dtype.itemsize, False
             if config.quantization:
-                policy, kind = config.quantization.for_tensor(name), "none"
-                if policy.quant_type in BITS and is_quantizable(shape, dtype):
-                    spec = policy.spec_for(shape)
+                treatment, kind = treat(config.quantization, name, shape, dtype), "none"
+                vector = treatment.vector
+                if (spec := treatment.spec) is not None:
                     kind = spec.quant_type
                     size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
-                elif policy.quant_type == "fp16" and is_floating(dtype):
+                elif treatment.half:
                     half = to_half(checkpoint.array(name))
                     kind, size = ("fp16" if half.dtype == "float16" else "none"), half.nbytes
-            rows.append(Planned(name, shape, kind, size))
+            rows.append(Planned(name, shape, kind, size, vector))
     return rows

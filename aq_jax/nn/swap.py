@@ -16,6 +16,7 @@ from aq_jax.config import QuantizationConfig
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
+from aq_jax.nn.annotations import annotate, placed
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.solvers.apply import quantize_tree
 
@@ -34,8 +35,9 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
     A weight's name, which the config's patterns see, is its path joined by dots: "layers.0.query.kernel". Channels and
     groups are those of the weight as [outputs, inputs], kernels being turned. Layers that several parents share stay
-    shared. Subclasses, other layers, layers stacked by `nnx.vmap`, and axes that are not the last ones are left as they
-    are, and so is the model that was given.
+    shared. Parameters keep the `out_sharding` that they are annotated with, weights as [outputs, inputs], and weights
+    the devices that they are on. Subclasses, other layers, layers stacked by `nnx.vmap`, and axes that are not the last
+    ones are left as they are, and so is the model that was given.
 
     Args:
         model: any NNX module; concrete, or being traced (inside `nnx.eval_shape` or a jitted function).
@@ -45,7 +47,8 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     Raises:
         AqError: for weights that cannot be quantized, by name.
         ConfigError: for shapes without weights; for other activations; and by name for weights that these cannot be
-            multiplied by, and for layers that multiply or promote by functions of their own.
+            multiplied by, and for layers that multiply or promote by functions of their own, or whose `out_sharding`
+            the weight as [outputs, inputs] cannot have.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
@@ -73,8 +76,9 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
         name = ".".join(map(str, (*path, key)))
         new = quantized[name]
         if isinstance(new, QTensor):
+            inputs = 0 if key == "embedding" else len(_axes(node)[0])
             try:
-                return quantized_layer(node, new, activations)
+                return quantized_layer(node, placed(new, getattr(node, key).get_value(), inputs, name), activations)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}; or keep it by an override, quant_type = 'none'") from None
         if new.dtype != weight.dtype:  # in float16
@@ -90,7 +94,8 @@ def quantized_layer(layer: Any, weight: QTensor, activations: Activations) -> QL
 
     Raises:
         ValueError: if the weight has another shape than the layer's, as [outputs, inputs].
-        ConfigError: if the layer computes by functions of its own, which would be lost, or see QLinear.
+        ConfigError: if the layer computes by functions of its own, which would be lost, for an `out_sharding` that the
+            weight cannot have, or see QLinear.
     """
     kind = type(layer).__name__
     for option, usual in USUAL.items():
@@ -99,10 +104,16 @@ def quantized_layer(layer: Any, weight: QTensor, activations: Activations) -> QL
     if layer.dtype is not None and not jnp.issubdtype(layer.dtype, jnp.floating):
         raise ConfigError(f"{kind} of dtype {jnp.dtype(layer.dtype)}; wanted a floating one")
     if isinstance(layer, nnx.Embed):
-        return QEmbed(weight, activations=activations, dtype=layer.dtype)
+        embed = QEmbed(weight, activations=activations, dtype=layer.dtype)
+        annotate(embed.table, layer.embedding)
+        return embed
     inputs, outputs = _axes(layer)
     bias = None if layer.bias is None else layer.bias.get_value()
-    return QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs, dtype=layer.dtype)
+    linear = QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs, dtype=layer.dtype)
+    annotate(linear.weight, layer.kernel, len(inputs))
+    if linear.bias is not None and layer.bias is not None:
+        annotate(linear.bias, layer.bias)
+    return linear
 
 
 def _weight(layer: Any) -> tuple[str, Array | None]:

@@ -6,9 +6,9 @@ import math
 import os
 from collections.abc import Mapping
 
-from aq_jax.config import BITS, Compression, QuantizationConfig
+from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.converters.extents import Extent
-from aq_jax.solvers.screen import is_floating, is_quantizable
+from aq_jax.solvers.treatment import treat
 from aq_jax.store import DTYPES, pieces
 from aq_jax.store.layout import data_bytes, group_count
 from aq_jax.store.schema import GROUP_BYTES
@@ -33,22 +33,22 @@ def tensor_bytes(
     11
     """
     shape, dtype = extent.shape, DTYPES[extent.dtype]
-    policy = None if config is None else config.for_tensor(name)
+    treatment = None if config is None else treat(config, name, shape, dtype)
     # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
     copies = 2 if compression == "none" else 3
-    if policy is not None and policy.quant_type in BITS and is_quantizable(shape, dtype):
-        spec = policy.spec_for(shape)
+    if treatment is not None and treatment.spec is not None:
+        policy, spec = treatment.policy, treatment.spec
         cuts = pieces(shape, extent.dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         largest = max(stop - start for start, stop in cuts)
         codes = data_bytes(largest, extent.dtype, spec.quant_type)
         # Symmetric `search` holds the codes of both its grids until it knows which is better.
-        made = codes * (2 if policy.solver_name == "search" and spec.symmetric else 1)
+        made = codes * (2 if policy.solver_name == "search" and policy.symmetric else 1)
         if largest * spec.bits % 8 or spec.group_elements(shape) * spec.bits % 8:
             made += 2 * largest  # a byte a code, until all can be packed
         groups = group_count(math.prod(shape), shape, spec.quant_axis, spec.group_size)
         turned = 4 * math.prod(shape) if spec.rotation else 0
         need = made + copies * codes + 6 * 8 * groups + turned
-    elif policy is not None and policy.quant_type == "fp16" and is_floating(dtype):
+    elif treatment is not None and treatment.half:
         largest = max(stop - start for start, stop in pieces(shape, extent.dtype))
         need = 2 * math.prod(shape) + copies * largest * 2
     else:

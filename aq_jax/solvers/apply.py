@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,16 @@ from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.core.rotation import rotate
 from aq_jax.errors import AqError
+from aq_jax.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, is_floating, refusal, refuse_calibrated, to_half
+from aq_jax.solvers.screen import Refused, refusal, refuse_calibrated, to_half
 from aq_jax.solvers.tiles import quantize_array
+from aq_jax.solvers.treatment import treat
+from aq_jax.store import DTYPES
 
 
-def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
+def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
@@ -33,7 +37,7 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     holds, and fp16 leaves an array alone that float16 cannot hold (see `QuantizationConfig`).
 
     Args:
-        w: floating weights of one axis or more; computed in float32.
+        w: floating weights of one axis or more, computed in float32: a JAX, NumPy or torch array, or nested lists.
         config: or just a quant_type, such as "int8".
         name: for error messages, and for what the config says of names.
 
@@ -41,21 +45,22 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
         A QTensor; for fp16 and none, or if a tensor is to be kept, the array.
 
     Raises:
-        AqError: for weights that are not floating, not finite, or out of the range of float32 scales.
+        AqError: for weights that are not floating, not finite, or out of the range of float32 scales, and for masked
+            arrays.
         ConfigError: for an unknown quant_type.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import QuantizationConfig, quantize
     >>> quantize(jnp.ones((4, 256)), QuantizationConfig(quant_type="int4", group_size=64))
-    QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, symmetric=True, rotation=0))
+    QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, rotation=0))
     """
     policy = _policy(config).for_tensor(name)
     array = _floating(w, name)
     if policy.quant_type in ("fp16", "none"):
         return _half(array) if policy.quant_type == "fp16" else array
     refuse_calibrated(policy, name)
-    spec = policy.spec_for(array.shape)
-    q, sound, zeros = _quantize(array, spec, policy.solver_name)
+    spec = policy.spec_for(array.shape, name)
+    q, sound, zeros = _quantize(array, spec, policy.symmetric, policy.solver_name)
     if isinstance(array, Tracer):
         return q
     sound, zeros = jax.device_get((sound, zeros))
@@ -70,12 +75,15 @@ def quantize(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, n
     return array
 
 
-def fake_quant(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str) -> Float[Array, "*shape"]:
+def fake_quant(
+    w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str, name: str = "weight"
+) -> Float[Array, "*shape"]:
     """dequantize(quantize(w)) forwards, the identity backwards: the straight-through estimator.
 
     Args:
         w: floating weights of one axis or more.
         config: or just a quant_type. fp16 rounds to float16, none does nothing.
+        name: for error messages, and for what the config says of names.
 
     Raises:
         AqError: for weights that are not floating, or have no axis. Values are never refused.
@@ -88,14 +96,14 @@ def fake_quant(w: Shaped[ArrayLike, "*shape"], config: QuantizationConfig | str)
     >>> jax.grad(lambda w: fake_quant(w, "int2").sum())(jnp.array([[0.3, -0.7]])).tolist()
     [[1.0, 1.0]]
     """
-    policy, w = _policy(config).for_tensor("weight"), _floating(w, "weight")
+    policy, w = _policy(config).for_tensor(name), _floating(w, name)
     if policy.quant_type == "none":
         return w
     if policy.quant_type == "fp16":
         seen = _half(w).astype(w.dtype)
     else:
-        refuse_calibrated(policy, "weight")
-        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape), policy.solver_name)
+        refuse_calibrated(policy, name)
+        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape, name), policy.symmetric, policy.solver_name)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))
 
@@ -114,12 +122,14 @@ def _straight_through_jvp(values: tuple[Array, Array], tangents: tuple[Array, Ar
 def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     """Quantize the floating leaves of two axes or more of a pytree; the others, and QTensors, pass through.
 
-    A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b".
+    A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b". A variable of
+    Flax NNX has its own path, and nothing of it adds to the name: a kernel of `nnx.state(model)` ends in ".kernel".
+    Stacked norms and biases, of two axes, are left as they are, unless an override says otherwise (see `treat`).
     Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
     small one; traced and abstract leaves are quantized where they are.
 
     Args:
-        params: a tree of arrays. QTensors, integers and what is no array pass through.
+        params: a tree of JAX, NumPy or torch arrays. QTensors, integers and what is no array pass through.
         config: or just a quant_type.
 
     Raises:
@@ -132,9 +142,26 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     ((2, 8), 8, dtype('float32'))
     """
     policy = _policy(config)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _leaf(path_name(path), leaf, policy), params, is_leaf=lambda x: isinstance(x, QTensor)
-    )
+    return map_named(lambda name, leaf: _leaf(name, leaf, policy), params, lambda x: isinstance(x, QTensor))
+
+
+def map_named(call: Callable[[str, Any], Any], tree: Any, is_leaf: Callable[[Any], bool]) -> Any:
+    """A tree of what `call` makes of each leaf and its name: the parts of its path joined by dots.
+
+    A variable of Flax NNX is on the way to what it holds, but not in the name.
+
+    >>> map_named(lambda name, leaf: name, {"a": [1, {"b": 2}]}, lambda x: False)
+    {'a': ['a.0', {'b': 'a.1.b'}]}
+    """
+
+    def visit(path: tuple[Any, ...], node: Any) -> Any:
+        if not is_variable(node):
+            return call(path_name(path), node)
+        return jax.tree_util.tree_map_with_path(
+            lambda inner, leaf: call(path_name((*path, *inner[1:])), leaf), node, is_leaf=is_leaf
+        )
+
+    return jax.tree_util.tree_map_with_path(visit, tree, is_leaf=lambda x: is_variable(x) or is_leaf(x))
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -143,22 +170,22 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
-    policy = config.for_tensor(name)
-    if (
-        isinstance(leaf, QTensor)
-        or not hasattr(leaf, "dtype")
-        or not is_floating(leaf.dtype)
-        or policy.quant_type == "none"
-    ):
+    dtype = getattr(leaf, "dtype", None)
+    if isinstance(leaf, QTensor) or dtype is None:
         return leaf
-    if leaf.ndim < (1 if policy.quant_type == "fp16" else 2):
+    shape = tuple(leaf.shape)
+    dtype = DTYPES.get(str(dtype).removeprefix("torch."), np.dtype(np.void)) if is_torch(leaf) else dtype
+    treatment = treat(config, name, shape, dtype)
+    policy, spec = treatment.policy, treatment.spec
+    if spec is None and not (treatment.half and shape):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):  # a tree of shapes, to restore a checkpoint into
         return jax.eval_shape(lambda w: quantize(w, policy, name), leaf)
-    if isinstance(leaf, Tracer) or policy.quant_type == "fp16":
+    if spec is None or isinstance(leaf, Tracer):
         return quantize(leaf, policy, name)
-    host = np.asarray(leaf)
-    spec, result = policy.spec_for(host.shape), quantize_array(host, policy, name)
+    refuse_mask(leaf, name)
+    host = to_numpy(leaf, name) if is_torch(leaf) else native(np.asarray(leaf))
+    result = quantize_array(host, policy, name)
     if isinstance(result, Refused):
         return leaf
     return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, spec))
@@ -166,11 +193,12 @@ def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
 
 def _floating(w: Any, name: str) -> Array:
     """The weights as a JAX array, if they are what can be quantized."""
-    if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
-        raise AqError(f"{name}: dtype {jnp.result_type(w)} is not floating; only floating weights are quantized")
-    if jnp.ndim(w) == 0:
+    array = to_jax(w, name)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise AqError(f"{name}: dtype {array.dtype} is not floating; only floating weights are quantized")
+    if array.ndim == 0:
         raise AqError(f"{name}: a scalar has no axis to quantize along; wanted one axis or more")
-    return jnp.asarray(w)
+    return array
 
 
 def _half(w: Array) -> Array:
@@ -185,9 +213,9 @@ def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
     return QuantizationConfig(quant_type=config) if isinstance(config, str) else config
 
 
-@partial(jax.jit, static_argnames=("spec", "solver"))
+@partial(jax.jit, static_argnames=("spec", "symmetric", "solver"))
 def _quantize(
-    w: Float[Array, "*shape"], spec: QuantSpec, solver: str
+    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, solver: str
 ) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
     """The QTensor; whether all elements were finite and all scales within bounds; whether a group looked like zeros."""
     if w.size == 0:
@@ -196,7 +224,7 @@ def _quantize(
     wide = w.astype(jnp.float32)
     rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
-    grids = SOLVERS[solver](groups, spec.bits, spec.symmetric)
+    grids = SOLVERS[solver](groups, spec.bits, symmetric)
     codes = place(rows, grids[0], spec.bits)
     scale, zero_point, sound = grids[0].scale, grids[0].zero_point, jnp.all(grids[0].sound)
     if len(grids) > 1:

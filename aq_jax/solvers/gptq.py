@@ -93,20 +93,22 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
     return Metric(h, u, order)
 
 
-@partial(jax.jit, static_argnames="spec")
+@partial(jax.jit, static_argnames=("spec", "symmetric"))
 def gptq(
     w: Float[Array, "rows inputs"],
     under: Metric,
     spec: QuantSpec,
+    symmetric: bool,
     rounds: int | Int[Array, ""] = ROUNDS,
     zero_point: Float[Array, ""] | float = math.nan,
 ) -> QTensor:
     """Quantize a weight so that its outputs change least under a metric.
 
     Args:
-        w: [outputs, inputs]; rows do not depend on each other, but for the kind of grid of a symmetric spec.
+        w: [outputs, inputs]; rows do not depend on each other, but for the kind of symmetric grids.
         under: of the layer's inputs, with the rotation of `spec`.
         spec: channels, or groups that divide a row.
+        symmetric: one constant zero point.
         rounds: of refinement; 0 is GPTQ alone.
         zero_point: of a symmetric grid, 0 or -0.5; NaN takes the one that fits the weights better.
 
@@ -114,22 +116,22 @@ def gptq(
         ConfigError: for one grid a tensor, and groups that cross rows.
 
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
-    >>> gptq(w, metric(jnp.eye(8)), QuantSpec(2, group_size=8))
-    QTensor(int2[4, 8], QuantSpec(bits=2, per_channel=False, group_size=8, symmetric=True, rotation=0))
+    >>> gptq(w, metric(jnp.eye(8)), QuantSpec(2, group_size=8), symmetric=True)
+    QTensor(int2[4, 8], QuantSpec(bits=2, per_channel=False, group_size=8, rotation=0))
     """
     check_gptq(spec, w.shape, "gptq")
     shape, bits = w.shape, spec.bits
     w = w.astype(jnp.float32)
     w = rotate(w, spec.rotation) if spec.rotation else w
     size = spec.group_elements(shape)
-    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, spec.symmetric, jnp.asarray(zero_point))
+    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point))
     w = jnp.where(jnp.isfinite(w), w, 0.0)
     codes = _gptq(w, under, scale, zeros, bits)
     error = _error(w, codes, scale, zeros, under.h)
 
     def refined(_: int, best: tuple[Array, ...]) -> tuple[Array, ...]:
         codes, scale, zeros, error = best
-        new = _least_squares(w, codes, scale, zeros, under.h, spec.symmetric)
+        new = _least_squares(w, codes, scale, zeros, under.h, symmetric)
         moved = _descend(w, codes, *new, under.h, bits)
         after = _error(w, moved, *new, under.h)
         better = after < error
@@ -140,7 +142,9 @@ def gptq(
     return assemble(codes.reshape(*scale.shape, size), scale, zeros, shape, spec)
 
 
-def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec, rounds: int = ROUNDS) -> QTensor:
+def gptq_tiled(
+    w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec, symmetric: bool, rounds: int = ROUNDS
+) -> QTensor:
     """As `gptq`, by tiles of ROWS rows, so that all matrices with rows of one length share one program.
 
     A last, short tile is filled up with its own rows. The zero point of a symmetric grid is what fits the first tile.
@@ -151,10 +155,10 @@ def gptq_tiled(w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSp
     tiles = [np.resize(w[start : start + ROWS], (ROWS, w.shape[1])) for start in range(0, w.shape[0], ROWS)]
 
     def solve(tile: np.ndarray, zero_point: float = math.nan) -> QTensor:
-        return jax.device_get(gptq(tile, under, spec, rounds, np.float32(zero_point)))
+        return jax.device_get(gptq(tile, under, spec, symmetric, rounds, np.float32(zero_point)))
 
     first = solve(tiles[0])
-    zero_point = float(first.zero_point.min()) if spec.symmetric else math.nan  # groups of zeros have 0, others not
+    zero_point = float(first.zero_point.min()) if symmetric else math.nan  # groups of zeros have 0, others not
     rest = [solve(tile, zero_point) for tile in tiles[1:]]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(w)], first, *rest)
 

@@ -1,4 +1,4 @@
-"""What can be quantized, what is kept in float16, and why a tensor is refused."""
+"""Which dtypes are weights, what float16 can hold, and why a tensor is refused."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ def refuse_calibrated(config: QuantizationConfig, name: str) -> None:
 def is_floating(dtype: np.dtype) -> bool:
     """Whether a dtype is one of weights. E8M0, which has neither zero nor sign, holds the exponents of other scales."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.name != "float8_e8m0fnu"
-
-
-def is_quantizable(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """What a model's config quantizes: floating tensors of two axes or more."""
-    return len(shape) >= 2 and is_floating(dtype)
 
 
 def to_half(array: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def quantize_pieces(
         AqError: for weights that are not finite or out of range, unless the config says to keep them.
     """
     refuse_calibrated(config, name)
-    spec = config.spec_for(array.shape)
+    spec = config.spec_for(array.shape, name)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
         count = spec.group_count(array.shape)
@@ -89,7 +89,7 @@ def quantize_pieces(
     size = spec.group_elements(array.shape)
     road = _Short if size <= TILE and spec.quant_axis == 0 else _Long
     turned = rotate_rows(float32(flat), spec.rotation) if spec.rotation else flat
-    run = road(turned, min(size, flat.size) if road is _Long else size, spec, config.solver_name)
+    run = road(turned, min(size, flat.size) if road is _Long else size, spec, config)
     # What a tensor is refused for, and which candidate it takes, is known once all of it has been read. One piece
     # is read once; of several, each is read again for its codes, because not all of them may fit in memory.
     whole = run.candidates(0, flat.size, keep=len(pieces) == 1)
@@ -139,8 +139,9 @@ class _Candidate:
 class _Road:
     """What both kinds of tiles share: the tensor and room for results."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
-        self.flat, self.size, self.spec, self.solver = flat, size, spec, solver
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
+        self.flat, self.size, self.spec = flat, size, spec
+        self.solver, self.symmetric = config.solver_name, config.symmetric
 
     def _room(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
         count = stop - start
@@ -171,8 +172,8 @@ class _Road:
 class _Short(_Road):
     """Many groups a tile."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
-        super().__init__(flat, size, spec, solver)
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
+        super().__init__(flat, size, spec, config)
         self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
         # A multiple of eight rows: a tile of odd groups ends on a byte.
         self.rows = max(8, TILE // self.width // 8 * 8)
@@ -184,7 +185,7 @@ class _Short(_Road):
         step = self.rows * self.size
         for first in range(start, stop, step):
             count = self._fill(first, min(first + step, stop))
-            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.spec.symmetric, self.solver)
+            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.solver)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or packing.fills_bytes(self.size, self.spec.bits)
@@ -223,8 +224,8 @@ class _Short(_Road):
 class _Long(_Road):
     """One group over many tiles."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, solver: str) -> None:
-        super().__init__(flat, size, spec, solver)
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
+        super().__init__(flat, size, spec, config)
         self.grids: dict[int, tuple[Grid, ...]] = {}
 
     def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
@@ -245,7 +246,7 @@ class _Long(_Road):
         if group not in self.grids:
             stream = Stream(self.flat[group * self.size : (group + 1) * self.size])
             with np.errstate(over="ignore"):  # an overflow makes the group unsound
-                found = SOLVERS[self.solver](stream, self.spec.bits, self.spec.symmetric)
+                found = SOLVERS[self.solver](stream, self.spec.bits, self.symmetric)
             self.grids[group] = tuple(g._replace(sound=g.sound & stream.finite) for g in found)
         return self.grids[group]
 

@@ -56,6 +56,8 @@ class Container(Protocol):
     """Rows in each row group or record batch."""
     names: list[str]
     """Of its columns."""
+    maps_grids: bool
+    """Whether `heavy`, not asked for `data`, gives views of the file; else scales and zero points are read whole."""
     doubts: list[str]
     """Why the file is not to be trusted, although some of it can be read: only `survey` goes on when there are any."""
 
@@ -130,6 +132,8 @@ def open_container(path: Path, where: str) -> Container:
 
 class ParquetContainer:
     """A Parquet file, mapped."""
+
+    maps_grids = False
 
     def __init__(self, data: memoryview, where: str) -> None:
         self._where = where
@@ -290,6 +294,8 @@ class ParquetContainer:
 
 class IpcContainer:
     """An Arrow IPC file, mapped."""
+
+    maps_grids = True
 
     def __init__(self, data: memoryview, where: str) -> None:
         self._where = where

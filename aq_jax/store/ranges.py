@@ -31,7 +31,7 @@ class Parts:
         name: under which it is stored.
         ranges: the elements that will be asked for, in any order.
         verify: compare rows that are read whole with their digests; see `TableReader.read_part`.
-        grids: read the scales and zero points of all rows, also of those with no element that is asked for.
+        groups: of the tensor's, those whose scales and zero points will be asked for, beside those of the elements.
 
     Raises:
         KeyError: no tensor of that name is stored.
@@ -39,7 +39,7 @@ class Parts:
     """
 
     def __init__(
-        self, table: TableReader, name: str, ranges: Iterable[Range], verify: bool, *, grids: bool = False
+        self, table: TableReader, name: str, ranges: Iterable[Range], verify: bool, *, groups: Iterable[Range] = ()
     ) -> None:
         infos = table.pieces(name)
         self.info: RowInfo = infos[0]
@@ -48,15 +48,22 @@ class Parts:
         bits = self.info.bits or 8
         self._step = lcm(8 // gcd(8, bits), self.info.rotation or 1)
         self._wanted = merged(map(self._widened, ranges))
+        # Pieces of a tensor of one grid repeat it.
+        self._group = group_length(self.info.shape, self.info.quant_axis, self.info.group_size) or max(self._total, 1)
+        grids = merged(groups)
         self.rows: list[Row] = []
         """Those that were read; only the elements that were asked for may be looked at."""
         self._starts: list[int] = []
         start = 0
         for info in infos:
             stop = start + info.num_params
-            inside = [(max(a, start) - start, min(b, stop) - start) for a, b in self._wanted if a < stop and start < b]
-            if inside or grids or not info.num_params:
-                self.rows.append(table.read_part(info.position, inside, verify))
+            inside = _inside(self._wanted, start, stop)
+            own = None
+            if info.quantized and info.num_params:
+                asked = _inside(grids, start // self._group, -(-stop // self._group))
+                own = merged([*asked, *((a // self._group, -(-b // self._group)) for a, b in inside)])
+            if inside or own or not info.num_params:
+                self.rows.append(table.read_part(info.position, inside, verify, own))
                 self._starts.append(start)
             start = stop
 
@@ -78,6 +85,16 @@ class Parts:
         """The bytes that codes are stored in, uint8: start and stop must be at whole bytes."""
         return _joined([row.data for row in self._cut(start, stop)], np.uint8)
 
+    def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scales and zero points of groups, which were asked for; of a tensor of several grids."""
+        scales, zeros = [], []
+        for row, at in zip(self.rows, self._starts, strict=True):
+            first = at // self._group
+            own = slice(max(start - first, 0), max(stop - first, 0))
+            scales.append(row.scales[own])
+            zeros.append(row.zero_points[own])
+        return _joined(scales, np.float32), _joined(zeros, np.float32)
+
     def _widened(self, part: Range) -> Range:
         start, stop = part
         return start // self._step * self._step, min(-(-stop // self._step) * self._step, self._total)
@@ -92,6 +109,11 @@ class Parts:
             if first < last:
                 found.append(_shortened(row, first, last, stop - start))
         return found
+
+
+def _inside(ranges: Iterable[Range], start: int, stop: int) -> list[Range]:
+    """What of ranges lies between two places, counted from the first."""
+    return [(max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and start < b]
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:

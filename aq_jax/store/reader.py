@@ -108,17 +108,25 @@ class TableReader:
             _compare_digest(row, shard, position)
         return row
 
-    def read_part(self, position: int, ranges: Sequence[tuple[int, int]], verify: bool = True) -> Row:
+    def read_part(
+        self,
+        position: int,
+        ranges: Sequence[tuple[int, int]],
+        verify: bool = True,
+        groups: Sequence[tuple[int, int]] | None = None,
+    ) -> Row:
         """One row, of whose elements none but those in `ranges` may be looked at: no other bytes of `data` are read.
 
         The row is read whole, as `read` does, if the ranges are all of it, or if the file does not hold the bytes as
         they are: compressed, for example. Otherwise it can be compared with no digest, whatever `verify` says, and its
-        name is in `partly_read` from then on; scales and zero points are always there, and their rules are checked.
+        name is in `partly_read` from then on; the rules of scales and zero points are checked. Those are read whole
+        from Parquet, where they are compressed; of Arrow IPC none but those of `groups` are, or may be looked at.
 
         Args:
             position: index into `infos`.
             ranges: of the row's elements, (start, stop); ascending, none touches another.
             verify: as in `read`, where the row is read whole.
+            groups: of the row's groups, those whose scales and zero points are asked for, as `ranges`; None for all.
 
         Raises:
             FormatError, IntegrityError: as `read`.
@@ -131,9 +139,11 @@ class TableReader:
             return self.read(position, verify)  # with the container's checksums
         with self._lock:
             self._refuse_closed()
-            row = shard.mapped(position - shard.start) if ranges else shard.grids(position - shard.start)
+            groups = None if whole else groups
+            row = (shard.mapped if ranges else shard.grids)(position - shard.start, groups)
             if row is not None:
-                self.bytes_read += wanted + row.scales.nbytes + row.zero_points.nbytes
+                asked = row.scales.size if groups is None or not shard.maps_grids else sum(b - a for a, b in groups)
+                self.bytes_read += wanted + 8 * min(asked, row.scales.size)
                 if not whole:
                     self._partly_read.add(info.layer_name)
         if row is None:

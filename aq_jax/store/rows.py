@@ -25,7 +25,7 @@ from aq_jax.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 _LARGEST_ITEM = max(dtype.itemsize for dtype in DTYPES.values())
@@ -171,9 +171,15 @@ def check(row: Row | RowInfo, where: str) -> None:
         raise FormatError(f"{where}: {complaint}")
 
 
-def check_arrays(row: Row, where: str) -> None:
-    """The part of `check` that is about a row's bytes, for a row whose other cells are checked already."""
-    for complaint in _array_complaints(row):
+def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None = None) -> None:
+    """The part of `check` that is about a row's bytes, for a row whose other cells are checked already.
+
+    Args:
+        row: with all its bytes.
+        where: the row is, for errors.
+        looked_at: of its groups, those whose scales and zero points may be looked at; None for all.
+    """
+    for complaint in _array_complaints(row, looked_at):
         raise FormatError(f"{where}: {complaint}")
 
 
@@ -221,7 +227,7 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
         yield f"rotation is {row.rotation}, only int4h, int3h and int2h rows are rotated"
 
 
-def _array_complaints(row: Row) -> Iterator[str]:
+def _array_complaints(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:
     for column, wanted in row_bytes(row).items():
         values: np.ndarray = getattr(row, column)
         kind = np.uint8 if column == "data" else np.float32
@@ -231,11 +237,13 @@ def _array_complaints(row: Row) -> Iterator[str]:
             yield f"{column} holds {values.nbytes} bytes, {describe(row)} needs {wanted}"
         if wanted > MAX_VALUE_BYTES:
             yield f"{column} holds {wanted} bytes, one value may hold {MAX_VALUE_BYTES}; store pieces, see `pieces`"
-    if row.scales.size:
-        low, high = float(row.scales.min()), float(row.scales.max())
+    for start, stop in [(0, row.scales.size)] if looked_at is None else looked_at:
+        if not (scales := row.scales[start:stop]).size:
+            continue
+        low, high = float(scales.min()), float(scales.max())
         if not (low >= MIN_SCALE and high <= MAX_SCALE):  # NaN is neither
             yield f"scales are {low:g} to {high:g}, they must be finite and within 2^-126 to 2^126"
-        if not np.isfinite(row.zero_points).all():
+        if not np.isfinite(row.zero_points[start:stop]).all():
             yield "zero_points are not all finite"
 
 

@@ -15,8 +15,11 @@ from aq_jax.store.rows import Row, RowInfo, at, check, check_arrays, row_bytes
 from aq_jax.store.schema import HEAVY, parse_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    Groups = Sequence[tuple[int, int]] | None
+    """(start, stop) of the groups of a row; None for all."""
 
 
 Views = dict[str, list[np.ndarray | None]]
@@ -59,29 +62,36 @@ class Shard:
             columns = self._load(group, checksums=verify and not self._has_digests)
         return self._row(index, {name: views[place] for name, views in columns.items()})
 
-    def mapped(self, index: int) -> Row | None:
+    @property
+    def maps_grids(self) -> bool:
+        """Whether scales and zero points, too, are views of the file of which nothing is read but what is looked at."""
+        return self._container.maps_grids
+
+    def mapped(self, index: int, groups: Groups = None) -> Row | None:
         """As `read`, but `data` is a view of the file of which nothing was read; None where the file has no such bytes.
 
-        Scales and zero points are read, with the container's checksums.
+        Scales and zero points are read, with the container's checksums; where the file is mapped, and `groups` are
+        given, those of these groups, and the others must not be looked at.
         """
         group, place = self._locations[index]
         with translated(self.where):
             data, grids = self._map(group)
         if data is None:
             return None
-        return self._row(index, {"data": data[place]} | {name: views[place] for name, views in grids.items()})
+        return self._row(index, {"data": data[place]} | {name: views[place] for name, views in grids.items()}, groups)
 
-    def grids(self, index: int) -> Row:
+    def grids(self, index: int, groups: Groups = None) -> Row:
         """As `read`, but nothing of `data` is read: what stands there is zeros, which take no memory."""
         group, place = self._locations[index]
         with translated(self.where):
             _, grids = self._map(group)
         nothing = np.broadcast_to(np.zeros((), np.uint8), (row_bytes(self.infos[index])["data"],))
-        return self._row(index, {"data": nothing} | {name: views[place] for name, views in grids.items()})
+        return self._row(index, {"data": nothing} | {name: views[place] for name, views in grids.items()}, groups)
 
-    def _row(self, index: int, columns: Mapping[str, np.ndarray | None]) -> Row:
+    def _row(self, index: int, columns: Mapping[str, np.ndarray | None], groups: Groups = None) -> Row:
         info = self.infos[index]
-        return make_row(info, columns, at(self.where, index, info.layer_name))
+        looked_at = groups if self.maps_grids else None
+        return make_row(info, columns, at(self.where, index, info.layer_name), looked_at)
 
     def close(self) -> None:
         self._cached = self._mapped = None
@@ -179,8 +189,8 @@ def row_info(cell: Mapping[str, Any], position: int, is_v2: bool, here: str) -> 
     return RowInfo(**shared, position=position, disk_bytes=0)
 
 
-def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str) -> Row:
-    """A row of its small cells and its large ones, checked together.
+def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str, groups: Groups = None) -> Row:
+    """A row of its small cells and its large ones, checked together; of scales and zero points those of `groups`.
 
     Raises:
         FormatError: a large cell is null, or not what the small ones need.
@@ -211,5 +221,5 @@ def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str)
         digest=info.digest,
         **arrays,
     )
-    check_arrays(row, here)
+    check_arrays(row, here, groups)
     return row

@@ -36,7 +36,7 @@ def train(full: bool) -> Iterator[Line]:
     rows = TOKENS // LENGTH
     ids = tokenized(built_in_sentences()[:rows], read_tokenizer(folder, model.config.vocab_size), LENGTH)
     batch = padded(ids, rows, LENGTH)
-    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, "mean")
+    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), "mean")
     state, texts = [distiller.start(model, solved, vectors(model))], lesson(batch)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

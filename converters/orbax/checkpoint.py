@@ -26,7 +26,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> Path:
 
     Args:
         path: the folder; it must not exist, and appears whole, or not at all.
-        tree: of JAX, NumPy or torch arrays, of any dtype that a table has, and QTensors, also stacked ones.
+        tree: of JAX, NumPy or torch arrays, of any dtype that a table has, and QTensors, also stacked ones. A variable
+            of Flax NNX is what it holds, so that `nnx.state(model)` is such a tree.
 
     Returns:
         The absolute path of the folder.
@@ -76,7 +77,7 @@ def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
     >>> path = tempfile.mkdtemp() + "/checkpoint"
     >>> _ = save(path, {"w": aq.quantize(jnp.ones((2, 8)), "int8"), "layers": [jnp.arange(3)]})
     >>> load(path)
-    {'w': QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True, rotation=0)),
+    {'w': QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, rotation=0)),
      'layers': [Array([0, 1, 2], dtype=int32)]}
     >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     >>> w = load(path, {"w": jax.NamedSharding(mesh, jax.P("x", None))})["w"]

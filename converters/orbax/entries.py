@@ -101,9 +101,11 @@ def _array_entry(folder: Path, name: str, part: str, entry: Any) -> ArrayEntry:
 
 
 def _spec(folder: Path, name: str, entry: Any) -> QuantSpec:
+    """Release 1 wrote `symmetric` too, which decoding does not need."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(QuantSpec)}
-    if isinstance(entry, dict) and {key: type(value) for key, value in entry.items()} == fields:
-        spec = QuantSpec(**entry)
+    known = {key: value for key, value in entry.items() if key != "symmetric"} if isinstance(entry, dict) else {}
+    if {key: type(value) for key, value in known.items()} == fields and type(entry.get("symmetric", True)) is bool:
+        spec = QuantSpec(**known)
         sizes = 0 <= spec.group_size < 2**31 and spec.rotation in (0, *ROTATIONS)
         if spec.bits in BITS.values() and sizes and not (spec.per_channel and spec.group_size):
             return spec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ def foreign_source(folder: Path, checkpointable: str | None) -> tuple[Source, li
     """The arrays of a checkpoint that another program wrote, and what is said of the rest."""
     item, metadata = _tree_of(folder, checkpointable)
     paths, tree = jax.tree_util.tree_flatten_with_path(metadata)
-    names = [path_name(path) for path, _ in paths]
+    names = _names([path for path, _ in paths])
     likes: dict[str, Like] = {}
     notes = []
     for name, (_, leaf) in zip(names, paths, strict=True):
@@ -40,6 +42,15 @@ def foreign_source(folder: Path, checkpointable: str | None) -> tuple[Source, li
 
     shapes = {name: (like.shape, like.dtype) for name, like in likes.items()}
     return Source({name: like.nbytes for name, like in likes.items()}, read, shapes), notes
+
+
+def _names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The paths as names, parts joined by dots; of a variable of Flax NNX, which holds but a `value`, its own path."""
+    inside = Counter(path[:n] for path in paths for n in range(len(path)))
+    return [
+        path_name(path[:-1] if len(path) > 1 and path_name(path[-1:]) == "value" and inside[path[:-1]] == 1 else path)
+        for path in paths
+    ]
 
 
 def _tree_of(folder: Path, checkpointable: str | None) -> tuple[str | None, Any]:

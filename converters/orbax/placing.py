@@ -17,7 +17,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.sharding import build, qtensor_shardings
 from aq_jax.core.sharding import parts as cut_by
 from aq_jax.errors import FormatError
-from aq_jax.solvers.apply import path_name
+from aq_jax.solvers.apply import map_named
 
 
 def leaf_shardings(shardings: Any, known: Known) -> dict[str, tuple[Sharding, ...]]:
@@ -31,8 +31,8 @@ def leaf_shardings(shardings: Any, known: Known) -> dict[str, tuple[Sharding, ..
         given = dict.fromkeys(known.leaves, shardings)
     else:
         tree = dict(shardings) if isinstance(shardings, Mapping) else shardings
-        is_leaf = lambda node: isinstance(node, Sharding | QTensor)  # noqa: E731
-        given = {path_name(path): on for path, on in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
+        given = {}
+        map_named(given.__setitem__, tree, lambda node: isinstance(node, Sharding | QTensor))
     for name in given:
         if name not in known.leaves:
             near = difflib.get_close_matches(name, known.leaves, 1, cutoff=0.0)

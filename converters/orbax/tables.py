@@ -39,9 +39,10 @@ def to_table(
 ) -> Written:
     """Write a checkpoint to a table: one that `save` or `from_table` wrote, or any of Orbax's that holds arrays.
 
-    Names are paths in the tree, joined by dots. QTensors are written as they are. Tensors of ours are compared with
-    their digests; those of other checkpoints, which have none, are taken as Orbax reads them. What is no array in
-    those, such as the number of a step, is left out, and `notes` says so.
+    Names are paths in the tree, joined by dots; a variable of Flax NNX, which holds a `value` and nothing else, has its
+    own. QTensors are written as they are. Tensors of ours are compared with their digests; those of other checkpoints,
+    which have none, are taken as Orbax reads them. What is no array in those, such as the number of a step,
+    is left out, and `notes` says so.
 
     Args:
         checkpoint: its folder.
@@ -109,7 +110,7 @@ def from_table(table: str | os.PathLike[str], checkpoint_path: str | os.PathLike
     >>> folder = tempfile.mkdtemp()
     >>> aq.save(folder + "/m.parquet", {"w": aq.quantize(np.ones((2, 8), np.float32), "int8")})
     >>> load(from_table(folder + "/m.parquet", folder + "/checkpoint"))
-    {'w': QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, symmetric=True, rotation=0))}
+    {'w': QTensor(int8[2, 8], QuantSpec(bits=8, per_channel=True, group_size=0, rotation=0))}
     """
     refuse_existing(Path(checkpoint_path).absolute())
     with open_table(table) as reader, WeightLoader(table) as loader:

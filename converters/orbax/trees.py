@@ -9,7 +9,7 @@ from typing import Any
 from aq_jax.converters.orbax.entries import nonsense
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, FormatError
-from aq_jax.frameworks import identity
+from aq_jax.frameworks import identity, unwrapped
 
 _TIED = object()  # a leaf that stands elsewhere, too
 
@@ -28,7 +28,7 @@ def skeleton(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 def _walk(node: Any, path: tuple[str, ...], leaves: dict[str, Any], seen: dict[object, str]) -> Any:
     """The tree as JSON; its leaves go into `leaves` by name, those that were seen already as _TIED."""
-    name = ".".join(path)
+    name, node = ".".join(path), unwrapped(node)
     if node is None:
         return None
     items: Iterable[tuple[Any, Any]]
@@ -50,7 +50,7 @@ def _walk(node: Any, path: tuple[str, ...], leaves: dict[str, Any], seen: dict[o
     else:
         raise AqError(
             f"{name or 'the tree'}: is a {type(node).__name__}; wanted arrays and QTensors in dictionaries, lists and "
-            "tuples (of a number np.float32 makes an array, of an NNX state nnx.to_pure_dict such a tree)"
+            "tuples (of a number np.float32 makes an array, of a module nnx.state such a tree)"
         )
     return {kind: [[key, _walk(child, (*path, str(key)), leaves, seen)] for key, child in items]}
 

@@ -89,7 +89,7 @@ def test_a_model_of_many_layers_is_solved_at_once() -> None:
     ],
 )
 def test_bits_count_scales_and_zero_points(policy: QuantizationConfig, bpw: float) -> None:
-    assert stored_bits(policy, (512, 256), 4) / (512 * 256) == bpw
+    assert stored_bits(policy, (512, 256), 4, "w") / (512 * 256) == bpw
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -14,16 +14,16 @@ from aq_jax.core.rotation import rotate
 from aq_jax.solvers.gptq import gptq, metric
 
 SPECS = [
-    QuantSpec(2, group_size=16, symmetric=False),
-    QuantSpec(2, group_size=16, symmetric=False, rotation=32),
+    QuantSpec(2, group_size=16),
+    QuantSpec(2, group_size=16, rotation=32),
     QuantSpec(3, group_size=32),
-    QuantSpec(4, per_channel=True, symmetric=False, rotation=16),
+    QuantSpec(4, per_channel=True, rotation=16),
 ]
 
 
 def solved(spec: QuantSpec) -> tuple[jax.Array, QTensor]:
     w = jax.random.normal(jax.random.key(spec.bits), (6, 32))
-    return w, gptq(w, metric(jnp.eye(32)), spec, 1)
+    return w, gptq(w, metric(jnp.eye(32)), spec, False, 1)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -50,7 +50,7 @@ def test_what_is_stored_is_what_was_computed_with(spec: QuantSpec) -> None:
     of = Latent(
         jnp.asarray(rng.uniform(low - BEYOND, high + BEYOND, (6, 32)), jnp.float32),
         jnp.asarray(rng.normal(size=q.scale.shape), jnp.float32),
-        q.zero_point + jnp.asarray(rng.normal(size=q.scale.shape) * (not spec.symmetric), jnp.float32),
+        q.zero_point + jnp.asarray(rng.normal(size=q.scale.shape), jnp.float32),
     )
     np.testing.assert_allclose(value(of, spec), dequantize(settled(of, spec)), rtol=1e-5, atol=1e-6)
 
@@ -86,7 +86,7 @@ def test_a_latent_that_went_too_far_comes_back() -> None:
 def test_a_group_of_zeros_stays_zero_and_has_a_scale_like_the_others() -> None:
     spec = SPECS[0]
     w = solved(spec)[0].at[2, :16].set(0.0)
-    q = gptq(w, metric(jnp.eye(32)), spec, 0)
+    q = gptq(w, metric(jnp.eye(32)), spec, False, 0)
     of = latent(q, w)
     assert q.scale[2, 0] == 1
     np.testing.assert_allclose(jnp.exp(of.log_scale[2, 0]), jnp.median(q.scale), rtol=1e-6)

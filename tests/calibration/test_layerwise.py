@@ -14,7 +14,7 @@ import small_llama
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec
+from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig
 from aq_jax.calibration.layerwise import Calibrated, calibrate, weight_of
 from aq_jax.calibration.solve import notes_of
 from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
@@ -26,7 +26,7 @@ from aq_jax.nn.weights import abstract, fill
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
 LINEARS = ("query", "key", "value", "out", "up", "down")
 PATHS = [f"layers.{i}.{name}.kernel" for i in range(2) for name in LINEARS]
-SPEC = QuantSpec(2, group_size=16, symmetric=False, rotation=32)
+POLICY = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True, solver="gptq")
 SENTENCES = [[2, *np.random.default_rng(n).integers(5, 100, 3 + n % 11), 3] for n in range(150)]
 
 
@@ -44,13 +44,13 @@ def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
 
 
 def run(
-    correction: float = 0.5, specs: dict[str, QuantSpec] | None = None, model: Bert | None = None
+    correction: float = 0.5, policies: dict[str, QuantizationConfig] | None = None, model: Bert | None = None
 ) -> tuple[Bert, Calibrated]:
     model = bert() if model is None else model
     quantized = nnx.clone(model)
-    specs = dict.fromkeys(PATHS, SPEC) if specs is None else specs
+    policies = dict.fromkeys(PATHS, POLICY) if policies is None else policies
     config = CalibrationConfig(correction=correction)
-    done = calibrate(model, quantized, specs, padded_batches(SENTENCES), config, lambda path: weight_of(model, path))
+    done = calibrate(model, quantized, policies, padded_batches(SENTENCES), config, lambda path: weight_of(model, path))
     return quantized, done
 
 
@@ -105,13 +105,13 @@ def test_it_beats_search_and_the_correction_helps_end_to_end(solved: tuple[Bert,
 
 @pytest.mark.slow
 def test_embeddings_are_solved_under_the_gradient() -> None:
-    specs = {"word.embedding": SPEC, "position.embedding": SPEC, "token_type.embedding": SPEC}
-    assert set(run(specs=specs)[1].weights) == set(specs)
+    policies = dict.fromkeys(("word.embedding", "position.embedding", "token_type.embedding"), POLICY)
+    assert set(run(policies=policies)[1].weights) == set(policies)
     config = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True)
     name, weights = "embeddings.word_embeddings.weight", bert_oracle.weights()
     searched = weights | {name: np.asarray(aq.dequantize(aq.quantize(weights[name], config)))}  # type: ignore[arg-type]
     wanted = embeddings(bert(), SENTENCES)
-    only_word, _ = run(specs={"word.embedding": SPEC})
+    only_word, _ = run(policies={"word.embedding": POLICY})
     cosines = [(embeddings(model, SENTENCES) * wanted).sum(1).mean() for model in (bert(searched), only_word)]
     assert cosines[0] < cosines[1]
 

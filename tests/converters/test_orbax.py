@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blake3 import blake3
+from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import aq_jax as aq
@@ -34,7 +35,7 @@ from aq_jax.store import DTYPES, open_table
 failed_loads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SPECS = {
     "int8": ((6, 20), QuantSpec(8, per_channel=True)),
-    "int4": ((6, 32), QuantSpec(4, group_size=16, symmetric=False)),
+    "int4": ((6, 32), QuantSpec(4, group_size=16)),
     "rotated": ((4, 16), QuantSpec(4, group_size=8, rotation=16)),
     "across_rows": ((6, 20), QuantSpec(2, group_size=32)),  # groups run over the flattened tensor
     "no_bytes": ((5, 7), QuantSpec(3, group_size=8)),  # a row is no whole number of bytes: int8 codes
@@ -55,7 +56,7 @@ def quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int = 0) -> QTensor
         else rng.integers(-(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1), shape, np.int8)
     )
     grids = scale_shape(shape, spec)
-    zeros = np.zeros(grids) if spec.symmetric else rng.normal(size=grids)
+    zeros = rng.normal(size=grids)
     scale = rng.uniform(0.5, 2, grids)
     return QTensor(*map(jnp.asarray, (codes, np.float32(scale), np.float32(zeros))), spec, length)
 
@@ -145,7 +146,7 @@ def test_orbax_itself_reads_the_codes_as_bytes(tree: dict[str, Any], tmp_path: P
     assert {a.dtype.name for k, a in raw.items() if k.endswith(":codes")} == {"uint8"}
     assert known["tensors"]["layers.0.kernel"]["codes"]["dtype"] == "int8"
     assert known["tensors"]["layers.0.kernel"]["spec"] == {
-        "bits": 8, "per_channel": True, "group_size": 0, "symmetric": True, "rotation": 0,
+        "bits": 8, "per_channel": True, "group_size": 0, "rotation": 0,
     }  # fmt: skip
     assert not any("nothing" in key or "layers.7.kernel:codes" in key for key in raw)  # no elements, no array
 
@@ -182,7 +183,7 @@ GOOD = quantized(*SPECS["int4"])
         ({1: jnp.ones(1), "1": jnp.ones(1)}, "^1: two leaves of the tree have this name"),
         ({"\ud800": jnp.ones(1)}, r"^'\\ud800': is no Unicode that can be written"),
         ({"k": jax.random.key(0)}, "^k: .* is no tensor that can be stored"),
-        ({"s": jax.ShapeDtypeStruct((2,), np.float32)}, "^s: ShapeDtypeStruct of dtype .* is no tensor"),
+        ({"s": GOOD, "t": {"u": replace(GOOD, scale=None)}}, "^t.u.scale: NoneType of dtype object is no tensor"),
         ({"o": np.array([None])}, "^o: ndarray of dtype object is no tensor"),
         ({"i": jnp.ones(2, jnp.int4)}, "^i: .* of dtype int4 is no tensor"),
         ({"q": replace(GOOD, scale=GOOD.scale[:3])}, r"q: no checkpoint can have scale float32\[3, 2\] for QuantSpec"),
@@ -385,6 +386,12 @@ def test_an_edited_field_is_refused(change: Callable[[Any], Any], small: Path) -
         orbax.load(small)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_the_first_release_wrote_of_symmetry_is_read_and_not_kept(symmetric: bool, small: Path) -> None:
+    edit(small, lambda k: k["tensors"]["w.q"]["spec"].update(symmetric=symmetric), sign=True)
+    assert_same(orbax.load(small), SMALL)
+
+
 NONSENSE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "version": (lambda k: k.update(version="2.0"), "format version '2.0' is unknown; this release reads 1.0"),
     "no_version": (lambda k: k.pop("version"), "wanted 'aq_jax.orbax' and a version"),
@@ -404,6 +411,7 @@ NONSENSE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bits": (lambda k: k["tensors"]["w.q"]["spec"].update(bits=2), r"w\.q: no checkpoint can have codes"),
     "one_bit": (lambda k: k["tensors"]["w.q"]["spec"].update(bits=1), r"w\.q: no checkpoint can have spec"),
     "symmetric": (lambda k: k["tensors"]["w.q"]["spec"].update(symmetric=1), r"w\.q: no checkpoint can have spec"),
+    "another": (lambda k: k["tensors"]["w.q"]["spec"].update(signed=True), r"w\.q: no checkpoint can have spec"),
     "rotation": (lambda k: k["tensors"]["w.q"]["spec"].update(rotation=3), r"w\.q: no checkpoint can have spec"),
     "group_size": (lambda k: k["tensors"]["w.q"]["spec"].update(group_size=8), r"w\.q: no checkpoint can have scale"),
     "spec": (lambda k: k["tensors"]["w.q"]["spec"].pop("bits"), r"w\.q: no checkpoint can have spec"),
@@ -461,7 +469,7 @@ line, grid = jax.make_mesh((8,), ("x",), axis_types=auto[:1]), jax.make_mesh((2,
 P, on = jax.P, lambda *spec: jax.NamedSharding(grid, P(*spec))
 rows = jax.NamedSharding(line, P("x"))
 tree = {
-    "q": quantized((16, 64), QuantSpec(4, group_size=16, symmetric=False)),  # 32 bytes and 4 groups a row
+    "q": quantized((16, 64), QuantSpec(4, group_size=16)),  # 32 bytes and 4 groups a row
     "channels": quantized((16, 24), QuantSpec(8, per_channel=True)),
     "across": quantized((16, 20), QuantSpec(2, group_size=32)),  # 5 bytes a row; groups run over rows
     "stacked": quantized((4, 8, 32), QuantSpec(2, group_size=16)),
@@ -532,7 +540,7 @@ def test_a_checkpoint_goes_onto_other_shardings(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     assert len(jax.devices()) == 1
     found = orbax.load(tmp_path / "c")  # in a process of one device
-    wanted = quantized((16, 64), QuantSpec(4, group_size=16, symmetric=False))
+    wanted = quantized((16, 64), QuantSpec(4, group_size=16))
     assert_same(found["q"], wanted)
 
 
@@ -659,7 +667,8 @@ def test_an_ordinary_checkpoint_becomes_a_table(
         return
     config = QuantizationConfig("int4", group_size=16)
     done = orbax.to_table(tmp_path / "c", tmp_path / "q.parquet", config)
-    assert set(done.quantized) == {f"encoder.{name}" for name in ("bias", "layers.0.kernel", "layers.1.kernel")}
+    assert set(done.quantized) == {"encoder.layers.0.kernel", "encoder.layers.1.kernel"}
+    assert any("encoder.bias; an override" in note for note in done.notes)
     aq.save(tmp_path / "v1.parquet", names(tree))
     aq.quantize_file(tmp_path / "v1.parquet", tmp_path / "v2.parquet", config)
     assert sorted(rows_of(tmp_path / "q.parquet")[0]) == sorted(rows_of(tmp_path / "v2.parquet")[0])
@@ -674,6 +683,33 @@ def test_one_of_several_trees_is_asked_for(tmp_path: Path) -> None:
         orbax.to_table(tmp_path / "c", tmp_path / "m.parquet", checkpointable="weights")
     orbax.to_table(tmp_path / "c", tmp_path / "m.parquet", checkpointable="params")
     assert_table(tmp_path / "m.parquet", names(tree))
+
+
+def test_a_state_of_flax_has_the_names_of_its_parameters_everywhere(tmp_path: Path) -> None:
+    """In `save` and `load`, in checkpoints that Orbax wrote of it, and in shardings: patterns with $ find them."""
+    model = nnx.Dict(dense=nnx.Linear(16, 8, rngs=nnx.Rngs(0)), value=nnx.Param(jnp.ones((4, 16))))
+    state = nnx.state(model, nnx.Param)
+    config = QuantizationConfig("int8", overrides=(aq.Override(r"^dense\.kernel$", "int4", group_size=8),))
+    wanted = {"dense.kernel": "int4", "dense.bias": "none", "value": "int8"}
+    ocp.save(tmp_path / "theirs", state)
+    orbax.save(tmp_path / "ours", state)
+    for name in ("theirs", "ours"):
+        orbax.to_table(tmp_path / name, tmp_path / "m.parquet", config)
+        with aq.WeightLoader(tmp_path / "m.parquet") as loader:
+            assert {name: loader.describe(name).quant_type for name in loader.get_layer_names()} == wanted
+    quantized = aq.quantize_tree(state, config)
+    assert quantized["dense"]["kernel"].get_value().spec == QuantSpec(4, group_size=8)
+    assert jax.tree.structure(quantized["value"].get_value()) == jax.tree.structure(
+        aq.quantize(jnp.ones((4, 16)), "int8")
+    )
+    orbax.save(tmp_path / "q", quantized)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    found = orbax.load(tmp_path / "q", nnx.get_named_sharding(quantized, mesh))
+    assert_same(found, nnx.to_pure_dict(quantized))
+    # A dictionary's own "value", beside others, is a name like any.
+    ocp.save(tmp_path / "dict", {"attention": {"key": jnp.ones(2), "value": jnp.ones(3)}})
+    orbax.to_table(tmp_path / "dict", tmp_path / "m.parquet")
+    assert set(aq.load(tmp_path / "m.parquet")) == {"attention.key", "attention.value"}
 
 
 def test_checkpoints_of_the_first_interface_are_read(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ CONFIGS = [
 BY_ROW = [
     pytest.param((QuantSpec(8, per_channel=True), "tread"), id="int8 channels"),
     pytest.param((QuantSpec(8), "tread"), id="int8 tensor"),
-    pytest.param((QuantSpec(8, per_channel=True, symmetric=False), "affine"), id="int8 channels, asymmetric"),
-    pytest.param((QuantSpec(8, group_size=32, symmetric=False), "affine"), id="int8 groups, asymmetric"),
+    pytest.param((QuantSpec(8, per_channel=True), "affine"), id="int8 channels, asymmetric"),
+    pytest.param((QuantSpec(8, group_size=32), "affine"), id="int8 groups, asymmetric"),
     pytest.param((QuantSpec(4, group_size=32), "tread"), id="int4 groups"),
-    pytest.param((QuantSpec(4, group_size=16, symmetric=False), "affine"), id="int4 groups, asymmetric"),
+    pytest.param((QuantSpec(4, group_size=16), "affine"), id="int4 groups, asymmetric"),
     pytest.param((QuantSpec(3, group_size=16), "tread"), id="int3 groups"),
     pytest.param((QuantSpec(2, group_size=64), "tread"), id="int2 groups of a row"),
     pytest.param((QuantSpec(2, group_size=16), "rise"), id="int2 groups, mid-rise"),
@@ -142,7 +142,7 @@ def test_integer_products_agree_with_the_oracle(case: Case, rng: np.random.Gener
 
 
 def test_integer_products_of_codes_that_fill_no_bytes(rng: np.random.Generator) -> None:
-    q = by_hand(rng, (QuantSpec(3, group_size=20, symmetric=False), "affine"), (4, 60))
+    q = by_hand(rng, (QuantSpec(3, group_size=20), "affine"), (4, 60))
     assert not q.packed
     assert q.by_row
     x = between_levels(rng, 3, 60)
@@ -212,7 +212,7 @@ def test_a_row_does_not_depend_on_the_others(how: dispatch.Activations, bad: flo
     others[[0, 2, 8]] *= 100
     others[5, 3] = bad
     alone = [1, 3, 4, 6, 7]
-    for case in ((QuantSpec(8, per_channel=True), "tread"), (QuantSpec(4, group_size=32, symmetric=False), "affine")):
+    for case in ((QuantSpec(8, per_channel=True), "tread"), (QuantSpec(4, group_size=32), "affine")):
         q = by_hand(rng, case)
         y, beside = (np.asarray(qdot(jnp.asarray(v), q, how)) for v in (x, others))
         assert np.array_equal(y[alone], beside[alone])
@@ -249,7 +249,7 @@ def test_rows_close_to_the_largest_float(weight: np.ndarray) -> None:
 
 @pytest.mark.parametrize("how", dispatch.ACTIVATIONS)
 def test_derivatives_are_those_of_the_float_product(how: dispatch.Activations, rng: np.random.Generator) -> None:
-    q = by_hand(rng, (QuantSpec(4, group_size=16, symmetric=False), "affine"))
+    q = by_hand(rng, (QuantSpec(4, group_size=16), "affine"))
     x, dx = (jnp.asarray(rng.normal(size=(9, 64)), jnp.float32) for _ in range(2))
     dy = jnp.asarray(rng.normal(size=(9, 6)), jnp.float32)
 
@@ -278,7 +278,7 @@ def test_derivatives_are_those_of_the_float_product(how: dispatch.Activations, r
     [
         ((QuantSpec(8, per_channel=True), "tread"), "float32"),
         ((QuantSpec(8, per_channel=True), "tread"), "bfloat16"),
-        ((QuantSpec(4, group_size=32, symmetric=False), "affine"), "int8"),
+        ((QuantSpec(4, group_size=32), "affine"), "int8"),
     ],
     ids=dispatch.ACTIVATIONS,
 )

@@ -94,10 +94,7 @@ def test_properties(q: QTensor) -> None:
     assert q.packed
     assert q.codes.shape == (6, 32)
     assert q.nbytes == 192 + 2 * 4 * 24
-    assert (
-        repr(q)
-        == "QTensor(int4[6, 64], QuantSpec(bits=4, per_channel=False, group_size=16, symmetric=True, rotation=0))"
-    )
+    assert repr(q) == "QTensor(int4[6, 64], QuantSpec(bits=4, per_channel=False, group_size=16, rotation=0))"
 
 
 def test_jit_does_not_retrace_for_an_equal_tensor(q: QTensor, weight: np.ndarray) -> None:

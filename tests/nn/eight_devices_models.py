@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
+from aq_jax.nn import quantize_module
 from aq_jax.nn.compiled import Compiled
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
@@ -147,6 +148,18 @@ def test_float_kernels_stay_spread_when_they_are_turned(mesh: Mesh, tmp_path: Pa
         value = kernel.kernel.get_value()
         assert value.sharding.shard_shape(value.shape) == wanted
     assert model.embed.embedding.get_value().sharding.is_fully_replicated
+
+
+def test_a_module_s_weights_stay_on_their_devices() -> None:
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        float_layer = nnx.Linear(32, 16, rngs=nnx.Rngs(0), kernel_metadata={"out_sharding": ("data", "model")})
+        layer = quantize_module(float_layer, KINDS["int4"])
+    weight = layer.weight.get_value()
+    assert [leaf.sharding.spec for leaf in jax.tree.leaves(weight)] == [P("model", "data")] * 3
+    x = jax.random.normal(jax.random.key(0), (3, 32))
+    wanted = aq.qdot(x, aq.quantize(np.asarray(float_layer.kernel.get_value()).T, KINDS["int4"]))
+    np.testing.assert_allclose(layer(x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_results_are_everywhere_so_that_each_process_has_them(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:

@@ -260,6 +260,42 @@ def test_what_is_kept_keeps_its_metadata_and_is_no_copy() -> None:
     assert kept.kernel.get_value() is model.kernel.get_value()
 
 
+def test_parameters_keep_the_sharding_that_they_are_annotated_with() -> None:
+    """As [outputs, inputs]; Flax's own functions read it."""
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rules = (("heads", "model"),)
+    with jax.set_mesh(mesh):
+        model = nnx.Dict(
+            linear=nnx.Linear(
+                8, 16, rngs=nnx.Rngs(0), kernel_metadata={"out_sharding": ("data", "model")},
+                bias_metadata={"out_sharding": ("model",)},
+            ),
+            named=nnx.Linear(8, 8, rngs=nnx.Rngs(0), kernel_metadata={"out_sharding": jax.P(None, "model")}),
+            heads=nnx.LinearGeneral(
+                8, (2, 4), rngs=nnx.Rngs(0),
+                kernel_metadata={"out_sharding": (None, "heads", None), "sharding_rules": rules},
+            ),
+            words=nnx.Embed(16, 8, rngs=nnx.Rngs(0), embedding_metadata={"out_sharding": ("model", None)}),
+            plain=nnx.Linear(8, 8, rngs=nnx.Rngs(0)),
+        )  # fmt: skip
+        quantized = quantize_module(model, "int8")
+    found = nnx.to_pure_dict(nnx.get_partition_spec(nnx.state(quantized)))
+    assert found == {
+        "linear": {"weight": jax.P("model", "data"), "bias": jax.P("model")},
+        "named": {"weight": jax.P("model", None), "bias": jax.P()},
+        "heads": {"weight": jax.P("model", None), "bias": jax.P()},
+        "words": {"table": jax.P("model", None)},
+        "plain": {"weight": jax.P(), "bias": jax.P()},
+    }
+    assert model.linear.kernel.out_sharding == ("data", "model")
+    wrong = nnx.Sequential(nnx.LinearGeneral(8, (2, 4), rngs=nnx.Rngs(0)))
+    wrong.layers[0].kernel.set_metadata("out_sharding", (None, None, "model"))
+    with pytest.raises(
+        ConfigError, match=r"layers\.0\.kernel: out_sharding = \(None, None, 'model'\): cuts another than"
+    ):
+        quantize_module(wrong, "int8")
+
+
 def test_weights_that_cannot_be_quantized_are_named(model: Model) -> None:
     broken = nnx.clone(model)
     kernel = broken.feed.layers[2].kernel

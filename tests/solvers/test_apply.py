@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from flax import nnx
 
 from aq_jax import (
     AqError,
@@ -308,3 +310,61 @@ def test_errors_name_the_leaf(params: dict) -> None:
     tree = quantize_tree(params, dataclasses.replace(ABSMAX, on_nonfinite="keep"))
     assert tree["layers"][1]["kernel"] is params["layers"][1]["kernel"]
     assert isinstance(tree["layers"][0]["kernel"], QTensor)
+
+
+# What weights may come as
+
+
+def test_weights_of_other_libraries_and_orders_are_taken(weight: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    wanted = quantize(weight, ABSMAX)
+    for given in (torch.tensor(weight), torch.tensor(weight.T.copy()).T, weight.astype(">f4"), nnx.Param(weight)):
+        assert_same(quantize(given, ABSMAX), wanted)
+        assert_same(
+            jax.tree.leaves(quantize_tree([given], ABSMAX), is_leaf=lambda x: isinstance(x, QTensor))[0], wanted
+        )
+    assert_same(quantize(weight.tolist(), ABSMAX), wanted)
+    assert_same(quantize([jnp.asarray(row) for row in weight], ABSMAX), wanted)
+    half = torch.tensor(weight).to(torch.bfloat16)
+    assert_same(quantize(half, ABSMAX), quantize(jnp.asarray(weight, jnp.bfloat16), ABSMAX))
+    assert_same(quantize_tree({"w": half}, ABSMAX)["w"], quantize(half, ABSMAX))
+    assert (
+        quantize(torch.tensor(weight), "fp16").dtype == quantize_tree(torch.tensor(weight), "fp16").dtype == "float16"
+    )
+    numbers = torch.arange(6).reshape(2, 3)
+    assert quantize_tree({"n": numbers}, ABSMAX)["n"] is numbers
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.ma.masked_less(np.ones((2, 32), np.float32), 0), "^w: is a masked array, whose mask would be lost; wanted"),
+        (jax.ShapeDtypeStruct((2, 32), np.float32), "^w: is a ShapeDtypeStruct, which has a shape and no values; want"),
+        ([[1.0, 2.0], [3.0]], "^w: list is no array"),
+        ([[1, 2], [3, 4]], "^w: dtype int32 is not floating"),
+        ("text", "^w: str is no array"),
+    ],
+    ids=["mask", "shape", "ragged", "integers", "text"],
+)
+def test_what_is_no_weight_is_refused_by_name(given: Any, message: str) -> None:
+    with pytest.raises(AqError, match=message):
+        quantize(given, ABSMAX, "w")
+    if isinstance(given, np.ndarray):
+        with pytest.raises(AqError, match=message):
+            quantize_tree({"w": given}, ABSMAX)
+
+
+def test_a_state_s_parameters_have_the_names_of_the_model(weight: np.ndarray) -> None:
+    """Whatever holds them; a dictionary's key "value" is a name like any other."""
+    config = dataclasses.replace(ABSMAX, overrides=(Override(r"^a\.kernel$", "none"), Override(r"^b\.value$", "none")))
+    tree = {"a": {"kernel": nnx.Param(weight)}, "b": {"value": weight, "key": nnx.Param({"value": weight})}}
+    found = quantize_tree(tree, config)
+    assert found["a"]["kernel"].get_value() is weight
+    assert found["b"]["value"] is weight
+    assert isinstance(found["b"]["key"].get_value()["value"], QTensor)
+    layer = nnx.Linear(32, 4, rngs=nnx.Rngs(0))
+    for holds in (nnx.state(layer), nnx.to_pure_dict(nnx.state(layer)), layer):
+        kept = quantize_tree(holds, dataclasses.replace(ABSMAX, overrides=(Override("^kernel$", "none"),)))
+        assert not any(
+            isinstance(leaf, QTensor) for leaf in jax.tree.leaves(kept, is_leaf=lambda x: isinstance(x, QTensor))
+        )

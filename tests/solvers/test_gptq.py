@@ -14,14 +14,14 @@ from aq_jax.core.packing import unpack_float
 from aq_jax.solvers.gptq import ROWS, gptq, gptq_tiled, metric
 
 ROW, WIDTH = 24, 96
-SPECS = [
-    QuantSpec(2, group_size=32, symmetric=False),
-    QuantSpec(2, group_size=32),
-    QuantSpec(3, per_channel=True, symmetric=False),
-    QuantSpec(4, group_size=48, symmetric=False, rotation=32),
-    QuantSpec(8, per_channel=True),
+CASES = [  # with whether it is symmetric
+    (QuantSpec(2, group_size=32), False),
+    (QuantSpec(2, group_size=32), True),
+    (QuantSpec(3, per_channel=True), False),
+    (QuantSpec(4, group_size=48, rotation=32), False),
+    (QuantSpec(8, per_channel=True), True),
 ]
-IDS = [f"{s.quant_type}-{s.group_size or 'channel'}-{'sym' if s.symmetric else 'asym'}" for s in SPECS]
+IDS = [f"{s.quant_type}-{s.group_size or 'channel'}-{'sym' if symmetric else 'asym'}" for s, symmetric in CASES]
 
 
 def weights(rows: int = ROW, width: int = WIDTH, seed: int = 0) -> np.ndarray:
@@ -49,15 +49,14 @@ def wide(grid: np.ndarray, width: int) -> np.ndarray:
     return np.repeat(np.asarray(grid), width // grid.shape[1], axis=1)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=IDS)
-def test_under_equal_inputs_it_is_round_to_nearest_on_its_grid(spec: QuantSpec) -> None:
+@pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
+def test_under_equal_inputs_it_is_round_to_nearest_on_its_grid(spec: QuantSpec, symmetric: bool) -> None:
     w = weights()
     for rounds in (0, 4):
-        q = gptq(w, metric(jnp.eye(WIDTH), rotation=spec.rotation), spec, rounds=rounds)
-        flat = QuantSpec(spec.bits, spec.per_channel, spec.group_size, spec.symmetric)
+        q = gptq(w, metric(jnp.eye(WIDTH), rotation=spec.rotation), spec, symmetric, rounds=rounds)
         turned = np.asarray(w if not spec.rotation else dequantize(quantize_exactly(w, spec)), np.float32)
         scale, zero = wide(q.scale, WIDTH), wide(q.zero_point, WIDTH)
-        nearest = np.clip(np.round(turned / scale + zero), *code_range(flat.bits))
+        nearest = np.clip(np.round(turned / scale + zero), *code_range(spec.bits))
         assert (codes_of(q) != nearest).mean() < 0.002  # ties
 
 
@@ -69,31 +68,32 @@ def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
     return QTensor(rotate(jnp.asarray(w), spec.rotation), ones, ones - 1, QuantSpec(8, per_channel=True), w.shape[1])
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=IDS)
-def test_outputs_change_less_than_by_search_and_refining_never_hurts(spec: QuantSpec) -> None:
+@pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
+def test_outputs_change_less_than_by_search_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
     w, h = weights(), moment()
     under = metric(h, 1e-4, spec.rotation)
     searched = quantize(
         w,
         QuantizationConfig(
-            f"int{spec.bits}", spec.per_channel or None, spec.group_size, spec.symmetric, "search", bool(spec.rotation)
+            f"int{spec.bits}", spec.per_channel or None, spec.group_size, symmetric, "search", bool(spec.rotation)
         ),
     )
     assert isinstance(searched, QTensor)
-    errors = [output_error(gptq(w, under, spec, rounds=rounds), w, h) for rounds in (0, 1, 4)]
+    errors = [output_error(gptq(w, under, spec, symmetric, rounds=rounds), w, h) for rounds in (0, 1, 4)]
     assert errors[0].sum() < 0.8 * output_error(searched, w, h).sum()
     # In the damped metric each row gets better or stays; without the damping nearly so.
     assert (errors[1] <= 1.01 * errors[0]).all()
     assert (errors[2] <= 1.01 * errors[1]).all()
     assert errors[2].sum() < errors[0].sum()
-    assert output_error(gptq(w, under, spec), w, np.eye(WIDTH)).sum() > output_error(searched, w, np.eye(WIDTH)).sum()
+    other = output_error(gptq(w, under, spec, symmetric), w, np.eye(WIDTH))
+    assert other.sum() > output_error(searched, w, np.eye(WIDTH)).sum()
 
 
 def test_columns_make_up_for_those_before_as_in_numpy() -> None:
-    spec = QuantSpec(3, per_channel=True, symmetric=False)
+    spec = QuantSpec(3, per_channel=True)
     w, h = weights(6, 40), moment(40)
     under = metric(h, 0.01)
-    q = gptq(w, under, spec, rounds=0)
+    q = gptq(w, under, spec, symmetric=False, rounds=0)
     # H^-1 taken apart in float64, in the order of the largest inputs.
     damped = np.asarray(under.h, np.float64)
     order = np.argsort(-np.diagonal(damped), kind="stable")
@@ -108,19 +108,19 @@ def test_columns_make_up_for_those_before_as_in_numpy() -> None:
     assert (codes != codes_of(q)).mean() < 0.02  # ties, and what they lead to
 
 
-@pytest.mark.parametrize("spec", SPECS[:2], ids=IDS[:2])
-def test_rows_do_not_depend_on_their_order(spec: QuantSpec) -> None:
+@pytest.mark.parametrize(("spec", "symmetric"), CASES[:2], ids=IDS[:2])
+def test_rows_do_not_depend_on_their_order(spec: QuantSpec, symmetric: bool) -> None:
     w, under, order = weights(), metric(moment()), np.random.default_rng(2).permutation(ROW)
-    first, second = gptq(w, under, spec), gptq(w[order], under, spec)
+    first, second = gptq(w, under, spec, symmetric), gptq(w[order], under, spec, symmetric)
     np.testing.assert_array_equal(np.asarray(first.codes)[order], second.codes)
     np.testing.assert_array_equal(np.asarray(first.scale)[order], second.scale)
 
 
 def test_layers_of_one_shape_are_solved_under_vmap() -> None:
     w, h = np.stack([weights(seed=3), weights(seed=4)]), np.stack([moment(), moment(seed=5)])
-    both = jax.vmap(lambda w, h: gptq(w, metric(h), SPECS[0]))(w, h)
+    both = jax.vmap(lambda w, h: gptq(w, metric(h), *CASES[0]))(w, h)
     for i in range(2):
-        alone = gptq(w[i], metric(h[i]), SPECS[0])
+        alone = gptq(w[i], metric(h[i]), *CASES[0])
         assert (np.asarray(both.codes[i]) != np.asarray(alone.codes)).mean() < 0.02
         one = output_error(jax.tree.map(lambda leaf, i=i: leaf[i], both), w[i], h[i]).sum()
         np.testing.assert_allclose(one, output_error(alone, w[i], h[i]).sum(), rtol=0.02)
@@ -128,17 +128,16 @@ def test_layers_of_one_shape_are_solved_under_vmap() -> None:
 
 def test_the_program_does_not_grow_with_the_matrix() -> None:
     def equations(width: int) -> int:
-        spec = QuantSpec(2, group_size=128, symmetric=False)
+        spec = QuantSpec(2, group_size=128)
         shapes = jax.ShapeDtypeStruct((8, width), jnp.float32), jax.ShapeDtypeStruct((width, width), jnp.float32)
-        return str(jax.make_jaxpr(lambda w, h: gptq(w, metric(h), spec))(*shapes)).count("=")
+        return str(jax.make_jaxpr(lambda w, h: gptq(w, metric(h), spec, symmetric=False))(*shapes)).count("=")
 
     assert equations(256) == equations(1024)
 
 
 def test_tiles_give_what_one_piece_gives() -> None:
     w, under = weights(ROWS + 40), metric(moment())
-    spec = SPECS[1]
-    tiled, whole = gptq_tiled(w, under, spec), gptq(w, under, spec)
+    tiled, whole = gptq_tiled(w, under, *CASES[1]), gptq(w, under, *CASES[1])
     assert tiled.shape == whole.shape
     assert isinstance(tiled.codes, np.ndarray)
     assert len(np.unique(tiled.zero_point)) == 1
@@ -149,7 +148,7 @@ def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
     w, h = weights(), moment()
     w[:, :32] = 0.7  # constant groups are no exception
     h[40:44], h[:, 40:44] = 0, 0
-    q = gptq(w, metric(h), SPECS[0])
+    q = gptq(w, metric(h), *CASES[0])
     dead = slice(40, 44)
     scale, zero = wide(q.scale, WIDTH)[:, dead], wide(q.zero_point, WIDTH)[:, dead]
     np.testing.assert_array_equal(codes_of(q)[:, dead], np.clip(np.round(w[:, dead] / scale + zero), -2, 1))
@@ -164,7 +163,7 @@ def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
 )  # fmt: skip
 def test_bad_moments_still_give_sound_weights(h: np.ndarray) -> None:
     w = weights()
-    q = gptq(w, metric(h.astype(np.float32), 1e-9), SPECS[0])
+    q = gptq(w, metric(h.astype(np.float32), 1e-9), *CASES[0])
     assert np.isfinite(q.scale).all()
     assert np.isfinite(q.zero_point).all()
     assert np.linalg.norm(np.asarray(dequantize(q)) - w) < np.linalg.norm(w)
@@ -181,4 +180,4 @@ def test_damping_grows_until_the_matrix_can_be_factored() -> None:
 @pytest.mark.parametrize("spec", [QuantSpec(4), QuantSpec(4, group_size=100), QuantSpec(4, group_size=64)])
 def test_grids_that_cross_rows_are_refused(spec: QuantSpec) -> None:
     with pytest.raises(ConfigError, match="takes matrices with channels, or groups that divide a row; found"):
-        gptq(weights(), metric(jnp.eye(WIDTH)), spec)
+        gptq(weights(), metric(jnp.eye(WIDTH)), spec, symmetric=True)

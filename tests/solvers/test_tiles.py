@@ -14,8 +14,7 @@ import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
 from aq_jax.solvers import tiles
-from aq_jax.solvers.screen import Refused, is_quantizable, to_half
-from aq_jax.solvers.stream import TILE
+from aq_jax.solvers.screen import Refused, to_half
 from aq_jax.solvers.tiles import Quantized, quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
@@ -163,7 +162,7 @@ def test_pieces_of_a_rotated_tensor_may_end_inside_a_block(
     w = rng.normal(size=(8, 96)).astype(np.float32)
     c = config(4, group_size=group_size, per_channel=None if group_size else False, rotate=True)
     whole, found = tiled(w, c), quantize_pieces(w, c, "w", list(pairwise(cuts)))
-    assert c.spec_for(w.shape).rotation == 32
+    assert c.spec_for(w.shape, "w").rotation == 32
     assert not isinstance(found, Refused)
     found = list(found)
     assert np.array_equal(np.concatenate([piece.data for piece in found]), whole.data)
@@ -351,11 +350,3 @@ def test_what_fits_into_half(values: list[float], half: bool, dtype: type) -> No
 def test_the_bound_of_half_is_two_to_the_minus_ten(steps: float, half: bool) -> None:
     # Halfway between two subnormal halves, which lie 2^-24 apart: the error is 0.5 / steps of the value.
     assert (to_half(np.array([steps * 2.0**-24], np.float32)).dtype == np.float16) is half
-
-
-def test_what_is_quantized() -> None:
-    assert is_quantizable((2, 2), np.dtype(np.float32))
-    assert is_quantizable((2, 2), np.dtype(ml_dtypes.bfloat16))
-    assert not is_quantizable((2,), np.dtype(np.float32))
-    assert not is_quantizable((2, 2), np.dtype(np.int32))
-    assert TILE % 8 == 0
