@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import QuantSpec
-from aq_jax.core.packing import fills_bytes
 from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
-from aq_jax.store import pack_codes, unpack_codes
 
 
 def from_stream(

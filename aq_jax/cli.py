@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import aq_jax
 from aq_jax import jobs
 from aq_jax.compilecache import FOLDER_VARIABLE, remove_truncated, use_compile_cache
-from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig
+from aq_jax.config import CalibrationConfig, QuantizationConfig, widths
 from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
 
@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("quantize", _quantize, "quantize a table of plain weights into another table")
     sub.add_argument("input", metavar="IN")
     sub.add_argument("output", metavar="OUT")
-    sub.add_argument("--quant-type", default="int8", metavar="TYPE", help=f"{', '.join(BITS)} or fp16 (default int8)")
+    sub.add_argument(
+        "--quant-type", default="int8", metavar="TYPE", help=f"{', '.join(widths())} or fp16 (default int8)"
+    )
     grids = sub.add_mutually_exclusive_group()
     grids.add_argument("--per-channel", action="store_true", default=None, help="one grid for each row of axis 0")
     grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
     sub.add_argument("--solver", help="absmax, minmax, search, or gptq, which runs the model that lies beside IN")
     sub.add_argument("--text", default="", metavar="FILE", help="for gptq: a sentence a line, like those to come")
-    sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation (int4 and narrower)")
+    sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation")
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
     sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
     sub.add_argument("--compression", default="none", metavar="none|zstd", help="of the weights (.parquet only)")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from aq_jax.bitstream import from_stream, to_stream
-from aq_jax.config import BITS, Compression, QuantSpec
-from aq_jax.core.packing import fills_bytes
+from aq_jax.codes.bits_jax import fills_bytes
+from aq_jax.config import Compression, QuantSpec
 from aq_jax.core.qtensor import QTensor, scale_shape
 from aq_jax.core.sharding import build, codes_shape, own_rows, parts, qtensor_shardings
 from aq_jax.errors import FormatError
@@ -386,8 +386,8 @@ def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 def spec_of(row: Row | RowInfo) -> QuantSpec:
     """The numerics of a quantized row."""
-    bits = BITS[f"int{row.bits}"]
-    return QuantSpec(bits, row.quant_axis == 0 and not row.group_size, row.group_size, row.rotation)
+    assert row.bits is not None  # noqa: S101
+    return QuantSpec(row.bits, row.quant_axis == 0 and not row.group_size, row.group_size, row.rotation)
 
 
 def load(

@@ -25,6 +25,7 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
 # (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)
 CHECKED = [
     "aq_jax.core",
+    "aq_jax.codes",
     *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
     *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
 ]
@@ -45,7 +46,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("aq_jax")
 
-STRICT_FOLDERS = ("core", "solvers")
+STRICT_FOLDERS = ("codes", "core", "solvers")
 
 
 @pytest.fixture(scope="module", autouse=True)

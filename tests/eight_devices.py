@@ -17,7 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 import aq_jax as aq
 from aq_jax import loader as loader_module
-from aq_jax.config import BITS, QuantSpec
+from aq_jax.codes import CODES
+from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.core.sharding import build, codes_shape, qtensor_shardings
 from aq_jax.store import aligned_empty, pieces
@@ -68,7 +69,7 @@ LAYOUTS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 ]
 QUANTIZED = {
     f"{kind}.{i}": random_qtensor(shape, QuantSpec(bits, **options), i)
-    for kind, bits in BITS.items()
+    for kind, bits in [(kind, CODES[kind].bits) for kind in widths()]
     for i, (shape, options) in enumerate(LAYOUTS)
 }
 ROTATED = {

@@ -95,7 +95,7 @@ def test_defaults(given: dict[str, Any], spec: QuantSpec, solver: str) -> None:
 def test_types_without_a_grid(quant_type: str, bits: int) -> None:
     config = QuantizationConfig(quant_type=quant_type)
     assert config.bits == bits
-    with pytest.raises(ConfigError, match=f"{quant_type!r} has no grid: wanted one of int8, int4, int3, int2"):
+    with pytest.raises(ConfigError, match=f"{quant_type!r} has no grid: wanted one of int8, int6, int5"):
         _ = config.spec
 
 
@@ -105,7 +105,7 @@ REFUSED = [
      "symmetric, solver, rotate, mixed_precision_layers, on_nonfinite; did you mean 'group_size'?"),
     ({"bits": 2}, "quantization: unknown key 'bits'; known are quant_type"),
     ({"overrides": []}, "quantization: unknown key 'overrides'"),
-    ({"quant_type": "int5"}, "quant_type = 'int5': wanted one of int8, int4, int3, int2, fp16, none"),
+    ({"quant_type": "int9"}, "quant_type = 'int9': wanted one of int8, int6, int5, int4, int3, int2, fp16, none"),
     ({"quant_type": "Int8"}, "did you mean 'int8'?"),
     ({"quant_type": 8}, "quant_type = 8: wanted a string"),
     ({"per_channel": 1}, "per_channel = 1: wanted true or false"),
@@ -117,7 +117,7 @@ REFUSED = [
     ({"group_size": 2**31}, "wanted 0 (no groups) or a size below 2^31"),
     ({"symmetric": 0}, "symmetric = 0: wanted true or false"),
     ({"solver": "gptqq"}, "solver = 'gptqq': wanted one of absmax, minmax, search, gptq; did you mean 'gptq'?"),
-    ({"rotate": True}, "rotate = true: the format has no rotated int8"),
+    ({"quant_type": "int8h"}, "quant_type = 'int8h': wanted one of int8, int6"),  # `rotate` says so
     ({"solver": "serach"}, "did you mean 'search'?"),
     ({"mixed_precision_layers": "embed"}, "mixed_precision_layers = 'embed': wanted a list of strings"),
     ({"mixed_precision_layers": [1]}, "mixed_precision_layers = [1]: wanted a list of strings"),
@@ -259,22 +259,20 @@ def test_overrides(policy: dict[str, Any], override: dict[str, Any], spec: Quant
     assert config.solver_name == solver
 
 
-def test_an_override_to_eight_bits_drops_the_rotation() -> None:
+def test_overrides_rotate_as_the_policy_does() -> None:
     policy = QuantizationConfig(
         "int4", rotate=True, mixed_precision_layers=("half",),
         overrides=(Override("wide", quant_type="int8"), Override("plain", rotate=False), Override("odd", group_size=8)),
     )  # fmt: skip
     found = {name: policy.for_tensor(name) for name in ("wide", "plain", "odd", "half", "other")}
     assert {name: c.rotate for name, c in found.items() if name != "half"} == {
-        "wide": False, "plain": False, "odd": True, "other": True,
+        "wide": True, "plain": False, "odd": True, "other": True,
     }  # fmt: skip
     assert found["half"].quant_type == "fp16"
-    assert found["wide"].spec_for((4, 8), "w") == QuantSpec(8, per_channel=True)
+    assert found["wide"].spec_for((4, 8), "w") == QuantSpec(8, per_channel=True, rotation=8)
     assert found["odd"].spec_for((4, 8), "w") == QuantSpec(4, group_size=8, rotation=8)
     assert found["odd"].spec_for((4, 7), "w") == QuantSpec(4, group_size=8)
     assert policy.spec.rotation == 0
-    with pytest.raises(ConfigError, match=r"override 'wide': rotate = true: the format has no rotated int8"):
-        QuantizationConfig("int4", overrides=(Override("wide", quant_type="int8", rotate=True),))
 
 
 def test_mixed_precision() -> None:

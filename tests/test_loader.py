@@ -22,7 +22,7 @@ from flax import nnx
 
 import aq_jax as aq
 from aq_jax import loader as loader_module
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import QuantizationConfig, widths
 from aq_jax.converters import orbax
 from aq_jax.store import Row, pieces, write_table
 from aq_jax.store.shard import Shard
@@ -85,7 +85,7 @@ LAYOUTS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((5, 7), {"group_size": 16, "symmetric": False}),
     ((0, 8), {"per_channel": True}),
 ]
-CASES = [(kind, shape, options) for kind in BITS for shape, options in LAYOUTS]
+CASES = [(kind, shape, options) for kind in widths() for shape, options in LAYOUTS]
 CASES += [(kind, (5, 7), {"per_channel": False}) for kind in ("int8", "int4", "int3")]
 
 

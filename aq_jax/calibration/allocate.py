@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import QuantizationConfig
 
 SCALE_BITS = 16  # of a scale or a zero point: what is left of a float32 of 8 mantissa bits when it is compressed
 
@@ -93,7 +93,7 @@ def stored_bits(policy: QuantizationConfig, shape: tuple[int, ...], itemsize: in
     2.125
     """
     count = math.prod(shape)
-    if policy.quant_type not in BITS:
+    if not policy.coded:
         return count * (16 if policy.quant_type == "fp16" else 8 * itemsize)
     spec = policy.spec_for(shape, name)
     return count * spec.bits + SCALE_BITS * (1 if policy.symmetric else 2) * spec.group_count(shape)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,9 +14,9 @@ from blake3 import blake3
 from orbax.checkpoint import v1 as ocp
 
 from aq_jax.errors import AqError, ConfigError, IntegrityError
+from aq_jax.store.files import LOCK, locked
 
 T = TypeVar("T")
-LOCK = "lock"
 
 
 class Checkpoints:
@@ -45,21 +45,16 @@ class Checkpoints:
         """
         if self.folder.exists() and not (self.folder / LOCK).is_file():
             raise ConfigError(f"{self.folder}: is there, and is no training's; move it, or choose another output")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ConfigError(
-                f"{self.folder}: another process trains here; wait for it, or choose another output"
-            ) from None
+        self._stack = ExitStack()
+        self._stack.enter_context(
+            locked(self.folder, "another process trains here; wait for it, or choose another output")
+        )
         return self
 
     def __exit__(self, *error: object) -> None:
         if not self._steps.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+        self._stack.close()
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
         """Write a pytree of arrays, and then remove what was there before.

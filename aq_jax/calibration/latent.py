@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from aq_jax.codes import bits_jax
+from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.config import QuantSpec
-from aq_jax.core import packing
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
-from aq_jax.core.rotation import rotate, unrotate
 from aq_jax.solvers.search import STORED_MANTISSA
 
 START = 0.4  # how far from its code a latent begins, at most: half a step is where the code changes
@@ -52,7 +52,7 @@ def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     >>> bool((value(latent(q, w), q.spec) == dequantize(q)).all())
     True
     """
-    codes = packing.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
+    codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     w = (rotate(w, q.spec.rotation) if q.spec.rotation else w).reshape(*q.scale.shape, -1)
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
     # The scale of a group of zeros is 1, and a code that moved would be a weight like no other.

@@ -19,7 +19,7 @@ from aq_jax.calibration.sensitivity import Outputs, input_moments, sensitivities
 from aq_jax.calibration.solve import read_ids, read_names, read_weights
 from aq_jax.calibration.text import common_length, one_shape, read_text
 from aq_jax.calibration.walk import Model
-from aq_jax.config import BITS, AllocationConfig, CalibrationConfig, Override, QuantizationConfig
+from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.pipeline import Progress, Source
 from aq_jax.solvers.gptq import check_gptq
@@ -214,7 +214,7 @@ def allocate(
     choices = []
     for path, option, each in zip(options, plans.options(plan), tensors, strict=True):
         (override, policy), (bits, error) = options[path][option], each[option]
-        kind = policy.spec_for(shapes[path], names[path]).quant_type if policy.quant_type in BITS else policy.quant_type
+        kind = policy.spec_for(shapes[path], names[path]).quant_type if policy.coded else policy.quant_type
         choices.append(Choice(names[path], shapes[path], kind, bits, error, override))
     chosen = tuple(choice.override for choice in choices if choice.override is not None)
     return Allocation(
@@ -245,7 +245,7 @@ def _options(
             # All of MiniLM so rounded is predicted to lose 0.0005; GPTQ would take as long as in other widths.
             override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
         own = dataclasses.replace(config, overrides=(override,)).for_tensor(name)
-        if own.quant_type in BITS:
+        if own.coded:
             check_gptq(own.spec_for(shape, name), shape, name)
         found.append((override, own))
     return found

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from aq_jax.calibration.layerwise import embedding_moments, parameter
 from aq_jax.calibration.text import Batch
 from aq_jax.calibration.walk import Model, mask_of, staged, step_of, tapped
-from aq_jax.config import BITS, QuantizationConfig
+from aq_jax.config import QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
@@ -186,7 +186,7 @@ def rounded(
     name: str,
 ) -> Float[np.ndarray, "rows inputs"]:
     """A weight as it is once quantized; by GPTQ, if the policy says so, below eight bits, where it matters."""
-    if policy.quant_type not in BITS:
+    if not policy.coded:
         return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
     if policy.solver == "gptq":
         spec = policy.spec_for(weight.shape, name)

@@ -15,14 +15,14 @@ import numpy as np
 from blake3 import blake3
 from jaxtyping import Array
 
-from aq_jax import __version__
+from aq_jax._version import __version__
 from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.layerwise import Calibrated, calibrate
 from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import BUILT_IN, Text, padded_batches, read_text, tokenized
 from aq_jax.calibration.train import train
 from aq_jax.calibration.walk import Model
-from aq_jax.config import BITS, CalibrationConfig, QuantizationConfig, TrainingConfig
+from aq_jax.config import CalibrationConfig, QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
@@ -89,7 +89,7 @@ def solve_model(
     ids, sentences = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
-    asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.quant_type in BITS}
+    asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.coded}
     for name, policy in asked.items():
         check_gptq(policy.spec_for(shapes[name], name), shapes[name], name)
     weights = read_weights(source, names)

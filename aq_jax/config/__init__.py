@@ -12,21 +12,18 @@ ConversionConfig      source, output and the above: what a TOML file holds (`con
 from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
 from aq_jax.config.conversion import Compression, ConversionConfig, Engine, ShardsConfig, parse_bytes
 from aq_jax.config.quantization import (
-    BITS,
     LARGEST_ROTATION,
     PUBLISHED_INT2_GROUP,
-    QUANT_TYPES,
     SOLVER_NAMES,
     Override,
     QuantizationConfig,
     QuantSpec,
+    widths,
 )
 
 __all__ = [
-    "BITS",
     "LARGEST_ROTATION",
     "PUBLISHED_INT2_GROUP",
-    "QUANT_TYPES",
     "SOLVER_NAMES",
     "AllocationConfig",
     "CalibrationConfig",
@@ -39,4 +36,5 @@ __all__ = [
     "ShardsConfig",
     "TrainingConfig",
     "parse_bytes",
+    "widths",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aq_jax.config.quantization import BITS, pick
+from aq_jax.config.quantization import pick, widths
 from aq_jax.errors import ConfigError
 
 
@@ -83,7 +83,7 @@ class AllocationConfig:
         if not self.widths:
             raise ConfigError("widths = []: wanted one or more to choose from")
         for width in self.widths:
-            pick("widths", width, (*BITS, "fp16"))
+            pick("widths", width, (*widths(), "fp16"))
         if not 1 <= self.sentences <= 2**20:
             raise ConfigError(f"sentences = {self.sentences!r}: wanted 1 to {2**20}")
         if "\0" in self.save:

@@ -6,16 +6,13 @@ import dataclasses
 import difflib
 import math
 import re
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aq_jax.codes import CODES
 from aq_jax.errors import ConfigError
 
-BITS: Mapping[str, int] = types.MappingProxyType({"int8": 8, "int4": 4, "int3": 3, "int2": 2})
 SOLVER_NAMES = ("absmax", "minmax", "search", "gptq")
-QUANT_TYPES = (*BITS, "fp16", "none")
 PUBLISHED_INT2_GROUP = 128
 LARGEST_ROTATION = 128
 EXPERTS = "experts"
@@ -26,11 +23,11 @@ class QuantSpec:
     """The numerics of one quantized tensor: hashable, so that it can be a static part of a pytree.
 
     Args:
-        bits: 8, 4, 3 or 2.
+        bits: 8, 6, 5, 4, 3 or 2.
         per_channel: one grid for each index of axis 0.
         group_size: one grid for this many consecutive elements of the flattened tensor; 0 for none.
         rotation: the block in which the last axis was multiplied by a Hadamard matrix before; 0 for none
-            (see `aq_jax.hadamard`).
+            (see `codes.rotation`).
 
     Neither channels nor groups means one grid for the tensor. This is what decoding needs and a table stores: how codes
     were chosen, and whether zero points are constant, belongs to the policy.
@@ -66,6 +63,11 @@ class QuantSpec:
         if self.group_size:
             return -(-math.prod(shape) // self.group_size)
         return (shape[0] if shape else 1) if self.per_channel else 1
+
+
+def widths() -> tuple[str, ...]:
+    """The quant_types that a config may ask codes of; whether they are rotated, `rotate` says."""
+    return tuple(name for name, code in CODES.items() if not code.rotated)
 
 
 def pick(what: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -113,7 +115,7 @@ class QuantizationConfig:
     """How the tensors of a model are quantized.
 
     Args:
-        quant_type: int8, int4, int3, int2; fp16 (floats kept in float16); none (kept as they are).
+        quant_type: int8, int6, int5, int4, int3, int2; fp16 (floats kept in float16); none (kept as they are).
         per_channel: one grid for each index of axis 0. Default: int8 yes, narrower widths no;
             a group size always means groups.
         group_size: consecutive elements of the flattened tensor that share a grid. Without channels and
@@ -123,7 +125,7 @@ class QuantizationConfig:
         solver: absmax (symmetric), minmax (asymmetric), search, or gptq, which is calibrated: `convert` runs the
             model on text for it. Default: absmax or minmax at eight bits, search below.
         rotate: multiply blocks of the last axis by a Hadamard matrix first, which spreads outliers, and undo it where
-            the weight is used. Below eight bits only; tensors whose last axis is odd are left as they are.
+            the weight is used. Tensors whose last axis is odd are not rotated.
         mixed_precision_layers: tensors whose name contains one of these are kept in float16, or in their
             own dtype where float16's largest error exceeds 2^-10 of the tensor's largest value.
         on_nonfinite: what to do with NaN, inf, and scales outside [2^-126, 2^126]:
@@ -152,7 +154,7 @@ class QuantizationConfig:
         # Lists are what TOML and most callers have; a config must be hashable.
         object.__setattr__(self, "mixed_precision_layers", tuple(self.mixed_precision_layers))
         object.__setattr__(self, "overrides", tuple(self.overrides))
-        pick("quant_type", self.quant_type, QUANT_TYPES)
+        pick("quant_type", self.quant_type, (*widths(), "fp16", "none"))
         pick("on_nonfinite", self.on_nonfinite, ("error", "keep"))
         if self.solver is not None:
             pick("solver", self.solver, SOLVER_NAMES)
@@ -169,15 +171,18 @@ class QuantizationConfig:
             raise ConfigError(
                 "solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'search'"
             )
-        if self.rotate and self.quant_type == "int8":
-            raise ConfigError("rotate = true: the format has no rotated int8; leave rotate out, or take int4 or less")
         for override in self.overrides:
             self._overridden(override)  # refuses contradictions now, not at the first tensor that matches
 
     @property
     def bits(self) -> int:
         """Bits of a code; 16 for fp16, 0 for none."""
-        return BITS.get(self.quant_type, 16 if self.quant_type == "fp16" else 0)
+        return CODES[self.quant_type].bits if self.coded else 16 if self.quant_type == "fp16" else 0
+
+    @property
+    def coded(self) -> bool:
+        """Whether weights become codes; fp16 and none leave them floats."""
+        return self.quant_type in CODES
 
     @property
     def spec(self) -> QuantSpec:
@@ -186,9 +191,9 @@ class QuantizationConfig:
         Raises:
             ConfigError: if quant_type is fp16 or none.
         """
-        if self.quant_type not in BITS:
-            raise ConfigError(f"quant_type = {self.quant_type!r} has no grid: wanted one of {', '.join(BITS)}")
-        bits, size, channels = BITS[self.quant_type], self.group_size, self.per_channel
+        if not self.coded:
+            raise ConfigError(f"quant_type = {self.quant_type!r} has no grid: wanted one of {', '.join(widths())}")
+        bits, size, channels = self.bits, self.group_size, self.per_channel
         if not size:
             if channels is None:
                 channels, size = (True, 0) if bits == 8 else (False, PUBLISHED_INT2_GROUP)
@@ -257,8 +262,6 @@ class QuantizationConfig:
             given["per_channel"] = None
         if given.get("per_channel") and "group_size" not in given:
             given["group_size"] = 0
-        if given.get("quant_type") == "int8" and "rotate" not in given:
-            given["rotate"] = False  # which the format does not have
         # A solver of the policy that cannot make the override's kind of grid gives way to the default.
         if "symmetric" in given and "solver" not in given and self.solver in ("absmax", "minmax"):
             given["solver"] = None
@@ -275,6 +278,6 @@ class QuantizationConfig:
             {k: v for k, v in dataclasses.asdict(override).items() if v is not None} for override in self.overrides
         ]
         out["solver"] = self.solver_name
-        if self.quant_type in BITS:
+        if self.coded:
             out |= {"per_channel": self.spec.per_channel, "group_size": self.spec.group_size}
         return out

@@ -13,12 +13,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Integer, Real
 
-from aq_jax.core import packing
+from aq_jax.codes import bits_jax
+from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.core.dispatch import FEWEST_ROWS, Activations
 from aq_jax.core.grid import decode, ends
 from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.core.quantize import dequantize
-from aq_jax.core.rotation import rotate, unrotate
 
 
 @functools.partial(jax.jit, static_argnames="activations")
@@ -92,7 +92,7 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
     rows = x.shape[0]
     qx, sx, ox = quantize_rows(x)
     qx = jnp.pad(qx, ((0, max(1, FEWEST_ROWS - rows)), (0, 0)), constant_values=1)  # a row of ones gives sum(qw)
-    qw = packing.unpack(w.codes, w.spec.bits) if w.packed else w.codes
+    qw = bits_jax.unpack(w.codes, w.spec.bits) if w.packed else w.codes
     groups = w.scale.shape[-1] if w.by_row else 1
     size = w.length // groups
     scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, w.zero_point))
@@ -119,7 +119,7 @@ def quantize_rows(
     """
     lo, hi = ends(x)
     scale = jnp.maximum((hi - lo) * np.float32(1 / 255), np.float32(2.0**-100))
-    codes = packing.pack((x - lo[:, None]) * (1 / scale)[:, None] - 128, 8)
+    codes = bits_jax.pack((x - lo[:, None]) * (1 / scale)[:, None] - 128, 8)
     return codes, scale[:, None], (lo + 128 * scale)[:, None]
 
 
@@ -170,7 +170,7 @@ def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batc
     inside = (ids >= -rows) & (ids < rows)
     wrapped = jnp.where(inside, jnp.where(ids < 0, ids + rows, ids), rows)
     codes = jnp.take(table.codes, wrapped, axis=0, mode="clip")
-    values = packing.unpack_float(codes, table.spec.bits) if table.packed else codes.astype(jnp.float32)
+    values = bits_jax.unpack_float(codes, table.spec.bits) if table.packed else codes.astype(jnp.float32)
     if table.by_row:
         scale = jnp.take(table.scale, wrapped, axis=0, mode="fill", fill_value=jnp.nan)
         zero_point = jnp.take(table.zero_point, wrapped, axis=0, mode="clip")

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from aq_jax.codes import bits_jax
+from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.config import QuantSpec
-from aq_jax.core import packing
 from aq_jax.core.grid import decode
 from aq_jax.core.qtensor import QTensor, check_layout, from_groups
-from aq_jax.core.rotation import unrotate
 
 
 def assemble(
@@ -20,10 +20,10 @@ def assemble(
     shape: tuple[int, ...],
     spec: QuantSpec,
 ) -> QTensor:
-    """A QTensor from codes in groups (see `packing.pack`): back to the tensor's shape, then packed."""
+    """A QTensor from codes in groups (see `bits_jax.pack`): back to the tensor's shape, then packed."""
     codes = from_groups(codes, shape)
-    whole = packing.fills_bytes(shape[-1], spec.bits)
-    return QTensor(packing.pack(codes, spec.bits if whole else 8), scale, zero_point, spec, shape[-1])
+    whole = bits_jax.fills_bytes(shape[-1], spec.bits)
+    return QTensor(bits_jax.pack(codes, spec.bits if whole else 8), scale, zero_point, spec, shape[-1])
 
 
 @jax.jit(static_argnames="dtype")
@@ -43,7 +43,7 @@ def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*sha
     >>> dequantize(quantize(jnp.array([[0.5, -1.0, 0.25, 1.0]]), "int8")).round(2).tolist()
     [[0.5, -1.0, 0.25, 1.0]]
     """
-    codes = packing.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
+    codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     values = _decode_tensor(codes, q)
     return (unrotate(values, q.spec.rotation) if q.spec.rotation else values).astype(dtype)
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import QuantSpec
-from aq_jax.core.packing import fills_bytes
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.errors import FormatError
 from aq_jax.store import aligned_empty

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int4h": 4, "int3h": 3, "int2h": 2}
+BITS = {f"int{bits}{rotated}": bits for rotated in ("", "h") for bits in (8, 6, 5, 4, 3, 2)}
 # Columns and their types; those that were added to V2 later may stand anywhere behind.
 V1 = {"layer_name": "string", "shape": "list<element: int32>", "dtype": "string", "data": "binary",
       "num_params": "int64"}  # fmt: skip

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aq_jax.errors import AqError
+from aq_jax.worker import Worker, WorkerDied, stop
 
 if TYPE_CHECKING:
     from aq_jax.pipeline import Progress
@@ -22,7 +21,7 @@ R = TypeVar("R")
 def measured(job: Callable[[A, Progress], R], argument: A, progress: Progress | None = None) -> tuple[R, int]:
     """What a job returns, and the bytes that its process had in memory at its peak.
 
-    The process is a fresh interpreter: a script that calls this keeps its own work under `if __name__ == "__main__"`.
+    The process is a fresh interpreter (see `worker.Worker`).
 
     Args:
         job: a function of a module, called with the argument and a callback.
@@ -35,43 +34,30 @@ def measured(job: Callable[[A, Progress], R], argument: A, progress: Progress | 
 
     >>> done, peak = measured(aq_jax.jobs.convert, config)  # doctest: +SKIP
     """
-    spawn = multiprocessing.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_work, args=(sender, job, argument), daemon=True)
-    process.start()
-    sender.close()  # the child's end is the only one: if the child dies, reading ends
+    worker, patience = Worker(_work, job, argument), 0.0
     try:
         while True:
-            kind, *content = receiver.recv()
-            if kind != "progress":
-                process.join(60)  # it has nothing to do but to go
-                if kind == "error":
-                    raise content[0]
-                return content[0], content[1]
-            if progress is not None:
-                progress(*content)
-    except EOFError:
-        process.join()
-        raise AqError(
-            f"the converting process ended with status {process.exitcode} and without a word; status -9 means that the "
-            "system ended it, most often for lack of memory"
-        ) from None
+            kind, *content = worker.receive()
+            if kind == "progress":
+                if progress is not None:
+                    progress(*content)
+                continue
+            patience = 60.0  # it has nothing to do but to go
+            if kind == "error":
+                raise content[0]
+            return content[0], content[1]
+    except WorkerDied as error:
+        raise AqError(f"while it converted, {error}") from None
     finally:
-        process.terminate()  # lets it remove what it has half-written
-        process.join(10)
-        process.kill()
-        process.join()
-        receiver.close()
+        stop([worker], patience)
 
 
-def _work(sender: Connection, job: Callable[[Any, Progress], Any], argument: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us is told, and ends us
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+def _work(connection: Connection, job: Callable[[Any, Progress], Any], argument: Any) -> None:
     try:
-        done = job(argument, lambda name, size, total: sender.send(("progress", name, size, total)))
-        sender.send(("done", done, peak_memory()))
+        done = job(argument, lambda name, size, total: connection.send(("progress", name, size, total)))
+        connection.send(("done", done, peak_memory()))
     except Exception as error:
-        sender.send(("error", error))
+        connection.send(("error", error))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to remove
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from aq_jax import __version__
-from aq_jax.config import BITS, ConversionConfig
+from aq_jax._version import __version__
+from aq_jax.codes import CODES
+from aq_jax.config import ConversionConfig
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.huggingface import resolve_source
 from aq_jax.core.dispatch import Activations
@@ -147,7 +148,7 @@ def _measures(
     kinds: dict[str, list[Layer]] = {}
     for layer in table.layers:
         kinds.setdefault(kind_of(layer.name), []).append(layer)
-    quantized = [layer for layer in table.layers if layer.quant_type.removesuffix("h") in BITS]
+    quantized = [layer for layer in table.layers if layer.quant_type in CODES]
     size, tensors = table.file_bytes, sum(layer.bytes for layer in table.layers)
     weights = sum(layer.params for layer in quantized)
     loaded = load_model(done.path, cast("Activations | None", case.activations))

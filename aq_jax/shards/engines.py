@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
-import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.shards.memory import PROCESS_BYTES
 from aq_jax.shards.task import ShardDone, ShardTask, Step, convert_shard
 from aq_jax.store.writer import use_system_memory
+from aq_jax.worker import Worker, WorkerDied, stop
 
 # An engine: yields what comes of the tasks, in any order; the step is called with each tensor that was written.
 Run = Callable[[Sequence[ShardTask], Step], Iterator[ShardDone]]
@@ -39,59 +36,40 @@ def _here(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
 
 
 def _processes(tasks: Sequence[ShardTask], step: Step, workers: int) -> Iterator[ShardDone]:
-    spawn = multiprocessing.get_context("spawn")
     waiting = deque(tasks)
-    busy: dict[Connection, tuple[BaseProcess, ShardTask]] = {}
-    started: list[tuple[BaseProcess, Connection]] = []
+    busy: dict[Connection, tuple[Worker, ShardTask]] = {}
+    started: list[Worker] = []
     try:
         for _ in range(min(workers, len(tasks))):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()  # the child's end is the only one: if the child dies, reading ends
-            started.append((process, ours))
-            busy[ours] = process, (task := waiting.popleft())
-            ours.send(task)
+            started.append(worker := Worker(_work))
+            busy[worker.connection] = worker, (task := waiting.popleft())
+            worker.connection.send(task)
         while busy:
             for connection in wait(list(busy), _WAIT):
                 assert isinstance(connection, Connection)  # noqa: S101
-                process, task = busy[connection]
+                worker, task = busy[connection]
                 try:
-                    kind, *content = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    raise AqError(_ended(task, process.exitcode)) from None
+                    kind, *content = worker.receive()
+                except WorkerDied as error:
+                    raise AqError(
+                        f"{task.file}: {error}: set max_memory lower. Run again: finished files are kept"
+                    ) from None
                 if kind == "step":
                     step(*content)
                     continue
                 if kind == "error":
                     raise content[0]
                 if waiting:
-                    busy[connection] = process, (task := waiting.popleft())
+                    busy[connection] = worker, (task := waiting.popleft())
                     connection.send(task)
                 else:
                     del busy[connection]
                 yield content[0]
     finally:
-        for process, connection in started:
-            process.terminate()  # lets it remove what it has half-written
-            connection.close()
-        for process, _ in started:
-            process.join(10)
-            process.kill()
-            process.join()
-
-
-def _ended(task: ShardTask, status: int | None) -> str:
-    return (
-        f"{task.file}: the process that made it ended with status {status} and without a word; status -9 means that "
-        "the system ended it, most often for lack of memory: set max_memory lower. Run again: finished files are kept"
-    )
+        stop(started)
 
 
 def _work(connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us is told, and ends us
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     use_system_memory()
     try:
         while True:

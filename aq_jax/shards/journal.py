@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from contextlib import ExitStack
-from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-from aq_jax.errors import ConfigError, FormatError
+from aq_jax.errors import FormatError
 from aq_jax.shards.task import ShardDone, ShardTask
+from aq_jax.store.files import locked
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST
 
 JOURNAL = ".converting"
+_BUSY = "another process converts into this folder; wait for it, or name another output"
 _PLAN = f"{JOURNAL}/plan.json"
 _SHARDS = "weights-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
 
@@ -59,7 +60,7 @@ class Journal:
         """
         begun = self.folder.state(_PLAN) is not None
         if self.folder.local is not None:
-            self._stack.enter_context(_locked(self.folder.local / JOURNAL))
+            self._stack.enter_context(locked(self.folder.local / JOURNAL, _BUSY))
         try:
             if not begun or self._read_plan() != self._fingerprint:
                 self._begin_anew()
@@ -114,26 +115,3 @@ class Journal:
         for name in [name for pattern in patterns for name in self.folder.glob(pattern)]:
             self.folder.remove(name)
         self.folder.write(_PLAN, json.dumps({"fingerprint": self._fingerprint}).encode())
-
-
-class _locked:  # noqa: N801
-    """A folder of which one process at a time has the lock, which goes with the process."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._file: IO[bytes] = (folder / "lock").open("wb")
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(
-                f"{self._folder}: another process converts into this folder; wait for it, or name another output"
-            ) from None
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()

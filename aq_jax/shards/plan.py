@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-import aq_jax
+from aq_jax._version import __version__
 from aq_jax.config import ConversionConfig, ShardsConfig
 from aq_jax.converters.extents import Extent
 from aq_jax.errors import ConfigError, FormatError
@@ -79,7 +79,7 @@ def fingerprint(tasks: tuple[ShardTask, ...]) -> str:
     states = [(file, asdict(state) if (state := source.state(file)) else None) for file in files]
     work = [[task.file, {name: asdict(extent) for name, extent in task.extents.items()}] for task in tasks]
     config = None if tasks[0].config is None else tasks[0].config.to_dict()
-    made = [aq_jax.__version__, importlib.metadata.version("jax"), config, tasks[0].compression]
+    made = [__version__, importlib.metadata.version("jax"), config, tasks[0].compression]
     return blake3(canonical_json([tasks[0].source, states, work, made])).hexdigest()
 
 

@@ -25,11 +25,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
-from aq_jax.core.rotation import rotate
 from aq_jax.errors import ConfigError
 from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.search import STORED_MANTISSA, search

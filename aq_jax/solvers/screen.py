@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from aq_jax.config import BITS, QuantizationConfig, QuantSpec
+from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.errors import ConfigError
 
@@ -30,7 +30,7 @@ def refuse_calibrated(config: QuantizationConfig, name: str) -> None:
     Raises:
         ConfigError: naming the tensor.
     """
-    if config.calibrated and config.quant_type in BITS:
+    if config.calibrated and config.coded:
         raise ConfigError(
             f"{name}: solver = {config.solver!r} runs the model, which is not known here; use `convert`, or `quantize` "
             "on a table with config.json and tokenizer files beside it"

@@ -25,7 +25,7 @@ from aq_jax.solvers.measure import Measure, Sums
 ROUNDS: Mapping[Rounding, int] = MappingProxyType({"tread": 4, "rise": 4, "affine": 14})
 STARTS = 8
 # The narrower the code, the further inside the range the best grid may end.
-SMALLEST_START = MappingProxyType({2: 0.25, 3: 0.35, 4: 0.6, 8: 0.9})
+SMALLEST_START = MappingProxyType({2: 0.25, 3: 0.35, 4: 0.6, 5: 0.7, 6: 0.8, 7: 0.85, 8: 0.9})
 STORED_MANTISSA = 7
 
 

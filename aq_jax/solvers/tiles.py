@@ -22,16 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from aq_jax.codes import bits_jax
+from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.codes.rotation import rotate_rows
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core import packing
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
-from aq_jax.hadamard import rotate_rows
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.screen import Refused, float32, refusal, refuse_calibrated
 from aq_jax.solvers.stream import TILE, Stream
-from aq_jax.store import aligned_empty, pack_codes, unpack_codes
+from aq_jax.store import aligned_empty
 
 SMALLEST_BUCKET = 128
 
@@ -188,7 +189,7 @@ class _Short(_Road):
             answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.solver)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
-            whole = self.width == self.size or packing.fills_bytes(self.size, self.spec.bits)
+            whole = self.width == self.size or bits_jax.fills_bytes(self.size, self.spec.bits)
             rooms = rooms or [self._room(start, stop, keep, whole) for _ in codes]
             group = (first - start) // self.size
             for room, packed, (scale, zero_point, sound), sums in zip(rooms, codes, *_numbers(numbers), strict=True):
@@ -235,7 +236,7 @@ class _Long(_Road):
             stream = Stream(self.flat[first : min(first + self.size, stop)])
             for index, grid in enumerate(self._solved(first)):
                 if group == 0:
-                    whole = self.size >= stop - start or packing.fills_bytes(self.size, self.spec.bits)
+                    whole = self.size >= stop - start or bits_jax.fills_bytes(self.size, self.spec.bits)
                     rooms.append(self._room(start, stop, keep, whole))
                 self._encode(stream, grid, rooms[index], group, first - start)
         return rooms
@@ -296,7 +297,7 @@ def _encode_tile(
 
 def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
     """The bit stream of a tile. Rows of odd lengths run on into each other, as they do in the tensor."""
-    return packing.pack(codes.reshape(-1), bits)
+    return bits_jax.pack(codes.reshape(-1), bits)
 
 
 def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:

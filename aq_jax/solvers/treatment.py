@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aq_jax.config import BITS, QuantizationConfig, QuantSpec
+from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.solvers.screen import is_floating
 
 # Stacked over layers or heads, norms have two axes and biases two or more. "ln" is a word of its own, as in ln_1, ln_f.
@@ -55,7 +55,7 @@ def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: 
     True
     """
     policy = config.for_tensor(name)
-    if policy.quant_type not in BITS:
+    if not policy.coded:
         return Treatment(policy, half=policy.quant_type == "fp16" and is_floating(dtype))
     if is_weight(config, name, shape, dtype):
         return Treatment(policy, policy.spec_for(shape, name))

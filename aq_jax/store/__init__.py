@@ -3,20 +3,18 @@
 docs/format.md describes the format.
 """
 
-from aq_jax.store.decode import aligned_empty, decode, dequantize_rows, pack_codes, raw_array, unpack_codes
+from aq_jax.store.decode import aligned_empty, decode, dequantize_rows, raw_array
 from aq_jax.store.digest import row_digest, statistics_digest, table_digest
 from aq_jax.store.layout import pieces
 from aq_jax.store.metadata import Metadata
 from aq_jax.store.ranges import Parts
 from aq_jax.store.reader import TableReader, open_table
 from aq_jax.store.rows import Row, RowInfo, check
-from aq_jax.store.schema import CODE_BITS, DTYPES, QUANT_TYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
+from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
 from aq_jax.store.writer import TableWriter, write_table
 
 __all__ = [
-    "CODE_BITS",
     "DTYPES",
-    "QUANT_TYPES",
     "V1",
     "V2",
     "VERSIONS",
@@ -31,14 +29,12 @@ __all__ = [
     "decode",
     "dequantize_rows",
     "open_table",
-    "pack_codes",
     "parse_dtype",
     "pieces",
     "raw_array",
     "row_digest",
     "statistics_digest",
     "table_digest",
-    "unpack_codes",
     "write_table",
     "written_dtype",
 ]

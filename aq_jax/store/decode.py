@@ -1,20 +1,14 @@
-"""Rows to NumPy arrays: codes are unpacked and dequantized, raw bytes get their dtype and shape.
-
-A code stands in `bits` bits of one little-endian stream, stored as q + 2^(bits-1). At three bits:
-
-    byte 0          byte 1          byte 2
-    v0 v0 v0 v1 v1 v1 v2 v2 | v2 v3 v3 v3 v4 v4 v4 v5 | v5 v5 v6 v6 v6 v7 v7 v7     (lowest bit first)
-"""
+"""Rows to NumPy arrays: codes are unpacked and dequantized, raw bytes get their dtype and shape."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aq_jax.codes.bits import unpack_codes
+from aq_jax.codes.rotation import unrotate_rows
 from aq_jax.errors import FormatError
-from aq_jax.hadamard import unrotate_rows
 from aq_jax.store.layout import group_length, stored_dtype
 from aq_jax.store.rows import elements
 from aq_jax.store.schema import DTYPES
@@ -41,68 +35,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.nd
     memory = np.empty(count * dtype.itemsize + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
-
-
-@cache
-def _table(bits: int) -> np.ndarray:
-    """Codes of each byte (at 3 bits: of each 12 bits), packed into one integer that is looked up at once."""
-    width = 12 if bits == 3 else 8
-    words = np.arange(1 << width, dtype=np.int64)[:, None]
-    values = (words >> (bits * np.arange(width // bits))) & ((1 << bits) - 1)
-    codes = (values - (1 << (bits - 1))).astype(np.int8)
-    return codes.view({2: np.uint16, 4: np.uint32}[width // bits])[:, 0]
-
-
-def unpack_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first `count` codes of a bit stream, int8.
-
-    >>> unpack_codes(np.array([0b11100100], np.uint8), 2, 4)
-    array([-2, -1,  0,  1], dtype=int8)
-    """
-    data = np.ascontiguousarray(data)
-    if bits == 8:
-        return data.view(np.int8)[:count]
-    if bits == 3:
-        whole = -(-count // 8) * 3
-        if data.size < whole:
-            data = np.concatenate([data, np.zeros(whole - data.size, np.uint8)])
-        b = data[:whole].reshape(-1, 3).astype(np.uint16)
-        data = np.empty((b.shape[0], 2), np.uint16)
-        data[:, 0] = b[:, 0] | (b[:, 1] & 15) << 8
-        data[:, 1] = b[:, 1] >> 4 | b[:, 2] << 4
-    # Every index is in the table; "clip" only spares NumPy the search for one that is not.
-    return _table(bits).take(data.reshape(-1), mode="clip").view(np.int8)[:count]
-
-
-def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The bit stream of int8 codes, uint8; spare bits are zero.
-
-    >>> pack_codes(np.array([-2, -1, 0, 1], np.int8), 2)
-    array([228], dtype=uint8)
-
-    Raises:
-        FormatError: a code does not fit in `bits` bits.
-    """
-    half = 1 << (bits - 1)
-    codes = np.ascontiguousarray(codes, np.int8).reshape(-1)
-    if codes.size and (codes.min() < -half or codes.max() >= half):
-        raise FormatError(f"codes are {codes.min()} to {codes.max()}, {bits} bits hold {-half} to {half - 1}")
-    if bits == 8:
-        return codes.view(np.uint8)
-    per_word = {4: 2, 3: 8, 2: 4}[bits]
-    values = np.zeros(-(-codes.size // per_word) * per_word, np.uint8)
-    np.add(codes, np.int8(half), out=values[: codes.size].view(np.int8))
-    values = values.reshape(-1, per_word)
-    if bits == 3:
-        words = np.zeros(values.shape[0], "<u4")
-        for i in range(8):
-            words |= values[:, i].astype("<u4") << (3 * i)
-        stream = words.view(np.uint8).reshape(-1, 4)[:, :3].reshape(-1)
-    else:
-        stream = np.zeros(values.shape[0], np.uint8)
-        for i in range(per_word):
-            stream |= values[:, i] << np.uint8(bits * i)
-    return stream[: -(-codes.size * bits // 8)]
 
 
 def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process has."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from aq_jax.errors import ConfigError
+
+LOCK = "lock"
 _open: set[str] = set()
 """Temporary names that this process is writing to."""
 
@@ -49,6 +52,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _open.discard(temporary.name)
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Have a folder to oneself: its file `lock` is held, and goes with the process that holds it.
+
+    Args:
+        folder: is made.
+        busy: what the error says if another process has it.
+
+    Raises:
+        ConfigError: if another process has it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{folder}: {busy}") from None
+        yield
 
 
 def check_writable(path: Path) -> None:

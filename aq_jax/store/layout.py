@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import lcm, prod
 from typing import TYPE_CHECKING
 
-from aq_jax.store.schema import CODE_BITS, DTYPES, PIECE_BYTES, WHOLE_BYTES
+from aq_jax.codes import CODES
+from aq_jax.store.schema import DTYPES, PIECE_BYTES, WHOLE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +18,8 @@ def data_bytes(count: int, dtype: str, quant_type: str | None) -> int:
     >>> data_bytes(231, "float32", "int2"), data_bytes(231, "bfloat16", None)
     (58, 462)
     """
-    if bits := CODE_BITS.get(quant_type or ""):
-        return -(-count * bits // 8)
+    if code := CODES.get(quant_type or ""):
+        return code.data_bytes(count)
     return count * DTYPES[stored_dtype(dtype, quant_type)].itemsize
 
 
@@ -48,7 +49,7 @@ def group_count(count: int, shape: Sequence[int], quant_axis: int, group_size: i
 
 def cut_step(shape: Sequence[int], quant_type: str | None, quant_axis: int, group_size: int) -> int:
     """Pieces of a tensor start at multiples of this many elements: whole groups and whole bytes."""
-    length = group_length(shape, quant_axis, group_size) if quant_type in CODE_BITS else 1
+    length = group_length(shape, quant_axis, group_size) if quant_type in CODES else 1
     return lcm(length or 1, 8)
 
 
@@ -73,7 +74,7 @@ def pieces(
             Of groups so short that their scales take more than that, bytes of scales.
     """
     total, itemsize = prod(shape), DTYPES[dtype].itemsize
-    if quant_type in CODE_BITS and (length := group_length(shape, quant_axis, group_size)):
+    if quant_type in CODES and (length := group_length(shape, quant_axis, group_size)):
         itemsize = max(itemsize, -(-4 // length))
     if total * itemsize <= limit:
         return [(0, total)]

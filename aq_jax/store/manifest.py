@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
+from aq_jax._version import __version__
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import canonical_json
 
@@ -60,8 +61,6 @@ def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object])
     Raises:
         FormatError: it would be longer than what is read.
     """
-    from aq_jax import __version__
-
     entries: dict[str, Any] = {
         "kind": KIND,
         "version": VERSION,

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aq_jax._version import __version__
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import canonical_json, statistics_digest, table_digest
 from aq_jax.store.rows import at
@@ -61,8 +62,6 @@ def compose(
     Raises:
         FormatError: the configuration is not plain JSON.
     """
-    from aq_jax import __version__
-
     entries: dict[str, object] = {
         "version": VERSIONS[version],
         "writer": f"aq_jax {__version__}",

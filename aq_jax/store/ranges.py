@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.store.decode import decode, unpack_codes
+from aq_jax.codes.bits import unpack_codes
+from aq_jax.store.decode import decode
 from aq_jax.store.layout import group_length
 from aq_jax.store.rows import Row, elements
 from aq_jax.store.schema import DTYPES

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from aq_jax.codes import CODES
 from aq_jax.errors import FormatError
 from aq_jax.store.layout import cut_step, data_bytes, group_count
 from aq_jax.store.schema import (
-    CODE_BITS,
     DTYPES,
     MAX_AXES,
     MAX_SCALE,
@@ -44,7 +44,8 @@ class _Derived:
     @property
     def bits(self) -> int | None:
         """Bits a code, None where nothing is quantized."""
-        return CODE_BITS.get(self.quant_type or "")
+        code = CODES.get(self.quant_type or "")
+        return None if code is None else code.bits
 
     @property
     def quantized(self) -> bool:
@@ -156,7 +157,7 @@ def row_bytes(row: Described) -> dict[str, int]:
 
 def groups(row: Described) -> int:
     """Scales, and zero points, that this row must have."""
-    if row.quant_type not in CODE_BITS:
+    if row.quant_type not in CODES:
         return 0
     return group_count(row.num_params, row.shape, row.quant_axis, row.group_size)
 
@@ -189,8 +190,8 @@ def _complaints(row: Row | RowInfo) -> Iterator[str]:
         yield "layer_name must be a non-empty string of valid Unicode"
     if row.dtype not in DTYPES:
         yield f"unknown dtype {row.dtype!r}; known are {', '.join(DTYPES)}"
-    if row.quant_type is not None and row.quant_type not in READ_TYPES:
-        yield f"unknown quant_type {row.quant_type[:60]!r}; known are {', '.join(READ_TYPES)}"
+    if row.quant_type not in (None, *CODES, *READ_TYPES):
+        yield f"unknown quant_type {row.quant_type[:60]!r}; known are {', '.join((*CODES, *READ_TYPES))}"
     if len(shape) > MAX_AXES:
         yield f"shape has {len(shape)} axes, at most {MAX_AXES} are allowed"
     if not all(0 <= n < 2**31 for n in shape):
@@ -218,13 +219,13 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
         )
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
-    if row.quantized and str(row.quant_type).endswith("h"):
+    if row.quant_type in CODES and CODES[row.quant_type].rotated:
         length = row.shape[-1] if row.shape else 1
         if row.rotation not in ROTATIONS or length % row.rotation:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
             yield f"rotation is {row.rotation}, {row.quant_type} of shape {list(row.shape)} needs {wanted}"
     elif row.rotation:
-        yield f"rotation is {row.rotation}, only int4h, int3h and int2h rows are rotated"
+        yield f"rotation is {row.rotation}, only rows whose quant_type ends in h are rotated"
 
 
 def _array_complaints(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:

@@ -35,13 +35,10 @@ MAX_SCALE: Final = 2.0**126
 ROTATIONS: Final = (2, 4, 8, 16, 32, 64, 128)
 """Blocks in which the last axis of `...h` rows may be rotated."""
 
-_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int4h": 4, "int3h": 3, "int2h": 2}
-CODE_BITS: Final[Mapping[str, int]] = MappingProxyType(_BITS)
-"""Quantized types -> bits a code. Those that end in `h` hold rotated weights."""
-QUANT_TYPES: Final = (*_BITS, "fp16", "none")
-"""What may be written in the `quant_type` column."""
-READ_TYPES: Final = (*QUANT_TYPES, "fp32")
-"""What may be read there: `fp32` occurs in files of earlier systems."""
+PLAIN_TYPES: Final = ("fp16", "none")
+"""What may be written in the `quant_type` column beside the names of `CODES`."""
+READ_TYPES: Final = (*PLAIN_TYPES, "fp32")
+"""What may be read there beside them: `fp32` occurs in files of earlier systems."""
 
 _V1 = [
     pa.field("layer_name", pa.string()),

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aq_jax.codes import CODES
 from aq_jax.config import Compression
 from aq_jax.errors import FormatError
 from aq_jax.store.digest import row_digest
@@ -18,7 +19,7 @@ from aq_jax.store.files import replacing
 from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose
 from aq_jax.store.rows import Row, RowOrder, at, check
-from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, QUANT_TYPES, V1, V2, Version, written_dtype
+from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, PLAIN_TYPES, V1, V2, Version, written_dtype
 
 if TYPE_CHECKING:
     import os
@@ -194,9 +195,9 @@ class TableWriter:
     def _check_version(self, row: Row, here: str) -> None:
         if self._version == 1 and row.quant_type is not None:
             raise FormatError(f"{here}: a V1 table holds no {row.quant_type} rows; write version 2")
-        if self._version == 2 and row.quant_type not in QUANT_TYPES:
+        if self._version == 2 and row.quant_type not in (known := (*CODES, *PLAIN_TYPES)):
             raise FormatError(
-                f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {', '.join(QUANT_TYPES)}"
+                f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {', '.join(known)}"
             )
 
     def _flush(self) -> None:

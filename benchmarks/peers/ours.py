@@ -82,9 +82,9 @@ def array_bytes(value: Any) -> int:
 def _compiled(name: str, bits: int) -> Any:
     import jax
 
-    from aq_jax.core import packing
+    from aq_jax.codes import bits_jax
 
-    return jax.jit(lambda x: getattr(packing, name)(x, bits))
+    return jax.jit(lambda x: getattr(bits_jax, name)(x, bits))
 
 
 def load() -> list[Peer]:

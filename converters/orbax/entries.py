@@ -10,9 +10,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from aq_jax.config import BITS, QuantSpec
+from aq_jax.codes import CODES
+from aq_jax.codes.bits_jax import fills_bytes
+from aq_jax.config import QuantSpec
 from aq_jax.converters.orbax.disk import Like
-from aq_jax.core.packing import fills_bytes
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
@@ -107,7 +108,7 @@ def _spec(folder: Path, name: str, entry: Any) -> QuantSpec:
     if {key: type(value) for key, value in known.items()} == fields and type(entry.get("symmetric", True)) is bool:
         spec = QuantSpec(**known)
         sizes = 0 <= spec.group_size < 2**31 and spec.rotation in (0, *ROTATIONS)
-        if spec.bits in BITS.values() and sizes and not (spec.per_channel and spec.group_size):
+        if spec.quant_type in CODES and sizes and not (spec.per_channel and spec.group_size):
             return spec
     raise nonsense(folder, name, "spec", entry)
 

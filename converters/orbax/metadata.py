@@ -9,6 +9,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from aq_jax._version import __version__
 from aq_jax.converters.orbax.disk import METADATA, read_json, short
 from aq_jax.converters.orbax.entries import TensorEntry, nonsense, tensor_entry
 from aq_jax.converters.orbax.trees import leaf_names
@@ -52,8 +53,6 @@ def new_metadata(tree: Any, tensors: Mapping[str, Any], config: Mapping[str, Any
         tensors: the entry of each tensor, by name.
         config: of the table that they come from.
     """
-    from aq_jax import __version__
-
     known: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "writer": f"aq_jax {__version__}", "config": dict(config),
         "tree": tree, "tensors": tensors,

@@ -190,7 +190,7 @@ GOOD = quantized(*SPECS["int4"])
         ({"q": replace(GOOD, scale=GOOD.scale.astype(np.float16))}, "q: no checkpoint can have scale float16"),
         ({"q": replace(GOOD, length=31)}, "q: no checkpoint can have codes"),
         ({"q": replace(GOOD, codes=GOOD.codes.astype(np.int32))}, "q: no checkpoint can have codes int32"),
-        ({"q": replace(GOOD, spec=QuantSpec(5))}, "q: no checkpoint can have spec"),
+        ({"q": replace(GOOD, spec=QuantSpec(9))}, "q: no checkpoint can have spec"),
     ],
 )
 def test_what_cannot_be_saved_is_named_and_leaves_nothing(tree: Any, message: str, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aq_jax.store import DTYPES, Row, pack_codes, write_table
+from aq_jax.codes.bits import pack_codes
+from aq_jax.store import DTYPES, Row, write_table
 from aq_jax.store.schema import Version
 
 FOLDER = Path(__file__).parent
@@ -96,10 +97,32 @@ def rotated_rows() -> list[Row]:
     return rows
 
 
+def widths_rows() -> list[Row]:
+    """A V2 table of five and six bits, and of rotated rows of five bits and more."""
+    whole = coded("int5.pieces", (4, 16), "int5", 0, 24)
+    rows = [
+        coded("embed.weight", (9, 4), "int6", 0, 0),
+        coded("int5.channel", (3, 7), "int5", 0, 0),
+        coded("int5.group", (4, 8), "int5", 0, 16),
+        coded("int5.tensor", (11,), "int5", -1, 0),
+        coded("int6.group", (5, 7), "int6", 0, 16),
+        coded("int6.stacked", (2, 3, 4), "int6", 0, 4),
+        coded("int8h.channel", (3, 8), "int8h", 0, 0, 8),
+        coded("int6h.group", (5, 12), "int6h", 0, 8, 4),
+        coded("int5h.tensor", (2, 128), "int5h", -1, 0, 128),
+    ]
+    for start, stop in ((0, 24), (24, 64)):
+        grids, data = slice(start // 24, -(-stop // 24)), whole.data[start * 5 // 8 : stop * 5 // 8]
+        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
+        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
+    return rows
+
+
 TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "v1": (v1_rows, 1),
     "v2": (v2_rows, 2),
     "rotated": (rotated_rows, 2),
+    "widths": (widths_rows, 2),
 }
 
 

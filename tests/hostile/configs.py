@@ -117,7 +117,7 @@ LINES: dict[str, bytes] = {
     "a date": b"x = 1979-05-27T07:32:00Z\n",
 }
 VALUES: dict[str, tuple[str, ...]] = {
-    "quant_type": ("8", '"int5"', '""', "true", "[]", "{}", '"' + "x" * 250_000 + '"', '"int8\\u0000"'),
+    "quant_type": ("8", '"int9"', '""', "true", "[]", "{}", '"' + "x" * 250_000 + '"', '"int8\\u0000"'),
     "group_size": ("-1", "2147483648", "9" * 4000, "1.5", "nan", "true", '"64"', "1e400", "0x" + "f" * 1000),
     "per_channel": ("1", '"false"', "0.0"),
     "symmetric": ("0", "nan"),

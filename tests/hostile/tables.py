@@ -282,7 +282,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "a name of a million characters that is there": {"layer_name": "x" * 10**6, "num_params": 7},
     "a dtype of a million characters": {"dtype": "x" * 10**6},
     "a quant_type of a million characters": {"quant_type": "x" * 10**6},
-    "an unknown quant_type": {"quant_type": "int5"},
+    "an unknown quant_type": {"quant_type": "int9"},
     "a V1 dtype as quant_type": {"quant_type": "float32"},
     "scales of NaN": {"scales": np.full(2, np.nan, "<f4").tobytes()},
     "scales of 0": {"scales": bytes(8)},

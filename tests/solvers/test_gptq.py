@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
+from aq_jax.codes.bits_jax import unpack_float
 from aq_jax.config import QuantizationConfig
 from aq_jax.core.grid import code_range
-from aq_jax.core.packing import unpack_float
 from aq_jax.solvers.gptq import ROWS, gptq, gptq_tiled, metric
 
 ROW, WIDTH = 24, 96
@@ -62,7 +62,7 @@ def test_under_equal_inputs_it_is_round_to_nearest_on_its_grid(spec: QuantSpec, 
 
 def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
     """The rotated weights as a QTensor that is not rotated: codes are floats, the grid is 1."""
-    from aq_jax.core.rotation import rotate
+    from aq_jax.codes.rotation_jax import rotate
 
     ones = jnp.ones((len(w), 1))
     return QTensor(rotate(jnp.asarray(w), spec.rotation), ones, ones - 1, QuantSpec(8, per_channel=True), w.shape[1])

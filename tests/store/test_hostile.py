@@ -92,7 +92,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("layer_name", "embed.weight", r"row 4 \(embed.weight\): the name is there already"),
     ("dtype", "torch.float99", r"row 4 \(int4.group\): unknown dtype 'torch.float99'"),
     ("dtype", None, r"row 4 \(int4.group\): dtype is null"),
-    ("quant_type", "int5", r"row 4 \(int4.group\): unknown quant_type 'int5'; known are int8"),
+    ("quant_type", "int9", r"row 4 \(int4.group\): unknown quant_type 'int9'; known are int8"),
     ("quant_type", None, r"row 4 \(int4.group\): quant_type is null"),
     ("quant_axis", None, r"row 4 \(int4.group\): quant_axis is null"),
     ("quant_axis", 7, r"row 4 \(int4.group\): quant_axis is 7"),

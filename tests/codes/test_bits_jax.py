@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aq_jax.core import packing
+from aq_jax.codes import Affine, bits_jax
 
 # Few lengths: every new one is compiled. Multiples of 8 are whole bytes at every width.
 LENGTHS = (8, 24)
+WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 # One program for each shape, where operations one by one would be several; that they come to the same is tested below.
 pack, unpack, unpack_float = (
-    jax.jit(f, static_argnums=1) for f in (packing.pack, packing.unpack, packing.unpack_float)
+    jax.jit(f, static_argnums=1) for f in (bits_jax.pack, bits_jax.unpack, bits_jax.unpack_float)
 )
 
 
 @st.composite
 def codes_and_bits(draw: st.DrawFn) -> tuple[list[int], int]:
-    bits = draw(st.sampled_from([8, 4, 3, 2]))
+    bits = draw(st.sampled_from(WIDTHS))
     length = draw(st.sampled_from(LENGTHS))
     qmin, qmax = oracle.code_range(bits)
     return draw(st.lists(st.integers(qmin, qmax), min_size=length, max_size=length)), bits
@@ -56,6 +57,13 @@ DRAWN = [
     pytest.param(
         3, [-4, -3, -2, -1, 0, 1, 2, 3], [0b10_001_000, 0b1_100_011_0, 0b111_110_10], id="3 bits: codes cross bytes"
     ),
+    pytest.param(
+        5,
+        [-16, -15, -14, -13, -12, -11, -10, -9],
+        [0b001_00000, 0b1_00010_00, 0b0100_0001, 0b10_00101_0, 0b00111_001],
+        id="5 bits: eight codes in five bytes",
+    ),
+    pytest.param(6, [-32, 31, -1, -31], [0b11_000000, 0b1111_1111, 0b000001_01], id="6 bits: four codes, three bytes"),
     pytest.param(8, [-128, -1, 0, 127], [0x80, 0xFF, 0x00, 0x7F], id="8 bits: signed bytes"),
 ]
 
@@ -67,16 +75,16 @@ def test_the_drawn_layout(bits: int, codes: list[int], octets: list[int]) -> Non
     assert unpack(packed, bits).tolist() == codes
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_every_code_survives_in_every_place(bits: int) -> None:
     qmin, qmax = oracle.code_range(bits)
-    run = packing.run_length(bits)
+    run = Affine(bits).run
     codes = np.array([[q] * i + [other] + [q] * (run - 1 - i) for q in (qmin, qmax) for other in range(qmin, qmax + 1)
                        for i in range(run)], np.int8)  # fmt: skip
     assert np.array_equal(unpack(pack(codes, bits), bits), codes)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
 def test_rows_are_packed_on_their_own(bits: int, lead: tuple[int, ...], rng: np.random.Generator) -> None:
     qmin, qmax = oracle.code_range(bits)
@@ -88,7 +96,7 @@ def test_rows_are_packed_on_their_own(bits: int, lead: tuple[int, ...], rng: np.
     assert np.array_equal(unpack(packed, bits), codes)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_rows_of_length_zero(bits: int) -> None:
     packed = pack(np.zeros((3, 0), np.int8), bits)
     assert packed.shape == (3, 0)
@@ -100,17 +108,17 @@ def test_rows_of_length_zero(bits: int) -> None:
     [(1, 8, True), (3, 4, False), (2, 4, True), (3, 2, False), (4, 2, True), (4, 3, False), (8, 3, True), (0, 3, True)],
 )
 def test_which_rows_are_whole_bytes(length: int, bits: int, whole: bool) -> None:
-    assert packing.fills_bytes(length, bits) is whole
+    assert bits_jax.fills_bytes(length, bits) is whole
     if not whole:
         with pytest.raises(ValueError, match=f"{length} codes of {bits} bits are no whole number of bytes"):
-            packing.pack(jnp.zeros(length, jnp.int8), bits)
+            bits_jax.pack(jnp.zeros(length, jnp.int8), bits)
 
 
-@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize("bits", WIDTHS[1:])
 def test_jit_and_vmap_change_nothing(bits: int, rng: np.random.Generator) -> None:
     qmin, qmax = oracle.code_range(bits)
     codes = jnp.asarray(rng.integers(qmin, qmax + 1, (4, 8)), jnp.int8)
-    packed = packing.pack(codes, bits)
-    assert np.array_equal(jax.jit(packing.pack, static_argnums=1)(codes, bits), packed)
-    assert np.array_equal(jax.vmap(lambda row: packing.pack(row, bits))(codes), packed)
-    assert np.array_equal(jax.vmap(lambda row: packing.unpack(row, bits))(packed), codes)
+    packed = bits_jax.pack(codes, bits)
+    assert np.array_equal(jax.jit(bits_jax.pack, static_argnums=1)(codes, bits), packed)
+    assert np.array_equal(jax.vmap(lambda row: bits_jax.pack(row, bits))(codes), packed)
+    assert np.array_equal(jax.vmap(lambda row: bits_jax.unpack(row, bits))(packed), codes)

@@ -1,6 +1,4 @@
-"""Codes to bytes and back: the format's bit stream, along the last axis.
-
-Code i stands in bits [b*i, b*(i+1)) of a little-endian stream, as u = q + 2^(b-1):
+"""The stream of `codes.bits` in JAX, along the last axis.
 
     2 bits   u3u3 u2u2 u1u1 u0u0                      one byte
     4 bits   u1u1u1u1 u0u0u0u0                        one byte
@@ -12,15 +10,12 @@ wrong without an error (openxla/xla pull request 47149).
 
 from __future__ import annotations
 
+from math import gcd
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, Shaped
-
-
-def run_length(bits: int) -> int:
-    """How many codes fill whole bytes: 8 three-bit codes, 4 two-bit codes, 2 four-bit codes, 1 of eight bits."""
-    return {8: 1, 4: 2, 3: 8, 2: 4}[bits]
 
 
 def fills_bytes(length: int, bits: int) -> bool:
@@ -34,7 +29,7 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
     Args:
         codes: in [-2^(bits-1), 2^(bits-1) - 1], of an integer or a float dtype; floats are rounded to the nearest
             integer, ties to even.
-        bits: 8, 4, 3 or 2. Eight-bit codes are int8 as they are.
+        bits: 2 to 8. Eight-bit codes are int8 as they are.
 
     Raises:
         ValueError: if a row is no whole number of bytes.
@@ -48,15 +43,37 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
     *lead, length = codes.shape
     if not fills_bytes(length, bits):
         raise ValueError(f"{length} codes of {bits} bits are no whole number of bytes")
-    run = run_length(bits)
+    run, words, octets = _run(bits)
     unsigned = _integers(codes, 2 ** (bits - 1))
-    shifts = jnp.arange(run, dtype=jnp.int32) * bits
-    if bits != 3:  # what stands above the code, a multiple of 256, leaves the byte alone
-        words = jnp.sum(unsigned.reshape(*lead, length // run, run) << shifts, axis=-1)
-        return words.astype(jnp.uint8)
-    words = jnp.sum((unsigned & 7).reshape(*lead, length // run, run) << shifts, axis=-1)
-    octets = words[..., None] >> jnp.array([0, 8, 16], jnp.int32)
-    return (octets & 0xFF).astype(jnp.uint8).reshape(*lead, length // 8 * 3)
+    if octets > 1:  # else what stands above a code, a multiple of 256, leaves the byte alone
+        unsigned = unsigned & (2**bits - 1)
+    shifts = jnp.arange(run // words, dtype=jnp.int32) * bits
+    parts = jnp.sum(unsigned.reshape(*lead, length // run, words, run // words) << shifts, axis=-1)
+    if words == 1:
+        stream = parts >> (8 * jnp.arange(octets, dtype=jnp.int32))
+    else:  # the second word follows the first within a byte
+        stream = jnp.stack([_octet(parts, k, bits * run // words) for k in range(octets)], axis=-1)
+    return (stream & 0xFF).astype(jnp.uint8).reshape(*lead, length * bits // 8)
+
+
+def _octet(words: Int32[Array, "*lead 2"], k: int, width: int) -> Int32[Array, "*lead"]:
+    """Byte k of two words of `width` bits, and what stands above it."""
+    first, second = words[..., 0], words[..., 1]
+    if 8 * k + 8 <= width:
+        return first >> (8 * k)
+    if 8 * k >= width:
+        return second >> (8 * k - width)
+    return first >> (8 * k) | second << (width - 8 * k)
+
+
+def _run(bits: int) -> tuple[int, int, int]:
+    """The fewest codes that fill whole bytes, in how many words of up to 32 bits they are put together, and the bytes.
+
+    >>> _run(3), _run(5), _run(2)
+    ((8, 1, 3), (8, 2, 5), (4, 1, 1))
+    """
+    run, octets = 8 // gcd(8, bits), bits // gcd(8, bits)
+    return run, 1 if octets <= 4 else 2, octets
 
 
 def _integers(codes: Shaped[Array, "*shape"], offset: int) -> Int32[Array, "*shape"]:
@@ -95,15 +112,18 @@ def _unsigned(data: Array, bits: int) -> Array:
     if bits == 8:
         return data
     *lead, length = data.shape
-    if bits == 3:
-        octets = data.reshape(*lead, length // 3, 3).astype(jnp.int32)
-        words = jnp.sum(octets << jnp.array([0, 8, 16], jnp.int32), axis=-1)
-    else:
-        words = data.astype(jnp.int32)
-    run = run_length(bits)
+    run, words, octets = _run(bits)
+    run, width = run // words, bits * run // words
+    runs = data.reshape(*lead, length // octets, octets).astype(jnp.int32)
     shifts = jnp.arange(run, dtype=jnp.int32) * bits
-    codes = (words[..., None] >> shifts) & (2**bits - 1)
+    parts = []
+    for word in range(words):
+        first, spare = divmod(width * word, 8)
+        own = runs[..., first : (width * (word + 1) - 1) // 8 + 1]
+        whole = jnp.sum(own << (8 * jnp.arange(own.shape[-1], dtype=jnp.int32)), axis=-1) if octets > 1 else own[..., 0]
+        parts.append((whole[..., None] >> (shifts + spare)) & (2**bits - 1))
+    codes = parts[0] if words == 1 else jnp.concatenate(parts, axis=-1)
     return codes.reshape(*lead, length * 8 // bits)
 
 
-__all__ = ["fills_bytes", "pack", "run_length", "unpack", "unpack_float"]
+__all__ = ["fills_bytes", "pack", "unpack", "unpack_float"]

@@ -13,9 +13,9 @@ import pytest
 from jax import lax
 
 from aq_jax import AqError, QTensor, QuantizationConfig, dequantize, fake_quant, qdot, qembed, quantize, quantize_tree
+from aq_jax.codes.rotation import rotate_rows, rotation_matrix, unrotate_rows
+from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
-from aq_jax.core.rotation import rotate, unrotate
-from aq_jax.hadamard import rotate_rows, rotation_matrix, unrotate_rows
 from aq_jax.store.schema import ROTATIONS
 
 ROWS = QuantizationConfig("int4", group_size=16, solver="absmax", rotate=True)

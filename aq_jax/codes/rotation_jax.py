@@ -1,4 +1,4 @@
-"""The rotation of `...h` rows in JAX: matrix products with the blocks of `aq_jax.hadamard`."""
+"""The rotation of `...h` rows in JAX: matrix products with the blocks of `codes.rotation`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aq_jax.hadamard import rotation_matrix
+from aq_jax.codes.rotation import rotation_matrix
 
 
 def rotate(values: Float[Array, "*lead length"], block: int) -> Float[Array, "*lead length"]:
