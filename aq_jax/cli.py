@@ -168,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
     sub.add_argument("--input", required=True, metavar="FILE", help="one text a line; - reads the standard input")
     sub.add_argument("--output", required=True, metavar="OUT", help="NAME.npy, or NAME.parquet with the texts")
+    sub.add_argument("--prompt-name", metavar="NAME", help="put the model's prompt of this name before each text")
+    sub.add_argument("--prompt", metavar="TEXT", help="put this before each text")
     sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
 
     sub = command("generate", _generate, "continue a prompt with a language model, such as Llama")
@@ -298,7 +300,9 @@ def _validate(args: argparse.Namespace) -> int:
 def _embed(args: argparse.Namespace) -> int:
     texts = _read_lines(args.input)
     with _notes(), _progress_bar(args.json, "texts") as progress:
-        done = jobs.embed(args.model, texts, args.output, args.activations, progress)
+        done = jobs.embed(
+            args.model, texts, args.output, args.activations, progress, prompt_name=args.prompt_name, prompt=args.prompt
+        )
     if args.json:
         _say(json.dumps(dataclasses.asdict(done)))
         return DONE

@@ -20,6 +20,7 @@ from aq_jax.errors import FormatError
 from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
+from aq_jax.store.modules import transformer_path
 from aq_jax.store.schema import MAX_AXES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -95,6 +96,9 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
     folder = location if isinstance(location, Folder) else Folder(location)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder")
+    weights = (SINGLE, INDEX, PICKLE, PICKLE_INDEX)
+    if not any(folder.holds(name) for name in weights) and (inner := transformer_path(folder)):
+        folder = Folder(folder.at(inner))  # where sentence-transformers kept the model before its version 2
     found = Checkpoint(folder)
     if folder.state(SINGLE) is not None:
         _read_safetensors(SINGLE, found)

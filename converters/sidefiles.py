@@ -6,16 +6,15 @@ code is never imported.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from aq_jax.errors import FormatError
 from aq_jax.store.folders import Entry, Folder
 from aq_jax.store.manifest import MANIFEST
+from aq_jax.store.modules import read_modules
 
 MAX_FILE, MAX_BYTES, MAX_FILES, MAX_DEPTH = 128 << 20, 1 << 30, 1000, 4
 """Bytes of one file and of all, how many files, and how many folders one in another."""
@@ -174,24 +173,15 @@ def module_folders(folder: Folder) -> dict[str, str]:
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
-    >>> folder.write("modules.json", b'[{"path": "", "type": "x.Transformer"}, {"path": "2_Dense", "type": "x.Dense"}]')
+    >>> dense = b'[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]'
+    >>> folder.write("modules.json", dense)
     >>> module_folders(folder)
     {'2_Dense': 'Dense'}
     """
-    state = folder.state("modules.json")
-    if state is None or state.size > 1 << 20:
-        return {}
     try:
-        modules: Any = json.loads(folder.read("modules.json"))
-    except (ValueError, RecursionError):
+        return {module.path: module.kind for module in read_modules(folder) or () if module.path}
+    except FormatError:
         return {}  # whoever runs the model says so
-    found: dict[str, str] = {}
-    for module in modules if isinstance(modules, list) else []:
-        path = module.get("path") if isinstance(module, dict) else None
-        parts = path.rstrip("/").removeprefix("./").split("/") if isinstance(path, str) else [""]
-        if all(_is_plain(part) for part in parts):
-            found["/".join(parts)] = str(module.get("type")).rpartition(".")[2]
-    return found
 
 
 def model_place(folder: Folder) -> str:

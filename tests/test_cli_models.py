@@ -66,6 +66,25 @@ def test_embed_reads_the_standard_input_and_writes_parquet(
     assert np.array_equal(np.array([e for _, e in rows], np.float32), expected)
 
 
+def test_embed_puts_a_prompt_before_each_text(run: Run, bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    bert_oracle.write_json(bert.parent / "config_sentence_transformers.json", {"prompts": {"q": "the red "}})
+    found = []
+    try:
+        for how in (["--prompt-name", "q"], ["--prompt", "the red "]):
+            assert run("embed", bert, "--input", tmp_path / "in.txt", "--output", tmp_path / "e.npy", *how)[0] == 0
+            found.append(np.load(tmp_path / "e.npy"))
+        status, _, err = run(
+            "embed", bert, "--input", tmp_path / "in.txt", "--output", tmp_path / "e.npy", "--prompt-name", "x"
+        )
+    finally:
+        (bert.parent / "config_sentence_transformers.json").unlink()
+    wanted = np.asarray(aq.load_model(bert).encode([f"the red {text}" for text in TEXTS]))  # type: ignore[union-attr]
+    assert np.array_equal(found[0], wanted)
+    assert np.array_equal(found[1], wanted)
+    assert (status, "prompt_name is 'x'; the model has 'query', 'document', 'q'" in err) == (2, True)
+
+
 def test_embed_of_nothing_is_an_empty_array(run: Run, bert: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("")
     for name in ("e.npy", "e.parquet"):

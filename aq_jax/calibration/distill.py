@@ -26,8 +26,9 @@ from aq_jax.calibration.walk import mask_of
 from aq_jax.config import QuantSpec
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.core.qtensor import QTensor
-from aq_jax.nn.bert import Bert, Pooling, pool
+from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import leaves_of
+from aq_jax.nn.sentences import Sentences
 
 TABLE = "word.embedding"  # of which a batch reads few rows
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
@@ -100,7 +101,7 @@ class Distiller:
         quantized: the same with all weights as they are quantized; those that are not trained stay.
         specs: of the quantized weights that are trained, by path.
         symmetric: those of them whose zero points are constant, and stay.
-        pooling: of sentences.
+        said: of sentences: what embeddings are.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class Distiller:
         quantized: Bert,
         specs: Mapping[str, QuantSpec],
         symmetric: Collection[str],
-        pooling: Pooling,
+        said: Sentences,
     ) -> None:
         self._specs, self._symmetric = dict(specs), frozenset(symmetric)
-        self._pooling: Pooling = pooling
+        self._said = said
         self._graph, state = nnx.split(model)
         self._tree = jax.tree.structure(state)
         self.leaves = leaves_of(model), leaves_of(quantized)
@@ -178,7 +179,7 @@ class Distiller:
         for path, plain in weights.plain.items():
             parameter(model, path).set_value(plain)
         hidden = _hidden(model, texts.local if TABLE in self._specs else texts.ids, texts.lengths)
-        return distance(hidden, goal, texts.lengths, self._pooling)
+        return distance(hidden, goal, texts.lengths, self._said)
 
     def _model(self, leaves: list[Any]) -> Bert:
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
@@ -226,11 +227,11 @@ def distance(
     hidden: list[Float[Array, "batch tokens width"]],
     goal: list[Float[Array, "batch tokens width"]],
     lengths: Int[Array, "batch"],
-    pooling: Pooling,
+    said: Sentences,
 ) -> Float[Array, ""]:
     """The loss (see above); texts of no tokens do not count."""
     mask, count = mask_of(goal[0], lengths), jnp.maximum(jnp.sum(lengths > 0), 1)
-    a, b = (pool(each[-1], mask, pooling, normalize=True) for each in (hidden, goal))
+    a, b = (said.directions(each[-1], mask) for each in (hidden, goal))
     own = jnp.sum(jnp.where(lengths > 0, 1 - jnp.sum(a * b, -1), 0.0)) / count
     parts = [
         jnp.sum(jnp.where(mask[..., None], h - g, 0.0) ** 2) / jnp.sum(jnp.where(mask[..., None], g, 0.0) ** 2)

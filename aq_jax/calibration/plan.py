@@ -187,7 +187,7 @@ def allocate(
     last = others[len(first) :] or first
     length = common_length([len(text) for text in ids], sentences.max_tokens)
     model = architecture.fill(weights, "float32", str(folder))
-    outputs = Outputs(model, one_shape(first, length), sentences.pooling)
+    outputs = Outputs(model, one_shape(first, length), sentences)
     moments = input_moments(model, one_shape(known[: MOMENTS * goal.sentences], length), calibration.seed)
     total = sum(4 * math.prod(shape) for shape in shapes.values())
 
@@ -220,7 +220,7 @@ def allocate(
     return Allocation(
         tuple(choices), goal, _uniform(goal.widths, list(options.values()), tensors, params),
         dataclasses.replace(config, overrides=chosen + config.overrides),
-        Outputs(model, one_shape(last, length), sentences.pooling, outputs.programs),
+        Outputs(model, one_shape(last, length), sentences, outputs.programs),
         len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
 

@@ -26,11 +26,14 @@ from aq_jax.config import QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert, Pooling, pool
+from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.nn.sentences import Sentences
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import gptq_tiled, metric
 from aq_jax.solvers.screen import to_half
+
+MEAN = Sentences()
 
 
 class Outputs:
@@ -39,12 +42,16 @@ class Outputs:
     Args:
         model: in float.
         batches: of token ids.
-        pooling: of an encoder's sentences.
+        said: of an encoder's sentences: what its embeddings are; by default their mean.
         programs: another's, of the same model, to share.
     """
 
     def __init__(
-        self, model: Model, batches: Sequence[Batch], pooling: Pooling = "mean", programs: tuple[Program, ...] = ()
+        self,
+        model: Model,
+        batches: Sequence[Batch],
+        said: Sentences = MEAN,
+        programs: tuple[Program, ...] = (),
     ) -> None:
         step = step_of(model)
         self._ids = [jnp.asarray(ids) for ids, _ in batches]
@@ -52,8 +59,8 @@ class Outputs:
         self.programs = programs or (
             Program(model, lambda model, ids: model.begin(ids)),
             Program(model.layers[0], lambda layer, x, lengths: step(layer, x, mask_of(x, lengths))),
-            Program(model, lambda model, x, lengths: _directions(model, x, lengths, pooling)),
-            Program(model, lambda model, x, lengths, goal: _changes(model, x, lengths, goal, pooling)),
+            Program(model, lambda model, x, lengths: _directions(model, x, lengths, said)),
+            Program(model, lambda model, x, lengths, goal: _changes(model, x, lengths, goal, said)),
         )
         self.states: list[list[Array]] = [self._begin(model)]  # what each layer is given
         for layer in model.layers:
@@ -85,18 +92,18 @@ class Outputs:
         return [self.programs[1](leaves, x, n) for x, n in zip(states, self._lengths, strict=True)]
 
 
-def _directions(model: Model, x: Array, lengths: Array, pooling: Pooling) -> Float[Array, "outputs width"]:
+def _directions(model: Model, x: Array, lengths: Array, said: Sentences) -> Float[Array, "outputs width"]:
     """Outputs of length 1, one a sentence or a token."""
     if isinstance(model, Bert):
-        return pool(x, mask_of(x, lengths), pooling, normalize=True)
+        return said.directions(x, mask_of(x, lengths))
     x = model.norm(x).reshape(-1, x.shape[-1])
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _changes(model: Model, x: Array, lengths: Array, goal: Array, pooling: Pooling) -> Float[Array, "2"]:
+def _changes(model: Model, x: Array, lengths: Array, goal: Array, said: Sentences) -> Float[Array, "2"]:
     """The sum of 1 - cosine over outputs, and how many there are; |a - b|^2 / 2, which does not cancel."""
     counted = lengths > 0 if isinstance(model, Bert) else mask_of(x, lengths).reshape(-1)
-    change = jnp.sum((_directions(model, x, lengths, pooling) - goal) ** 2, axis=-1) / 2
+    change = jnp.sum((_directions(model, x, lengths, said) - goal) ** 2, axis=-1) / 2
     return jnp.stack([jnp.sum(jnp.where(counted, change, 0.0)), jnp.sum(counted).astype(jnp.float32)])
 
 

@@ -27,8 +27,8 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.nn.bert import Bert, BertConfig
-from aq_jax.nn.encoder import Sentences
-from aq_jax.nn.load import Architecture, read_architecture, read_sentences, read_tokenizer
+from aq_jax.nn.load import Architecture, read_architecture
+from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
 from aq_jax.pipeline import Progress, Solved, Source
 from aq_jax.solvers.apply import quantize_tree
@@ -124,12 +124,12 @@ def solve_model(
             return {path: jnp.asarray(np.asarray(kept[names[path]], np.float32)) for path in plain}
 
         held, taught = (read_ids(each.lines, folder, architecture, calibration)[0] for each in further)
-        settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, dataclasses.asdict(sentences)]
+        settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, sentences.record()]
         of = _fingerprint(weights, settings, training.config, [taught, held])
         with Checkpoints(training.checkpoints, of) as checkpoints:
             trained = train(
                 cast(Bert, model), cast(Bert, quantized), done.weights, solvable, taught,
-                Outputs(model, padded_batches(held), sentences.pooling), sentences.pooling, training.config,
+                Outputs(model, padded_batches(held), sentences), sentences, training.config,
                 calibration.seed, checkpoints, stored, progress,
             )  # fmt: skip
         done.weights = trained.weights
@@ -209,12 +209,13 @@ def read_ids(
         FormatError: for damaged files.
         ConfigError: if there is no token in the lines.
     """
-    positions = architecture.config.max_position_embeddings
-    encoder = isinstance(architecture.config, BertConfig)
-    said = read_sentences(folder, positions) if encoder else Sentences(max_tokens=positions)
+    config = architecture.config
+    positions, encoder = config.max_position_embeddings, isinstance(config, BertConfig)
+    said = read_sentences(folder, positions, config.hidden_size) if encoder else Sentences(max_tokens=positions)
     said = dataclasses.replace(said, max_tokens=min(calibration.max_tokens, said.max_tokens))
-    tokenizer = read_tokenizer(folder, architecture.config.vocab_size)
-    ids = tokenized(lines, tokenizer, said.max_tokens, said.lower_case)
+    tokenizer = read_prepared(folder)
+    ids = tokenized(lines, tokenizer, said.max_tokens, config.vocab_size, said.prompt())
+    said = said.with_default_prompt(tokenizer)
     if not ids:
         raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
     return ids, said

@@ -17,7 +17,7 @@ from blake3 import blake3
 from aq_jax.config import CalibrationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.nn.compiled import padded_length
-from aq_jax.nn.encoder import valid
+from aq_jax.nn.tokenizer import cut_at, encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,11 +93,16 @@ def _is_prose(sentence: str) -> bool:
     return 5 <= len(sentence.split()) <= 60 and letters > 0.93 * len(sentence) and sentence[0].isupper()
 
 
-def tokenized(lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, lower_case: bool = False) -> list[list[int]]:
-    """Ids of each line, with special tokens, cut at `max_tokens`."""
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    found = tokenizer.encode_batch([valid(line.lower() if lower_case else line) for line in lines])
+def tokenized(
+    lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, vocabulary: int, prompt: str = ""
+) -> list[list[int]]:
+    """Ids of each line, with special tokens and the prompt before it, cut at `max_tokens`.
+
+    Raises:
+        AqError: for a line with a token that is none of the model's.
+    """
+    cut_at(tokenizer, max_tokens)
+    found = encoded(tokenizer, [prompt + line for line in lines], vocabulary, "calibration")
     return [encoding.ids for encoding in found if encoding.ids]
 
 

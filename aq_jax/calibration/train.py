@@ -29,7 +29,8 @@ from aq_jax.config import QuantizationConfig, QuantSpec, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert, Pooling
+from aq_jax.nn.bert import Bert
+from aq_jax.nn.sentences import Sentences
 from aq_jax.pipeline import Progress
 
 SHAPES = 6  # of batches: each is a program more, and less padding
@@ -111,7 +112,7 @@ def train(
     policies: Mapping[str, QuantizationConfig],
     ids: Sequence[Sequence[int]],
     outputs: Outputs,
-    pooling: Pooling,
+    said: Sentences,
     config: TrainingConfig,
     seed: int,
     checkpoints: Checkpoints,
@@ -127,7 +128,7 @@ def train(
         policies: of these.
         ids: of the texts to train on.
         outputs: of the float model on other texts, by which the best weights of the run are chosen.
-        pooling: of sentences.
+        said: of sentences: what embeddings are.
         config: how long, and how fast.
         seed: of the order of texts.
         checkpoints: with what an interrupted run has left, this one goes on.
@@ -140,7 +141,7 @@ def train(
     """
     specs = {path: q.spec for path, q in solved.items()}
     symmetric = [path for path in specs if policies[path].symmetric]
-    distiller = Distiller(model, quantized, specs, symmetric, pooling)
+    distiller = Distiller(model, quantized, specs, symmetric, said)
     texts = Shuffled(ids, config.batch_tokens, seed)
     state = distiller.start(model, solved, vectors(quantized))
     before = outputs.change(quantized)

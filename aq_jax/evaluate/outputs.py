@@ -12,7 +12,7 @@ from aq_jax.errors import ConfigError
 from aq_jax.evaluate.data import HeldOut
 from aq_jax.evaluate.metrics import NextTokens, cosines, distribution, spearman
 from aq_jax.nn import Encoder, Generator
-from aq_jax.nn.encoder import valid
+from aq_jax.nn.tokenizer import encoded
 
 ROUNDS, TIMED = 3, 64  # the best of so many rounds over so many texts
 
@@ -67,8 +67,8 @@ class Predictions:
 
     def __init__(self, reference: Generator, held: HeldOut) -> None:
         self._reference, limit = reference, reference.model.config.max_position_embeddings
-        encoded = reference.tokenizer.encode_batch([valid(line) for line in held.text.lines])
-        self._ids = [encoding.ids[:limit] for encoding in encoded if len(encoding.ids) > 1]
+        found = encoded(reference.tokenizer, held.text.lines, reference.model.config.vocab_size, held.text.name)
+        self._ids = [encoding.ids[:limit] for encoding in found if len(encoding.ids) > 1]
         if not self._ids:
             raise ConfigError(f"text: the tokenizer finds no line of two tokens in {held.text.name}")
 

@@ -34,6 +34,9 @@ def embed(
     path: str | os.PathLike[str],
     activations: Activations | None = None,
     progress: Progress | None = None,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
 ) -> Embedded:
     """Write the embedding of each text to a file.
 
@@ -43,9 +46,11 @@ def embed(
         path: .npy (the array) or .parquet (columns text and embedding); appears whole, or not at all.
         activations: as in `load_model`.
         progress: called with a word, how many texts were just done, and how many there are.
+        prompt_name, prompt: as in `Encoder.encode`.
 
     Raises:
         FormatError, ConfigError: as `load_model`; for a model that is no encoder, or a path of another suffix.
+        AqError: for a prompt that the model does not have.
     """
     from aq_jax.nn import Encoder, load_model
     from aq_jax.store.embeddings import check_embeddings_path, write_embeddings
@@ -56,7 +61,7 @@ def embed(
     if not isinstance(encoder, Encoder):
         raise FormatError(f"{model}: holds a language model, which generates; wanted an encoder, such as BERT")
     loaded = time.perf_counter()
-    embeddings = np.asarray(encoder.encode(texts, progress))
+    embeddings = np.asarray(encoder.encode(texts, progress, prompt_name=prompt_name, prompt=prompt))
     done = time.perf_counter()
     write_embeddings(path, texts, embeddings)
     seconds = {"load": loaded - start, "encode": done - loaded, "write": time.perf_counter() - done}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
 
-Pooling = Literal["mean", "cls"]
 FEWEST_COLUMNS = 32  # of keys in a product
 ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
 
@@ -175,23 +174,12 @@ def exp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(x < -87.0, 0.0, e * power)
 
 
-def pool(
-    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"], how: Pooling, normalize: bool
-) -> Float[Array, "batch width"]:
-    """One vector a sentence: the mean over its tokens, or its first token; of length 1 if normalized."""
-    if how == "cls":
-        pooled = hidden[:, 0]
-    else:
-        kept = jnp.where(mask[..., None], hidden, 0.0)
-        pooled = kept.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
-    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12) if normalize else pooled
-
-
 def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 # A Hugging Face name -> where it goes in Bert. Heads and poolers, which sentence embeddings do not use, are ignored.
+HEADS = r"(?:classifier|qa_outputs)\.(?:weight|bias)"  # of BertForSequenceClassification and its like
 _LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
 _EMBED = r"(?:bert\.)?embeddings\."
 NAMES: tuple[Mapped, ...] = (
@@ -214,4 +202,5 @@ NAMES: tuple[Mapped, ...] = (
     (_LAYER + r"output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.output_norm.scale", kept),
     (_LAYER + r"output\.LayerNorm\.(?:bias|beta)", r"layers.\1.output_norm.bias", kept),
     (r"(?:bert\.)?pooler\..*|cls\..*", None, kept),
+    (HEADS, None, kept),
 )

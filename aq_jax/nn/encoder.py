@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,28 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert, Pooling, pool
+from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import Compiled, padded_length, token_ids
+from aq_jax.nn.sentences import Sentences, prompt_tokens
+from aq_jax.nn.tokenizer import cut_at, encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """What a folder says of sentences, beside the model.
-
-    Args:
-        pooling: "mean" over the tokens, or "cls", the first token.
-        normalize: whether embeddings have length 1.
-        max_tokens: what is longer is cut.
-        lower_case: whether the tokenizer, which may not do so itself, is given lower-case text.
-    """
-
-    pooling: Pooling = "mean"
-    normalize: bool = False
-    max_tokens: int = 512
-    lower_case: bool = False
 
 
 class Encoder:
@@ -50,8 +34,7 @@ class Encoder:
 
     def __init__(self, model: Bert, tokenizer: Tokenizer, sentences: Sentences) -> None:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(sentences.max_tokens)
+        cut_at(tokenizer, sentences.max_tokens)
         self._embed = Compiled(model, partial(embeddings, sentences=sentences))
 
     @property
@@ -60,7 +43,12 @@ class Encoder:
         return self._embed.compiles
 
     def encode(
-        self, texts: Iterable[str], progress: Callable[[str, int, int], None] | None = None
+        self,
+        texts: Iterable[str],
+        progress: Callable[[str, int, int], None] | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> Float[Array, "texts width"]:
         """One embedding for each text, in the order of the texts.
 
@@ -70,59 +58,74 @@ class Encoder:
         Args:
             texts: any strings, empty ones too.
             progress: called with a word, how many texts were just done, and how many there are.
+            prompt_name: whose prompt the texts are given; by default that which the folder names, if it does.
+            prompt: what is put before each text, instead of a prompt by name; "" for none.
 
         Raises:
-            AqError: if one of the texts is no string, or `texts` is one.
+            AqError: if one of the texts is no string, or `texts` is one; for a prompt that is unknown; for a text with
+                a token that the model has no row for.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise AqError(f"encode: wanted a list of strings, found {type(texts).__name__}")
         texts = list(texts)  # once: it may be a generator
         if not all(isinstance(text, str) for text in texts):
             raise AqError("encode: wanted a list of strings, found others")
-        encodings = self.tokenizer.encode_batch(
-            [valid(text.lower() if self.sentences.lower_case else text) for text in texts]
-        )
+        before = self.sentences.prompt(prompt_name, prompt)
+        whole = [before + text for text in texts] if before else texts
+        encodings = encoded(self.tokenizer, whole, self.model.config.vocab_size, "encode")
         cut = sum(1 for encoding in encodings if encoding.overflowing)
         if cut:
             note = f"{cut} of {len(texts)} texts are longer than {self.sentences.max_tokens} tokens, and were cut"
             warnings.warn(note, stacklevel=2)
-        return self.encode_ids([encoding.ids for encoding in encodings], progress)
+        skipped = 0 if self.sentences.includes_prompt else prompt_tokens(self.tokenizer, before)
+        return self._run([encoding.ids for encoding in encodings], skipped, progress)
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], progress: Callable[[str, int, int], None] | None = None
     ) -> Float[Array, "texts width"]:
-        """As `encode`, from token ids, each text's with its special tokens.
+        """As `encode`, from token ids, each text's with its special tokens, and with its prompt, which counts.
 
         Raises:
             AqError: for ids that are no integers or no tokens of the model, and for more of them than it takes.
         """
+        return self._run(ids, 0, progress)
+
+    def _run(
+        self, ids: Sequence[Sequence[int]], skipped: int, progress: Callable[[str, int, int], None] | None
+    ) -> Float[Array, "texts width"]:
         vocabulary = self.model.config.vocab_size
         texts = [token_ids(text, vocabulary, f"encode_ids: text {i}") for i, text in enumerate(ids)]
         longest = max(map(len, texts), default=0)
         if longest > self.sentences.max_tokens:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
+        prompt = () if self.sentences.includes_prompt else (np.int32(skipped),)
         parts: list[tuple[list[int], Array]] = []
         for members, rows, length in batches(list(map(len, texts)), self.sentences.max_tokens, TOKENS[backend()]):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
             for row, member in enumerate(members):
                 lengths[row] = len(texts[member])
                 padded[row, : lengths[row]] = texts[member]
-            parts.append((members, self._embed(padded, lengths)))
+            parts.append((members, self._embed(padded, lengths, *prompt)))
             if progress is not None:
                 parts[-1][1].block_until_ready()
                 progress("embedding", len(members), len(texts))
-        out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
+        out = np.zeros((len(texts), self.sentences.width(self.model.config.hidden_size)), np.float32)
         for members, part in parts:
             out[members] = np.asarray(part)[: len(members)]
         return jax.device_put(out)
 
 
 def embeddings(
-    model: Bert, ids: Int[Array, "batch tokens"], lengths: Int[Array, "batch"], *, sentences: Sentences
+    model: Bert,
+    ids: Int[Array, "batch tokens"],
+    lengths: Int[Array, "batch"],
+    skipped: Int[Array, ""] | None = None,
+    *,
+    sentences: Sentences,
 ) -> Float[Array, "batch width"]:
     """Of sentences of these lengths; what stands behind them in `ids` means nothing."""
-    mask = jnp.arange(ids.shape[1]) < lengths[:, None]
-    return pool(model(ids, mask), mask, sentences.pooling, sentences.normalize)
+    mask = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
+    return sentences.embed(model(ids, mask), mask, skipped)
 
 
 def batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
@@ -151,8 +154,3 @@ def batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple
         rows = max(1, tokens // length)
         yield order[:rows], rows, length
         order = order[rows:]
-
-
-def valid(text: str) -> str:
-    """Lone surrogates, which no tokenizer takes, as the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.nn.compiled import Compiled, padded_length, token_ids
-from aq_jax.nn.encoder import valid
 from aq_jax.nn.llama import Llama
+from aq_jax.nn.tokenizer import encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,7 +130,7 @@ class Generator:
     def _ids(self, text: str, what: str) -> list[int]:
         if not isinstance(text, str):
             raise AqError(f"{what} is {type(text).__name__}; wanted a string")
-        return self.tokenizer.encode(valid(text)).ids
+        return encoded(self.tokenizer, [text], self.model.config.vocab_size, what)[0].ids
 
 
 def continuation(

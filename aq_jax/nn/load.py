@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
@@ -17,20 +18,17 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
 from aq_jax.nn import bert, llama
-from aq_jax.nn.bert import Pooling
-from aq_jax.nn.encoder import Encoder, Sentences
+from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
+from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.parallel import check_mesh, shardings
+from aq_jax.nn.sentences import read_prepared, read_sentences
 from aq_jax.nn.weights import Mapped, abstract, fill
+from aq_jax.store.folders import Folder
+from aq_jax.store.modules import transformer_path
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
-    from tokenizers import Tokenizer
-
-J = TypeVar("J", dict[str, Any], list[Any])
-NAMES_OF_JSON = {dict: "object", list: "array"}
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def load_model(
@@ -78,20 +76,22 @@ def load_model(
     if mesh is not None:
         check_mesh(mesh)
     with WeightLoader(path) as loader:
+        plan = read_architecture(folder)
         if mesh is None:
             tensors = loader.load_weights(packed=True)
-            plan = read_architecture(folder)
         else:
-            plan = read_architecture(folder)
             infos = {name: loader.describe(name) for name in loader.get_layer_names() if name not in loader.aliases}
             tensors = loader.load_weights(packed=True, shardings=shardings(infos, plan.names, mesh))
     how = chosen_activations(tensors, activations, str(path))
-    tokenizer = read_tokenizer(folder, plan.config.vocab_size)
+    if heads := sorted(name for name in tensors if plan.names is bert.NAMES and re.fullmatch(bert.HEADS, name)):
+        warnings.warn(f"{path}: {', '.join(heads)} are a classifier's, and not used to embed", stacklevel=2)
+    tokenizer = read_prepared(folder)
     model = plan.fill(tensors, how, str(path))
     if isinstance(model, llama.Llama):
         return Generator(model, tokenizer, read_ends(folder, plan.fields))
-    least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
-    return Encoder(model, tokenizer, read_sentences(folder, model.config.max_position_embeddings, least))
+    config, least = model.config, tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+    sentences = read_sentences(folder, config.max_position_embeddings, config.hidden_size, least)
+    return Encoder(model, tokenizer, sentences)
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class Architecture:
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """What config.json says.
+    """What config.json says, which in old folders of sentence-transformers lies in one of the modules'.
 
     Raises:
         FormatError: if there is none, or it is of a model that is not computed here.
     """
-    file = folder / "config.json"
+    file = folder / transformer_path(Folder(folder)) / "config.json"
     fields = read_json(file, dict)
     if fields is None:
         raise FormatError(f"{file}: no such file; wanted the model's config, which `convert` copies there")
@@ -161,106 +161,6 @@ def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where
             + "; convert with a group_size that divides their rows, or leave activations out"
         )
     return asked
-
-
-def read_json(path: Path, kind: type[J]) -> J | None:
-    """A JSON file that holds an object (dict) or an array (list), or None if there is no such file.
-
-    Raises:
-        FormatError: if it is no JSON, or of another kind.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise FormatError(f"{path}: no JSON: {error}") from None
-    if not isinstance(found, kind):
-        raise FormatError(f"{path}: holds {type(found).__name__}; wanted a JSON {NAMES_OF_JSON[kind]}")
-    return found
-
-
-def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
-    """tokenizer.json, or what transformers makes of older files.
-
-    Raises:
-        FormatError: if there are none, or they are damaged, or another model's: there is nothing to look up for a token
-            whose number is no row of the vocabulary.
-    """
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    try:
-        if file.exists():
-            found = Tokenizer.from_file(str(file))
-        elif not any((folder / name).exists() for name in VOCABULARIES):  # transformers makes one that knows no word
-            raise FileNotFoundError(f"wanted it, or one of {', '.join(VOCABULARIES)}, which `convert` copies there")
-        else:
-            from transformers import AutoTokenizer
-
-            found = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    except Exception as error:  # tokenizers raises no other class
-        raise FormatError(f"{file}: no tokenizer can be made of it: {error}") from None
-    largest = max(found.get_vocab(with_added_tokens=True).values(), default=0)
-    if largest >= vocabulary:
-        raise FormatError(f"{folder}: the tokenizer has a token {largest}; vocab_size in config.json is {vocabulary}")
-    return found
-
-
-def read_sentences(folder: Path, positions: int, least: int = 1) -> Sentences:
-    """What the files of sentence-transformers say; without them, the mean over at most all positions.
-
-    Args:
-        folder: that has them.
-        positions: of the model.
-        least: so many tokens a text must have room for, that is, one beside the special tokens.
-
-    Raises:
-        FormatError: for modules and poolings that are not computed here, for lengths of texts that leave no room, and
-            for damaged files.
-    """
-    own = read_json(folder / "sentence_bert_config.json", dict) or {}
-    general = read_json(folder / "tokenizer_config.json", dict) or {}
-    # The first that is there; Hugging Face writes 10^30 where there is no limit.
-    limits = (
-        ("sentence_bert_config.json", "max_seq_length", own.get("max_seq_length")),
-        ("tokenizer_config.json", "model_max_length", general.get("model_max_length")),
-        ("config.json", "max_position_embeddings", positions),
-    )
-    file, name, limit = next(said for said in limits if said[2] is not None)
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not min(limit, positions) >= least:
-        raise FormatError(
-            f"{folder / file}: {name} is {limit!r}, of {positions} positions; wanted so many tokens: {least} or more"
-        )
-    limit = int(min(limit, positions))
-    lower_case = own.get("do_lower_case") is True
-    file = folder / "modules.json"
-    modules = read_json(file, list)
-    if modules is None:
-        return Sentences(max_tokens=limit, lower_case=lower_case)
-    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules if isinstance(module, dict)]
-    if len(kinds) != len(modules) or kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-        raise FormatError(f"{file}: {kinds}; wanted Transformer, Pooling and perhaps Normalize")
-    return Sentences(read_pooling(folder / str(modules[1].get("path"))), len(kinds) == 3, limit, lower_case)
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """The one pooling that a folder's config.json asks for, in the old spelling (a flag each) or the new one."""
-    file = folder / "config.json"
-    fields = read_json(file, dict)
-    if fields is None:
-        raise FormatError(f"{file}: no such file; wanted the pooling, which modules.json says is there")
-    spelled = fields.get("pooling_mode")
-    if spelled is not None:
-        chosen = spelled if isinstance(spelled, list) else [spelled]
-    else:
-        flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-        on = [name for name, flag in fields.items() if name.startswith("pooling_mode_") and flag is True]
-        chosen = [flags.get(name, name) for name in on] or ["mean"]  # as sentence-transformers reads it
-    for pooling in POOLINGS:
-        if chosen == [pooling]:
-            return pooling
-    raise FormatError(f"{file}: pools by {chosen}; wanted one of {', '.join(POOLINGS)}")
 
 
 def read_ends(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:

@@ -98,7 +98,8 @@ class Judge:
         with WeightLoader(models.table("float32")) as loader:
             self._tensors = loader.load_weights("numpy")
         self._program = Program(floats.model, partial(embeddings, sentences=floats.sentences))
-        self._batches = padded_batches(tokenized(lines, floats.tokenizer, floats.sentences.max_tokens))
+        vocabulary = floats.model.config.vocab_size
+        self._batches = padded_batches(tokenized(lines, floats.tokenizer, floats.sentences.max_tokens, vocabulary))
         self._exact = self._embeddings(floats.model)
 
     def fit(self, tensors: dict[str, Any]) -> tuple[float, float]:

@@ -25,10 +25,10 @@ CASES = (*(f"{batch} x {tokens} tokens" for batch, tokens in SHAPES), f"{MIXED} 
 def ids_of(case: str) -> list[list[int]]:
     """The token ids of a case: random ones without padding, or sentences of prose."""
     if case == CASES[-1]:
-        from aq_jax.nn.load import read_tokenizer
+        from aq_jax.nn.sentences import read_prepared
 
         texts = models.sentences(400)[:: 400 // MIXED][:MIXED]
-        return [encoding.ids for encoding in read_tokenizer(models.folder(), 30522).encode_batch(texts)]
+        return [encoding.ids for encoding in read_prepared(models.folder()).encode_batch(texts)]
     batch, tokens = SHAPES[CASES.index(case)]
     return np.random.default_rng(0).integers(1000, 30000, (batch, tokens)).tolist()
 

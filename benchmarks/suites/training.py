@@ -21,7 +21,7 @@ def train(full: bool) -> Iterator[Line]:
     from aq_jax.calibration.text import built_in_sentences, padded, tokenized
     from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
     from aq_jax.nn.bert import Bert
-    from aq_jax.nn.load import read_tokenizer
+    from aq_jax.nn.sentences import Sentences, read_prepared
     from benchmarks.models import encoder, table
 
     folder = table("float32").parent
@@ -34,9 +34,9 @@ def train(full: bool) -> Iterator[Line]:
     ]
     solved = {path: cast(aq.QTensor, aq.quantize(weight_of(model, path), config)) for path in paths}
     rows = TOKENS // LENGTH
-    ids = tokenized(built_in_sentences()[:rows], read_tokenizer(folder, model.config.vocab_size), LENGTH)
+    ids = tokenized(built_in_sentences()[:rows], read_prepared(folder), LENGTH, model.config.vocab_size)
     batch = padded(ids, rows, LENGTH)
-    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), "mean")
+    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), Sentences())
     state, texts = [distiller.start(model, solved, vectors(model))], lesson(batch)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,8 @@ from aq_jax.calibration.solve import notes_of
 from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
 from aq_jax.calibration.walk import Walk
 from aq_jax.jobs import inspect_table
-from aq_jax.nn.bert import NAMES, Bert, BertConfig, pool
+from aq_jax.nn.bert import NAMES, Bert, BertConfig
+from aq_jax.nn.sentences import Sentences
 from aq_jax.nn.weights import abstract, fill
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
@@ -39,7 +40,7 @@ def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
     out = []
     for padded, lengths in padded_batches(ids):
         mask = jnp.arange(padded.shape[1]) < lengths[:, None]
-        out.append(np.asarray(pool(model(jnp.asarray(padded), mask), mask, "mean", normalize=True))[lengths > 0])
+        out.append(np.asarray(Sentences().directions(model(jnp.asarray(padded), mask), mask))[lengths > 0])
     return np.concatenate(out)
 
 

@@ -27,6 +27,7 @@ from aq_jax.calibration.text import read_text
 from aq_jax.calibration.train import Shuffled
 from aq_jax.configfile import load_config
 from aq_jax.jobs import inspect_table
+from aq_jax.nn.sentences import Sentences
 
 MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 CONFIG = """
@@ -318,9 +319,9 @@ def test_the_loss_is_zero_where_nothing_differs_and_empty_texts_do_not_count() -
     rng = np.random.default_rng(0)
     goal = [jnp.asarray(rng.normal(size=(4, 5, 8)), jnp.float32) for _ in range(2)]
     lengths = jnp.array([5, 3, 1, 0])
-    assert abs(float(distance(goal, goal, lengths, "mean"))) < 1e-6
+    assert abs(float(distance(goal, goal, lengths, Sentences()))) < 1e-6
     masked = [h.at[3].add(7.0).at[2, 1:].add(7.0) for h in goal]
-    assert abs(float(distance(masked, goal, lengths, "mean"))) < 1e-6
+    assert abs(float(distance(masked, goal, lengths, Sentences()))) < 1e-6
     moved = [h.at[0].add(0.1) for h in goal]
     e, g = (np.asarray(h[-1]) for h in (moved, goal))
     mask = np.arange(5) < np.asarray(lengths)[:, None]
@@ -335,7 +336,7 @@ def test_the_loss_is_zero_where_nothing_differs_and_empty_texts_do_not_count() -
     )
     among = ((unit[0] @ unit[0].T - unit[1] @ unit[1].T) ** 2).mean()
     wanted = (1 - (unit[0] * unit[1]).sum(1)).mean() + hidden + among
-    assert float(distance(moved, goal, lengths, "mean")) == pytest.approx(wanted, rel=1e-4)
+    assert float(distance(moved, goal, lengths, Sentences())) == pytest.approx(wanted, rel=1e-4)
 
 
 # What is set -> the error.

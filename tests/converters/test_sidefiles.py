@@ -44,7 +44,6 @@ MODULES = [
     {"path": "", "type": "sentence_transformers.models.Transformer"},
     {"path": "2_Dense", "type": "sentence_transformers.models.Dense"},
     {"path": "3_Dense/", "type": "sentence_transformers.models.Dense"},
-    {"path": "../outside", "type": "sentence_transformers.models.Dense"},
 ]
 
 
@@ -78,6 +77,9 @@ def test_all_goes_that_is_no_weight_no_cache_and_not_strange(
     found = sidefiles.side_files(folder)
     assert sorted(found.names) == sorted(TAKEN)
     assert {why: sorted(names) for why, names in found.left.items()} == {w: sorted(names) for w, names in LEFT.items()}
+    # Of a list of modules that nobody can load, none is believed.
+    (model / "modules.json").write_text(json.dumps([*MODULES, {"path": "../outside", "type": "x.Dense"}]))
+    assert "2_Dense/" in sidefiles.side_files(folder).left["weights of another kind"]
 
 
 def test_what_was_left_behind_is_said(model: Path, tmp_path: Path, run: Any) -> None:

@@ -22,10 +22,11 @@ from tokenizers import Tokenizer
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
 from aq_jax.converters import huggingface
-from aq_jax.nn.bert import NAMES, Bert, BertConfig, pool
+from aq_jax.nn.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.nn.load import load_model
+from aq_jax.nn.pooling import Normalize, Pooling, embed
 from aq_jax.nn.weights import fill
 
 # Each program takes seconds to compile, so that tests share them: an epsilon that would be noticed if it were left out,
@@ -94,7 +95,8 @@ def test_masked_tokens_are_as_if_they_were_not_there() -> None:
 def test_pooling_sees_tokens_and_no_padding(how: str, normalize: bool) -> None:
     hidden = np.random.default_rng(0).normal(size=(4, 16, 8)).astype(np.float32)
     _, mask = padded(ROWS, 16)
-    found = np.asarray(pool(jnp.asarray(np.where(mask[..., None], hidden, np.nan)), jnp.asarray(mask), how, normalize))
+    stages = (Pooling((how,)), *([Normalize()] if normalize else []))
+    found = np.asarray(embed(jnp.asarray(np.where(mask[..., None], hidden, np.nan)), jnp.asarray(mask), stages))
     for row, states, tokens in zip(found, hidden, map(len, ROWS), strict=True):
         if tokens:
             wanted = states[0] if how == "cls" else states[:tokens].mean(0)

@@ -19,9 +19,12 @@ from flax import nnx
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
 from aq_jax.nn.bert import Bert
-from aq_jax.nn.encoder import Encoder, Sentences
+from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.nn.load import chosen_activations, load_model, read_sentences, read_tokenizer
+from aq_jax.nn.load import chosen_activations, load_model
+from aq_jax.nn.pooling import Normalize, Pooling
+from aq_jax.nn.sentences import Sentences, read_sentences
+from aq_jax.nn.tokenizer import read_tokenizer
 
 CONFIG = {**oracle.CONFIG, "num_hidden_layers": 1}
 TENSORS = oracle.weights(CONFIG)
@@ -196,6 +199,14 @@ def test_configs_that_cannot_be_are_named(folder: Path, text: str, message: str)
         load_model(folder / "m.parquet")
 
 
+def test_an_unknown_model_is_named_before_any_weight_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aq.save(folder / "m.parquet", TENSORS)
+    oracle.write_json(folder / "config.json", {**CONFIG, "model_type": "roberta"})
+    monkeypatch.setattr(aq.WeightLoader, "load_weights", None)
+    with pytest.raises(aq.FormatError, match="model_type is 'roberta'; wanted 'bert' or 'llama'"):
+        load_model(folder / "m.parquet")
+
+
 def test_tensors_of_another_model_are_all_named(folder: Path) -> None:
     oracle.write_json(folder / "config.json", {**CONFIG, "num_hidden_layers": 2, "vocab_size": 101})
     with pytest.raises(aq.FormatError, match=r"m\.parquet: 17 tensors do not fit the model") as caught:
@@ -208,7 +219,7 @@ def test_tensors_of_another_model_are_all_named(folder: Path) -> None:
 def test_a_damaged_tokenizer_is_named(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(aq.FormatError, match=r"model/tokenizer\.json: no tokenizer can be made of it: "):
-        read_tokenizer(folder, 100)
+        read_tokenizer(folder)
 
 
 # In a process of its own: transformers sets up warnings, and imports torch, which is not needed, for seconds.
@@ -217,14 +228,14 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from aq_jax import FormatError
-from aq_jax.nn.load import read_tokenizer
+from aq_jax.nn.tokenizer import read_tokenizer
 folder = Path(sys.argv[1])
 for text in sys.argv[2:]:
-    print(*read_tokenizer(folder, 100).encode(text).ids)
+    print(*read_tokenizer(folder).encode(text).ids)
 for file in folder.iterdir():
     file.unlink()
 try:
-    read_tokenizer(folder, 100)
+    read_tokenizer(folder)
 except FormatError as error:
     print(error)
 """
@@ -270,17 +281,17 @@ def pooling(*chosen: str) -> dict[str, object]:
 def test_pooling_is_what_the_files_say(folder: Path, fields: dict[str, object], wanted: str, normalize: bool) -> None:
     oracle.write_side_files(folder, CONFIG, normalize=normalize)
     oracle.write_json(folder / "1_Pooling" / "config.json", fields)
-    assert read_sentences(folder, 256) == Sentences(wanted, normalize, 256)
+    stages = (Pooling((wanted,)), *([Normalize()] if normalize else []))
+    assert read_sentences(folder, 256) == Sentences(stages, 256)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (pooling("max_tokens"), "max_tokens'\\]; wanted"),
-        (pooling("mean_tokens", "cls_token"), "'cls', 'mean'\\]; wanted|'mean', 'cls'\\]; wanted"),
-        ({"pooling_mode": "max"}, "max"),
-        ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len_tokens"),
-        ({"pooling_mode": ["mean", "cls"]}, "wanted"),
+        ({"pooling_mode": "median"}, r"pools by \['median'\]; wanted one or more of cls, max"),
+        ({"pooling_mode": []}, r"pools by \[\]; wanted"),
+        ({"pooling_mode": [["mean"]]}, "pools by"),
+        (pooling("mean_tokens") | {"pooling_mode_other": True}, "has pooling_mode_other; known are"),
     ],
 )
 def test_other_poolings_are_refused(folder: Path, fields: dict[str, object], message: str) -> None:
@@ -292,8 +303,9 @@ def test_other_poolings_are_refused(folder: Path, fields: dict[str, object], mes
 @pytest.mark.parametrize(
     "kinds",
     [
-        ["Transformer", "Pooling", "Dense", "Normalize"],
-        ["Transformer", "Pooling", "Normalize", "Dense"],
+        ["Transformer", "Pooling", "CNN"],
+        ["Transformer", "WeightedLayerPooling", "Pooling"],
+        ["Transformer", "Pooling", "Pooling"],
         ["Transformer"],
         ["Pooling", "Transformer"],
         ["WordEmbeddings", "Pooling"],
@@ -305,7 +317,7 @@ def test_other_modules_are_refused(folder: Path, kinds: list[str]) -> None:
         {"idx": i, "path": str(i), "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)
     ]
     oracle.write_json(folder / "modules.json", modules)
-    with pytest.raises(aq.FormatError, match=r"modules\.json: .*wanted Transformer, Pooling and perhaps Normalize"):
+    with pytest.raises(aq.FormatError, match=r"modules\.json: .*wanted Transformer, Pooling and then any of Dense, "):
         read_sentences(folder, 256)
 
 
@@ -316,12 +328,12 @@ def test_modules_are_known_wherever_sentence_transformers_keeps_them(folder: Pat
     ]
     oracle.write_json(folder / "modules.json", modules)
     oracle.write_json(folder / "p" / "config.json", {"pooling_mode": "cls"})
-    assert read_sentences(folder, 256) == Sentences("cls", False, 256)
+    assert read_sentences(folder, 256) == Sentences((Pooling(("cls",)),), 256)
 
 
 def test_without_those_files_sentences_are_means(tmp_path: Path) -> None:
     oracle.write_side_files(tmp_path, CONFIG, pooling=None)
-    assert read_sentences(tmp_path, 256) == Sentences("mean", False, 256)
+    assert read_sentences(tmp_path, 256) == Sentences(max_tokens=256)
 
 
 @pytest.mark.parametrize(
@@ -367,4 +379,4 @@ def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:
     """transformers would make a tokenizer to which every word is unknown."""
     (folder / "tokenizer.json").unlink()
     with pytest.raises(aq.FormatError, match=r"tokenizer\.json: no tokenizer .*wanted it, or one of vocab\.txt, "):
-        read_tokenizer(folder, 100)
+        read_tokenizer(folder)

@@ -1,0 +1,156 @@
+"""What a folder's modules.json names behind the model, read: its pooling, and dense layers, norms and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from aq_jax.errors import FormatError
+from aq_jax.nn.jsonfile import read_json
+from aq_jax.nn.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Mode, Normalize, Pooling, Stage
+from aq_jax.nn.tensorfile import read_tensors
+from aq_jax.store.modules import MODULES, Module
+
+FLAGS = {  # of a pooling in the old spelling, in the order in which they are put side by side
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+VECTOR = "sentence_embedding"
+
+
+def read_stages(folder: Path, modules: Sequence[Module], width: int | None) -> tuple[Stage, ...]:
+    """Read what follows the model: its pooling, and then dense layers, norms and lengths.
+
+    Raises:
+        FormatError: for other modules, naming them, and those that do not fit each other.
+    """
+    kinds = [module.kind for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= READERS.keys():
+        raise FormatError(
+            f"{folder / MODULES}: has {kinds}; wanted Transformer, Pooling and then any of {', '.join(READERS)}"
+        )
+    pooling = read_pooling(folder / modules[1].path)
+    stages: list[Stage] = [pooling]
+    width = width and width * len(pooling.modes)
+    for module in modules[2:]:
+        stage = READERS[module.kind](folder / module.path)
+        if stage is None:
+            continue
+        if isinstance(stage, Dense | LayerNorm):
+            inputs = stage.weight.shape[0] if isinstance(stage, Dense) else stage.scale.shape[0]
+            if width is not None and inputs != width:
+                raise FormatError(f"{folder / module.path}: is for {inputs} numbers; what stands before gives {width}")
+            width = stage.weight.shape[1] if isinstance(stage, Dense) else inputs
+        stages.append(stage)
+    return tuple(stages)
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """Read the poolings that a folder's config.json asks for, in the old spelling (a flag each) or the new one.
+
+    Raises:
+        FormatError: for poolings that there are none of, and other settings.
+    """
+    file = folder / "config.json"
+    fields = read_json(file, dict)
+    if fields is None:
+        raise FormatError(f"{file}: no such file; wanted the pooling, which {MODULES} says is there")
+    known = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *FLAGS}
+    if more := sorted(fields.keys() - known):
+        raise FormatError(f"{file}: has {', '.join(more)}; known are {', '.join(sorted(known))}")
+    spelled = fields.get("pooling_mode")
+    if spelled is not None:
+        chosen = spelled if isinstance(spelled, list) else [spelled]
+    else:
+        chosen = [mode for flag, mode in FLAGS.items() if fields.get(flag)] or ["mean"]
+    if not chosen or not all(mode in MODES for mode in chosen):
+        raise FormatError(f"{file}: pools by {chosen}; wanted one or more of {', '.join(MODES)}")
+    include = fields.get("include_prompt", True)
+    if not isinstance(include, bool):
+        raise FormatError(f"{file}: include_prompt is {include!r}; wanted true or false")
+    return Pooling(cast("tuple[Mode, ...]", tuple(chosen)), include)
+
+
+def read_dense(folder: Path) -> Dense:
+    """Read a dense layer with its weights.
+
+    Raises:
+        FormatError: for settings that are not computed here, and for weights that are not those of its config.
+    """
+    file = folder / "config.json"
+    fields = read_json(file, dict) or {}
+    wanted = {"in_features", "out_features", "bias", "activation_function", "use_residual", *_names(fields, file)}
+    if more := sorted(fields.keys() - wanted):
+        raise FormatError(f"{file}: has {', '.join(more)}; known are {', '.join(sorted(wanted))}")
+    inputs, outputs = (_size(fields, name, file) for name in ("in_features", "out_features"))
+    bias, residual = fields.get("bias", True), fields.get("use_residual", False)
+    if not isinstance(bias, bool) or not isinstance(residual, bool):
+        raise FormatError(f"{file}: bias is {bias!r}, use_residual {residual!r}; wanted true or false")
+    spelled = str(fields.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = spelled.rpartition(".")[2]
+    if not spelled.startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise FormatError(f"{file}: activation_function is {spelled!r}; wanted torch.nn's {', '.join(ACTIVATIONS)}")
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (outputs, inputs)}
+    shapes |= {"linear.bias": (outputs,)} if bias else {}
+    projected = residual and inputs != outputs
+    shapes |= {"residual.weight": (outputs, inputs)} if projected else {}
+    found = read_tensors(folder, shapes)
+    projection = np.ascontiguousarray(found["residual.weight"].T) if projected else None
+    return Dense(np.ascontiguousarray(found["linear.weight"].T), found.get("linear.bias"), name, residual, projection)
+
+
+def _size(fields: Mapping[str, Any], name: str, file: Path) -> int:
+    size = fields.get(name)
+    if type(size) is not int or not 0 < size < 2**31:
+        raise FormatError(f"{file}: {name} is {size!r}; wanted a positive integer")
+    return size
+
+
+def read_norm(folder: Path) -> LayerNorm:
+    """Read a norm with its weights.
+
+    Raises:
+        FormatError: for settings that are not known, and for weights that are not those of its config.
+    """
+    file = folder / "config.json"
+    fields = read_json(file, dict) or {}
+    size = _size(fields, "dimension", file)
+    if more := sorted(fields.keys() - {"dimension"}):
+        raise FormatError(f"{file}: has {', '.join(more)}; known is dimension")
+    found = read_tensors(folder, {"norm.weight": (size,), "norm.bias": (size,)})
+    return LayerNorm(found["norm.weight"], found["norm.bias"])
+
+
+def read_normalize(folder: Path) -> Normalize:
+    """Read that embeddings are given length 1.
+
+    Raises:
+        FormatError: if others than those of sentences are.
+    """
+    file = folder / "config.json"
+    _names(read_json(file, dict) or {}, file)
+    return Normalize()
+
+
+def _names(fields: Mapping[str, Any], file: Path) -> tuple[str, str]:
+    """The names of the fields that say what a module reads and writes, which must be the embedding."""
+    names = ("module_input_name", "module_output_name")
+    for name in names:
+        if fields.get(name) not in (None, VECTOR):
+            raise FormatError(f"{file}: {name} is {fields[name]!r}; wanted {VECTOR!r}")
+    return names
+
+
+READERS = {
+    "Dense": read_dense,
+    "LayerNorm": read_norm,
+    "Normalize": read_normalize,
+    "Dropout": lambda _: None,  # of which nothing is left once a model is trained
+}

@@ -1,0 +1,205 @@
+"""A folder's tokenizer, as transformers would make it of tokenizer.json and tokenizer_config.json.
+
+transformers builds a BERT's tokenizer anew from the vocabulary and what tokenizer_config.json says: tokenizer.json's
+normalizer is not used at all. Importing it takes seconds, and so what it does for BERT, and for tokenizers that are
+what tokenizer.json says, is done here; whatever else a folder says is left to transformers itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aq_jax.errors import AqError, FormatError
+from aq_jax.nn.jsonfile import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+BERT = ("BertTokenizer", "BertTokenizerFast")
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+BERT_TOKENS = {
+    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}  # fmt: skip
+# Of tokenizer_config.json: what is applied here, and what changes no id of a text.
+APPLIED = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "split_special_tokens", "truncation_side"}
+APPLIED |= {"model_max_length", "max_len", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
+IDLE = {
+    "backend", "chat_template", "clean_up_tokenization_spaces", "do_basic_tokenize", "is_local", "local_files_only",
+    "max_length", "model_input_names", "name_or_path", "never_split", "pad_to_multiple_of", "pad_token_type_id",
+    "padding_side", "processor_class", "special_tokens_map_file", "stride", "tokenizer_class", "tokenizer_file",
+    "truncation_strategy", "use_fast", "add_bos_token", "add_eos_token",
+}  # fmt: skip
+
+
+def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Tokenizer:
+    """Read a folder's tokenizer; the side on which it cuts is noted in its truncation (see `cut_at`).
+
+    Args:
+        folder: has tokenizer.json, or older files, and config.json.
+        extra: goes before what tokenizer_config.json says.
+
+    Raises:
+        FormatError: if there is none, or it is damaged, or could only be made by code of the folder's own.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / FILE
+    said = (read_json(folder / CONFIG, dict) or {}) | dict(extra or {})
+    model = read_json(folder / "config.json", dict) or {}
+    try:
+        if file.exists():
+            found = Tokenizer.from_file(str(file))
+            if not _as_transformers_would(found, folder, said, model):
+                found = _by_transformers(folder, extra)
+        elif not any((folder / name).exists() for name in VOCABULARIES):  # transformers makes one that knows no word
+            raise FileNotFoundError(f"wanted it, or one of {', '.join(VOCABULARIES)}, which `convert` copies there")
+        else:
+            found = _by_transformers(folder, extra)
+    except Exception as error:  # tokenizers raises no other class
+        raise FormatError(f"{file}: no tokenizer can be made of it: {error}") from None
+    side = said.get("truncation_side") or (found.truncation or {}).get("direction", "right")
+    if side not in ("left", "right"):
+        raise FormatError(f"{folder / CONFIG}: truncation_side is {side!r}; wanted 'left' or 'right'")
+    found.no_padding()
+    found.enable_truncation(2**31, direction=side)
+    return found
+
+
+def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **(extra or {}))
+    return made.backend_tokenizer
+
+
+def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Whether a tokenizer was made what transformers makes of it; False says that only transformers itself can."""
+    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+
+    kind = said.get("tokenizer_class") or model.get("tokenizer_class")
+    is_bert = model.get("model_type") == "bert" and kind in (None, *BERT)
+    if not is_bert and not said:
+        return True  # nothing overrides it
+    if not is_bert and kind not in PLAIN:
+        return False
+    added, known = found.get_added_tokens_decoder(), "added_tokens_decoder" in said
+    tokens = said if known else said | (read_json(folder / "special_tokens_map.json", dict) or {})
+    named = {name: _content(tokens[name]) for name in NAMED if tokens.get(name) is not None}
+    if is_bert:
+        named = BERT_TOKENS | named
+    others = [_content(token) for token in _more_tokens(tokens)]
+    here = {token.content: token for token in added.values()}
+    if not (
+        said.keys() <= APPLIED | IDLE | set(NAMED)
+        and tokens.keys() <= APPLIED | IDLE | set(NAMED)
+        and all(isinstance(each, str) for each in (*named.values(), *others))
+        and all(other in here for other in others)
+        and all(token.special for token in added.values() if token.content in named.values())
+        and all(_is_plain(tokens.get(name)) for name, content in named.items() if content not in here)
+        and (known or not (folder / "added_tokens.json").exists())
+        and (not known or _same_tokens(said["added_tokens_decoder"], added))
+    ):
+        return False
+    if is_bert:
+        words = found.model
+        if not (
+            isinstance(words, WordPiece)
+            and (words.unk_token, words.continuing_subword_prefix) == (named["unk_token"], "##")
+            and words.max_input_chars_per_word == 100
+            and _follow(added, found.get_vocab(with_added_tokens=False))
+        ):
+            return False
+        found.normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+            strip_accents=said.get("strip_accents"),
+            lowercase=said.get("do_lower_case", True),
+        )
+        found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        found.decoder = decoders.WordPiece(prefix="##")
+    missing = [named[name] for name in NAMED if name in named and named[name] not in here]
+    found.add_tokens([AddedToken(content, special=True) for content in dict.fromkeys(missing)])
+    if is_bert:
+        first, last = named["cls_token"], named["sep_token"]
+        found.post_processor = processors.TemplateProcessing(
+            single=f"{first}:0 $A:0 {last}:0",
+            pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1",
+            special_tokens=[(token, found.token_to_id(token)) for token in (first, last)],
+        )
+    found.encode_special_tokens = said.get("split_special_tokens", False)
+    return True
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _more_tokens(said: Mapping[str, Any]) -> Sequence[Any]:
+    more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or ()
+    return more if isinstance(more, list | tuple) else (more,)  # what is no list is no string, and refused
+
+
+def _is_plain(token: Any) -> bool:
+    """Whether a token that is added has no settings of its own."""
+    flags = ("lstrip", "rstrip", "single_word", "normalized")
+    return not isinstance(token, dict) or not any(token.get(flag) for flag in flags)
+
+
+def _same_tokens(said: Any, added: Mapping[int, Any]) -> bool:
+    """Whether two files give the same tokens the same settings."""
+    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return isinstance(said, dict) and {
+        str(i): [getattr(token, flag) for flag in flags] for i, token in added.items()
+    } == {i: [token.get(flag) for flag in flags] if isinstance(token, dict) else token for i, token in said.items()}
+
+
+def _follow(added: Mapping[int, Any], vocabulary: Mapping[str, int]) -> bool:
+    """Whether added tokens are of the vocabulary, or follow it: only then do they get these numbers once more."""
+    new = [i for i, token in sorted(added.items()) if vocabulary.get(token.content) != i]
+    return new == list(range(len(vocabulary), len(vocabulary) + len(new)))
+
+
+def lower_case(tokenizer: Tokenizer) -> None:
+    """Put lower case before whatever else a tokenizer does to a text, as sentence-transformers' do_lower_case does."""
+    from tokenizers import normalizers
+
+    own: Any = tokenizer.normalizer
+    parts: list[Any] = [own] if own is not None else []
+    if isinstance(own, normalizers.Sequence):
+        parts = [own[i] for i in range(len(own))]  # type: ignore[reportArgumentType]
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+
+
+def cut_at(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Cut texts at so many tokens, on the side on which they were cut before, and pad none."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens, direction=(tokenizer.truncation or {}).get("direction", "right"))
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int, where: str) -> list[Encoding]:
+    """Tokenize texts for a model of so many tokens.
+
+    Raises:
+        AqError: for a text with a token for which the model has no row, naming both.
+    """
+    found = tokenizer.encode_batch([valid(text) for text in texts])
+    for number, encoding in enumerate(found):
+        if encoding.ids and (most := max(encoding.ids)) >= vocabulary:
+            token = encoding.tokens[encoding.ids.index(most)]
+            raise AqError(
+                f"{where}: text {number} has the token {token!r}, which the tokenizer numbers {most}; vocab_size in "
+                f"config.json is {vocabulary}: leave the token out"
+            )
+    return found
+
+
+def valid(text: str) -> str:
+    """Lone surrogates, which no tokenizer takes, as the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
