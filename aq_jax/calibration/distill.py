@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.latent import Latent, bounded, latent, value
@@ -27,7 +26,7 @@ from aq_jax.config import QuantSpec
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.core.qtensor import QTensor
 from aq_jax.nn.bert import Bert
-from aq_jax.nn.compiled import leaves_of
+from aq_jax.nn.compiled import split
 from aq_jax.nn.sentences import Sentences
 
 TABLE = "word.embedding"  # of which a batch reads few rows
@@ -114,9 +113,8 @@ class Distiller:
     ) -> None:
         self._specs, self._symmetric = dict(specs), frozenset(symmetric)
         self._said = said
-        self._graph, state = nnx.split(model)
-        self._tree = jax.tree.structure(state)
-        self.leaves = leaves_of(model), leaves_of(quantized)
+        (self._teacher, teacher), (self._student, student) = split(model), split(quantized)
+        self.leaves = teacher, student
         self._run = jax.jit(self._step, donate_argnums=0, compiler_options=dict(COMPILER_OPTIONS[backend()]))
         self._shapes: set[tuple[int, ...]] = set()
 
@@ -159,7 +157,7 @@ class Distiller:
 
     def goal(self, teacher: list[Any], texts: Lesson) -> list[Float[Array, "batch tokens width"]]:
         """Hidden states of the float model, of these leaves."""
-        return _hidden(self._model(teacher), texts.ids, texts.lengths)
+        return _hidden(self._teacher.merge(teacher), texts.ids, texts.lengths)
 
     def loss(
         self, weights: Weights, student: list[Any], goal: list[Float[Array, "batch tokens width"]], texts: Lesson
@@ -172,7 +170,7 @@ class Distiller:
             goal: of the float model.
             texts: one batch.
         """
-        model = self._model(student)
+        model = self._student.merge(student)
         for path, of in weights.latents.items():
             weight = value(of, self._specs[path])
             parameter(model, path).set_value(weight.T if path.endswith(".kernel") else weight)
@@ -180,9 +178,6 @@ class Distiller:
             parameter(model, path).set_value(plain)
         hidden = _hidden(model, texts.local if TABLE in self._specs else texts.ids, texts.lengths)
         return distance(hidden, goal, texts.lengths, self._said)
-
-    def _model(self, leaves: list[Any]) -> Bert:
-        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
 
     def _rates(self, weights: Weights) -> Weights:
         """How fast each part moves, of the learning rate; shaped as the weights."""
@@ -230,12 +225,12 @@ def distance(
     said: Sentences,
 ) -> Float[Array, ""]:
     """The loss (see above); texts of no tokens do not count."""
-    mask, count = mask_of(goal[0], lengths), jnp.maximum(jnp.sum(lengths > 0), 1)
+    mask, count = mask_of(goal[0], lengths), jnp.maximum(jnp.sum(lengths > 0, dtype=jnp.float32), 1)
     a, b = (said.directions(each[-1], mask) for each in (hidden, goal))
     own = jnp.sum(jnp.where(lengths > 0, 1 - jnp.sum(a * b, -1), 0.0)) / count
     parts = [
         jnp.sum(jnp.where(mask[..., None], h - g, 0.0) ** 2) / jnp.sum(jnp.where(mask[..., None], g, 0.0) ** 2)
         for h, g in zip(hidden, goal, strict=True)
     ]
-    among = jnp.where((lengths > 0)[:, None] & (lengths > 0), a @ a.T - b @ b.T, 0.0)
+    among = jnp.where((lengths > 0)[:, None] & (lengths > 0)[None], a @ a.T - b @ b.T, 0.0)
     return own + sum(parts) / len(parts) + jnp.sum(among**2) / count**2

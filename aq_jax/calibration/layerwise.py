@@ -28,7 +28,7 @@ from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
-from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.nn.compiled import Program
 from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
 
@@ -136,7 +136,7 @@ def calibrate(
 @jax.jit
 def _correction(sums: Moments, damping: float) -> Float[Array, "inputs inputs"]:
     """By what W is multiplied to have the change of W that gives the float outputs best, damped."""
-    own = sums.own + damping * jnp.mean(jnp.diagonal(sums.own)) * jnp.eye(len(sums.own))
+    own = sums.own + damping * jnp.mean(jnp.diagonal(sums.own)) * jnp.eye(len(sums.own), dtype=jnp.float32)
     factor = jax.scipy.linalg.cho_factor(own)
     return jax.scipy.linalg.cho_solve(factor, sums.cross - sums.own).T
 
@@ -156,11 +156,10 @@ def embedding_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict
     texts = [row[:count] for ids, lengths in batches for row, count in zip(ids, lengths, strict=True) if count]
     length = common_length([len(text) for text in texts], max(ids.shape[1] for ids, _ in batches))
     mixed = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
-    run = Program(model, _embedding_gradients)
-    leaves, out = leaves_of(model), {}
+    run, out = Program(_embedding_gradients).of(model), {}
     for i, (ids, lengths) in enumerate(one_shape(mixed, length)[:GRADIENT_BATCHES]):
         key = jax.random.fold_in(jax.random.key(seed), i)
-        for path, moment in run(leaves, jnp.asarray(ids), jnp.asarray(lengths), key).items():
+        for path, moment in run(jnp.asarray(ids), jnp.asarray(lengths), key).items():
             out[path] = out[path] + moment if path in out else moment
     return out
 
@@ -191,8 +190,8 @@ def _embedding_gradients(model: Model, ids: Array, lengths: Array, key: Array) -
             x = step_of(model)(layer, x, mask_of(x, lengths))
         return jnp.where(mask_of(x, lengths)[..., None], x, 0.0)
 
-    out, pull = jax.vjp(hidden, {path: jnp.zeros(shape) for path, shape in shapes.items()})
-    (gradients,) = pull(jax.random.normal(key, out.shape))
+    out, pull = jax.vjp(hidden, {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()})
+    (gradients,) = pull(jax.random.normal(key, out.shape, jnp.float32))
     flat = {path: g.reshape(-1, g.shape[-1]) for path, g in gradients.items()}
     return {path: jnp.matmul(g.T, g, precision="highest") for path, g in flat.items()}
 

@@ -4,7 +4,7 @@ A sentence's change is 1 - cosine between the float model's output and the chang
 token's, of the last hidden states. Small changes of different tensors are nearly at right angles to each other, so that
 theirs add up: the sum is what a model with all of them is predicted to change by.
 
-All texts run in one shape, so that every program is compiled once, and all layers share them.
+All texts run in one shape, so that every program is compiled once, and layers of one structure share them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.bert import Bert
-from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.nn.compiled import Program
 from aq_jax.nn.sentences import Sentences
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import gptq_tiled, metric
@@ -43,7 +43,7 @@ class Outputs:
         model: in float.
         batches: of token ids.
         said: of an encoder's sentences: what its embeddings are; by default their mean.
-        programs: another's, of the same model, to share.
+        programs: another's, of the same kind of model, to share.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Outputs:
         self._ids = [jnp.asarray(ids) for ids, _ in batches]
         self._lengths = [jnp.asarray(lengths) for _, lengths in batches]
         self.programs = programs or (
-            Program(model, lambda model, ids: model.begin(ids)),
-            Program(model.layers[0], lambda layer, x, lengths: step(layer, x, mask_of(x, lengths))),
-            Program(model, lambda model, x, lengths: _directions(model, x, lengths, said)),
-            Program(model, lambda model, x, lengths, goal: _changes(model, x, lengths, goal, said)),
+            Program(lambda model, ids: model.begin(ids)),
+            Program(lambda layer, x, lengths: step(layer, x, mask_of(x, lengths))),
+            Program(lambda model, x, lengths: _directions(model, x, lengths, said)),
+            Program(lambda model, x, lengths, goal: _changes(model, x, lengths, goal, said)),
         )
         self.states: list[list[Array]] = [self._begin(model)]  # what each layer is given
         for layer in model.layers:
             self.states.append(self._advance(layer, self.states[-1]))
-        end, leaves = self.programs[2], leaves_of(model)
-        self._goals = [end(leaves, x, n) for x, n in zip(self.states.pop(), self._lengths, strict=True)]
+        end = self.programs[2].of(model)
+        self._goals = [end(x, n) for x, n in zip(self.states.pop(), self._lengths, strict=True)]
 
     def change(self, model: Model, layer: int | None = None) -> float:
         """The mean of 1 - cosine between the float model's outputs and this one's.
@@ -78,18 +78,18 @@ class Outputs:
         states = self._begin(model) if layer is None else self.states[layer]
         for each in list(model.layers)[layer or 0 :]:
             states = self._advance(each, states)
-        compare, leaves = self.programs[3], leaves_of(model)
-        sums = [compare(leaves, *each) for each in zip(states, self._lengths, self._goals, strict=True)]
+        compare = self.programs[3].of(model)
+        sums = [compare(*each) for each in zip(states, self._lengths, self._goals, strict=True)]
         total, count = np.asarray(jax.device_get(sums), np.float64).sum(0).tolist()
         return total / max(count, 1)
 
     def _begin(self, model: Model) -> list[Array]:
-        leaves = leaves_of(model)
-        return [self.programs[0](leaves, ids) for ids in self._ids]
+        run = self.programs[0].of(model)
+        return [run(ids) for ids in self._ids]
 
     def _advance(self, layer: nnx.Module, states: list[Array]) -> list[Array]:
-        leaves = leaves_of(layer)
-        return [self.programs[1](leaves, x, n) for x, n in zip(states, self._lengths, strict=True)]
+        run = self.programs[1].of(layer)
+        return [run(x, n) for x, n in zip(states, self._lengths, strict=True)]
 
 
 def _directions(model: Model, x: Array, lengths: Array, said: Sentences) -> Float[Array, "outputs width"]:
@@ -124,13 +124,13 @@ def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str
             moments |= dict.fromkeys(paths, jnp.matmul(flat.T, flat, precision="highest"))
         return after, moments
 
-    begin, walk = Program(model, lambda model, ids: model.begin(ids)), Program(model.layers[0], both)
-    leaves, tokens = leaves_of(model), max(1, sum(int(lengths.sum()) for _, lengths in batches))
-    states = [begin(leaves, jnp.asarray(ids)) for ids, _ in batches]
+    begin, walk = Program(lambda model, ids: model.begin(ids)).of(model), Program(both)
+    tokens = max(1, sum(int(lengths.sum()) for _, lengths in batches))
+    states = [begin(jnp.asarray(ids)) for ids, _ in batches]
     for i, layer in enumerate(model.layers):
-        leaves, sums = leaves_of(layer), {}
+        run, sums = walk.of(layer), {}
         for n, (_, lengths) in enumerate(batches):
-            states[n], moments = walk(leaves, states[n], jnp.asarray(lengths))
+            states[n], moments = run(states[n], jnp.asarray(lengths))
             sums = {path: sums[path] + moment if sums else moment for path, moment in moments.items()}
         found |= {f"layers.{i}.{path}.kernel": moment / tokens for path, moment in sums.items()}
     for path, moment in found.items():

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.calibration.text import Batch
 from aq_jax.nn.bert import Bert
-from aq_jax.nn.compiled import Program, leaves_of
+from aq_jax.nn.compiled import Program, Structure, split
 from aq_jax.nn.llama import Llama
 
 # A model that can be walked has `layers`, `begin` (what the first layer is given) and `advance` (what the next one is).
@@ -37,7 +38,8 @@ class Moments(NamedTuple):
 class Walk:
     """Two models' hidden states, taken from layer to layer.
 
-    All layers share their programs: one for each shape of a batch, and each set of linears that are given the same.
+    Layers of one structure share their programs: one for each shape of a batch, and each set of linears that are given
+    the same.
 
     Args:
         model: in float.
@@ -47,15 +49,14 @@ class Walk:
 
     def __init__(self, model: Model, quantized: Model, batches: Sequence[Batch]) -> None:
         self._models, self._lengths = (model, quantized), [jnp.asarray(lengths) for _, lengths in batches]
-        begin = Program(model, lambda model, ids: model.begin(ids))
-        self._states = [[begin(leaves_of(each), jnp.asarray(ids)) for ids, _ in batches] for each in self._models]
-        first, x = model.layers[0], self._states[0][0]
-        step = step_of(model)
-        self.stages: list[list[str]] = []
-        jax.eval_shape(lambda: self._see(first, x, jnp.ones(x.shape[:2], bool), step))
-        self._given = Program(first, lambda *args, **how: _given(step, *args, **how), ("stage",))
-        self._all = Program(first, lambda *args: _all(step, *args))
+        begin = Program(lambda model, ids: model.begin(ids))
+        first = [begin.of(each) for each in self._models]
+        self._states = [[run(jnp.asarray(ids)) for ids, _ in batches] for run in first]
+        self._step = step_of(model)
+        self._given = Program(partial(_given, self._step), ("stage",))
+        self._all = Program(partial(_all, self._step))
         self._floats: list[tuple[list[Array], Array]] = []
+        self._stages: dict[Structure, list[list[str]]] = {}
         self._programs = (begin, self._given, self._all)
         self.layer = 0
 
@@ -64,23 +65,34 @@ class Walk:
         """How many programs there are so far."""
         return sum(program.compiles for program in self._programs)
 
-    def _see(self, layer: nnx.Module, x: Array, mask: Array, step: Any) -> None:
-        """Which linears a layer calls, in order; those that are given the same array are one stage."""
-        self.stages = [paths for paths, _ in staged(tapped(step, layer, x, mask)[0])]
+    @property
+    def stages(self) -> list[list[str]]:
+        """Which linears the current layer calls, in order; those that are given the same array are one stage."""
+        structure, leaves = split(self._models[0].layers[self.layer])
+        if structure not in self._stages:
+            found: list[list[str]] = []
+
+            def see(leaves: list[Array], x: Array, mask: Array) -> None:
+                found.extend(paths for paths, _ in staged(tapped(self._step, structure.merge(leaves), x, mask)[0]))
+
+            x = self._states[0][0]
+            jax.eval_shape(see, leaves, x, jax.ShapeDtypeStruct(x.shape[:2], np.dtype(bool)))
+            self._stages[structure] = found
+        return self._stages[structure]
 
     def moments(self, stage: int) -> Moments:
         """Of what the linears of a stage are given in the current layer."""
-        own = cross = jnp.zeros(())
-        leaves = leaves_of(self._models[1].layers[self.layer])
+        own = cross = jnp.zeros((), jnp.float32)
+        run = self._given.of(self._models[1].layers[self.layer])
         for x, lengths, (given, _) in zip(self._states[1], self._lengths, self._in_float(), strict=True):
-            q = self._given(leaves, x, lengths, stage=stage)
+            q = run(x, lengths, stage=stage)
             own, cross = own + _product(q, q), cross + _product(q, given[stage])
         return Moments(own, cross, jnp.float32(sum(int(lengths.sum()) for lengths in self._lengths)))
 
     def advance(self) -> None:
         """On to the next layer, with the weights that both models have now."""
-        leaves = leaves_of(self._models[1].layers[self.layer])
-        quantized = [self._all(leaves, x, n)[1] for x, n in zip(self._states[1], self._lengths, strict=True)]
+        run = self._all.of(self._models[1].layers[self.layer])
+        quantized = [run(x, n)[1] for x, n in zip(self._states[1], self._lengths, strict=True)]
         self._states = [[after for _, after in self._in_float()], quantized]
         self._floats = []
         self.layer += 1
@@ -88,8 +100,8 @@ class Walk:
     def _in_float(self) -> list[tuple[list[Array], Array]]:
         """Of each batch, in the float model: what the linears of each stage are given, and the next layer."""
         if not self._floats:
-            leaves = leaves_of(self._models[0].layers[self.layer])
-            self._floats = [self._all(leaves, x, n) for x, n in zip(self._states[0], self._lengths, strict=True)]
+            run = self._all.of(self._models[0].layers[self.layer])
+            self._floats = [run(x, n) for x, n in zip(self._states[0], self._lengths, strict=True)]
         return self._floats
 
 
@@ -100,7 +112,7 @@ def step_of(model: Model) -> Callable[[Any, Array, Array], Array]:
 
 def mask_of(x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]) -> Bool[Array, "batch tokens"]:
     """Which tokens are no padding."""
-    return jnp.arange(x.shape[1]) < lengths[:, None]
+    return jnp.arange(x.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
 
 def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[str, Array]], Array]:

@@ -47,10 +47,10 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
     unsigned = _integers(codes, 2 ** (bits - 1))
     if octets > 1:  # else what stands above a code, a multiple of 256, leaves the byte alone
         unsigned = unsigned & (2**bits - 1)
-    shifts = jnp.arange(run // words, dtype=jnp.int32) * bits
-    parts = jnp.sum(unsigned.reshape(*lead, length // run, words, run // words) << shifts, axis=-1)
+    shifts = multiples(bits, run // words, len(lead) + 3)
+    parts = jnp.sum(unsigned.reshape(*lead, length // run, words, run // words) << shifts, axis=-1, dtype=jnp.int32)
     if words == 1:
-        stream = parts >> (8 * jnp.arange(octets, dtype=jnp.int32))
+        stream = parts >> multiples(8, octets, len(lead) + 2)
     else:  # the second word follows the first within a byte
         stream = jnp.stack([_octet(parts, k, bits * run // words) for k in range(octets)], axis=-1)
     return (stream & 0xFF).astype(jnp.uint8).reshape(*lead, length * bits // 8)
@@ -115,15 +115,25 @@ def _unsigned(data: Array, bits: int) -> Array:
     run, words, octets = _run(bits)
     run, width = run // words, bits * run // words
     runs = data.reshape(*lead, length // octets, octets).astype(jnp.int32)
-    shifts = jnp.arange(run, dtype=jnp.int32) * bits
+    shifts = multiples(bits, run, len(lead) + 2)
     parts = []
     for word in range(words):
         first, spare = divmod(width * word, 8)
         own = runs[..., first : (width * (word + 1) - 1) // 8 + 1]
-        whole = jnp.sum(own << (8 * jnp.arange(own.shape[-1], dtype=jnp.int32)), axis=-1) if octets > 1 else own[..., 0]
+        own = own << multiples(8, own.shape[-1], len(lead) + 2)
+        whole = jnp.sum(own, axis=-1, dtype=jnp.int32) if octets > 1 else own[..., 0]
         parts.append((whole[..., None] >> (shifts + spare)) & (2**bits - 1))
     codes = parts[0] if words == 1 else jnp.concatenate(parts, axis=-1)
     return codes.reshape(*lead, length * 8 // bits)
+
+
+def multiples(of: int, count: int, axes: int) -> Int32[Array, "..."]:
+    """0, of, 2 of, ... along the last of so many axes: what it meets need not be promoted to its rank.
+
+    >>> multiples(3, 4, 2).tolist()
+    [[0, 3, 6, 9]]
+    """
+    return lax.broadcasted_iota(jnp.int32, (1,) * (axes - 1) + (count,), axes - 1) * of
 
 
 __all__ = ["fills_bytes", "pack", "unpack", "unpack_float"]

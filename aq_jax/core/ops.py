@@ -91,7 +91,9 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
         raise ValueError(f"qdot: integer products need {wanted}; found {w}")
     rows = x.shape[0]
     qx, sx, ox = quantize_rows(x)
-    qx = jnp.pad(qx, ((0, max(1, FEWEST_ROWS - rows)), (0, 0)), constant_values=1)  # a row of ones gives sum(qw)
+    # The last row, of ones, gives sum(qw). How many rows there are is not known where a program is exported for any.
+    filled = max(1, FEWEST_ROWS - rows) if isinstance(rows, int) else FEWEST_ROWS
+    qx = jnp.pad(qx, ((0, filled), (0, 0)), constant_values=1)
     qw = bits_jax.unpack(w.codes, w.spec.bits) if w.packed else w.codes
     groups = w.scale.shape[-1] if w.by_row else 1
     size = w.length // groups
@@ -99,10 +101,10 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
 
     def product(part: Any) -> Float[Array, "rows outputs"]:
         a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))
-        sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False) for grid in (scale, zero_point))
+        sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False)[None] for grid in (scale, zero_point))
         dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((FEWEST_ROWS, size), jnp.int8))
         # The scale of W first: x may be so large that no float32 holds its product with integers.
-        return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[rows] - size * zw))
+        return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[-1:] - size * zw))
 
     if groups == 1:
         return product(0)
@@ -181,8 +183,8 @@ def qembed(table: QTensor, ids: Integer[Array, "*batch"]) -> Float[Array, "*batc
             f"qembed: a table of {table.size} elements whose groups cross rows cannot be indexed in 32 bits; "
             "choose a group_size that divides the width"
         )
-    group = (wrapped[..., None] * table.length + jnp.arange(table.length)) // table.spec.group_elements(table.shape)
-    group = jnp.where(inside[..., None], group, table.scale.size)
+    element = wrapped[..., None].astype(jnp.int32) * table.length + bits_jax.multiples(1, table.length, ids.ndim + 1)
+    group = jnp.where(inside[..., None], element // table.spec.group_elements(table.shape), table.scale.size)
     scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
     return _unrotated((values - jnp.take(table.zero_point, group, mode="clip")) * scale, table)
 

@@ -7,11 +7,13 @@ would go stale under `vmap`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -87,6 +89,22 @@ class QTensor:
         # Leaves may be anything while a tree is mapped, shapes for example.
         shape = [*self.codes.shape[:-1], self.length] if hasattr(self.codes, "shape") else [..., self.length]
         return f"QTensor({self.spec.quant_type}{shape}, {self.spec})"
+
+
+def _to_json(static: tuple[QuantSpec, int]) -> bytes:
+    spec, length = static
+    return json.dumps({"spec": dataclasses.asdict(spec), "length": length}).encode()
+
+
+def _from_json(data: bytes) -> tuple[QuantSpec, int]:
+    static = json.loads(data)
+    return QuantSpec(**static["spec"]), static["length"]
+
+
+# So that exported functions that take or give QTensors can be written to files, too.
+jax.export.register_pytree_node_serialization(
+    QTensor, serialized_name="aq_jax.QTensor", serialize_auxdata=_to_json, deserialize_auxdata=_from_json
+)
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:

@@ -88,9 +88,8 @@ class Bert(nnx.Module):
 
     def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         """What the first layer is given."""
-        tokens = ids.shape[1]
-        embedded = self.word(ids) + self.position(jnp.arange(tokens)) + self.token_type(jnp.zeros((), jnp.int32))
-        return self.norm(embedded)
+        position = self.position(jnp.arange(ids.shape[1], dtype=jnp.int32))
+        return self.norm(self.word(ids) + position[None] + self.token_type(jnp.zeros((1, 1), jnp.int32)))
 
     @staticmethod
     def advance(

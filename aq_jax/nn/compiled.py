@@ -3,73 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.errors import AqError
 
 
-class Program:
-    """A function of a module and arrays, compiled once for each shape of the arrays.
-
-    The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it; and
-    modules of one structure, as the layers of a model are, share it.
+class Structure(NamedTuple):
+    """All of a module but the numbers in its arrays: modules of one structure can share a program.
 
     Args:
-        module: concrete; of its weights only the structure is kept.
+        graph: of its nodes, with their static attributes.
+        tree: of its arrays.
+        mesh: over which they are spread; None for one device.
+    """
+
+    graph: nnx.GraphDef
+    tree: Any
+    mesh: Mesh | AbstractMesh | None
+
+    def merge(self, leaves: list[Any]) -> Any:
+        """A module of these arrays."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
+
+
+def split(module: nnx.Module) -> tuple[Structure, list[Any]]:
+    """A module's structure, which is hashable, and its arrays as they are now.
+
+    >>> from flax import nnx
+    >>> one, other = (split(nnx.Linear(2, 2, rngs=nnx.Rngs(seed)))[0] for seed in range(2))
+    >>> one == other, one == split(nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)))[0]
+    (True, False)
+    """
+    graph, state = nnx.split(module)
+    leaves, tree = jax.tree.flatten(state)
+    shardings = (getattr(leaf, "sharding", None) for leaf in leaves)
+    mesh = next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
+    return Structure(graph, tree, mesh), leaves
+
+
+class Program:
+    """A function of a module and arrays, compiled once for each structure of the module and shape of the arrays.
+
+    The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it; and
+    modules of one structure, as the layers of most models are, share it. What is static in a module, such as the window
+    of an attention, is part of its structure.
+
+    Args:
         function: (module, *arrays, **options) -> arrays.
         options: names of arguments that are static.
 
     >>> from flax import nnx
     >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(2)]
-    >>> double = Program(layers[0], lambda layer, x: 2 * layer(x))
-    >>> [double(leaves_of(layer), jax.numpy.ones((3, 2))).shape for layer in layers], double.compiles
+    >>> double = Program(lambda layer, x: 2 * layer(x))
+    >>> [double(layer, jax.numpy.ones((3, 2))).shape for layer in layers], double.compiles
     ([(3, 2), (3, 2)], 1)
     """
 
-    def __init__(self, module: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
-        graph, state = nnx.split(module)
-        tree = jax.tree.structure(state)
-
-        def run(leaves: list[Any], *arrays: Any, **static: Any) -> Any:
-            return function(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *arrays, **static)
-
-        self._run = jax.jit(
-            run,
-            static_argnames=options,
-            compiler_options=dict(COMPILER_OPTIONS[backend()]),
-            out_shardings=_everywhere(state),
-        )
-        self._shapes: set[Any] = set()
+    def __init__(self, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
+        self._function, self._options = function, options
+        self._compiled: dict[Structure, tuple[Callable[..., Any], set[Any]]] = {}
 
     @property
     def compiles(self) -> int:
         """How many programs there are so far."""
-        return len(self._shapes)
+        return sum(len(shapes) for _, shapes in self._compiled.values())
 
-    def __call__(self, leaves: list[Any], *arrays: Any, **static: Any) -> Any:
-        """The function's result for a module of these leaves."""
-        self._shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
-        return self._run(leaves, *arrays, **static)
+    def __call__(self, module: nnx.Module, *arrays: Any, **static: Any) -> Any:
+        """The function's result."""
+        return self.of(module)(*arrays, **static)
+
+    def of(self, module: nnx.Module) -> Callable[..., Any]:
+        """The function of a module as it is now, which is taken apart once for all the calls to come."""
+        structure, leaves = split(module)
+        if structure not in self._compiled:
+            self._compiled[structure] = self._compile(structure), set()
+        run, shapes = self._compiled[structure]
+
+        def call(*arrays: Any, **static: Any) -> Any:
+            shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
+            return run(leaves, *arrays, **static)
+
+        return call
+
+    def _compile(self, structure: Structure) -> Callable[..., Any]:
+        def run(leaves: list[Any], *arrays: Any, **static: Any) -> Any:
+            # NumPy arrays come through as they are where nothing is compiled (jax_disable_jit).
+            arrays = tuple(each if isinstance(each, jax.Array) else jnp.asarray(each) for each in arrays)
+            return self._function(structure.merge(leaves), *arrays, **static)
+
+        return jax.jit(
+            run,
+            static_argnames=self._options,
+            compiler_options=dict(COMPILER_OPTIONS[backend()]),
+            # To every device of the weights' mesh, so that each process has the results.
+            out_shardings=None if structure.mesh is None else NamedSharding(structure.mesh, PartitionSpec()),
+        )
 
 
-def _everywhere(state: Any) -> NamedSharding | None:
-    """Where results go: to every device of the weights' mesh, so that each process has them; None if there is none."""
-    for leaf in jax.tree.leaves(state):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding):
-            return NamedSharding(sharding.mesh, PartitionSpec())
-    return None
-
-
-class Compiled(Program):
-    """A `Program` and the leaves of one model.
+class Compiled:
+    """A `Program` of one model.
 
     >>> from flax import nnx
     >>> double = Compiled(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), lambda model, x: 2 * model(x))
@@ -78,17 +118,17 @@ class Compiled(Program):
     """
 
     def __init__(self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
-        super().__init__(model, function, options)
-        self._leaves = leaves_of(model)  # a list is taken apart faster than a State, in every call
+        self._program = Program(function, options)
+        self._call = self._program.of(model)  # a list of leaves is taken apart faster than a State, in every call
+
+    @property
+    def compiles(self) -> int:
+        """How many programs there are so far."""
+        return self._program.compiles
 
     def __call__(self, *arrays: Any, **static: Any) -> Any:
         """The function's result for this model."""
-        return super().__call__(self._leaves, *arrays, **static)
-
-
-def leaves_of(module: nnx.Module) -> list[Any]:
-    """A module's arrays, as `Program` takes them."""
-    return jax.tree.leaves(nnx.state(module))
+        return self._call(*arrays, **static)
 
 
 def padded_length(count: int, longest: int) -> int:

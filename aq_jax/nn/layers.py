@@ -67,7 +67,8 @@ class QLinear(nnx.Module):
         y = qdot(x.reshape(*batch, math.prod(self.inputs)), self.weight.get_value(), self.activations).reshape(
             *batch, *self.outputs
         )
-        y = y if self.bias is None else y + self.bias.get_value().astype(y.dtype)
+        if self.bias is not None:
+            y += jnp.expand_dims(self.bias.get_value().astype(y.dtype), range(len(batch)))
         return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

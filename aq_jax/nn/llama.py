@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -118,13 +119,14 @@ class Llama(nnx.Module):
     def empty_cache(self, batch: int, positions: int) -> Cache:
         """Room for the keys and values of so many positions."""
         shape = (batch, positions, self.config.num_key_value_heads, self.config.head_dim)
-        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(self.config.num_hidden_layers)]
+        zeros = partial(jnp.zeros, shape, jnp.float32)
+        return [(zeros(), zeros()) for _ in range(self.config.num_hidden_layers)]
 
     def __call__(
         self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "batch tokens width"], Cache]:
         """Hidden states of tokens that follow `start` others, and the cache with them in it."""
-        positions = start + jnp.arange(ids.shape[1])
+        positions = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
         rope = rotations(self.config, positions)
         x = self.begin(ids)
         filled: Cache = []
@@ -142,8 +144,8 @@ class Llama(nnx.Module):
         config: LlamaConfig, layer: Layer, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch tokens width"]:
         """What the next layer is given, on whole texts; what follows a text, and is masked, changes nothing in it."""
-        positions = jnp.arange(x.shape[1])
-        empty = jnp.zeros((*x.shape[:2], config.num_key_value_heads, config.head_dim))
+        positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+        empty = jnp.zeros((*x.shape[:2], config.num_key_value_heads, config.head_dim), jnp.float32)
         return layer(x, empty, empty, positions, rotations(config, positions))[0]
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
@@ -201,8 +203,8 @@ def attention(
     batch, tokens, heads, size = q.shape
     shared = (q * size**-0.5).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
     scores = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
-    seen = jnp.arange(keys.shape[1]) <= positions[:, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(dtype)
+    seen = jnp.arange(keys.shape[1], dtype=jnp.int32)[None] <= positions[:, None]
+    weights = jax.nn.softmax(jnp.where(seen[None, None, None], scores, -jnp.inf), axis=-1).astype(dtype)
     mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, values.astype(dtype), preferred_element_type=jnp.float32)
     return mixed.reshape(batch, tokens, heads, size)
 
@@ -216,7 +218,7 @@ def rotations(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Arr
         turns = original * speed / (2 * math.pi)
         smooth = np.clip((turns - low) / (high - low), 0, 1)
         speed = speed / factor * (1 - smooth) + speed * smooth
-    angles = positions[:, None, None].astype(jnp.float32) * jnp.asarray(speed, jnp.float32)
+    angles = positions[:, None, None].astype(jnp.float32) * jnp.asarray(speed, jnp.float32)[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -224,7 +226,7 @@ def rotate(
     x: Float[Array, "batch tokens heads size"], rope: tuple[Array, Array]
 ) -> Float[Array, "batch tokens heads size"]:
     """Turn the pairs (i, i + size / 2), as Hugging Face's weights have them."""
-    cos, sin = rope
+    cos, sin = rope[0][None], rope[1][None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

@@ -74,9 +74,9 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
         moment = rotate(rotate(moment, rotation).T, rotation)
     diagonal = jnp.diagonal(moment)
     unit = jnp.maximum(jnp.mean(jnp.maximum(diagonal, 0.0)), 1e-30)
-    h = moment / unit + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0))
-    order = jnp.argsort(-jnp.diagonal(h))
-    eye = jnp.eye(h.shape[0])
+    h = moment / unit + jnp.diag((diagonal <= 0).astype(jnp.float32))
+    order = jnp.argsort(-jnp.diagonal(h)).astype(jnp.int32)
+    eye = jnp.eye(h.shape[0], dtype=jnp.float32)
     # h = r r^T with r upper triangular is the Cholesky factor of the matrix read backwards; u is its inverse.
     backwards = h[order][:, order][::-1, ::-1]
 
@@ -86,7 +86,8 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
     def failed(state: tuple[Array, Array]) -> Bool[Array, ""]:
         return ~jnp.isfinite(state[1]).all() & (state[0] < 1e6)
 
-    added, r = lax.while_loop(failed, lambda s: (10 * s[0], factor(10 * s[0])), (jnp.float32(damping), factor(damping)))
+    first = jnp.asarray(damping, jnp.float32)
+    added, r = lax.while_loop(failed, lambda s: (10 * s[0], factor(10 * s[0])), (first, factor(first)))
     sound = jnp.isfinite(r).all()
     h, r = jnp.where(sound, h + added * eye, eye), jnp.where(sound, r, eye)
     u = jax.scipy.linalg.solve_triangular(r[::-1, ::-1], eye)
@@ -124,7 +125,7 @@ def gptq(
     w = w.astype(jnp.float32)
     w = rotate(w, spec.rotation) if spec.rotation else w
     size = spec.group_elements(shape)
-    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point))
+    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point, jnp.float32))
     w = jnp.where(jnp.isfinite(w), w, 0.0)
     codes = _gptq(w, under, scale, zeros, bits)
     error = _error(w, codes, scale, zeros, under.h)
@@ -185,7 +186,8 @@ def _searched(
     measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
     grids = search(measured, bits, symmetric)
     errors = jnp.stack([jnp.sum(measured.error(grid, bits)) for grid in grids])
-    best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors), (zero_point < 0).astype(int)) if symmetric else 0
+    asked = (zero_point < 0).astype(jnp.int32)
+    best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors).astype(jnp.int32), asked) if symmetric else 0
     scale, zero_point = (jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point"))
     return scale, zero_point
 
@@ -206,6 +208,11 @@ def _blocks(inputs: int) -> tuple[int, int]:
     return size, -inputs % size
 
 
+def _ones_after(inputs: int, missing: int) -> Float[Array, "columns columns"]:
+    """The diagonal of the columns that fill up the last block."""
+    return jnp.diag((jnp.arange(inputs + missing) >= inputs).astype(jnp.float32))
+
+
 def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -> Float[Array, "rows inputs"]:
     inputs = w.shape[1]
     size, missing = _blocks(inputs)
@@ -215,7 +222,7 @@ def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -
     left, s, z = (
         jnp.pad(a[order], pad, constant_values=1) for a in (w.T, _wide(scale, inputs), _wide(zero_point, inputs))
     )
-    u = jnp.pad(under.u, (0, missing)) + jnp.diag(jnp.where(jnp.arange(inputs + missing) < inputs, 0.0, 1.0))
+    u = jnp.pad(under.u, (0, missing)) + _ones_after(inputs, missing)
 
     def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         left, codes = state
@@ -228,7 +235,7 @@ def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -
             w, codes, errors = state
             q = _level(w[j], sb[j], zb[j], bits)
             error = (w[j] - (q - zb[j]) * sb[j]) / square[j, j]
-            return w - square[j][:, None] * error, codes.at[j].set(q), errors.at[j].set(error)
+            return w - square[j][:, None] * error[None], codes.at[j].set(q), errors.at[j].set(error)
 
         wb = here(left)
         _, qb, errors = lax.fori_loop(0, size, column, (wb, wb, wb))
@@ -247,7 +254,7 @@ def _descend(
     size, missing = _blocks(inputs)
     pad = ((0, missing), (0, 0))
     s, z, q = (jnp.pad(a, pad, constant_values=1) for a in (_wide(scale, inputs), _wide(zero_point, inputs), codes.T))
-    h = jnp.pad(h, (0, missing)) + jnp.diag(jnp.where(jnp.arange(inputs + missing) < inputs, 0.0, 1.0))
+    h = jnp.pad(h, (0, missing)) + _ones_after(inputs, missing)
     slope = h @ ((q - z) * s - jnp.pad(w.T, pad))  # half of the objective's
 
     def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -261,7 +268,7 @@ def _descend(
         def column(j: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
             q, slope = state
             best = _level((q[j] - zb[j]) * sb[j] - slope[j] / square[j, j], sb[j], zb[j], bits)
-            return q.at[j].set(best), slope + square[j][:, None] * ((best - q[j]) * sb[j])
+            return q.at[j].set(best), slope + square[j][:, None] * ((best - q[j]) * sb[j])[None]
 
         after, _ = lax.fori_loop(0, size, column, (before, here(slope)))
         return lax.dynamic_update_slice_in_dim(q, after, start, 0), slope + rows_of_h.T @ ((after - before) * sb)
@@ -294,7 +301,8 @@ def _least_squares(
         )
         wanted = jnp.concatenate([wanted, goal.sum(-1)], 1)
     # Groups whose codes are all alike leave the system singular; they keep their grid below.
-    ridge = 1e-6 * jnp.trace(system, axis1=1, axis2=2)[:, None, None] * jnp.eye(system.shape[1])
+    eye = jnp.eye(system.shape[1], dtype=jnp.float32)[None]
+    ridge = 1e-6 * jnp.trace(system, axis1=1, axis2=2)[:, None, None] * eye
     found = jnp.linalg.solve(system + ridge, wanted[..., None])[..., 0]
     new = round_mantissa(found[:, :groups], STORED_MANTISSA)
     good = jnp.isfinite(new) & (new > SCALE_MIN) & (new < SCALE_MAX)

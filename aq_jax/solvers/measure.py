@@ -91,8 +91,8 @@ class Groups:
         return new
 
     def _sum(self, terms: Float[Array, "*groups size"]) -> Float[Array, "*groups"]:
-        size = terms.shape[-1]
-        return total(jnp.where(jnp.arange(size, dtype=jnp.float32) < size - self.pads[..., None], terms, 0.0))
+        position = lax.broadcasted_iota(jnp.float32, (1,) * (terms.ndim - 1) + terms.shape[-1:], terms.ndim - 1)
+        return total(jnp.where(position < terms.shape[-1] - self.pads[..., None], terms, 0.0))
 
     def sums(self, grid: Grid, bits: int) -> Sums:
         u = encode(self.w, grid, bits) + offset(grid, bits)

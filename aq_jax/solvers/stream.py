@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aq_jax.core.grid import Grid, Rounding
+from aq_jax.core.grid import AnyArray, Grid, Rounding
 from aq_jax.solvers.measure import Groups, Sums
 from aq_jax.solvers.screen import float32
 
@@ -62,15 +62,16 @@ class Stream:
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _stream_sums(
-    w: Float[Array, "1 size"],
-    pads: Float[Array, "1"],
-    factor: Float[Array, ""],
-    grid: tuple[Array, Array, Array, Array],
+    w: Float[AnyArray, "1 size"],
+    pads: Float[AnyArray, "1"],
+    factor: Float[AnyArray, ""],
+    grid: tuple[Any, Any, Any, Any],
     bits: int,
     rounding: Rounding,
 ) -> Float[Array, "5 1"]:
-    groups = Groups(w, pads).scaled(factor[None])
-    whole = Grid(*grid, rounding)
+    # They are NumPy arrays where nothing is compiled (jax_disable_jit).
+    groups = Groups(jnp.asarray(w), jnp.asarray(pads)).scaled(jnp.asarray(factor)[None])
+    whole = Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
     s = groups.sums(whole, bits)
     return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, bits)])
 

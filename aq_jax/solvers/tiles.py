@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from aq_jax.codes import bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, decode, encode, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
 from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
@@ -263,10 +264,11 @@ class _Long(_Road):
 
 @partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
 def _solve_tile(
-    w: Float[Array, "groups size"], pads: Float[Array, "groups"], bits: int, symmetric: bool, solver: str
+    w: Float[AnyArray, "groups size"], pads: Float[AnyArray, "groups"], bits: int, symmetric: bool, solver: str
 ) -> tuple[Shaped[Array, "candidates bytes"], Float[Array, "candidates numbers"]]:
     """Codes, and all numbers in one array: to fetch an array costs as much as to compute a tenth of the tile."""
-    groups = Groups(w, pads)
+    w = jnp.asarray(w)  # which is a NumPy array where nothing is compiled (jax_disable_jit)
+    groups = Groups(w, jnp.asarray(pads))
     codes, numbers = [], []
     for grid in SOLVERS[solver](groups, bits, symmetric):
         q = encode(w, grid, bits)
@@ -284,15 +286,15 @@ def _numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnames=("bits", "rounding"))
 def _encode_tile(
-    w: Float[Array, "1 size"],
-    pads: Float[Array, "1"],
-    grid: tuple[Array, Array, Array, Array],
+    w: Float[AnyArray, "1 size"],
+    pads: Float[AnyArray, "1"],
+    grid: tuple[Any, Any, Any, Any],
     bits: int,
     rounding: Rounding,
 ) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
-    whole = Grid(*grid, rounding)
+    w, whole = jnp.asarray(w), Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
     q = encode(w, whole, bits)
-    return _packed(q, bits), _products(Groups(w, pads), q, whole)
+    return _packed(q, bits), _products(Groups(w, jnp.asarray(pads)), q, whole)
 
 
 def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
@@ -311,7 +313,7 @@ def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
     d = (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit
     rows, size = w.shape
     if rows == 1:  # fillings may outnumber elements, so that to take their share away would leave nothing exact
-        real = jnp.arange(size, dtype=jnp.float32) < size - groups.pads[:, None]
+        real = jnp.arange(size, dtype=jnp.float32)[None] < size - groups.pads[:, None]
         w, d = jnp.where(real, w, 0.0), jnp.where(real, d, 0.0)
         return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])
 

@@ -91,13 +91,13 @@ class Judge:
     def __init__(self, lines: list[str]) -> None:
         from aq_jax.calibration.text import padded_batches, tokenized
         from aq_jax.loader import WeightLoader
-        from aq_jax.nn.compiled import Program, leaves_of
+        from aq_jax.nn.compiled import Program
         from aq_jax.nn.encoder import embeddings
 
-        floats, self._leaves_of = models.encoder("float32"), leaves_of
+        floats = models.encoder("float32")
         with WeightLoader(models.table("float32")) as loader:
             self._tensors = loader.load_weights("numpy")
-        self._program = Program(floats.model, partial(embeddings, sentences=floats.sentences))
+        self._program = Program(partial(embeddings, sentences=floats.sentences))
         vocabulary = floats.model.config.vocab_size
         self._batches = padded_batches(tokenized(lines, floats.tokenizer, floats.sentences.max_tokens, vocabulary))
         self._exact = self._embeddings(floats.model)
@@ -114,8 +114,8 @@ class Judge:
         return float(cosines.mean()), float(np.quantile(cosines, 0.01))
 
     def _embeddings(self, model: Any) -> np.ndarray:
-        leaves = self._leaves_of(model)
-        parts = [np.asarray(self._program(leaves, ids, lengths))[lengths > 0] for ids, lengths in self._batches]
+        run = self._program.of(model)
+        parts = [np.asarray(run(ids, lengths))[lengths > 0] for ids, lengths in self._batches]
         return np.concatenate(parts).astype(np.float64)
 
 
