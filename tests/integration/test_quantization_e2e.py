@@ -133,7 +133,7 @@ class TestRealModelQuantization:
         self.check(int8, weights, {"int8"})
 
     def test_minilm_int2_quantization(self, int2: Quantized, weights: dict[str, np.ndarray]) -> None:
-        self.check(int2, weights, {"int2h", "int3h", "int8"})
+        self.check(int2, weights, {"int2h", "int3h", "int8h"})
 
     def check(self, made: Quantized, weights: dict[str, np.ndarray], kinds: set[str]) -> None:
         """Every matrix is quantized, and nothing else; every row is what was written."""
