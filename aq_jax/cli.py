@@ -26,6 +26,7 @@ from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
 
 if TYPE_CHECKING:
+    from aq_jax.conversion.dry_run import Planned
     from aq_jax.pipeline import Progress, Written
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print a JSON report")
         return sub
 
-    sub = command("convert", _convert, "do what a TOML config says: a folder of weights becomes a table")
+    sub = command("convert", _convert, "do what a TOML config says: weights of any known format become a table")
     sub.add_argument("config", metavar="CONFIG.toml")
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64"
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     for key, text in SHARDS_HELP.items():
         sub.add_argument(f"--{key.replace('_', '-')}", metavar=key.upper(), help=f"of a folder of shards: {text}")
 
-    sub = command("quantize", _quantize, "quantize a table of plain weights into another table")
+    sub = command("quantize", _quantize, "quantize plain weights, such as a table, into a table")
     sub.add_argument("input", metavar="IN")
     sub.add_argument("output", metavar="OUT")
     sub.add_argument(
@@ -396,9 +397,7 @@ def _print_allocation(record: Mapping[str, Any]) -> None:
         _say(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
 
 
-def _print_plan(
-    output: str, planned: list[jobs.Planned], as_json: bool, allocation: Mapping[str, Any] | None = None
-) -> int:
+def _print_plan(output: str, planned: list[Planned], as_json: bool, allocation: Mapping[str, Any] | None = None) -> int:
     from aq_jax.solvers.treatment import vectors_note
 
     total = sum(row.bytes for row in planned)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -357,9 +357,14 @@ class WeightLoader:
         if not rows[0].quantized:
             array = canonical(decode(rows), name)
             return array if array.flags.writeable else keep(array)
-        data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
-        scales, zeros = grids_of(rows)
-        return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0]))
+        return packed_tensor(rows, keep)
+
+
+def packed_tensor(rows: Sequence[Row], keep: Callable[[np.ndarray], np.ndarray] = np.asarray) -> QTensor:
+    """The QTensor of NumPy leaves that quantized rows hold; `keep` is what each array goes through."""
+    data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
+    scales, zeros = grids_of(rows)
+    return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0]))
 
 
 def as_packed(value: Any, dtype: Any) -> Any:

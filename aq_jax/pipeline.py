@@ -9,83 +9,25 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import ml_dtypes
 import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
-from aq_jax.loader import WeightLoader, as_v2, packed_rows, plain_rows
+from aq_jax.loader import as_v2, packed_rows, plain_rows
 from aq_jax.solvers.screen import Refused, to_half
 from aq_jax.solvers.tiles import quantize_pieces
 from aq_jax.solvers.treatment import treat, vectors_note
-from aq_jax.store import DTYPES, Row, TableWriter, pieces
+from aq_jax.store import Row, TableWriter, pieces
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-
-
-class Source(Protocol):
-    """Named tensors that can be read one at a time."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of every stored tensor, in order."""
-        ...
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Tied tensors: name -> stored name."""
-        ...
-
-    def array(self, name: str) -> np.ndarray:
-        """One tensor; a view where that is possible."""
-        ...
-
-
-class TableSource:
-    """A table as a source: quantized rows dequantized to the dtype that they had before.
-
-    Args:
-        table: an open loader.
-        allow_quantized: False refuses quantized rows, which would be rounded a second time.
-
-    Raises:
-        FormatError: if the table holds quantized rows and may not.
-    """
-
-    def __init__(self, table: WeightLoader, allow_quantized: bool) -> None:
-        self._table = table
-        self.aliases = table.aliases
-        self.shapes = {}
-        for name in table.get_layer_names():
-            if name in table.aliases:
-                continue
-            row = table.describe(name)
-            if row.quantized and not allow_quantized:
-                raise FormatError(
-                    f"{name}: is {row.quant_type} already, and would be rounded twice; quantize the table that it was "
-                    "made from, or dequantize this one first"
-                )
-            self.shapes[name] = (row.shape, DTYPES[row.dtype])
-
-    def array(self, name: str) -> np.ndarray:
-        dtype = self.shapes[name][1]
-        array = self._table.get_layer(name, "numpy", copy=False)
-        return array if array.dtype == dtype else _narrowed(array, dtype)
-
-
-def _narrowed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Dequantized values in the dtype that they had before: an outermost level may lie beyond its largest number."""
-    if dtype.kind in "iub":  # which another writer has quantized
-        return np.rint(array).astype(dtype)
-    if dtype.itemsize < 4:
-        most = ml_dtypes.finfo(dtype)
-        array = np.clip(array, np.float32(most.min), np.float32(most.max))
-    return array.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +94,14 @@ def write_model(
 ) -> Written:
     """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
 
+    Without one, what a table knew of tensors that are taken from it (`Source.rows`) is kept with them.
+
     Memory holds one tensor's codes and a tile of its values, whatever the model; of a rotated tensor all values.
 
     Args:
         source: where tensors come from.
         path: .parquet or .arrow; appears whole, or not at all.
-        config: None writes schema V1, anything else V2.
+        config: None writes schema V1, unless the source has rows of V2; anything else V2.
         solved: what solvers that need the running model made of their weights.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
@@ -170,8 +114,7 @@ def write_model(
     """
     done = Written(str(path))
     clock = _Clock(done.seconds)
-    record: dict[str, Any] = {"quantization": config.to_dict()} if config else {}
-    record |= more or {}
+    record = dict(source.made) | ({"quantization": config.to_dict()} if config else {}) | dict(more or {})
     if solved is not None:
         done.notes += solved.notes
         done.notes += [f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()]
@@ -184,29 +127,41 @@ def write_model(
             done.seconds["train"] = solved.training["seconds"]
     if config is not None and (kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]):
         done.notes.append(vectors_note(kept))
-    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
-    started = time.perf_counter()
-    with TableWriter(path, version=2 if config else 1, config=record, compression=compression) as table:
-        for name in source.shapes:
-            array = clock.timed("read", source.array, name)
+    sizes = {name: source.size(name) for name in source.shapes}
+    started, total = time.perf_counter(), sum(sizes.values())
+    version = 2 if config or any("quant_type" in row for row in source.rows.values()) else 1
+    with TableWriter(path, version=version, config=record, compression=compression) as table:
+        for name, size in sizes.items():
+            value = clock.timed("read", source.read, name)
             if solved is not None and name in solved.replaced:
-                array = solved.replaced[name]
-            if solved is not None and name in solved.weights:
-                rows = solved_rows(name, array, solved, done)
-            elif config is None:
-                rows = plain_rows(name, array)
+                value = solved.replaced[name]
+            if config is None:
+                rows = known_rows(name, value, source.rows.get(name, {}))
+            elif isinstance(value, QTensor):
+                raise FormatError(f"{name}: is {value.spec.quant_type} already, and would be rounded twice")
+            elif solved is not None and name in solved.weights:
+                rows = solved_rows(name, value, solved, done)
             else:
-                rows = quantized_rows(name, array, config, done, solved.fallbacks if solved else ())
+                rows = quantized_rows(name, value, config, done, solved.fallbacks if solved else ())
             for row in clock.watched("quantize", rows):
-                table.write(row)
-            done.source_bytes += array.nbytes
+                table.write(as_v2(row) if version == 2 else row)
+            done.source_bytes += size
             if progress:
-                progress(name, array.nbytes, total)
+                progress(name, size, total)
         for alias, stored in source.aliases.items():
             table.alias(alias, stored)
     done.bytes = os.stat(path).st_size
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
     return done
+
+
+def known_rows(name: str, value: np.ndarray | QTensor, known: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a tensor as it is, with what is known of it (see `Source.rows`)."""
+    if not isinstance(value, QTensor):
+        yield from plain_rows(name, value, *((known["dtype"], "fp16") if known.get("quant_type") == "fp16" else ()))
+        return
+    for row in packed_rows(name, value, known.get("dtype", "float32")):
+        yield dataclasses.replace(row, **{key: known[key] for key in ("solver", "cosine", "rel_mse") if key in known})
 
 
 def quantized_rows(

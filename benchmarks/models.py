@@ -34,7 +34,7 @@ def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
     with open_checkpoint(folder()) as source:
         for name in source.shapes:
             if is_matrix(name):
-                yield name, np.ascontiguousarray(source.array(name))
+                yield name, np.ascontiguousarray(source.read(name))
 
 
 def is_matrix(name: str) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from aq_jax.conversion.prequantized import read_config
+from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.converters.extents import Extent, Extents
-from aq_jax.converters.prequantized import read_config
 from aq_jax.errors import FormatError
 from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
@@ -25,6 +26,7 @@ from aq_jax.store.schema import MAX_AXES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WEIGHTS = (SINGLE, INDEX, PICKLE, PICKLE_INDEX)
 # Tensors that models tie to their embedding, of which checkpoints may list the name and not hold the values.
 _TIED = re.compile(r"(^|\.)((lm_head|embed_out|embed_tokens|output_embeddings)\.weight|decoder\.(weight|bias))$")
 # How safetensors spells what the table can hold.
@@ -50,13 +52,14 @@ class Checkpoint(Extents):
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder)
         self._arrays: dict[str, np.ndarray] = {}
-        self.notes: list[str] = []
-        """What there is to know of how it was read."""
         self.untied: set[str] = set()
         """Words that look like tied names, and are none."""
 
-    def array(self, name: str) -> np.ndarray:
-        return self._arrays[name] if name in self._arrays else super().array(name)
+    def read(self, name: str) -> np.ndarray:
+        return self._arrays[name] if name in self._arrays else super().read(name)
+
+    def side_files(self, target: Folder) -> SideFiles:
+        return side_files(self.home, target)
 
     def add(self, name: str, extent: Extent) -> None:
         """Take in a tensor of a safetensors file."""
@@ -81,6 +84,17 @@ class Checkpoint(Extents):
             raise FormatError(f"{where}: tensor {name!r} is in another file too; a checkpoint holds each name once")
 
 
+def weights_folder(folder: Folder) -> Folder | None:
+    """The folder that holds weights: this one, or one in it; None if neither does.
+
+    In the one that modules.json names sentence-transformers kept the model before its version 2.
+    """
+    if any(folder.holds(name) for name in WEIGHTS):
+        return folder
+    inner = transformer_path(folder)
+    return Folder(folder.at(inner)) if inner else None
+
+
 @contextmanager
 def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -> Iterator[Checkpoint]:
     """The tensors of a Hugging Face folder: model.safetensors, else its shards, else (asked for) pickles.
@@ -96,10 +110,8 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
     folder = location if isinstance(location, Folder) else Folder(location)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: there is no such folder")
-    weights = (SINGLE, INDEX, PICKLE, PICKLE_INDEX)
-    if not any(folder.holds(name) for name in weights) and (inner := transformer_path(folder)):
-        folder = Folder(folder.at(inner))  # where sentence-transformers kept the model before its version 2
-    found = Checkpoint(folder)
+    found = Checkpoint(weights_folder(folder) or folder)
+    found.home, folder = folder, found.folder
     if folder.state(SINGLE) is not None:
         _read_safetensors(SINGLE, found)
     elif folder.state(INDEX) is not None:
@@ -111,10 +123,7 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
         else:
             _read_shards(PICKLE_INDEX, found, _read_pickle)
     else:
-        raise FormatError(
-            f"{folder}: holds none of {SINGLE}, {INDEX}, {PICKLE}, {PICKLE_INDEX}; name a folder of Hugging Face "
-            "weights"
-        )
+        raise FormatError(f"{folder}: holds none of {', '.join(WEIGHTS)}; name a folder of Hugging Face weights")
     found.settle_aliases()
     yield found
 

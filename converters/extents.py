@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from aq_jax.conversion.source import Opener, Source
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
@@ -34,8 +37,8 @@ class Extent:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-class Extents:
-    """A source of tensors (see `pipeline.Source`) whose places are known.
+class Extents(Source):
+    """A source of tensors whose places are known.
 
     Args:
         folder: that holds the files.
@@ -45,21 +48,31 @@ class Extents:
     >>> from pathlib import Path
     >>> folder = Folder(tempfile.mkdtemp())
     >>> folder.write("a.bin", np.arange(4, dtype=np.float32).tobytes())
-    >>> Extents(folder, {"w": Extent("a.bin", 4, (2,), "float32")}).array("w")
+    >>> Extents(folder, {"w": Extent("a.bin", 4, (2,), "float32")}).read("w")
     array([1., 2.], dtype=float32)
     """
 
     def __init__(
         self, folder: Folder, extents: Mapping[str, Extent] | None = None, aliases: Mapping[str, str] | None = None
     ) -> None:
-        self.folder = folder
         self.extents = dict(extents or {})
-        self.aliases = dict(aliases or {})
-        self.shapes = {name: (extent.shape, DTYPES[extent.dtype]) for name, extent in self.extents.items()}
+        shapes = {name: (extent.shape, DTYPES[extent.dtype]) for name, extent in self.extents.items()}
+        super().__init__(folder, shapes, aliases)
         self._maps: dict[str, memoryview] = {}
 
-    def array(self, name: str) -> np.ndarray:
-        """One tensor: a read-only view of its file, or of what was fetched of it.
+    def held(self, name: str) -> int:
+        return 0  # it is mapped
+
+    def part(self, names: Collection[str]) -> Opener:
+        extents = {name: self.extents[name] for name in names}
+        return partial(_open_extents, self.folder.absolute, extents, self.aliases)
+
+    def states(self) -> list[list[object]]:
+        self.files = {extent.file for extent in self.extents.values()}
+        return super().states()
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor: a read-only view of its file, or of what was fetched of it.
 
         What is fetched is held by a temporary file (TMPDIR says where), not by memory, and goes when the view does.
 
@@ -88,3 +101,9 @@ class Extents:
             with (self.folder.local / name).open("rb") as file:
                 self._maps[name] = map_file(file)
         return self._maps[name]
+
+
+@contextmanager
+def _open_extents(location: str, extents: Mapping[str, Extent], aliases: Mapping[str, str]) -> Iterator[Extents]:
+    """Open what another process has found."""
+    yield Extents(Folder(location), extents, aliases)

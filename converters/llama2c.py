@@ -9,6 +9,9 @@ import json
 import math
 import os
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +19,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from aq_jax.config import Compression, QuantizationConfig
+from aq_jax.conversion import corridor
+from aq_jax.conversion.sidefiles import Made, SideFiles, copy_side_files
+from aq_jax.conversion.source import Source
 from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing, read_pieces, tokenizer_config
 from aq_jax.errors import FormatError
-from aq_jax.pipeline import Progress, Written, write_model
-from aq_jax.store.files import replacing
+from aq_jax.pipeline import Progress, Written
+from aq_jax.store.folders import Folder
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 FLOAT = np.dtype("<f4")
@@ -68,25 +74,28 @@ class Header:
         return _HEADER.size + FLOAT.itemsize * (layers + ends)
 
 
-class ModelFile:
+class ModelFile(Source):
     """The tensors of a llama2.c file under their Hugging Face names, read through a memory map.
+
+    Beside them go config.json, tokenizer.json and tokenizer_config.json, which are made of both files.
 
     Args:
         path: of version 0.
+        tokenizer: of as many tokens as the model's vocabulary has.
 
     Raises:
         FileNotFoundError: if there is no such file.
         FormatError: if it is none of version 0, or not as long as its header says.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] = "") -> None:
         path = existing(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             self.header = h = _header(path, file.read(_HEADER.size), size)
             self._floats = np.asarray(np.memmap(file, FLOAT, "r", offset=_HEADER.size))
-        self.shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        self.aliases = {HEAD: EMBED} if h.shared else {}
+        super().__init__(Folder(path.parent), None, {HEAD: EMBED} if h.shared else {}, [path.name])
+        self._path, self._tokenizer = path, tokenizer
         self._starts: dict[str, int] = {}
 
         parts, start = [], h.vocab_size * h.dim
@@ -105,8 +114,29 @@ class ModelFile:
         self.shapes[name] = (shape, FLOAT)
         self._starts[name] = start
 
-    def array(self, name: str) -> np.ndarray:
-        """One tensor: a view, but for queries and keys, whose rows are put in another order."""
+    def side_files(self, target: Folder) -> SideFiles:
+        """Make the config and the tokenizer.
+
+        Raises:
+            FileNotFoundError: if there is no tokenizer.
+            FormatError: for one that is damaged, or that no list of merges is equal to.
+        """
+        pieces = read_pieces(self._tokenizer, self.header.vocab_size)
+        files = {
+            "config.json": json.dumps(llama_config(self.header), indent=2) + "\n",
+            "tokenizer.json": build_tokenizer(pieces, self._tokenizer).to_str(pretty=True) + "\n",
+            "tokenizer_config.json": json.dumps(tokenizer_config(pieces, self.header.seq_len), indent=2) + "\n",
+        }
+        return SideFiles(list(files), {}, Made(str(self._path), {name: text.encode() for name, text in files.items()}))
+
+    @contextmanager
+    def model_folder(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_side_files(self.side_files(found := Folder(folder)), found)
+            yield Path(folder)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor: a view, but for queries and keys, whose rows are put in another order."""
         shape, start = self.shapes[name][0], self._starts[name]
         array = self._floats[start : start + math.prod(shape)].reshape(shape)
         if name.endswith("q_proj.weight"):
@@ -174,20 +204,8 @@ def to_table(
     >>> Tokenizer.from_file(str(folder / "out" / "tokenizer.json")).encode("a").ids  # BOS, space, byte
     [1, 259, 100]
     """
-    source = ModelFile(model)
-    pieces = read_pieces(tokenizer, source.header.vocab_size)
-    files = {
-        "config.json": json.dumps(llama_config(source.header), indent=2) + "\n",
-        "tokenizer.json": build_tokenizer(pieces, tokenizer).to_str(pretty=True) + "\n",
-        "tokenizer_config.json": json.dumps(tokenizer_config(pieces, source.header.seq_len), indent=2) + "\n",
-    }
-    folder = Path(path).parent
-    wanted = [folder / name for name, text in files.items() if not _is_there(folder / name, text.encode(), model)]
-    done = write_model(source, path, config, compression=compression, progress=progress)
-    for file in wanted:
-        with replacing(file) as temporary:
-            temporary.write_bytes(files[file.name].encode())
-    return done
+    source = ModelFile(model, tokenizer)
+    return corridor.to_table(source, path, config, compression=compression, progress=progress)
 
 
 def llama_config(header: Header) -> dict[str, object]:
@@ -242,15 +260,3 @@ def _header(path: Path, data: bytes, size: int) -> Header:
         kind = f"cut, {wanted - size} bytes short" if size < wanted else f"{size - wanted} bytes too long"
         raise FormatError(f"{path}: is {kind}: holds {size}, wanted {wanted} for {header}; fetch it again")
     return header
-
-
-def _is_there(file: Path, text: bytes, model: object) -> bool:
-    """Whether a file is there already; refuses one of other contents, which is another model's."""
-    if not file.exists():
-        return False
-    if not file.is_file() or file.read_bytes() != text:
-        raise FormatError(
-            f"{file}: is there already and differs from the one that belongs beside {model}; write to another folder, "
-            "or remove it"
-        )
-    return True

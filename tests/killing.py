@@ -271,10 +271,6 @@ def fork(request: dict[str, Any], job: Callable[[Path], object], shared: mmap.mm
 
 
 def main() -> None:
-    import aq_jax.converters.huggingface
-    import aq_jax.jobs
-    import aq_jax.pipeline
-    import aq_jax.shards.convert  # noqa: F401
     from aq_jax.store import writer
 
     writer.GROUP_BYTES = 4096  # type: ignore[misc]  # a small model, too, is written bit by bit

@@ -190,7 +190,7 @@ def written_again(given: Input, folder: Path) -> str:
     source = v1(given, folder)
     huggingface.from_table(source, folder / "again", config_from=folder)
     with open_checkpoint(folder / "again") as found:
-        return compare(found.array(NAME), given)
+        return compare(found.read(NAME), given)
 
 
 def stored(given: Input, folder: Path) -> str:
@@ -284,7 +284,7 @@ def test_levels_beyond_the_largest_number_of_a_dtype_become_that_number(
     aq.dequantize_file(tmp_path / "v2.parquet", tmp_path / output)
     if output == "back":
         with open_checkpoint(tmp_path / "back") as weights:
-            found = weights.array(NAME).copy()
+            found = weights.read(NAME).copy()
     else:
         found = aq.load(tmp_path / output, "numpy")[NAME]
     assert found.dtype == DTYPES[dtype]

@@ -14,7 +14,6 @@ import aq_jax as aq
 from aq_jax import jobs
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.converters import huggingface
-from aq_jax.jobs import conversion, tables
 from aq_jax.store.files import check_writable
 
 GPTQ = QuantizationConfig("int4", solver="gptq")
@@ -57,10 +56,10 @@ def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("what", calls(Path(), ""))
 def test_what_cannot_be_written_is_said_first(model: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    for module, name in ((conversion, "solver"), (tables, "solver"), (huggingface, "write_safetensors")):
-        monkeypatch.setattr(module, name, (lambda *_: never) if name == "solver" else never)
+    monkeypatch.setattr(huggingface, "write_safetensors", never)
+    monkeypatch.setattr("aq_jax.conversion.corridor._solve", never)
     monkeypatch.setattr("aq_jax.calibration.plan.allocate", never)
-    monkeypatch.setattr("aq_jax.pipeline.TableSource.array", never)
+    monkeypatch.setattr("aq_jax.converters.tables.TableSource.read", never)
     monkeypatch.setattr("aq_jax.nn.load_model", never)
     out = str(model.parent / "file" / "sub")
     with pytest.raises(OSError, match="Not a directory") as caught:

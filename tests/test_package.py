@@ -39,11 +39,11 @@ FLOORS = {
     "bitstream": 2,
     "nn": 3,
     "calibration": 4,
-    "evaluate": 4,
-    "converters": 4,
-    "shards": 4,
-    "jobs": 5,
-    "cli": 6,
+    "conversion": 5,
+    "converters": 6,
+    "evaluate": 7,
+    "jobs": 8,
+    "cli": 9,
 }
 # Whose business it is to know a library.
 ALLOWED = {

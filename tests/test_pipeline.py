@@ -12,23 +12,25 @@ import pytest
 import aq_jax as aq
 from aq_jax import loader, pipeline
 from aq_jax.config import QuantizationConfig
-from aq_jax.pipeline import TableSource, write_model
+from aq_jax.conversion.source import Source
+from aq_jax.converters.tables import open_tables
+from aq_jax.pipeline import write_model
 from aq_jax.store import open_table, pieces
+from aq_jax.store.folders import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Tensors:
+class Tensors(Source):
     """A source that remembers what was asked of it."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], aliases: Mapping[str, str] | None = None) -> None:
+        super().__init__(Folder("."), {name: (a.shape, a.dtype) for name, a in arrays.items()}, aliases)
         self.arrays = arrays
-        self.shapes = {name: (a.shape, a.dtype) for name, a in arrays.items()}
-        self.aliases = dict(aliases or {})
         self.asked: list[str] = []
 
-    def array(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> np.ndarray:
         self.asked.append(name)
         return self.arrays[name]
 
@@ -134,15 +136,13 @@ def test_a_table_is_a_source_in_the_dtypes_that_were(tmp_path: Path) -> None:
         tmp_path / "m.parquet",
         QuantizationConfig("int8", mixed_precision_layers=("half",)),
     )
-    with aq.WeightLoader(tmp_path / "m.parquet") as table:
-        source = TableSource(table, allow_quantized=True)
+    with open_tables(tmp_path / "m.parquet") as source:
         assert source.shapes == {
             "q": ((4, 8), np.float16),
             "half": ((4,), np.float32),
             "n": ((3,), np.int64),
         }
-        assert {name: source.array(name).dtype for name in source.shapes} == {
+        assert {name: source.read(name).dtype for name in source.shapes} == {
             name: dtype for name, (_, dtype) in source.shapes.items()
         }
-        with pytest.raises(aq.FormatError, match="q: is int8 already"):
-            TableSource(table, allow_quantized=False)
+        assert source.quantized == {"q": "int8"}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,13 @@ from aq_jax.calibration.text import common_length, one_shape, read_text
 from aq_jax.calibration.walk import Model
 from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
-from aq_jax.pipeline import Progress, Source
+from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.treatment import is_weight
 from aq_jax.store.files import replacing
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
 
 FEWEST = 8  # sentences beside the calibration's; with fewer, errors are measured on those
 # Times as many sentences as each tensor's error is measured on: for moments, and to see how good the model is.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,10 +30,13 @@ from aq_jax.nn.bert import Bert, BertConfig
 from aq_jax.nn.load import Architecture, read_architecture
 from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
-from aq_jax.pipeline import Progress, Solved, Source
+from aq_jax.pipeline import Progress, Solved
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.treatment import is_weight
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
 
 FEW = 64  # lines; with fewer, training is said to have had few
 
@@ -240,7 +243,7 @@ def read_weights(source: Source, names: Mapping[str, str]) -> dict[str, Array]:
     Raises:
         AqError: for weights that are not finite, by name.
     """
-    weights = {name: jnp.asarray(source.array(name), jnp.float32) for name in names.values()}
+    weights = {name: jnp.asarray(np.asarray(source.read(name)), jnp.float32) for name in names.values()}
     if bad := [name for name, value in weights.items() if not jnp.isfinite(value).all()]:
         raise AqError(f"{bad[0]}: holds numbers that are not finite, and a model with them cannot be run: repair it")
     return weights

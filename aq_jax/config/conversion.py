@@ -82,8 +82,8 @@ class ConversionConfig:
     """A conversion, as a TOML file describes it.
 
     Args:
-        source: a folder, `package:NAME/FOLDER` for a folder inside an installed package, or the URL of a folder on any
-            filesystem that pyarrow knows, such as s3://bucket/model.
+        source: where the weights are, in any of `converters.FORMATS`: a path, `package:NAME/FOLDER` for a folder inside
+            an installed package, or a URL on any filesystem that pyarrow knows, such as s3://bucket/model.
         output: the table to write, .parquet or .arrow, or a folder, in which the table is several files; or a URL.
         quantization: None writes plain weights (schema V1).
         calibration: for solver = "gptq".

@@ -124,7 +124,7 @@ def _model(source: str, architecture: str, plain: str, allow_pickle: bool) -> tu
         names, shapes = list(weights.shapes), weights.shapes.values()
         with open_table(plain) as opened:
             same = opened.version == 1 and list(opened.names) == names
-        same = same and all(_same(table.get_layer(n, "numpy", copy=False), weights.array(n)) for n in names)
+        same = same and all(_same(table.get_layer(n, "numpy", copy=False), weights.read(n)) for n in names)
     floats = sum(math.prod(shape) for shape, dtype in shapes if is_floating(dtype))
     others = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes if not is_floating(dtype))
     model = {

@@ -11,7 +11,7 @@ from aq_jax.store.ranges import Parts
 from aq_jax.store.reader import TableReader, open_table
 from aq_jax.store.rows import Row, RowInfo, check
 from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
-from aq_jax.store.writer import TableWriter, write_table
+from aq_jax.store.writer import TableWriter, check_table, write_table
 
 __all__ = [
     "DTYPES",
@@ -26,6 +26,7 @@ __all__ = [
     "TableWriter",
     "aligned_empty",
     "check",
+    "check_table",
     "decode",
     "dequantize_rows",
     "open_table",

@@ -85,6 +85,11 @@ class Folder:
     def __str__(self) -> str:
         return self.location
 
+    @property
+    def absolute(self) -> str:
+        """Its location, as it is understood by a process that runs elsewhere."""
+        return str(self.local.absolute()) if self.local is not None else self.location
+
     def at(self, name: str) -> str:
         """How a file of the folder is named in messages."""
         return str(self.local / name) if self.local is not None else f"{self.location.rstrip('/')}/{name}"

@@ -66,6 +66,7 @@ class TableReader:
                 infos.extend(shard.infos)
             order.finish(str(path))
             self.infos: tuple[RowInfo, ...] = tuple(infos)
+            self.files: tuple[str, ...] = tuple(file.name for file in files)
             self._starts = [shard.start for shard in self._shards]
             self.names: tuple[str, ...] = tuple(order.names)
             self.version: Version = 2 if any(shard.is_v2 for shard in self._shards) else 1

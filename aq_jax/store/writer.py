@@ -89,6 +89,31 @@ class _IpcSink:
 _SINKS = {".parquet": _ParquetSink, ".arrow": _IpcSink}
 
 
+def check_table(path: str | os.PathLike[str], compression: Compression = "none") -> None:
+    """Refuse what could not be written; nothing is left behind.
+
+    Args:
+        path: of the table, or its URL.
+        compression: of the `data` column.
+
+    Raises:
+        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
+            compressed.
+        OSError: its folder cannot be written to, or cannot be made.
+    """
+    file = Path(path)
+    if file.suffix not in _SINKS:
+        raise FormatError(f"{file}: a table's name ends in .parquet or .arrow, not {file.suffix!r}")
+    if file.is_dir():
+        raise FormatError(f"{file}: is a folder; name a file in it")
+    if compression not in ("none", "zstd"):
+        raise FormatError(f"{file}: compression {compression!r} must be none or zstd")
+    if file.suffix == ".arrow" and compression != "none":
+        raise FormatError(f"{file}: Arrow IPC tables are not compressed; write .parquet, or compression='none'")
+    folder, name = split_url(path)
+    folder.check_writable(name)
+
+
 class TableWriter:
     """Writes one `.parquet` or `.arrow` file; the file appears, whole, when the `with` block ends without error.
 
@@ -102,9 +127,7 @@ class TableWriter:
         compression: of the `data` column.
 
     Raises:
-        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
-            compressed.
-        OSError: its folder cannot be written to, or cannot be made.
+        FormatError, OSError: for a version that there is not, and as `check_table`.
     """
 
     def __init__(
@@ -116,20 +139,9 @@ class TableWriter:
         compression: Compression = "none",
     ) -> None:
         self.path = Path(path)
-        if self.path.suffix not in _SINKS:
-            raise FormatError(f"{self.path}: a table's name ends in .parquet or .arrow, not {self.path.suffix!r}")
-        if self.path.is_dir():
-            raise FormatError(f"{self.path}: is a folder; name a file in it")
-        if version not in (1, 2) or compression not in ("none", "zstd"):
-            raise FormatError(
-                f"{self.path}: version {version!r} must be 1 or 2, compression {compression!r} none or zstd"
-            )
-        if self.path.suffix == ".arrow" and compression != "none":
-            raise FormatError(
-                f"{self.path}: Arrow IPC tables are not compressed; write .parquet, or compression='none'"
-            )
-        folder, name = split_url(path)
-        folder.check_writable(name)  # now, and not when minutes have been spent on what is to be written
+        if version not in (1, 2):
+            raise FormatError(f"{self.path}: version {version!r} must be 1 or 2")
+        check_table(path, compression)  # now, and not when minutes have been spent on what is to be written
         self._version, self._compression = version, compression
         self._config = dict(config or {})
         self._schema = V1 if version == 1 else V2

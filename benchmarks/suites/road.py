@@ -95,7 +95,7 @@ def numpy_road(path: Path, config: Any) -> None:
     peer = NumpyVectorized()
     with open_checkpoint(models.folder()) as source, TableWriter(path, version=2) as table:
         for name in source.shapes:
-            w = source.array(name)
+            w = source.read(name)
             if w.ndim < 2 or w.dtype.kind != "f":
                 for row in plain_rows(name, w):
                     table.write(as_v2(row))

@@ -46,9 +46,16 @@ class TensorEntry:
         return sum(array.like.nbytes for array in self.arrays.values())
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        first = next(iter(self.arrays.values())).like.shape
+        return (*first[:-1], self.length) if self.spec else first
+
+    @property
     def dtype(self) -> np.dtype:
-        """Of the values: of those that a table keeps in float16, what they were before."""
-        return DTYPES[self.row["dtype"]] if self.row.get("quant_type") == "fp16" else self.arrays["array"].like.dtype
+        """Of the values: of those that are quantized, or that a table keeps in float16, what they were before."""
+        if self.spec or self.row.get("quant_type") == "fp16":
+            return DTYPES[self.row.get("dtype", "float32")]
+        return self.arrays["array"].like.dtype
 
     def widened(self, array: np.ndarray) -> np.ndarray:
         """The array in that dtype."""

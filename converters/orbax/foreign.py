@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from aq_jax.converters.orbax.disk import PLACEHOLDER, Like, read_arrays, trees_of
-from aq_jax.converters.orbax.source import Source
 from aq_jax.errors import FormatError
 from aq_jax.solvers.apply import path_name
 from aq_jax.store import DTYPES
 
 
-def foreign_source(folder: Path, checkpointable: str | None) -> tuple[Source, list[str]]:
-    """The arrays of a checkpoint that another program wrote, and what is said of the rest."""
+def foreign_tensors(
+    folder: Path, checkpointable: str | None
+) -> tuple[dict[str, Like], Callable[[list[str]], dict[str, np.ndarray]], list[str]]:
+    """The arrays of a checkpoint that another program wrote, what reads some of them, and what is said of the rest."""
     item, metadata = _tree_of(folder, checkpointable)
     paths, tree = jax.tree_util.tree_flatten_with_path(metadata)
     names = _names([path for path, _ in paths])
@@ -40,8 +41,7 @@ def foreign_source(folder: Path, checkpointable: str | None) -> tuple[Source, li
         found = jax.tree.leaves(read_arrays(folder, item, asked))
         return {n: np.asarray(a) for n, a in zip(names, found, strict=True) if n in wanted}
 
-    shapes = {name: (like.shape, like.dtype) for name, like in likes.items()}
-    return Source({name: like.nbytes for name, like in likes.items()}, read, shapes), notes
+    return likes, read, notes
 
 
 def _names(paths: Sequence[tuple[Any, ...]]) -> list[str]:

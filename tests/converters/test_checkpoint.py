@@ -43,7 +43,7 @@ def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]
 
 def read(folder: Path, **options: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with open_checkpoint(folder, **options) as found:
-        arrays = {name: found.array(name) for name in found.shapes}
+        arrays = {name: found.read(name) for name in found.shapes}
         assert found.shapes == {name: (a.shape, a.dtype) for name, a in arrays.items()}
         return arrays, dict(found.aliases)
 

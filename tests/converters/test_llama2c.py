@@ -131,7 +131,7 @@ def test_halves_turn_as_pairs_do(rng: np.random.Generator) -> None:
 def test_tensors_are_views_of_the_file(model: Path) -> None:
     source = llama2c.ModelFile(model)
     for name in source.shapes:
-        array = source.array(name)
+        array = source.read(name)
         assert array.base is not None
         assert array.flags.writeable == ("q_proj" in name or "k_proj" in name), name
 

@@ -577,7 +577,7 @@ def rows_of(path: Path) -> Any:
 @pytest.mark.parametrize("name", ["v1.parquet", "v2.parquet"])
 def test_a_table_comes_back_as_it_was(name: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orbax.from_table(table.with_name(name), tmp_path / "c")
-    monkeypatch.setattr("aq_jax.converters.orbax.source.BATCH_BYTES", 300)  # one or two tensors at a time
+    monkeypatch.setattr("aq_jax.converters.orbax.sources.BATCH_BYTES", 300)  # one or two tensors at a time
     seen: list[tuple[str, int, int]] = []
     done = orbax.to_table(tmp_path / "c", tmp_path / "again.parquet", progress=lambda *args: seen.append(args))
     assert rows_of(tmp_path / "again.parquet") == rows_of(table.with_name(name))
@@ -601,7 +601,7 @@ def test_the_tensors_of_a_table_are_in_the_checkpoint(table: Path, tmp_path: Pat
 
 def test_quantized_tensors_are_not_rounded_twice(table: Path, tmp_path: Path) -> None:
     orbax.from_table(table, tmp_path / "c")
-    with pytest.raises(aq.FormatError, match=r"c: a\.weight: is quantized already, and would be rounded twice"):
+    with pytest.raises(aq.FormatError, match=r"a\.weight: is int4 already, and would be rounded twice"):
         orbax.to_table(tmp_path / "c", tmp_path / "m.parquet", QuantizationConfig("int2"))
     orbax.from_table(table.with_name("v1.parquet"), tmp_path / "plain")
     config = QuantizationConfig("int4", group_size=8, mixed_precision_layers=("half",))
@@ -648,7 +648,7 @@ def assert_table(path: Path, wanted: dict[str, Any]) -> None:
 def test_an_ordinary_checkpoint_becomes_a_table(
     batch: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aq_jax.converters.orbax.source.BATCH_BYTES", batch)
+    monkeypatch.setattr("aq_jax.converters.orbax.sources.BATCH_BYTES", batch)
     tree = foreign()
     seen: list[str] = []
 
@@ -731,8 +731,9 @@ def test_what_a_table_cannot_hold_is_named(tmp_path: Path) -> None:
         ocp.save(tmp_path / name, tree)
         with pytest.raises(aq.FormatError, match=message):
             orbax.to_table(tmp_path / name, tmp_path / "m.parquet")
+    ocp.save(tmp_path / "fine", {"w": jnp.ones(2)})
     with pytest.raises(aq.FormatError, match=r"ends in \.parquet or \.arrow"):
-        orbax.to_table(tmp_path / "int4", tmp_path / "m.txt")
+        orbax.to_table(tmp_path / "fine", tmp_path / "m.txt")
     assert not (tmp_path / "m.parquet").exists()
 
 

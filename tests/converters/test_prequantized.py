@@ -17,8 +17,8 @@ import safetensors.numpy
 import aq_jax as aq
 from aq_jax import jobs
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig
+from aq_jax.conversion.prequantized import recognize
 from aq_jax.converters import huggingface
-from aq_jax.converters.prequantized import recognize
 
 F8, E8M0, BF16 = "float8_e4m3fn", "float8_e8m0fnu", "bfloat16"
 Layout = dict[str, tuple[tuple[int, ...], str]]

@@ -14,7 +14,8 @@ import safetensors.numpy
 import aq_jax as aq
 from aq_jax import jobs
 from aq_jax.config import ConversionConfig, QuantizationConfig
-from aq_jax.converters import huggingface, sidefiles
+from aq_jax.conversion import sidefiles
+from aq_jax.converters import huggingface
 from aq_jax.store.folders import Folder
 
 CONFIG = QuantizationConfig("int8")

@@ -52,7 +52,7 @@ def table(path: Path) -> Any:
 def checkpoint(path: Path) -> Any:
     """The tensors of a folder of safetensors."""
     with open_checkpoint(path) as found:
-        arrays = [(name, found.array(name)) for name in found.shapes]
+        arrays = [(name, found.read(name)) for name in found.shapes]
         return [(name, a.dtype.name, a.shape, a.tobytes()) for name, a in arrays], sorted(found.aliases.items())
 
 

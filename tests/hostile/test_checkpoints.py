@@ -42,7 +42,7 @@ def test_what_is_read_of_a_damaged_header_is_what_the_library_reads(good: Path, 
         folder = case.write(tmp_path / str(number))
         try:
             with open_checkpoint(folder) as found:
-                ours = {name: (found.array(name).shape, found.array(name).tobytes()) for name in found.shapes}
+                ours = {name: (found.read(name).shape, found.read(name).tobytes()) for name in found.shapes}
                 kinds = {name: found.shapes[name][1].name for name in found.shapes}
         except FormatError:
             continue

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 
 import aq_jax as aq
-from aq_jax.converters.extents import Extent
+from aq_jax.conversion.shards import engines
+from aq_jax.conversion.shards import run as conversion
+from aq_jax.conversion.shards.journal import JOURNAL
+from aq_jax.conversion.shards.memory import tensor_bytes
+from aq_jax.conversion.shards.task import ShardDone, ShardTask
 from aq_jax.errors import AqError, ConfigError, FormatError
-from aq_jax.shards import convert as conversion
-from aq_jax.shards import engines
-from aq_jax.shards.journal import JOURNAL
-from aq_jax.shards.memory import tensor_bytes
-from aq_jax.shards.task import ShardDone, ShardTask
 from benchmarks import checkpoints
 
 SHAPES = checkpoints.llama_shapes(layers=3, width=64, inner=160, vocabulary=300)
@@ -275,13 +274,14 @@ def test_what_a_run_left_that_was_killed_while_it_tidied_up_goes(source: Path, t
 
 
 def test_compression_takes_memory_too() -> None:
-    extent = Extent("a", 0, (1 << 14, 1 << 14), "float32")
-    plain, packed = (tensor_bytes(extent, None, "w", kind) for kind in ("none", "zstd"))
-    assert packed - plain == extent.size
+    plain, packed = (
+        tensor_bytes((1 << 14, 1 << 14), np.dtype(np.float32), None, "w", kind) for kind in ("none", "zstd")
+    )
+    assert packed - plain == 4 << 28
 
 
 def test_two_processes_do_not_convert_into_one_folder(source: Path, tmp_path: Path) -> None:
-    from aq_jax.shards.journal import Journal
+    from aq_jax.conversion.shards.journal import Journal
     from aq_jax.store.folders import Folder
 
     with (
@@ -402,7 +402,7 @@ def test_a_tensor_of_more_than_two_gigabytes(tmp_path: Path, quantization: str) 
 
     assert verify_table(tmp_path / "out").ok
     with aq.WeightLoader(tmp_path / "out") as loader, open_checkpoint(tmp_path / "model") as checkpoint:
-        found, wanted = loader.get_layer("w", "numpy"), checkpoint.array("w")
+        found, wanted = loader.get_layer("w", "numpy"), checkpoint.read("w")
         assert found.shape == shape
         for start in range(0, shape[0], 4096):  # each row has a grid of its own
             part = wanted[start : start + 4096].astype(np.float32)

@@ -15,8 +15,8 @@ import safetensors.numpy
 from killing import Server
 
 import aq_jax as aq
+from aq_jax.conversion.shards.journal import JOURNAL
 from aq_jax.errors import FormatError
-from aq_jax.shards.journal import JOURNAL
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="needs Linux: SIGKILL, and descriptors of processes"

@@ -16,8 +16,7 @@ from safetensors.numpy import save_file
 import aq_jax as aq
 from aq_jax import Override, QTensor, QuantizationConfig, QuantSpec
 from aq_jax.cli import main
-from aq_jax.converters.extents import Extent
-from aq_jax.shards.memory import tensor_bytes
+from aq_jax.conversion.shards.memory import tensor_bytes
 from aq_jax.solvers.treatment import treat
 
 FLOAT = np.dtype(np.float32)
@@ -140,9 +139,7 @@ def test_every_road_decides_alike(
     # In memory, too, and in the estimate of memory.
     tree = aq.quantize_tree({name: jnp.asarray(aq.load(output)[name]) for name in KEPT}, INT8)
     assert not any(isinstance(leaf, QTensor) for leaf in tree.values())
-    named, other = (
-        tensor_bytes(Extent("f", 0, (1 << 14, 64), "float32"), INT8, name) for name in ("norm.scale", "w.scale")
-    )
+    named, other = (tensor_bytes((1 << 14, 64), FLOAT, INT8, name) for name in ("norm.scale", "w.scale"))
     assert named > other
 
 

@@ -74,7 +74,7 @@ with open_table(folder / "tables") as table:
     rows = list(table.rows())
 assert [row.data.view(np.float32)[0] for row in rows] == list(range(100))
 with open_checkpoint(folder) as found:
-    arrays = [found.array(name) for name in found.shapes]
+    arrays = [found.read(name) for name in found.shapes]
 assert [array[0] for array in arrays] == list(range(100))
 """
     done = subprocess.run(

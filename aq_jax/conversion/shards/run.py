@@ -1,4 +1,4 @@
-"""A folder of weights into a folder of tables: planned, shared out, taken up where it was left, and published."""
+"""A source into a folder of tables: planned, shared out, taken up where it was left, and published."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from aq_jax.config import ConversionConfig, ShardsConfig
-from aq_jax.converters.checkpoint import open_checkpoint
-from aq_jax.converters.huggingface import source_folder
-from aq_jax.converters.prequantized import check_quantizable
-from aq_jax.converters.sidefiles import SideFiles, check_side_files, copy_side_files
+from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
+from aq_jax.conversion.corridor import check_source
+from aq_jax.conversion.shards import engines
+from aq_jax.conversion.shards.journal import Journal, refuse_taken
+from aq_jax.conversion.shards.plan import fingerprint, plan_shards, workers_within
+from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
+from aq_jax.conversion.source import Source
 from aq_jax.pipeline import Written
-from aq_jax.shards import engines
-from aq_jax.shards.journal import Journal, refuse_taken
-from aq_jax.shards.plan import fingerprint, plan_shards, workers_within
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, compose_manifest
 
@@ -23,20 +22,20 @@ if TYPE_CHECKING:
     from aq_jax.pipeline import Progress
 
 
-def convert_to_shards(config: ConversionConfig, progress: Progress | None = None) -> Written:
-    """Write a checkpoint as a folder of tables, its manifest last; what an earlier run has finished is kept.
+def convert_to_shards(source: Source, config: ConversionConfig, progress: Progress | None = None) -> Written:
+    """Write a source as a folder of tables, its manifest last; what an earlier run has finished is kept.
 
-    Memory stays under `shards.max_memory` however large the model is: tensors are read through memory maps, and of one
-    that is larger than 1 GiB a piece at a time is held.
+    Memory stays under `shards.max_memory` however large the model is: safetensors are read through memory maps, and of
+    a tensor that is larger than 1 GiB a piece at a time is held.
 
     Args:
+        source: that a format has opened.
         config: whose output is a folder.
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FileNotFoundError: if there is no such source.
-        FormatError: for a source that is no checkpoint of safetensors, or is quantized already and would be again; for
-            an output that holds a table already or another model's files.
+        FormatError: for a source that is quantized already and would be again; for an output that holds a table already
+            or another model's files.
         OSError: for an output that cannot be written to.
         ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder.
         AqError: for a tensor that cannot be quantized, or a process that ended: run again, and the rest is done.
@@ -48,21 +47,16 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
     >>> safetensors.numpy.save_file(weights, folder + "/model.safetensors")
     >>> shards = aq.ShardsConfig(size=128, workers=1)
     >>> config = ConversionConfig(folder, folder + "/int8", aq.QuantizationConfig("int8"), shards=shards)
-    >>> done = convert_to_shards(config)
+    >>> done = aq.convert(config)
     >>> sorted(file for file in os.listdir(done.path))
     ['manifest.json', 'weights-00001-of-00002.parquet', 'weights-00002-of-00002.parquet']
     >>> aq.load(done.path, "numpy")["b"].sum()
     np.float32(32.0)
     """
     shards = config.shards or ShardsConfig()
-    source, output = source_folder(config.source), Folder(config.output)
-    beside = check_output(source, output)
-    started = time.perf_counter()
-    with open_checkpoint(source) as checkpoint:
-        notes = (
-            check_quantizable(checkpoint.shapes, checkpoint.folder, config.quantization is not None) + checkpoint.notes
-        )
-        tasks = plan_shards(checkpoint, config)
+    output, started = Folder(config.output), time.perf_counter()
+    beside, notes = check_folder(source, output, config.quantization)
+    tasks = plan_shards(source, config)
     run = engines.on_ray if shards.engine == "ray" else engines.local(workers_within(tasks, shards, _cores()))
     total = sum(task.bytes for task in tasks)
 
@@ -70,7 +64,7 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
         if progress:
             progress(name, size, total)
 
-    with Journal(output, fingerprint(tasks)) as journal:
+    with Journal(output, fingerprint(source, tasks)) as journal:
         found = journal.finished(tasks)
         if found:
             step(f"{len(found)} files were there", sum(tasks[index].bytes for index in found))
@@ -79,9 +73,9 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
             for done in run(waiting, step):
                 journal.note(done)
                 found[done.index] = done
-        copy_side_files(source, output, beside.names)
+        copy_side_files(beside, output)
         ordered = [found[task.index] for task in tasks]
-        made = {"quantization": config.quantization.to_dict()} if config.quantization else {}
+        made = dict(source.made) | ({"quantization": config.quantization.to_dict()} if config.quantization else {})
         journal.close(compose_manifest([done.entry for done in ordered], made))
     written = Written(config.output)
     for done in ordered:
@@ -92,22 +86,26 @@ def convert_to_shards(config: ConversionConfig, progress: Progress | None = None
         written.bytes += done.entry.bytes
         for what, seconds in done.seconds.items():
             written.seconds[what] = written.seconds.get(what, 0.0) + seconds
-    written.notes += notes + beside.notes
+    written.notes += notes
     written.seconds["all"] = time.perf_counter() - started
     return written
 
 
-def check_output(source: Folder, output: Folder) -> SideFiles:
-    """Refuse an output that a conversion of this source would not write into; what goes there beside the table.
+def check_folder(source: Source, output: Folder, config: QuantizationConfig | None) -> tuple[SideFiles, list[str]]:
+    """Refuse an output that a conversion of this source would not write into.
+
+    Returns:
+        What goes there beside the table, and what there is to know.
 
     Raises:
-        FormatError: naming what is in the way: a table, another model's config or tokenizer files, or anything else.
+        FormatError: naming what is in the way: a table, another model's config or tokenizer files, or anything else;
+            as `corridor.check_source`.
         OSError: for a folder that cannot be written to.
     """
-    found = check_side_files(source, output)
-    refuse_taken(output, found.names)
+    beside, notes = check_source(source, output, config)
+    refuse_taken(output, beside.names)
     output.check_writable(MANIFEST)
-    return found
+    return beside, notes
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from aq_jax.errors import FormatError
-from aq_jax.store.folders import Entry, Folder
+from aq_jax.store.folders import Entry, FileState, Folder
 from aq_jax.store.manifest import MANIFEST
 from aq_jax.store.modules import read_modules
 
@@ -53,6 +53,28 @@ _MODEL = "Transformer"
 _SHOWN = 6
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Files that are made for a model, by name, and are read as those of a folder are.
+
+    Args:
+        of: what they are made of, for messages.
+        files: contents by name.
+    """
+
+    of: str
+    files: Mapping[str, bytes]
+
+    def at(self, name: str) -> str:
+        return f"the {name} that is made of {self.of}"
+
+    def read(self, name: str) -> bytes:
+        return self.files[name]
+
+    def state(self, name: str) -> FileState | None:
+        return FileState(len(self.files[name]), None)
+
+
 @dataclass(slots=True)
 class SideFiles:
     """What goes with a model, and what stays.
@@ -60,10 +82,12 @@ class SideFiles:
     Args:
         names: of the files that go, relative, parts joined by `/`.
         left: why others do not, and their names (of a folder as a whole, with a `/` at the end).
+        origin: where they are; None if they are where they are to be.
     """
 
     names: list[str] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
+    origin: Folder | Made | None = None
 
     def leave(self, why: str, name: str) -> None:
         self.left.setdefault(why, []).append(name)
@@ -90,7 +114,7 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
     >>> found.names, found.notes[-1]
     (['code.py', 'config.json'], 'left behind, weights of another kind: rust_model.ot')
     """
-    found = SideFiles()
+    found = SideFiles(origin=folder)
     if not folder.exists():
         return found  # whoever reads the weights says so
     modules, own = module_folders(folder), _place(target, folder)
@@ -133,16 +157,18 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
 def side_files_beside(folder: Folder, record: object, target: Folder) -> SideFiles:
     """Find what goes with a table: what was copied beside it, or is called as such files are.
 
-    Other things in the folder may be anybody's: tables, reports, sources.
+    Other things in the folder may be anybody's: tables, reports, sources. In its own folder a table has what it needs.
 
     Args:
         folder: that the table lies in.
         record: of the table's config, the names that were copied; anything else if it has none. It is not trusted.
         target: where they go.
     """
-    whole, modules = side_files(folder, target), module_folders(folder)
     noted = {name for name in record if isinstance(name, str)} if isinstance(record, list) else set()
-    found = SideFiles()
+    if is_same(folder, target):
+        return SideFiles([name for name in record if name in noted] if isinstance(record, list) else [])
+    whole, modules = side_files(folder, target), module_folders(folder)
+    found = SideFiles(origin=folder)
     for name in whole.names:
         if name in noted or _is_known(name) or name.rpartition("/")[0] in modules:
             found.names.append(name)
@@ -155,6 +181,13 @@ def side_files_beside(folder: Folder, record: object, target: Folder) -> SideFil
 
 def _is_known(name: str) -> bool:
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in KNOWN)
+
+
+def is_same(a: Folder, b: Folder) -> bool:
+    """Whether two folders are one."""
+    if a.local is None or b.local is None:
+        return a.location.rstrip("/") == b.location.rstrip("/")
+    return a.local.resolve() == b.local.resolve()
 
 
 def _place(target: Folder | None, folder: Folder) -> str:
@@ -195,18 +228,17 @@ def recorded(found: SideFiles) -> dict[str, object]:
     return {RECORD: found.names} if found.names else {}
 
 
-def check_side_files(source: Folder, target: Folder, found: SideFiles | None = None) -> SideFiles:
+def check_side_files(found: SideFiles, target: Folder) -> None:
     """Refuse to put one model's config and tokenizer files in the place of another's.
 
-    Documents for people are no reason to: those that are there stay, and are named.
-
-    Returns:
-        What `copy_side_files` is to copy.
+    Documents for people are no reason to: those that are there stay, and `found` names them.
 
     Raises:
         FormatError: naming a file that is there already with other contents.
     """
-    found = side_files(source, target) if found is None else found
+    source = found.origin
+    if source is None:
+        return
     for name in list(found.names):
         parts = name.split("/")
         above = ["/".join(parts[:count]) for count in range(1, len(parts))]
@@ -225,14 +257,15 @@ def check_side_files(source: Folder, target: Folder, found: SideFiles | None = N
             f"{target.at(name)}: is there already and differs from {source.at(name)}, which belongs beside this "
             "model; write to another folder, or remove it"
         )
-    return found
 
 
-def copy_side_files(source: Folder, target: Folder, names: Sequence[str]) -> None:
+def copy_side_files(found: SideFiles, target: Folder) -> None:
     """Copy files, each of them whole or not at all; equal ones are left alone."""
-    for name in names:
+    if (origin := found.origin) is None:
+        return
+    for name in found.names:
         if not target.holds(name):
-            target.write(name, source.read(name))
+            target.write(name, origin.read(name))
 
 
 def _why_left(entry: Entry, name: str, modules: Mapping[str, str], beside: Sequence[Entry]) -> str:
@@ -277,6 +310,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _same(a: Folder, b: Folder, name: str) -> bool:
+def _same(a: Folder | Made, b: Folder, name: str) -> bool:
     first, second = a.state(name), b.state(name)
     return first is not None and second is not None and first.size == second.size and a.read(name) == b.read(name)

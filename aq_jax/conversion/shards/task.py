@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aq_jax.config import Compression, QuantizationConfig
-from aq_jax.converters.extents import Extent, Extents
+from aq_jax.conversion.source import Opener
 from aq_jax.errors import FormatError
 from aq_jax.pipeline import write_model
 from aq_jax.store import open_table
@@ -28,28 +28,31 @@ class ShardTask:
     Args:
         index: of the file among those of the table, from 0.
         file: its name.
-        source: the folder that the weights are in, and output that which the file goes to: paths or URLs.
-        extents: the tensors, in order.
+        source: opens what the tensors are read from.
+        output: the folder that the file goes to: a path or a URL.
+        sizes: bytes of each of the tensors before they are quantized, in order.
         aliases: of these.
         config: None writes plain weights.
         compression: of the weights.
         memory: bytes that the work takes at most, beside what a process has before it begins.
+        largest: the tensor that takes them, for messages.
     """
 
     index: int
     file: str
-    source: str
+    source: Opener
     output: str
-    extents: Mapping[str, Extent]
+    sizes: Mapping[str, int]
     aliases: Mapping[str, str]
     config: QuantizationConfig | None
     compression: Compression
     memory: int
+    largest: str = ""
 
     @property
     def bytes(self) -> int:
         """Of the tensors before they are quantized."""
-        return sum(extent.size for extent in self.extents.values())
+        return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,9 @@ def convert_shard(task: ShardTask, step: Step | None = None) -> ShardDone:
     Raises:
         AqError, OSError: as `pipeline.write_model`.
     """
-    source = Extents(Folder(task.source), task.extents, task.aliases)
     output = Folder(task.output)
     with ExitStack() as stack:
+        source = stack.enter_context(task.source()).only(task.sizes, task.aliases)
         # write_model sees to it itself that a file here appears whole.
         path = output.local / task.file if output.local is not None else stack.enter_context(output.writing(task.file))
         done = write_model(

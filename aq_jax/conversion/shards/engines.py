@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from aq_jax.conversion.shards.memory import PROCESS_BYTES
+from aq_jax.conversion.shards.task import ShardDone, ShardTask, Step, convert_shard
 from aq_jax.errors import AqError, ConfigError
-from aq_jax.shards.memory import PROCESS_BYTES
-from aq_jax.shards.task import ShardDone, ShardTask, Step, convert_shard
 from aq_jax.store.writer import use_system_memory
 from aq_jax.worker import Worker, WorkerDied, stop
 
@@ -123,8 +123,8 @@ def on_ray(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
                 except ray.exceptions.RayError as error:
                     text = str(error).splitlines()[0]
                     raise AqError(f"{task.file}: Ray gave up: {text}. Run again: finished files are kept") from None
-                for name, extent in task.extents.items():
-                    step(name, extent.size)
+                for name, size in task.sizes.items():
+                    step(name, size)
                 yield done
     finally:
         if own:

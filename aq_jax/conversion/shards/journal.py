@@ -7,8 +7,8 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Self
 
+from aq_jax.conversion.shards.task import ShardDone, ShardTask
 from aq_jax.errors import FormatError
-from aq_jax.shards.task import ShardDone, ShardTask
 from aq_jax.store.files import locked
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
+
+import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
-from aq_jax.converters.extents import Extent
+from aq_jax.conversion.source import Source
 from aq_jax.solvers.treatment import treat
-from aq_jax.store import DTYPES, pieces
+from aq_jax.store import pieces
 from aq_jax.store.layout import data_bytes, group_count
 from aq_jax.store.schema import GROUP_BYTES
 
@@ -25,22 +27,25 @@ def machine_bytes() -> int:
 
 
 def tensor_bytes(
-    extent: Extent, config: QuantizationConfig | None, name: str, compression: Compression = "none"
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    config: QuantizationConfig | None,
+    name: str,
+    compression: Compression = "none",
 ) -> int:
-    """Bytes that are in memory at most, beside the mapped file, while one tensor is quantized and written.
+    """Bytes that are in memory at most, beside the tensor itself, while it is quantized and written.
 
-    >>> tensor_bytes(Extent("a", 0, (1024, 1024), "float32"), QuantizationConfig("int8"), "w") >> 20
+    >>> tensor_bytes((1024, 1024), np.dtype("float32"), QuantizationConfig("int8"), "w") >> 20
     11
     """
-    shape, dtype = extent.shape, DTYPES[extent.dtype]
     treatment = None if config is None else treat(config, name, shape, dtype)
     # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
     copies = 2 if compression == "none" else 3
     if treatment is not None and treatment.spec is not None:
         policy, spec = treatment.policy, treatment.spec
-        cuts = pieces(shape, extent.dtype, spec.quant_type, spec.quant_axis, spec.group_size)
+        cuts = pieces(shape, dtype.name, spec.quant_type, spec.quant_axis, spec.group_size)
         largest = max(stop - start for start, stop in cuts)
-        codes = data_bytes(largest, extent.dtype, spec.quant_type)
+        codes = data_bytes(largest, dtype.name, spec.quant_type)
         # Symmetric `search` holds the codes of both its grids until it knows which is better.
         made = codes * (2 if policy.solver_name == "search" and policy.symmetric else 1)
         if largest * spec.bits % 8 or spec.group_elements(shape) * spec.bits % 8:
@@ -49,16 +54,17 @@ def tensor_bytes(
         turned = 4 * math.prod(shape) if spec.rotation else 0
         need = made + copies * codes + 6 * 8 * groups + turned
     elif treatment is not None and treatment.half:
-        largest = max(stop - start for start, stop in pieces(shape, extent.dtype))
+        largest = max(stop - start for start, stop in pieces(shape, dtype.name))
         need = 2 * math.prod(shape) + copies * largest * 2
     else:
-        cuts = pieces(shape, extent.dtype)
+        cuts = pieces(shape, dtype.name)
         need = copies * max(stop - start for start, stop in cuts) * dtype.itemsize
     return need + GROUP_BYTES
 
 
 def shard_bytes(
-    extents: Mapping[str, Extent], config: QuantizationConfig | None, compression: Compression
+    source: Source, names: Collection[str], config: QuantizationConfig | None, compression: Compression
 ) -> tuple[int, str]:
     """The memory that these tensors take, one after the other, and which of them takes the most."""
-    return max((tensor_bytes(extent, config, name, compression), name) for name, extent in extents.items())
+    needs = ((tensor_bytes(*source.shapes[n], config, n, compression) + source.held(n), n) for n in names)
+    return max(needs)

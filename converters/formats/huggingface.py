@@ -1,0 +1,31 @@
+"""A folder of weights as Hugging Face's libraries keep it: model.safetensors, its shards, or pickles."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from aq_jax.converters.formats.locations import source_folder
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
+
+
+class HuggingFace:
+    """Beside it goes all that a model is loaded from but weights: config, tokenizer, modules, code, licences."""
+
+    about = (
+        "a Hugging Face folder, which holds one of model.safetensors, model.safetensors.index.json, pytorch_model.bin, "
+        "pytorch_model.bin.index.json"
+    )
+
+    def recognizes(self, location: str) -> bool:
+        from aq_jax.converters.checkpoint import weights_folder
+
+        folder = source_folder(location)
+        return folder.exists() and weights_folder(folder) is not None
+
+    def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
+        from aq_jax.converters.checkpoint import open_checkpoint
+
+        return open_checkpoint(source_folder(location), allow_pickle)

@@ -1,0 +1,47 @@
+"""What a config's `source` means."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from aq_jax.errors import ConfigError
+from aq_jax.store.folders import Folder, is_url, split_url
+
+PACKAGE = "package:"
+
+
+def resolve_source(source: str | os.PathLike[str]) -> Path:
+    """The folder that a config's `source` means: a path, or `package:NAME/FOLDER` inside an installed package.
+
+    The package is located, not imported.
+
+    Raises:
+        ConfigError: if the package is not installed.
+    """
+    text = str(source)
+    if not text.startswith(PACKAGE):
+        return Path(text)
+    package, _, inside = text.removeprefix(PACKAGE).partition("/")
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"source = {text!r}: no package {package!r} is installed; try: pip install --no-deps {package}"
+        )
+    return Path(spec.submodule_search_locations[0], inside)
+
+
+def source_folder(source: str | os.PathLike[str]) -> Folder:
+    """The folder that a config's `source` means, which may be a URL too (see `resolve_source`)."""
+    return Folder(source if is_url(source) else resolve_source(source))
+
+
+def local_file(location: str) -> Path | None:
+    """The path of a file on this machine; None for what is no file, or elsewhere."""
+    folder, name = split_url(location)
+    path = None if folder.local is None else folder.local / name
+    return path if path is not None and path.is_file() else None

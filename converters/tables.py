@@ -1,0 +1,111 @@
+"""Tables as sources: a file, or a folder of shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same, side_files, side_files_beside
+from aq_jax.conversion.source import Source
+from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
+from aq_jax.loader import packed_tensor
+from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
+from aq_jax.store.folders import Folder
+from aq_jax.store.layout import data_bytes, group_count
+from aq_jax.store.manifest import MANIFEST, entries_of
+
+# Of a tensor in several pieces, each has its own cosine and error.
+_OF_A_TENSOR = ("dtype", "quant_type", "solver")
+_OF_A_ROW = (*_OF_A_TENSOR, "cosine", "rel_mse")
+
+
+class TableSource(Source):
+    """A table as a source.
+
+    Args:
+        table: open.
+        packed: quantized rows are QTensors, and what is kept in float16 is that; otherwise all is dequantized to the
+            dtype that it had before.
+    """
+
+    def __init__(self, table: TableReader, packed: bool = False) -> None:
+        self._table, self._packed = table, packed
+        path = table.path
+        infos = {name: table.pieces(name) for name in table.names}
+        shapes = {name: (first.shape, DTYPES[first.dtype]) for name, (first, *_) in infos.items()}
+        super().__init__(Folder(path if path.is_dir() else path.parent), shapes, table.aliases, table.files)
+        self.quantized = {n: str(first.quant_type) for n, (first, *_) in infos.items() if first.quantized}
+        self._sizes = {name: sum(map(_bytes, pieces)) for name, pieces in infos.items()} if packed else {}
+        self._config = table.metadata.config if table.metadata else {}
+        if packed:
+            self.made = self._config
+            self.rows = {name: _known(pieces) for name, pieces in infos.items()}
+
+    def read(self, name: str) -> np.ndarray | QTensor:
+        rows = [self._table.read(info.position) for info in self._table.pieces(name)]
+        if self._packed and rows[0].quantized:
+            return packed_tensor(rows)
+        if self._packed and rows[0].quant_type == "fp16":
+            data = np.concatenate([row.data for row in rows])
+            return data.view(np.float16).reshape(rows[0].shape)
+        array = decode(rows)
+        return array if self._packed else narrowed(array, self.shapes[name][1])
+
+    def size(self, name: str) -> int:
+        return self._sizes[name] if self._packed else super().size(name)
+
+    def held(self, name: str) -> int:
+        return 2 * self.size(name)  # a row's bytes, and the tensor's
+
+    def check_target(self, target: Folder) -> None:
+        """Refuse to write a table among those that this is made of: one would be replaced, or read as one of them."""
+        if self._table.path.is_dir() and is_same(self.folder, target):
+            raise FormatError(
+                f"{target}: lies in {self.folder}, which is the source; wanted another folder, or one below"
+            )
+
+    def side_files(self, target: Folder) -> SideFiles:
+        path = self._table.path
+        if path.is_dir() and (shards := entries_of(path)):  # a folder of one model, and of nothing else
+            return side_files(self.folder, target, {MANIFEST, *(shard.file for shard in shards)})
+        return side_files_beside(self.folder, self._config.get(RECORD), target)
+
+
+@contextmanager
+def open_tables(path: str | os.PathLike[str], packed: bool = False) -> Iterator[TableSource]:
+    """Open a table, or a folder of them, as a source.
+
+    Raises:
+        FileNotFoundError, FormatError, IntegrityError: as `store.open_table`.
+    """
+    with open_table(Path(path)) as table:
+        yield TableSource(table, packed)
+
+
+def _bytes(info: RowInfo) -> int:
+    grids = group_count(info.num_params, info.shape, info.quant_axis, info.group_size) if info.quantized else 0
+    return data_bytes(info.num_params, info.dtype, info.quant_type) + 8 * grids
+
+
+def _known(pieces: Sequence[RowInfo]) -> dict[str, Any]:
+    fields = _OF_A_TENSOR if len(pieces) > 1 else _OF_A_ROW
+    return {key: value for key in fields if (value := getattr(pieces[0], key)) is not None}
+
+
+def narrowed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Dequantized values in the dtype that they had before: an outermost level may lie beyond its largest number."""
+    if array.dtype == dtype:
+        return array
+    if dtype.kind in "iub":  # which another writer has quantized
+        return np.rint(array).astype(dtype)
+    if dtype.itemsize < 4:
+        most = ml_dtypes.finfo(dtype)
+        array = np.clip(array, np.float32(most.min), np.float32(most.max))
+    return array.astype(dtype)
