@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +79,8 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     if is_torch(value):
         return _from_torch(value, name)
     refuse_mask(value, name)
+    if isinstance(value, Mapping):
+        raise AqError(f"{name}: is a {type(value).__name__}; wanted an array or a QTensor: names are flat, as 'a.b'")
     array = value if hasattr(value, "dtype") else _from_lists(value, name)
     # Asked before it is made an array: keys of jax.random have a dtype, but cannot become one.
     if getattr(array.dtype, "name", None) not in DTYPES:
@@ -113,10 +116,8 @@ def to_jax(value: Any, name: str) -> Any:
     refuse_mask(value, name)
     if is_torch(value):
         return jax.numpy.asarray(_from_torch(value, name))
-    if isinstance(value, np.ndarray | np.generic):
-        return jax.numpy.asarray(native(np.asarray(value)))
     try:
-        return jax.numpy.asarray(value)
+        return jax.numpy.asarray(native(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value)
     except (TypeError, ValueError) as error:
         raise AqError(f"{name}: {type(value).__name__} is no array: {str(error)[:200]}") from None
 

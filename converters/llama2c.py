@@ -127,7 +127,8 @@ class ModelFile(Source):
             "tokenizer.json": build_tokenizer(pieces, self._tokenizer).to_str(pretty=True) + "\n",
             "tokenizer_config.json": json.dumps(tokenizer_config(pieces, self.header.seq_len), indent=2) + "\n",
         }
-        return SideFiles(list(files), {}, Made(str(self._path), {name: text.encode() for name, text in files.items()}))
+        made = Made(str(self._path), {name: text.encode() for name, text in files.items()})
+        return SideFiles(list(files), origin=made)
 
     @contextmanager
     def model_folder(self) -> Iterator[Path]:

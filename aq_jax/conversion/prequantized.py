@@ -29,10 +29,16 @@ _LEAVES: Mapping[str, str] = {
     "quant_map": "bitsandbytes", "absmax": "bitsandbytes", "nested_absmax": "bitsandbytes", "SCB": "bitsandbytes",
     "W_q": "HQQ", "_data": "quanto", "_weight_qdata": "torchao", "qdata": "torchao", "weight:qdata": "torchao",
     "weights_scaling_factor": "TensorRT Model Optimizer", "weight_scale_2": "TensorRT Model Optimizer",
-    "q_weight": "EXL2", "trellis": "EXL3", "Qidxs": "QuIP#", "codebooks": "AQLM", "qvalue": "Qwix",
+    "q_weight": "EXL2", "trellis": "EXL3", "Qidxs": "QuIP#", "dense_weights": "SpQR",
+    "codebooks": "AQLM", "qvalue": "Qwix",
 }  # fmt: skip
 # Beside codes named NAME: its scales.
 _SCALES = ("_scale_inv", "_scale", "_scales", ".scale", ".scales", ".scale_inv")
+# What codes and their grids are called in layouts that have no entry above.
+_CODE_WORDS = ("weight", "quant", "qdata", "int_data", "packed", "indices", "codes")
+_GRID_WORDS = ("scale", "zero", "absmax", "centroid", "codebook")
+# Integers that number things in float models.
+_NUMBERS = ("ids", "index", "mask", "bias")
 # Beside codes named PREFIX.weight.
 _SIBLINGS = ("scales", "scale", "scale_inv", "SCB", "weight_scales")
 
@@ -70,10 +76,13 @@ def recognize(shapes: Shapes, config: Mapping[str, Any]) -> Prequantized | None:
         for name in shapes:
             if kind := kind_of(name, shapes, coded):
                 return Prequantized(kind, _named(name, shapes))
+    if found := _by_its_module(codes, shapes):
+        return Prequantized(f"{shapes[found][1].name} codes", _named(found, shapes))
     entry, method = declared(config)
     if not entry:
         return None
     # Codes of a kind that is not known here; where there are none, somebody has dequantized the weights.
+    codes += [name for name in shapes if _may_be_code(name, shapes)]
     return Prequantized(method, f"{entry} in config.json, and {_named(codes[0], shapes)}") if codes else None
 
 
@@ -109,11 +118,16 @@ def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[s
     config = read_config(folder)
     found, (entry, method) = recognize(shapes, config), declared(config)
     if found is None:
+        eight = [name for name, (_, dtype) in shapes.items() if dtype.name.startswith("float8")] if quantizes else []
+        notes = []
+        if eight:
+            notes.append(f"{len(eight)} tensors of eight-bit floats are taken as plain numbers, such as {eight[0]}")
         if not entry:
-            return []
+            return notes
         return [
+            *notes,
             f"{folder.at('config.json')}: {entry} says {method}, but all weights are plain numbers, and are taken as "
-            "such; remove the entry from the copy if a loader minds it"
+            "such; remove the entry from the copy if a loader minds it",
         ]
     if quantizes:
         raise FormatError(
@@ -142,6 +156,10 @@ def _by_its_name(name: str, shapes: Shapes, coded: Collection[str]) -> str:
         return _gptq_or_awq(f"{prefix}." if prefix else "", shapes) if leaf in ("qweight", "qzeros") else _LEAVES[leaf]
     if ".quant_state." in name:
         return "bitsandbytes"
+    if name == "scaled_fp8":
+        return "FP8 with scale_weight"
+    if leaf == "B" and name in coded and f"{prefix}.s" in shapes:
+        return "Marlin"
     blocks = name.endswith("_blocks") and name in coded
     return "MXFP4" if blocks and f"{name.removesuffix('_blocks')}_scales" in shapes else ""
 
@@ -164,6 +182,24 @@ def _by_its_scales(name: str, shapes: Shapes, coded: Collection[str]) -> str:
     return "MLX" if dtype == np.uint32 else _scaled(dtype, scales.rpartition(".")[2])
 
 
+def _by_its_module(codes: Collection[str], shapes: Shapes) -> str | None:
+    """Find codes that are told by what their module holds: a grid beside them, or no other weight at all."""
+    beside: dict[str, list[str]] = {}
+    for name in shapes:
+        beside.setdefault(name.rpartition(".")[0], []).append(name)
+    for name in codes:
+        prefix, _, leaf = name.rpartition(".")
+        if leaf == "weight" and shapes[name][1] in (np.int8, np.uint8):
+            return name
+        floats = [other for other in beside[prefix] if shapes[other][1].kind not in "iub" and other not in codes]
+        if any(shapes[other][0] == shapes[name][0] for other in floats):
+            continue  # the weight itself is there; these are kept for another use
+        grids = (other.rpartition(".")[2] for other in floats)
+        if any(word in leaf for word in _CODE_WORDS) and any(word in grid for grid in grids for word in _GRID_WORDS):
+            return name
+    return None
+
+
 def _gptq_or_awq(prefix: str, shapes: Shapes) -> str:
     """AWQ packs codes along the outputs, of which each has a scale in a group; GPTQ along the inputs."""
     codes, scales = shapes.get(f"{prefix}qweight"), shapes.get(f"{prefix}scales")
@@ -182,7 +218,14 @@ def _is_code(name: str, shapes: Shapes) -> bool:
     """Whether a tensor is a matrix of small integers (masks are biases, positions are int64) or of eight-bit floats."""
     shape, dtype = shapes[name]
     small = (dtype.kind in "iu" and dtype.itemsize <= 4) or dtype.name.startswith("float8")
-    return small and len(shape) >= 2 and not name.endswith("bias")
+    wide = dtype.kind in "iu" and name.rpartition(".")[2] in ("Qidxs", "dense_weights")
+    return (small or wide) and len(shape) >= 2 and not name.endswith("bias")
+
+
+def _may_be_code(name: str, shapes: Shapes) -> bool:
+    """Whether a tensor of integers of any width may be codes, of a model whose config says that it has some."""
+    shape, dtype = shapes[name]
+    return dtype.kind in "iu" and len(shape) >= 2 and min(shape) > 1 and not name.endswith(_NUMBERS)
 
 
 def _named(name: str, shapes: Shapes) -> str:

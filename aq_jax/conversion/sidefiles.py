@@ -82,11 +82,13 @@ class SideFiles:
     Args:
         names: of the files that go, relative, parts joined by `/`.
         left: why others do not, and their names (of a folder as a whole, with a `/` at the end).
+        pickles: those of the names that are weights of a module as a pickle.
         origin: where they are; None if they are where they are to be.
     """
 
     names: list[str] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
+    pickles: list[str] = field(default_factory=list)
     origin: Folder | Made | None = None
 
     def leave(self, why: str, name: str) -> None:
@@ -95,7 +97,13 @@ class SideFiles:
     @property
     def notes(self) -> list[str]:
         """What was left behind, a line for each reason."""
-        return [f"left behind, {why}: {_listed(names)}" for why, names in self.left.items()]
+        notes = [f"left behind, {why}: {_listed(names)}" for why, names in self.left.items()]
+        if self.pickles:
+            notes.append(
+                f"copied as they are, but no model is loaded with them, being pickles: {_listed(self.pickles)}; save "
+                "them as model.safetensors"
+            )
+        return notes
 
 
 def side_files(folder: Folder, target: Folder | None = None, table: Collection[str] = ()) -> SideFiles:
@@ -150,6 +158,7 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
                 found.leave(f"beyond {MAX_FILES:,} files or {MAX_BYTES >> 20:,} MB", name)
             else:
                 found.names.append(name)
+                found.pickles += [name] if entry.name == _PICKLE else []
                 held += entry.size
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from aq_jax.solvers import SOLVERS
 from aq_jax.solvers.measure import Groups
 from aq_jax.solvers.screen import Refused, refusal, refuse_calibrated, to_half
 from aq_jax.solvers.tiles import quantize_array
-from aq_jax.solvers.treatment import treat
+from aq_jax.solvers.treatment import treat, vectors_note
 from aq_jax.store import DTYPES
 
 
@@ -124,7 +125,8 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
 
     A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b". A variable of
     Flax NNX has its own path, and nothing of it adds to the name: a kernel of `nnx.state(model)` ends in ".kernel".
-    Stacked norms and biases, of two axes, are left as they are, unless an override says otherwise (see `treat`).
+    Stacked norms and biases, of two axes, are left as they are, with a warning that names them, unless an override says
+    otherwise (see `treat`).
     Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
     small one; traced and abstract leaves are quantized where they are.
 
@@ -141,8 +143,11 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     >>> tree["dense"]["kernel"].shape, tree["dense"]["kernel"].spec.bits, tree["dense"]["bias"].dtype
     ((2, 8), 8, dtype('float32'))
     """
-    policy = _policy(config)
-    return map_named(lambda name, leaf: _leaf(name, leaf, policy), params, lambda x: isinstance(x, QTensor))
+    policy, vectors = _policy(config), list[str]()
+    made = map_named(lambda name, leaf: _leaf(name, leaf, policy, vectors), params, lambda x: isinstance(x, QTensor))
+    if vectors:
+        warnings.warn(f"quantize_tree: {vectors_note(vectors)}", stacklevel=2)
+    return made
 
 
 def map_named(call: Callable[[str, Any], Any], tree: Any, is_leaf: Callable[[Any], bool]) -> Any:
@@ -169,7 +174,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
+def _leaf(name: str, leaf: Any, config: QuantizationConfig, vectors: list[str]) -> Any:
+    """What becomes of one leaf; the name of one that is left alone for its name goes into `vectors`."""
     dtype = getattr(leaf, "dtype", None)
     if isinstance(leaf, QTensor) or dtype is None:
         return leaf
@@ -177,6 +183,7 @@ def _leaf(name: str, leaf: Any, config: QuantizationConfig) -> Any:
     dtype = DTYPES.get(str(dtype).removeprefix("torch."), np.dtype(np.void)) if is_torch(leaf) else dtype
     treatment = treat(config, name, shape, dtype)
     policy, spec = treatment.policy, treatment.spec
+    vectors += [name] if treatment.vector else []
     if spec is None and not (treatment.half and shape):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):  # a tree of shapes, to restore a checkpoint into

@@ -82,6 +82,26 @@ KINDS: dict[str, tuple[str, Layout]] = {
     "quanto": ("quanto", {
         "l.weight._data": ((32, 64), "int8"), "l.weight._scale": ((32, 1), BF16), "l.input_scale": ((), BF16),
     }),
+    "torchao, of old": ("int8 codes", {
+        "l.weight.tensor_impl.int_data": ((32, 64), "int8"), "l.weight.tensor_impl.scale": ((32,), "float32"),
+    }),
+    "torchao, with a colon": ("int8 codes", {
+        "l.weight:_weight_qdata": ((32, 64), "int8"), "l.weight:_weight_scale": ((32, 1), "float32"),
+    }),
+    "marlin": ("Marlin", {"l.B": ((4, 64), "int32"), "l.s": ((1, 32), "float16")}),
+    "vptq": ("int16 codes", {
+        "l.indices": ((1, 32, 4), "int16"), "l.centroids.weight": ((1, 16, 8), "float16"),
+        "l.weight_scale": ((64,), "float16"),
+    }),
+    "fp8 as ComfyUI has it": ("float8_e4m3fn codes", {"l.weight": ((32, 64), F8), "l.scale_weight": ((), "float32")}),
+    "fp8, only marked": ("FP8 with scale_weight", {"l.weight": ((32, 64), F8), "scaled_fp8": ((2,), F8)}),
+    "quip": ("QuIP#", {"l.Qidxs": ((32, 8), "int64"), "l.SU": ((64,), "float16"), "l.SV": ((32,), "float16")}),
+    "spqr": ("SpQR", {"l.dense_weights": ((32, 8), "int64"), "l.row_offsets": ((33,), "int32")}),
+    "smoothquant": ("int8 codes", {"l.weight": ((32, 64), "int8"), "l.a": ((), "float32"), "l.b": ((), "float32")}),
+    "codes of any name": ("uint8 codes", {
+        "l.weight_quantized": ((32, 32), "uint8"), "l.weight_scales": ((32, 2), "float32"),
+        "l.weight_zeros": ((32, 2), "float32"),
+    }),
     "qwix": ("Qwix", {
         "l.kernel.array.qvalue": ((64, 32), "int8"), "l.kernel.array.scale": ((4, 32), "float32"),
     }),
@@ -102,6 +122,11 @@ FLOATS: dict[str, Layout] = {
     "positions and masks": {
         "embeddings.position_ids": ((1, 512), "int64"), "h.attn.bias": ((1, 1, 8, 8), "uint8"),
         "h.attn.masked_bias": ((), "float32"), "index.weight": ((4, 4), "int64"), "index.scale": ((4, 4), "float32"),
+    },
+    "indexes, and buffers of an integer model": {
+        "a.relative_position_index": ((49, 49), "int64"), "a.relative_position_bias_table": ((169, 4), "float32"),
+        "l.weight": ((32, 64), "float32"), "l.weight_integer": ((32, 64), "int8"),
+        "l.weight_scaling_factor": ((32,), "float32"), "m.ids": ((2, 8), "int32"), "m.scales": ((8,), "float32"),
     },
     "a cast to eight bits, without scales": {"l.weight": ((32, 64), F8)},
 }  # fmt: skip
@@ -163,11 +188,11 @@ def test_the_whole_can_be_told_in_time() -> None:
     ],
 )
 def test_codes_of_an_unknown_kind_are_known_by_the_config(tmp_path: Path, entry: dict[str, Any]) -> None:
-    layout: Layout = {"l.indices": ((32, 4), "int16"), "l.centroids": ((1, 16, 8), "float16")}
+    layout: Layout = {"l.lattice": ((32, 4), "int64"), "l.points": ((1, 16, 8), "float16")}
     assert recognize(shapes(layout), {}) is None
     found = recognize(shapes(layout), entry)
     assert found is not None
-    assert (found.kind, "l.indices, int16 [32, 4]" in found.by) == ("vptq", True)
+    assert (found.kind, "l.lattice, int64 [32, 4]" in found.by) == ("vptq", True)
     # Weights that somebody has dequantized are weights.
     folder = write(tmp_path / "hf", {"l.weight": ((32, 64), BF16), "ids": ((1, 8), "int64")}, entry)
     done = huggingface.to_table(folder, tmp_path / "m.parquet", QuantizationConfig("int8"))

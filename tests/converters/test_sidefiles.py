@@ -77,6 +77,8 @@ def test_all_goes_that_is_no_weight_no_cache_and_not_strange(
         monkeypatch.setattr(folder, "local", None)
     found = sidefiles.side_files(folder)
     assert sorted(found.names) == sorted(TAKEN)
+    assert found.pickles == ["3_Dense/pytorch_model.bin"]
+    assert any("no model is loaded with them, being pickles: 3_Dense/pytorch_model.bin" in note for note in found.notes)
     assert {why: sorted(names) for why, names in found.left.items()} == {w: sorted(names) for w, names in LEFT.items()}
     # Of a list of modules that nobody can load, none is believed.
     (model / "modules.json").write_text(json.dumps([*MODULES, {"path": "../outside", "type": "x.Dense"}]))

@@ -55,6 +55,14 @@ def test_stacked_norms_and_biases_are_known_by_their_names() -> None:
         assert treat(INT4, name, shape, FLOAT).spec is not None, name
 
 
+def test_a_tree_says_what_it_keeps() -> None:
+    w = np.ones((4, 32), np.float32)
+    with pytest.warns(UserWarning, match=r"^quantize_tree: kept as they are, being norms .*: layers\.norm\.scale; an"):
+        tree = aq.quantize_tree({"layers": {"norm": {"scale": w}, "dense": {"kernel": w}}}, INT4)
+    assert tree["layers"]["norm"]["scale"] is w
+    assert isinstance(tree["layers"]["dense"]["kernel"], QTensor)
+
+
 def test_an_override_with_a_quant_type_quantizes_a_norm_and_another_does_not() -> None:
     asked = QuantizationConfig("int4", group_size=16, overrides=(Override(r"norm\.scale$", "int8"),))
     assert treat(asked, "layers.norm.scale", (4, 32), FLOAT).spec == QuantSpec(8, group_size=16)
@@ -137,7 +145,8 @@ def test_every_road_decides_alike(
     assert (found["mlp.experts.down"].quant_axis, found["mlp.experts.down"].group_size) == (0, 32)
     assert (found["layers.dense.kernel"].quant_axis, found["layers.dense.kernel"].group_size) == (0, 0)
     # In memory, too, and in the estimate of memory.
-    tree = aq.quantize_tree({name: jnp.asarray(aq.load(output)[name]) for name in KEPT}, INT8)
+    with pytest.warns(UserWarning, match="norms or biases"):
+        tree = aq.quantize_tree({name: jnp.asarray(aq.load(output)[name]) for name in KEPT}, INT8)
     assert not any(isinstance(leaf, QTensor) for leaf in tree.values())
     named, other = (tensor_bytes((1 << 14, 64), FLOAT, INT8, name) for name in ("norm.scale", "w.scale"))
     assert named > other
@@ -145,6 +154,7 @@ def test_every_road_decides_alike(
 
 def test_modules_keep_biases_of_two_axes() -> None:
     attention = nnx.MultiHeadAttention(2, 8, 8, decode=False, rngs=nnx.Rngs(0))
-    state = aq.quantize_tree(nnx.state(attention, nnx.Param), INT8)
+    with pytest.warns(UserWarning, match="key.bias, query.bias, value.bias"):
+        state = aq.quantize_tree(nnx.state(attention, nnx.Param), INT8)
     assert isinstance(state["query"]["kernel"].get_value(), QTensor)
     assert state["query"]["bias"].get_value().dtype == FLOAT
