@@ -60,8 +60,8 @@ _PUBLIC = {
     "load_config": "configfile",
     "QTensor": "core.qtensor",
     "dequantize": "core.quantize",
-    "qdot": "core.ops",
-    "qembed": "core.ops",
+    "qdot": "ops",
+    "qembed": "ops",
     "quantize": "solvers.apply",
     "quantize_tree": "solvers.apply",
     "fake_quant": "solvers.apply",
@@ -88,13 +88,13 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from aq_jax.configfile import load_config
-    from aq_jax.core.ops import qdot, qembed
     from aq_jax.core.qtensor import QTensor
     from aq_jax.core.quantize import dequantize
     from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
     from aq_jax.jobs import convert, dequantize_file, quantize_file
     from aq_jax.loader import WeightLoader, load, save
     from aq_jax.nn import load_model
+    from aq_jax.ops import qdot, qembed
     from aq_jax.solvers import SOLVERS
     from aq_jax.solvers.apply import fake_quant, quantize, quantize_tree
 

@@ -104,6 +104,25 @@ def _suspects(switches: list[str], error: BaseException) -> list[str]:
     return [name for name in switches if "_CACHE_" not in name]
 
 
+class _Version(argparse.Action):
+    """Print the version, as JSON with what is there beside it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        if values not in ([], ["--json"]):
+            parser.error(f"--version {' '.join(values)}: wanted --version, or --version --json")
+        if not values:
+            _say(f"aq-jax {aq_jax.__version__}")
+        else:
+            from aq_jax.codes import CODES
+            from aq_jax.ops import KERNELS
+
+            kernels = {operation: list(entries) for operation, entries in KERNELS.items()}
+            _say(json.dumps({"aq_jax": aq_jax.__version__, "codes": list(CODES), "kernels": kernels}))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aq-jax",
@@ -111,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Compiled programs are kept in the user's cache folder; {FOLDER_VARIABLE}=FOLDER moves it, "
         f"{FOLDER_VARIABLE}=off turns it off. Exit status: 0 done, 1 the answer is no, 2 bad input.",
     )
-    parser.add_argument("--version", action="version", version=f"aq-jax {aq_jax.__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=argparse.REMAINDER, metavar="--json",
+        help="show the version and exit; with --json also which codes and kernels there are",
+    )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
 CHECKED = [
     "aq_jax.core",
     "aq_jax.codes",
+    *(f"aq_jax.ops.{name}" for name in ("product", "rows", "xla")),
     *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
     *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
 ]
@@ -46,7 +47,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("aq_jax")
 
-STRICT_FOLDERS = ("codes", "core", "solvers")
+STRICT_FOLDERS = ("codes", "core", "ops", "solvers")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -543,6 +543,17 @@ assert not heavy, heavy
     assert aq.__version__ in done.stdout
 
 
+def test_the_version_says_what_is_there(run: Run) -> None:
+    assert run("--version") == (0, f"aq-jax {aq.__version__}\n", "")
+    status, out, _ = run("--version", "--json")
+    found = json.loads(out)
+    assert (status, found["aq_jax"]) == (0, aq.__version__)
+    assert {"int8", "int5", "int2h"} <= set(found["codes"])
+    assert found["kernels"]["product"] == found["kernels"]["rows"] == ["xla"]
+    status, out, err = run("--version", "please")
+    assert (status, out, "wanted --version, or --version --json" in err) == (2, "", True)
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "aq_jax.cli", "inspect", str(v2)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

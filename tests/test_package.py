@@ -30,6 +30,7 @@ FLOORS = {
     "configfile": 0,
     "compilecache": 0,
     "core": 1,
+    "ops": 2,
     "store": 1,
     "solvers": 2,
     "frameworks": 2,

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Integer, Real
 
 from aq_jax.core.dispatch import Activations
-from aq_jax.core.ops import lacks_for_integers, qdot, qembed
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
+from aq_jax.ops import lacks_for_integers, qdot, qembed
 
 
 class QLinear(nnx.Module):

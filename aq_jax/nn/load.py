@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
-from aq_jax.core.ops import lacks_for_integers
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.loader import WeightLoader
@@ -24,6 +23,7 @@ from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.sentences import read_prepared, read_sentences
 from aq_jax.nn.weights import Mapped, abstract, fill
+from aq_jax.ops import lacks_for_integers
 from aq_jax.store.folders import Folder
 from aq_jax.store.modules import transformer_path
 

@@ -101,7 +101,7 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     from aq_jax.core.dispatch import ACTIVATIONS
 
     x, w = map(jnp.asarray, numbers(inputs, outputs, rows))
-    packed = {
+    packed: dict[str, Any] = {
         "int8": aq.quantize(w, "int8"),
         "int4 g128": aq.quantize(w, aq.QuantizationConfig("int4", group_size=128)),
     }

@@ -16,8 +16,9 @@ from jax import lax
 
 from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, qdot, qembed, quantize
 from aq_jax.core import dispatch
-from aq_jax.core.ops import MOST_PRODUCTS, quantize_rows
 from aq_jax.core.qtensor import scale_shape
+from aq_jax.ops import MOST_PRODUCTS
+from aq_jax.ops.xla import quantize_rows
 
 CONFIGS = [
     pytest.param(QuantizationConfig(quant_type="int8"), id="int8 channels"),

@@ -1,0 +1,99 @@
+"""Multiply by a quantized weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from aq_jax.codes.rotation_jax import rotate
+from aq_jax.core.dispatch import ACTIVATIONS, Activations
+from aq_jax.core.qtensor import QTensor
+from aq_jax.ops.kernels import KERNELS, choose
+from aq_jax.ops.xla import float32_dot
+
+# Of two int8 numbers each; a few more may not fit in int32.
+MOST_PRODUCTS = 2**17 - 1
+
+
+def qdot(
+    x: Real[Array | np.ndarray, "*batch inputs"],
+    w: QTensor,
+    activations: Activations = "float32",
+    *,
+    kernel: str | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
+
+    Sums are taken in float32, or in int32 where both sides are integers; the result has x's dtype, or float32 where x
+    is not floating. Derivatives are those of the float32 product, whatever x was rounded to.
+
+    Args:
+        x: real numbers, the last axis as long as W's.
+        w: [outputs, inputs].
+        activations: what x is rounded to before it meets W. "float32" is exact. "bfloat16" also rounds W.
+            "int8" gives each row of x a scale and an offset of its own, so that a row's result depends on no other row
+            (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as minmax has it), and
+            multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
+        kernel: who computes it, of `ops.KERNELS["product"]`; by default the first that takes it. Which one that is
+            changes no more than the order of sums.
+
+    Raises:
+        ValueError: if W has other than two axes, or x another length; for other activations than these; for "int8" if
+            the groups of W cross its rows, or a sum has over 131071 products.
+        ConfigError: for a kernel that is not there, or does not take this.
+
+    >>> import jax.numpy as jnp
+    >>> from aq_jax import qdot, quantize
+    >>> w = quantize(jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), "int8")
+    >>> qdot(jnp.array([3.0, 4.0]), w).round(2).tolist()
+    [3.0, 4.0, 7.0]
+    """
+    if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
+        raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"qdot: activations={activations!r}; wanted one of {', '.join(ACTIVATIONS)}")
+    if activations == "int8" and w.size and (wanted := lacks_for_integers(w)):
+        raise ValueError(f"qdot: integer products need {wanted}; found {w}")
+    return _qdot(x, w, activations, choose("product", kernel, w, activations))
+
+
+@functools.partial(jax.jit, static_argnames=("activations", "kernel"))
+def _qdot(
+    x: Real[Array, "*batch inputs"], w: QTensor, activations: Activations, kernel: str
+) -> Float[Array, "*batch outputs"]:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
+    if w.spec.rotation:  # x W^T = (x R)(W R)^T
+        rows = rotate(rows, w.spec.rotation)
+        w = dataclasses.replace(w, spec=dataclasses.replace(w.spec, rotation=0))
+    if w.size == 0:
+        activations = "float32"  # there is nothing to round
+    y = _product(rows, w, activations, kernel).reshape(*x.shape[:-1], w.shape[0])
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _product(
+    x: Float[Array, "rows inputs"], w: QTensor, activations: Activations, kernel: str
+) -> Float[Array, "rows outputs"]:
+    return KERNELS["product"][kernel].run(x, w, activations)
+
+
+@_product.defjvp
+def _product_jvp(activations: Activations, kernel: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """Straight through the rounding of x, whose own derivative is zero."""
+    return _product(*primals, activations, kernel), jax.jvp(float32_dot, primals, tangents)[1]
+
+
+def lacks_for_integers(w: QTensor) -> str:
+    """What W would need for integer products; nothing if they can be computed."""
+    if not w.by_row and w.scale.size != 1:
+        return "grids that each lie in one row of W"
+    if w.length // (w.scale.shape[-1] if w.by_row else 1) > MOST_PRODUCTS:
+        return f"at most {MOST_PRODUCTS} products in a sum, for 32 bits to hold it"
+    return ""

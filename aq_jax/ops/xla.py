@@ -1,0 +1,108 @@
+"""XLA's kernels: the formulations that every backend has, and that others are compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int8
+
+from aq_jax.codes import bits_jax
+from aq_jax.core.dispatch import FEWEST_ROWS, Activations
+from aq_jax.core.grid import decode, ends
+from aq_jax.core.qtensor import QTensor
+from aq_jax.core.quantize import dequantize
+
+
+class Product:
+    """x @ W.T: of floats with the dequantized weight, of integers with its codes."""
+
+    def refuses(self, w: QTensor, activations: Activations) -> str:
+        return ""
+
+    def run(self, x: Float[Array, "rows inputs"], w: QTensor, activations: Activations) -> Float[Array, "rows outputs"]:
+        return {"float32": float32_dot, "bfloat16": _bfloat16_dot, "int8": _int8_dot}[activations](x, w)
+
+
+class Rows:
+    """Rows of a table: gathered as codes, dequantized after."""
+
+    def refuses(self, table: QTensor) -> str:
+        if table.by_row or table.size < 2**31:
+            return ""
+        return (
+            f"a table of {table.size} elements whose groups cross rows cannot be indexed in 32 bits; choose a "
+            "group_size that divides the width"
+        )
+
+    def run(
+        self, table: QTensor, ids: Int[Array, "*batch"], inside: Bool[Array, "*batch"]
+    ) -> Float[Array, "*batch width"]:
+        codes = jnp.take(table.codes, ids, axis=0, mode="clip")
+        values = bits_jax.unpack_float(codes, table.spec.bits) if table.packed else codes.astype(jnp.float32)
+        if table.by_row:
+            scale = jnp.take(table.scale, ids, axis=0, mode="fill", fill_value=jnp.nan)
+            zero_point = jnp.take(table.zero_point, ids, axis=0, mode="clip")
+            grouped = values.reshape(*ids.shape, scale.shape[-1], -1)
+            return decode(grouped, scale, zero_point).reshape(*ids.shape, table.length)
+        element = ids[..., None].astype(jnp.int32) * table.length + bits_jax.multiples(1, table.length, ids.ndim + 1)
+        group = jnp.where(inside[..., None], element // table.spec.group_elements(table.shape), table.scale.size)
+        scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
+        return (values - jnp.take(table.zero_point, group, mode="clip")) * scale
+
+
+def float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    return jnp.dot(x, dequantize(w).T, preferred_element_type=jnp.float32)
+
+
+def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    return jnp.dot(x.astype(jnp.bfloat16), dequantize(w, jnp.bfloat16).T, preferred_element_type=jnp.float32)
+
+
+def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    """Sums of integers, exact up to the scales.
+
+    With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
+    sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
+    """
+    rows = x.shape[0]
+    qx, sx, ox = quantize_rows(x)
+    # The last row, of ones, gives sum(qw). How many rows there are is not known where a program is exported for any.
+    filled = max(1, FEWEST_ROWS - rows) if isinstance(rows, int) else FEWEST_ROWS
+    qx = jnp.pad(qx, ((0, filled), (0, 0)), constant_values=1)
+    qw = bits_jax.unpack(w.codes, w.spec.bits) if w.packed else w.codes
+    groups = w.scale.shape[-1] if w.by_row else 1
+    size = w.length // groups
+    scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, w.zero_point))
+
+    def product(part: Any) -> Float[Array, "rows outputs"]:
+        a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))
+        sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False)[None] for grid in (scale, zero_point))
+        dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((FEWEST_ROWS, size), jnp.int8))
+        # The scale of W first: x may be so large that no float32 holds its product with integers.
+        return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[-1:] - size * zw))
+
+    if groups == 1:
+        return product(0)
+    # A loop, so that the program does not grow with the matrix.
+    return lax.fori_loop(0, groups, lambda part, y: y + product(part), jnp.zeros((rows, w.shape[0]), jnp.float32))
+
+
+def quantize_rows(
+    x: Float[Array, "rows inputs"],
+) -> tuple[Int8[Array, "rows inputs"], Float[Array, "rows 1"], Float[Array, "rows 1"]]:
+    """Codes, scale and offset, x ~ scale * codes + offset: the range of each row on 256 levels.
+
+    The offset of a row whose range is not finite is not finite, and neither are its products.
+    """
+    lo, hi = ends(x)
+    scale = jnp.maximum((hi - lo) * np.float32(1 / 255), np.float32(2.0**-100))
+    codes = bits_jax.pack((x - lo[:, None]) * (1 / scale)[:, None] - 128, 8)
+    return codes, scale[:, None], (lo + 128 * scale)[:, None]
+
+
+def _integer_dot(a: Int8[Array, "rows inputs"], b: Int8[Array, "outputs inputs"]) -> Float[Array, "rows outputs"]:
+    dot = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    return dot.astype(jnp.float32)
