@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", metavar="TEXT", help="put this before each text")
     sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
 
-    sub = command("generate", _generate, "continue a prompt with a language model, such as Llama")
+    sub = command("generate", _generate, "continue a prompt with a language model")
     sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
     sub.add_argument("prompt", metavar="PROMPT")
     sub.add_argument(

@@ -25,9 +25,9 @@ import aq_jax as aq
 from aq_jax import QuantizationConfig, QuantSpec
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.nn import quantize_module
-from aq_jax.nn.bert import Bert, BertConfig
 from aq_jax.nn.generator import continuation, log_likelihoods
-from aq_jax.nn.llama import Llama, LlamaConfig
+from aq_jax.nn.models.bert import Bert, BertConfig
+from aq_jax.nn.models.llama import Llama, LlamaConfig
 from aq_jax.solvers.gptq import gptq, metric
 
 X64, RANKS, DTYPES, JIT, NANS = "x64", "rank promotion", "dtype promotion", "disable_jit", "debug_nans"

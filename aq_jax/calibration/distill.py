@@ -25,11 +25,10 @@ from aq_jax.calibration.walk import mask_of
 from aq_jax.config import QuantSpec
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.core.qtensor import QTensor
-from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import split
+from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
 
-TABLE = "word.embedding"  # of which a batch reads few rows
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
 # Learning rates, of the run's. Those of a table are higher: a row of it is seen in few steps.
 CODES, TABLE_CODES, SCALES, ZERO_POINTS, PLAIN = 1.0, 2.0, 0.6, 1.0, 0.2
@@ -105,14 +104,14 @@ class Distiller:
 
     def __init__(
         self,
-        model: Bert,
-        quantized: Bert,
+        model: Model,
+        quantized: Model,
         specs: Mapping[str, QuantSpec],
         symmetric: Collection[str],
         said: Sentences,
     ) -> None:
         self._specs, self._symmetric = dict(specs), frozenset(symmetric)
-        self._said = said
+        self._said, self._table = said, model.table
         (self._teacher, teacher), (self._student, student) = split(model), split(quantized)
         self.leaves = teacher, student
         self._run = jax.jit(self._step, donate_argnums=0, compiler_options=dict(COMPILER_OPTIONS[backend()]))
@@ -123,7 +122,7 @@ class Distiller:
         """How many programs there are so far."""
         return len(self._shapes)
 
-    def start(self, model: Bert, solved: Mapping[str, QTensor], plain: Mapping[str, Array]) -> State:
+    def start(self, model: Model, solved: Mapping[str, QTensor], plain: Mapping[str, Array]) -> State:
         """Where training begins: at calibrated codes and scales.
 
         Args:
@@ -146,14 +145,14 @@ class Distiller:
     ) -> tuple[State, Float[Array, ""]]:
         goal = self.goal(teacher, texts)
         parts = state.weights, state.mean, state.square
-        taken, mean, square = (rows_of(part, texts.rows) for part in parts)
+        taken, mean, square = (rows_of(part, self._table, texts.rows) for part in parts)
         loss, gradient = jax.value_and_grad(self.loss)(taken, student, goal, texts)
         adam: Any = optax.ScaleByAdamState(state.steps, cast(Any, mean), cast(Any, square))
         update, adam = ADAM.update(gradient, adam)
         moved = jax.tree.map(lambda w, u, r: w - rate * r * u, taken, update, self._rates(taken))
         moved = moved._replace(latents={p: bounded(each, self._specs[p]) for p, each in moved.latents.items()})
         new = zip(parts, (moved, adam.mu, adam.nu), strict=True)
-        return State(*(_put_rows(whole, part, texts.rows) for whole, part in new), steps=adam.count), loss
+        return State(*(_put_rows(whole, part, self._table, texts.rows) for whole, part in new), steps=adam.count), loss
 
     def goal(self, teacher: list[Any], texts: Lesson) -> list[Float[Array, "batch tokens width"]]:
         """Hidden states of the float model, of these leaves."""
@@ -176,7 +175,7 @@ class Distiller:
             parameter(model, path).set_value(weight.T if path.endswith(".kernel") else weight)
         for path, plain in weights.plain.items():
             parameter(model, path).set_value(plain)
-        hidden = _hidden(model, texts.local if TABLE in self._specs else texts.ids, texts.lengths)
+        hidden = _hidden(model, texts.local if self._table in self._specs else texts.ids, texts.lengths)
         return distance(hidden, goal, texts.lengths, self._said)
 
     def _rates(self, weights: Weights) -> Weights:
@@ -184,38 +183,38 @@ class Distiller:
         latent: Any = Latent
         latents = {
             path: latent(
-                TABLE_CODES if path == TABLE else CODES, SCALES, 0.0 if path in self._symmetric else ZERO_POINTS
+                TABLE_CODES if path == self._table else CODES, SCALES, 0.0 if path in self._symmetric else ZERO_POINTS
             )
             for path in self._specs
         }
         return Weights(latents, cast(Any, dict.fromkeys(weights.plain, PLAIN)))
 
 
-def rows_of(weights: Weights, rows: Int[Array, "found"]) -> Weights:
-    """The rows of the table that a batch reads; all else whole."""
-    return _on_table(weights, lambda whole: whole.at[rows].get(mode="clip"), weights)
+def rows_of(weights: Weights, table: str, rows: Int[Array, "found"]) -> Weights:
+    """The rows of the table at this path that a batch reads, if it is trained; all else whole."""
+    return _on_table(weights, table, lambda whole: whole.at[rows].get(mode="clip"), weights)
 
 
-def _put_rows(weights: Weights, part: Weights, rows: Int[Array, "found"]) -> Weights:
+def _put_rows(weights: Weights, part: Weights, table: str, rows: Int[Array, "found"]) -> Weights:
     """A part that `rows_of` took, put back."""
-    return _on_table(part, lambda whole, some: whole.at[rows].set(some, mode="drop"), weights, part)
+    return _on_table(part, table, lambda whole, some: whole.at[rows].set(some, mode="drop"), weights, part)
 
 
-def _on_table(weights: Weights, change: Callable[..., Array], *given: Weights) -> Weights:
-    if TABLE not in weights.latents:
+def _on_table(weights: Weights, table: str, change: Callable[..., Array], *given: Weights) -> Weights:
+    if table not in weights.latents:
         return weights
     return weights._replace(
-        latents=weights.latents | {TABLE: jax.tree.map(change, *(each.latents[TABLE] for each in given))}
+        latents=weights.latents | {table: jax.tree.map(change, *(each.latents[table] for each in given))}
     )
 
 
-def _hidden(model: Bert, ids: Array, lengths: Array) -> list[Float[Array, "batch tokens width"]]:
-    """What each layer gives."""
+def _hidden(model: Model, ids: Array, lengths: Array) -> list[Float[Array, "batch tokens width"]]:
+    """What each layer gives; of the last one, hidden states."""
     x, out = model.begin(ids), []
     for layer in model.layers:
         x = layer(x, mask_of(x, lengths))
         out.append(x)
-    return out
+    return [*out[:-1], model.end(out[-1])]
 
 
 def distance(

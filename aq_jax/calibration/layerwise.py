@@ -22,13 +22,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from aq_jax.calibration.text import Batch, common_length, one_shape
-from aq_jax.calibration.walk import Model, Moments, Walk, mask_of, step_of
+from aq_jax.calibration.walk import Moments, Walk, mask_of
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
+from aq_jax.nn.models import Model
 from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
 
@@ -187,7 +188,7 @@ def _embedding_gradients(model: Model, ids: Array, lengths: Array, key: Array) -
         shifts.update(given)
         x = nnx.recursive_map(wrap, model).begin(ids)
         for layer in model.layers:
-            x = step_of(model)(layer, x, mask_of(x, lengths))
+            x = layer(x, mask_of(x, lengths))
         return jnp.where(mask_of(x, lengths)[..., None], x, 0.0)
 
     out, pull = jax.vjp(hidden, {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()})

@@ -18,9 +18,9 @@ from aq_jax.calibration.allocate import frontier, stored_bits
 from aq_jax.calibration.sensitivity import Outputs, input_moments, sensitivities
 from aq_jax.calibration.solve import read_ids, read_names, read_weights
 from aq_jax.calibration.text import common_length, one_shape, read_text
-from aq_jax.calibration.walk import Model
 from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
+from aq_jax.nn.models import Model
 from aq_jax.pipeline import Progress
 from aq_jax.solvers.gptq import check_gptq
 from aq_jax.solvers.treatment import is_weight
@@ -190,7 +190,8 @@ def allocate(
     last = others[len(first) :] or first
     length = common_length([len(text) for text in ids], sentences.max_tokens)
     model = architecture.fill(weights, "float32", str(folder))
-    outputs = Outputs(model, one_shape(first, length), sentences)
+    said = sentences if architecture.family.task == "embed" else None
+    outputs = Outputs(model, one_shape(first, length), said)
     moments = input_moments(model, one_shape(known[: MOMENTS * goal.sentences], length), calibration.seed)
     total = sum(4 * math.prod(shape) for shape in shapes.values())
 
@@ -223,7 +224,7 @@ def allocate(
     return Allocation(
         tuple(choices), goal, _uniform(goal.widths, list(options.values()), tensors, params),
         dataclasses.replace(config, overrides=chosen + config.overrides),
-        Outputs(model, one_shape(last, length), sentences, outputs.programs),
+        Outputs(model, one_shape(last, length), said, outputs.programs),
         len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
 

@@ -21,19 +21,17 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.calibration.layerwise import embedding_moments, parameter
 from aq_jax.calibration.text import Batch
-from aq_jax.calibration.walk import Model, mask_of, staged, step_of, tapped
+from aq_jax.calibration.walk import mask_of, staged, tapped
 from aq_jax.config import QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import Program
+from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
 from aq_jax.solvers.apply import quantize_tree
 from aq_jax.solvers.gptq import gptq_tiled, metric
 from aq_jax.solvers.screen import to_half
-
-MEAN = Sentences()
 
 
 class Outputs:
@@ -42,7 +40,7 @@ class Outputs:
     Args:
         model: in float.
         batches: of token ids.
-        said: of an encoder's sentences: what its embeddings are; by default their mean.
+        said: of sentences: what embeddings are; None for a language model.
         programs: another's, of the same kind of model, to share.
     """
 
@@ -50,15 +48,14 @@ class Outputs:
         self,
         model: Model,
         batches: Sequence[Batch],
-        said: Sentences = MEAN,
+        said: Sentences | None,
         programs: tuple[Program, ...] = (),
     ) -> None:
-        step = step_of(model)
         self._ids = [jnp.asarray(ids) for ids, _ in batches]
         self._lengths = [jnp.asarray(lengths) for _, lengths in batches]
         self.programs = programs or (
             Program(lambda model, ids: model.begin(ids)),
-            Program(lambda layer, x, lengths: step(layer, x, mask_of(x, lengths))),
+            Program(lambda layer, x, lengths: layer(x, mask_of(x, lengths))),
             Program(lambda model, x, lengths: _directions(model, x, lengths, said)),
             Program(lambda model, x, lengths, goal: _changes(model, x, lengths, goal, said)),
         )
@@ -92,17 +89,17 @@ class Outputs:
         return [run(x, n) for x, n in zip(states, self._lengths, strict=True)]
 
 
-def _directions(model: Model, x: Array, lengths: Array, said: Sentences) -> Float[Array, "outputs width"]:
+def _directions(model: Model, x: Array, lengths: Array, said: Sentences | None) -> Float[Array, "outputs width"]:
     """Outputs of length 1, one a sentence or a token."""
-    if isinstance(model, Bert):
-        return said.directions(x, mask_of(x, lengths))
-    x = model.norm(x).reshape(-1, x.shape[-1])
+    if said is not None:
+        return said.directions(model.end(x), mask_of(x, lengths))
+    x = model.end(x).reshape(-1, x.shape[-1])
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _changes(model: Model, x: Array, lengths: Array, goal: Array, said: Sentences) -> Float[Array, "2"]:
+def _changes(model: Model, x: Array, lengths: Array, goal: Array, said: Sentences | None) -> Float[Array, "2"]:
     """The sum of 1 - cosine over outputs, and how many there are; |a - b|^2 / 2, which does not cancel."""
-    counted = lengths > 0 if isinstance(model, Bert) else mask_of(x, lengths).reshape(-1)
+    counted = lengths > 0 if said is not None else mask_of(x, lengths).reshape(-1)
     change = jnp.sum((_directions(model, x, lengths, said) - goal) ** 2, axis=-1) / 2
     return jnp.stack([jnp.sum(jnp.where(counted, change, 0.0)), jnp.sum(counted).astype(jnp.float32)])
 
@@ -114,11 +111,10 @@ def input_moments(model: Model, batches: Sequence[Batch], seed: int) -> dict[str
         AqError: if a linear is given numbers that are not finite, by path.
     """
     found = {f"{path}.embedding": moment for path, moment in embedding_moments(model, batches, seed).items()}
-    step = step_of(model)
 
     def both(layer: Any, x: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
         mask, moments = mask_of(x, lengths), {}
-        seen, after = tapped(step, layer, x, mask)
+        seen, after = tapped(layer, x, mask)
         for paths, given in staged(seen):
             flat = jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1])
             moments |= dict.fromkeys(paths, jnp.matmul(flat.T, flat, precision="highest"))
@@ -168,7 +164,7 @@ def sensitivities(
         before, turned = slot[...], path.endswith(".kernel")
         layer = int(path.split(".")[1]) if path.startswith("layers.") else None
         weight = np.asarray(before.T if turned else before)
-        rows = tokens if weight.shape[0] == model.config.vocab_size and not turned else np.arange(weight.shape[0])
+        rows = tokens if path == model.table else np.arange(weight.shape[0])
         found[path] = []
         for policy in choices:
             changed = rounded(weight[rows], policy, moments.get(path), damping, path)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +21,12 @@ from aq_jax.calibration.layerwise import Calibrated, calibrate
 from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import BUILT_IN, Text, padded_batches, read_text, tokenized
 from aq_jax.calibration.train import train
-from aq_jax.calibration.walk import Model
 from aq_jax.config import CalibrationConfig, QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
-from aq_jax.nn.bert import Bert, BertConfig
-from aq_jax.nn.load import Architecture, read_architecture
+from aq_jax.nn.architecture import Architecture, read_architecture
+from aq_jax.nn.models import Model, model_types
 from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
 from aq_jax.pipeline import Progress, Solved
@@ -86,8 +85,9 @@ def solve_model(
     """
     start = time.perf_counter()
     architecture, names = read_names(source, folder)
-    if training is not None and not isinstance(architecture.config, BertConfig):
-        raise ConfigError(f"[train]: found {architecture.fields.get('model_type')}; wanted an encoder, such as BERT")
+    if training is not None and architecture.family.task != "embed":
+        found = architecture.fields["model_type"]
+        raise ConfigError(f"[train]: found {found}; wanted an encoder: {model_types('embed')}")
     text, *further = drawn(calibration, training)
     ids, sentences = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
@@ -131,7 +131,7 @@ def solve_model(
         of = _fingerprint(weights, settings, training.config, [taught, held])
         with Checkpoints(training.checkpoints, of) as checkpoints:
             trained = train(
-                cast(Bert, model), cast(Bert, quantized), done.weights, solvable, taught,
+                model, quantized, done.weights, solvable, taught,
                 Outputs(model, padded_batches(held), sentences), sentences, training.config,
                 calibration.seed, checkpoints, stored, progress,
             )  # fmt: skip
@@ -213,8 +213,8 @@ def read_ids(
         ConfigError: if there is no token in the lines.
     """
     config = architecture.config
-    positions, encoder = config.max_position_embeddings, isinstance(config, BertConfig)
-    said = read_sentences(folder, positions, config.hidden_size) if encoder else Sentences(max_tokens=positions)
+    positions, embeds = config.max_position_embeddings, architecture.family.task == "embed"
+    said = read_sentences(folder, positions, config.hidden_size) if embeds else Sentences(max_tokens=positions)
     said = dataclasses.replace(said, max_tokens=min(calibration.max_tokens, said.max_tokens))
     tokenizer = read_prepared(folder)
     ids = tokenized(lines, tokenizer, said.max_tokens, config.vocab_size, said.prompt())

@@ -29,7 +29,7 @@ from aq_jax.config import QuantizationConfig, QuantSpec, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert
+from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
 from aq_jax.pipeline import Progress
 
@@ -106,8 +106,8 @@ class _Run:
 
 
 def train(
-    model: Bert,
-    quantized: Bert,
+    model: Model,
+    quantized: Model,
     solved: Mapping[str, QTensor],
     policies: Mapping[str, QuantizationConfig],
     ids: Sequence[Sequence[int]],
@@ -209,7 +209,7 @@ def _settled(
     return quantized, stored(jax.tree.map(jnp.array, state.weights.plain))  # of its own: the state is used up
 
 
-def _put(model: Bert, weights: tuple[Mapping[str, QTensor], Mapping[str, Array]]) -> None:
+def _put(model: Model, weights: tuple[Mapping[str, QTensor], Mapping[str, Array]]) -> None:
     for path, q in weights[0].items():
         put_weight(model, path, dequantize(jax.device_put(q)))
     for path, value in weights[1].items():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.calibration.text import Batch
-from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import Program, Structure, split
-from aq_jax.nn.llama import Llama
-
-# A model that can be walked has `layers`, `begin` (what the first layer is given) and `advance` (what the next one is).
-Model: TypeAlias = Bert | Llama
+from aq_jax.nn.models import Model
 
 
 class Moments(NamedTuple):
@@ -52,9 +47,8 @@ class Walk:
         begin = Program(lambda model, ids: model.begin(ids))
         first = [begin.of(each) for each in self._models]
         self._states = [[run(jnp.asarray(ids)) for ids, _ in batches] for run in first]
-        self._step = step_of(model)
-        self._given = Program(partial(_given, self._step), ("stage",))
-        self._all = Program(partial(_all, self._step))
+        self._given = Program(_given, ("stage",))
+        self._all = Program(_all)
         self._floats: list[tuple[list[Array], Array]] = []
         self._stages: dict[Structure, list[list[str]]] = {}
         self._programs = (begin, self._given, self._all)
@@ -73,7 +67,7 @@ class Walk:
             found: list[list[str]] = []
 
             def see(leaves: list[Array], x: Array, mask: Array) -> None:
-                found.extend(paths for paths, _ in staged(tapped(self._step, structure.merge(leaves), x, mask)[0]))
+                found.extend(paths for paths, _ in staged(tapped(structure.merge(leaves), x, mask)[0]))
 
             x = self._states[0][0]
             jax.eval_shape(see, leaves, x, jax.ShapeDtypeStruct(x.shape[:2], np.dtype(bool)))
@@ -105,17 +99,12 @@ class Walk:
         return self._floats
 
 
-def step_of(model: Model) -> Callable[[Any, Array, Array], Array]:
-    """(layer, x, mask) -> what the next layer is given."""
-    return partial(cast(Any, type(model)).advance, model.config)
-
-
 def mask_of(x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]) -> Bool[Array, "batch tokens"]:
     """Which tokens are no padding."""
     return jnp.arange(x.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
 
-def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[str, Array]], Array]:
+def tapped(layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[str, Array]], Array]:
     """The path of each nnx.Linear of a layer that is called, and what it is given; and what the next layer is given."""
     seen: list[tuple[str, Array]] = []
 
@@ -130,7 +119,7 @@ def tapped(step: Any, layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tu
     def wrap(path: Any, node: Any) -> Any:
         return Tap(".".join(map(str, path)), node) if type(node) is nnx.Linear else node
 
-    after = step(nnx.recursive_map(wrap, layer), x, mask)
+    after = nnx.recursive_map(wrap, layer)(x, mask)
     return seen, after
 
 
@@ -146,19 +135,19 @@ def staged(seen: Sequence[tuple[str, Array]]) -> list[tuple[list[str], Array]]:
 
 
 def _all(
-    step: Any, layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]
+    layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]
 ) -> tuple[list[Array], Array]:
     """What the linears of each stage are given, zeros for padding; and what the next layer is given."""
     mask = mask_of(x, lengths)
-    seen, after = tapped(step, layer, x, mask)
+    seen, after = tapped(layer, x, mask)
     return [jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1]) for _, given in staged(seen)], after
 
 
 def _given(
-    step: Any, layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"], stage: int
+    layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"], stage: int
 ) -> Float[Array, "tokens inputs"]:
     """Of one stage alone: the compiler leaves out what comes after."""
-    return _all(step, layer, x, lengths)[0][stage]
+    return _all(layer, x, lengths)[0][stage]
 
 
 @jax.jit

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import ConfigError
 from aq_jax.evaluate.config import Case, ValidationConfig
+
+if TYPE_CHECKING:
+    from aq_jax.nn.models import Task
 
 Report = Mapping[str, Any]
 
@@ -49,13 +52,13 @@ OF_ENCODERS = (
 OF_LANGUAGE_MODELS = ("max_perplexity_ratio", "max_kl", "min_same_top")
 
 
-def check_thresholds(config: ValidationConfig, architecture: str) -> None:
+def check_thresholds(config: ValidationConfig, task: Task) -> None:
     """Refuse thresholds of what this kind of model does not have, before anything is converted.
 
     Raises:
         ConfigError: naming the case and the threshold.
     """
-    foreign, kind = (OF_LANGUAGE_MODELS, "an encoder") if architecture == "bert" else (OF_ENCODERS, "a language model")
+    foreign, kind = (OF_LANGUAGE_MODELS, "an encoder") if task == "embed" else (OF_ENCODERS, "a language model")
     for case in config.cases:
         for key in case.thresholds:
             if key in foreign:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from flax import nnx
 
 from aq_jax._version import __version__
 from aq_jax.codes import CODES
@@ -32,25 +33,20 @@ from aq_jax.evaluate.metrics import distribution
 from aq_jax.evaluate.outputs import Judge, judge_of
 from aq_jax.evaluate.process import measured
 from aq_jax.loader import WeightLoader
-from aq_jax.nn.load import load_model, read_architecture
+from aq_jax.nn.architecture import read_architecture
+from aq_jax.nn.load import load_model
 from aq_jax.solvers.screen import is_floating
 from aq_jax.store import decode, open_table
 
 if TYPE_CHECKING:
     from aq_jax.jobs import Inspection, Layer, Verdict
     from aq_jax.nn import Encoder, Generator
+    from aq_jax.nn.models import Family
     from aq_jax.pipeline import Progress, Written
 
 SCHEMA = 1
 LOADS = 3  # the fastest of so many loads counts
 LIBRARIES = ("jax", "jaxlib", "numpy", "pyarrow", "flax", "tokenizers")
-# What a name says of a tensor: the first pattern that is found in it.
-KINDS = {
-    "norms": r"(?i)layer_?norm|(^|\.)norm\.",
-    "attention": r"attention|attn",
-    "feed-forward": r"intermediate|mlp|output\.dense",
-    "embeddings": r"embed|lm_head",
-}
 
 
 def validate(
@@ -79,12 +75,13 @@ def validate(
     asked = conversions(config)
     held = held_out(config, asked)
     source = resolve_source(asked[0].source)
-    architecture = str(read_architecture(source).fields["model_type"])
-    check_thresholds(config, architecture)
+    architecture = read_architecture(source)
+    family, name = architecture.family, str(architecture.fields["model_type"])
+    check_thresholds(config, family.task)
     allow_pickle = any(conversion.allow_pickle for conversion in asked)
     plain = str(Path(config.folder, f"{FLOAT}.parquet"))
     convert(ConversionConfig(asked[0].source, plain, allow_pickle=allow_pickle), progress)
-    model, v1_read = _model(asked[0].source, architecture, plain, allow_pickle)
+    model, v1_read = _model(asked[0].source, name, plain, allow_pickle)
     judge = judge_of(load_model(plain), held)
     cases = []
     for case, conversion in zip(config.cases, asked, strict=True):
@@ -94,7 +91,7 @@ def validate(
                 progress(f"{case.name}: {name}", size, total)
 
         done, peak = measured(convert, conversion, report)
-        measures = _measures(case, conversion, done, inspect(done.path), verify(done.path), model, judge)
+        measures = _measures(case, conversion, done, inspect(done.path), verify(done.path), model, family, judge)
         measures |= {"peak_memory_bytes": peak, "schemas": {"v1_read": v1_read, **_schemas(Path(done.path))}}
         criteria = judged(case, measures)
         cases.append(measures | {"ok": all(c["ok"] for c in criteria), "criteria": criteria})
@@ -142,12 +139,13 @@ def _measures(
     table: Inspection,
     verdict: Verdict,
     model: Mapping[str, Any],
+    family: Family,
     judge: Judge,
 ) -> dict[str, Any]:
     """What a case's report says of its table, but for what is done in other processes and by other readers."""
     kinds: dict[str, list[Layer]] = {}
     for layer in table.layers:
-        kinds.setdefault(kind_of(layer.name), []).append(layer)
+        kinds.setdefault(family.kind(layer.name), []).append(layer)
     quantized = [layer for layer in table.layers if layer.quant_type in CODES]
     size, tensors = table.file_bytes, sum(layer.bytes for layer in table.layers)
     weights = sum(layer.params for layer in quantized)
@@ -168,7 +166,7 @@ def _measures(
             "bits_per_quantized_weight": 8 * sum(layer.bytes for layer in quantized) / weights if weights else None,
             "metadata_share": (size - tensors) / size,
         },
-        "layers": [_layer(layer) for layer in table.layers],
+        "layers": [_layer(layer, family.kind(layer.name)) for layer in table.layers],
         "kinds": {kind: _kind(layers) for kind, layers in kinds.items()},
         "rel_mse": _rel_mse(quantized),
         "layer_cosines": distribution([layer.cosine for layer in quantized if layer.cosine is not None]),
@@ -179,21 +177,12 @@ def _measures(
     }  # fmt: skip
 
 
-def kind_of(name: str) -> str:
-    """What a tensor is for, by its name in BERT or Llama.
-
-    >>> kind_of("encoder.layer.0.output.LayerNorm.bias"), kind_of("model.layers.3.mlp.up_proj.weight")
-    ('norms', 'feed-forward')
-    """
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
-
-
-def _layer(layer: Layer) -> dict[str, Any]:
+def _layer(layer: Layer, kind: str) -> dict[str, Any]:
     number = re.search(r"\blayers?\.(\d+)\.", layer.name)
     found = {
         name: getattr(layer, name) for name in ("shape", "quant_type", "params", "bytes", "bits", "cosine", "rel_mse")
     }
-    return {"name": layer.name, "kind": kind_of(layer.name), "layer": int(number[1]) if number else None} | found
+    return {"name": layer.name, "kind": kind, "layer": int(number[1]) if number else None} | found
 
 
 def _kind(layers: list[Layer]) -> dict[str, Any]:
@@ -214,7 +203,8 @@ def _rel_mse(layers: list[Layer]) -> float | None:
 
 def _activations(model: Encoder | Generator) -> Activations:
     """What inputs of quantized layers are rounded to, whoever chose it."""
-    return model.model.layers[0].activations
+    found = (getattr(part, "activations", None) for _, part in nnx.iter_modules(model.model))
+    return next((activations for activations in found if activations is not None), "float32")
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -53,13 +53,14 @@ def embed(
         AqError: for a prompt that the model does not have.
     """
     from aq_jax.nn import Encoder, load_model
+    from aq_jax.nn.models import model_types
     from aq_jax.store.embeddings import check_embeddings_path, write_embeddings
 
     check_embeddings_path(path)
     start = time.perf_counter()
     encoder = load_model(model, activations)
     if not isinstance(encoder, Encoder):
-        raise FormatError(f"{model}: holds a language model, which generates; wanted an encoder, such as BERT")
+        raise FormatError(f"{model}: holds a language model; wanted an encoder: {model_types('embed')}")
     loaded = time.perf_counter()
     embeddings = np.asarray(encoder.encode(texts, progress, prompt_name=prompt_name, prompt=prompt))
     done = time.perf_counter()
@@ -85,8 +86,9 @@ def generate(
         AqError: for numbers out of their range.
     """
     from aq_jax.nn import Generator, load_model
+    from aq_jax.nn.models import model_types
 
     generator = load_model(model, activations)
     if not isinstance(generator, Generator):
-        raise FormatError(f"{model}: holds an encoder, which embeds; wanted a language model, such as Llama")
+        raise FormatError(f"{model}: holds an encoder; wanted a language model: {model_types('generate')}")
     return generator.generate(prompt, max_tokens, temperature=temperature, top_p=top_p, seed=seed)

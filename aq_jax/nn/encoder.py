@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
-from aq_jax.nn.bert import Bert
 from aq_jax.nn.compiled import Compiled, padded_length, token_ids
+from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences, prompt_tokens
 from aq_jax.nn.tokenizer import cut_at, encoded
 
@@ -27,12 +27,12 @@ class Encoder:
     """A sentence encoder: `aq_jax.load_model` makes one.
 
     Args:
-        model: a concrete Bert.
+        model: a concrete one.
         tokenizer: of the model.
         sentences: how its hidden states become embeddings.
     """
 
-    def __init__(self, model: Bert, tokenizer: Tokenizer, sentences: Sentences) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, sentences: Sentences) -> None:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
         cut_at(tokenizer, sentences.max_tokens)
         self._embed = Compiled(model, partial(embeddings, sentences=sentences))
@@ -116,7 +116,7 @@ class Encoder:
 
 
 def embeddings(
-    model: Bert,
+    model: Model,
     ids: Int[Array, "batch tokens"],
     lengths: Int[Array, "batch"],
     skipped: Int[Array, ""] | None = None,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.nn.compiled import Compiled, padded_length, token_ids
-from aq_jax.nn.llama import Llama
+from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.tokenizer import encoded
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ class Generator:
     """A language model with its tokenizer: `aq_jax.load_model` makes one.
 
     Args:
-        model: a concrete Llama.
+        model: a concrete one.
         tokenizer: of the model.
         ends: the ids that end a text.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, ends: tuple[int, ...] = ()) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, ends: tuple[int, ...] = ()) -> None:
         self.model, self.tokenizer, self.ends = model, tokenizer, ends
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -134,7 +134,7 @@ class Generator:
 
 
 def continuation(
-    model: Llama,
+    model: LanguageModel,
     ids: Int[Array, "1 tokens"],
     length: Int[Array, ""],
     count: Int[Array, ""],
@@ -146,7 +146,7 @@ def continuation(
     ends: tuple[int, ...],
 ) -> Int[Array, "steps"]:
     """The tokens that follow the first `length` of `ids`; after `count`, or an end, nothing is computed any more."""
-    hidden, cache = model(ids, model.empty_cache(1, ids.shape[1] + steps), 0)
+    hidden, cache = model.extend(ids, model.empty_cache(1, ids.shape[1] + steps), 0)
     first = model.logits(lax.dynamic_index_in_dim(hidden[0], length - 1, keepdims=False))
 
     def draw(logits: Float[Array, "vocabulary"], step: Int[Array, ""]) -> Int[Array, ""]:
@@ -159,7 +159,7 @@ def continuation(
     def advance(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
         token, cache = carry
         # What the padding of the prompt left in the cache is overwritten before it is seen.
-        hidden, cache = model(token[None, None], cache, length + step - 1)
+        hidden, cache = model.extend(token[None, None], cache, length + step - 1)
         token = draw(model.logits(hidden[0, 0]), step)
         return (token, cache), token
 
@@ -184,14 +184,14 @@ def sample(logits: Float[Array, "vocabulary"], top_p: Float[Array, ""], key: Key
     return order[drawn].astype(jnp.int32)
 
 
-def log_likelihoods(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
+def log_likelihoods(model: LanguageModel, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
     """log p(ids[i + 1] | ids[: i + 1])."""
     return jnp.take_along_axis(log_probabilities(model, ids), ids[0, 1:, None], axis=1)[:, 0]
 
 
-def log_probabilities(model: Llama, ids: Int[Array, "1 tokens"]) -> Float[Array, "following vocabulary"]:
+def log_probabilities(model: LanguageModel, ids: Int[Array, "1 tokens"]) -> Float[Array, "following vocabulary"]:
     """log p(token | ids[: i + 1]), for every token of the vocabulary."""
-    hidden, _ = model(ids, model.empty_cache(1, ids.shape[1]), 0)
+    hidden, _ = model.extend(ids, model.empty_cache(1, ids.shape[1]), 0)
     return jax.nn.log_softmax(model.logits(hidden[0, :-1]))
 
 

@@ -5,27 +5,21 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from flax import nnx
+from typing import TYPE_CHECKING, Any, cast
 
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import ConfigError, FormatError
+from aq_jax.errors import ConfigError
 from aq_jax.loader import WeightLoader
-from aq_jax.nn import bert, llama
+from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.jsonfile import read_json
+from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.sentences import read_prepared, read_sentences
-from aq_jax.nn.weights import Mapped, abstract, fill
 from aq_jax.ops import lacks_for_integers
-from aq_jax.store.folders import Folder
-from aq_jax.store.modules import transformer_path
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
 def load_model(
     path: str | os.PathLike[str], activations: Activations | None = None, *, mesh: Mesh | None = None
 ) -> Encoder | Generator:
-    """A BERT encoder or a Llama from a table; quantized weights stay packed.
+    """A model from a table; quantized weights stay packed.
 
     Args:
         path: a table of schema V1 or V2, or a folder of shards, with config.json and tokenizer files beside it, as
@@ -58,7 +52,7 @@ def load_model(
     >>> import struct, tempfile
     >>> import numpy as np, aq_jax as aq
     >>> from aq_jax.converters import llama2c
-    >>> folder = Path(tempfile.mkdtemp())  # a Llama of 8 x 8 matrices, and a vocabulary of bytes
+    >>> folder = Path(tempfile.mkdtemp())  # a language model of 8 x 8 matrices, and a vocabulary of bytes
     >>> fields = struct.pack("<7i", 8, 8, 1, 1, 1, 260, 16)
     >>> _ = (folder / "model.bin").write_bytes(fields + np.ones(2680, "<f4").tobytes())
     >>> pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)), b" "]
@@ -76,66 +70,23 @@ def load_model(
     if mesh is not None:
         check_mesh(mesh)
     with WeightLoader(path) as loader:
-        plan = read_architecture(folder)
-        if mesh is None:
-            tensors = loader.load_weights(packed=True)
-        else:
+        architecture = read_architecture(folder)
+        where = None
+        if mesh is not None:
             infos = {name: loader.describe(name) for name in loader.get_layer_names() if name not in loader.aliases}
-            tensors = loader.load_weights(packed=True, shardings=shardings(infos, plan.names, mesh))
+            where = shardings(infos, architecture, mesh)
+        tensors = loader.load_weights(packed=True, shardings=where)
+    family, config = architecture.family, architecture.config
     how = chosen_activations(tensors, activations, str(path))
-    if heads := sorted(name for name in tensors if plan.names is bert.NAMES and re.fullmatch(bert.HEADS, name)):
-        warnings.warn(f"{path}: {', '.join(heads)} are a classifier's, and not used to embed", stacklevel=2)
+    if heads := sorted(name for name in tensors if re.fullmatch(family.heads, name)):
+        warnings.warn(f"{path}: {', '.join(heads)} are a classifier's, and not used to {family.task}", stacklevel=2)
     tokenizer = read_prepared(folder)
-    model = plan.fill(tensors, how, str(path))
-    if isinstance(model, llama.Llama):
-        return Generator(model, tokenizer, read_ends(folder, plan.fields))
-    config, least = model.config, tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+    model = architecture.fill(tensors, how, str(path))
+    if family.task == "generate":
+        return Generator(cast(LanguageModel, model), tokenizer, read_ends(folder, architecture.fields))
+    least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
     sentences = read_sentences(folder, config.max_position_embeddings, config.hidden_size, least)
     return Encoder(model, tokenizer, sentences)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model without its weights.
-
-    Args:
-        config: its sizes.
-        names: how stored names map to its parameters.
-        fields: of config.json.
-    """
-
-    config: bert.BertConfig | llama.LlamaConfig
-    names: tuple[Mapped, ...]
-    fields: dict[str, Any]
-
-    def fill(self, tensors: Mapping[str, Any], activations: Activations, where: str) -> bert.Bert | llama.Llama:
-        """The model with these weights (see `nn.weights.fill`)."""
-        config = self.config
-
-        def make(rngs: nnx.Rngs) -> bert.Bert | llama.Llama:
-            if isinstance(config, bert.BertConfig):
-                return bert.Bert(config, activations=activations, rngs=rngs)
-            return llama.Llama(config, activations=activations, rngs=rngs)
-
-        return fill(abstract(make), tensors, self.names, activations, where)
-
-
-def read_architecture(folder: Path) -> Architecture:
-    """What config.json says, which in old folders of sentence-transformers lies in one of the modules'.
-
-    Raises:
-        FormatError: if there is none, or it is of a model that is not computed here.
-    """
-    file = folder / transformer_path(Folder(folder)) / "config.json"
-    fields = read_json(file, dict)
-    if fields is None:
-        raise FormatError(f"{file}: no such file; wanted the model's config, which `convert` copies there")
-    if fields.get("model_type") == "bert":
-        return Architecture(bert.BertConfig.from_json(fields, str(file)), bert.NAMES, fields)
-    if fields.get("model_type") == "llama":
-        config = llama.LlamaConfig.from_json(fields, str(file))
-        return Architecture(config, llama.names(config), fields)
-    raise FormatError(f"{file}: model_type is {fields.get('model_type')!r}; wanted 'bert' or 'llama'")
 
 
 def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where: str) -> Activations:

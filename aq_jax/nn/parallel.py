@@ -7,19 +7,17 @@ only said where weights lie, and no other place would make another result, but f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aq_jax.core.sharding import codes_shape
 from aq_jax.errors import ConfigError
-from aq_jax.nn.weights import Mapped, match_names
+from aq_jax.nn.architecture import Architecture
+from aq_jax.nn.weights import match_names
 from aq_jax.store import RowInfo
 
 AXIS = "model"
-# The layers of bert.py and llama.py: [outputs, inputs], as stored.
-BY_OUTPUTS = ("query", "key", "value", "gate", "up", "head")
-BY_INPUTS = ("out", "down")
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -37,43 +35,41 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
-def shardings(tensors: Mapping[str, RowInfo], names: Sequence[Mapped], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each tensor of a BERT or a Llama goes.
+def shardings(tensors: Mapping[str, RowInfo], architecture: Architecture, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each tensor of a model goes.
 
-    Linear layers are cut along the mesh's axis "model": queries, keys, values, gates, the first of two feed-forward
-    layers and the head by outputs, with their biases; the others by inputs. All else is replicated: embeddings, norms,
-    and what does not divide into as many parts of whole bytes.
+    Linear layers are cut along the mesh's axis "model", as the model's family says: queries, keys, values, gates, the
+    first of two feed-forward layers and the head by outputs, with their biases; the others by inputs. All else is
+    replicated: embeddings, norms, and what does not divide into as many parts of whole bytes.
 
     Args:
-        tensors: what the table knows of them, by stored name.
-        names: how stored names map to parameters; a name that matches nothing is replicated.
+        tensors: what the table knows of them, by stored name; a name that the model does not have is replicated.
+        architecture: of the model.
         mesh: see `check_mesh`.
 
     >>> import jax
-    >>> from aq_jax.nn import bert
+    >>> from aq_jax.nn.models import FAMILIES
     >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
     >>> name = "encoder.layer.0.output.dense.weight"
-    >>> shardings({name: RowInfo(name, (8, 4), "float32", 32, 0, 128)}, bert.NAMES, mesh)[name].spec
+    >>> row = RowInfo(name, (8, 4), "float32", 32, 0, 128)
+    >>> shardings({name: row}, Architecture(FAMILIES["bert"], None, {}), mesh)[name].spec
     P(None, 'model')
     """
-    goals, _ = match_names(tensors, names)
+    goals, _ = match_names(tensors, architecture.names)
     layers = {stored: goal.rpartition(".")[0].rpartition(".")[2] for goal, (stored, _) in goals.items()}
+    axes = {stored: architecture.family.cuts.get(layer) for stored, layer in layers.items()}
     count = mesh.shape[AXIS]
-    return {name: NamedSharding(mesh, split(layers.get(name), info, count)) for name, info in tensors.items()}
+    return {name: NamedSharding(mesh, split(axes.get(name), info, count)) for name, info in tensors.items()}
 
 
-def split(layer: str | None, info: RowInfo, count: int) -> PartitionSpec:
-    """How a tensor of a layer of this name lies on `count` devices.
+def split(axis: int | None, info: RowInfo, count: int) -> PartitionSpec:
+    """How a tensor that is cut along this axis of [outputs, inputs] lies on `count` devices.
 
-    >>> [split("up", RowInfo("w", (rows, 4), "float32", 4 * rows, 0, 16 * rows), 4) for rows in (8, 6)]
+    >>> [split(0, RowInfo("w", (rows, 4), "float32", 4 * rows, 0, 16 * rows), 4) for rows in (8, 6)]
     [P('model', None), P()]
     """
     axes = len(info.shape)
-    if layer in BY_OUTPUTS and axes in (1, 2):
-        axis = 0
-    elif layer in BY_INPUTS and axes == 2:  # the bias is added once, to the sum
-        axis = 1
-    else:
+    if axis is None or not axis < axes <= 2:  # of a layer that is cut by inputs, the bias is added once, to the sum
         return PartitionSpec()
     stored = codes_shape(info.shape, info.bits) if info.bits else info.shape
     if info.shape[axis] % count or stored[axis] % count:

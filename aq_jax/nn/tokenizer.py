@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import AqError, FormatError
 from aq_jax.nn.jsonfile import read_json
+from aq_jax.nn.models import family_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -83,7 +84,8 @@ def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any],
     from tokenizers.models import WordPiece
 
     kind = said.get("tokenizer_class") or model.get("tokenizer_class")
-    is_bert = model.get("model_type") == "bert" and kind in (None, *BERT)
+    family = family_of(model)
+    is_bert = family is not None and family.tokenizer in BERT and kind in (None, *BERT)
     if not is_bert and not said:
         return True  # nothing overrides it
     if not is_bert and kind not in PLAIN:

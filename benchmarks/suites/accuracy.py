@@ -104,7 +104,7 @@ class Judge:
 
     def fit(self, tensors: dict[str, Any]) -> tuple[float, float]:
         """Mean and first percentile of the cosine, with these weights in the place of the model's own."""
-        from aq_jax.nn.load import read_architecture
+        from aq_jax.nn.architecture import read_architecture
 
         plan = read_architecture(models.table("float32").parent)
         known = {name: tensors.get(name, value) for name, value in self._tensors.items()}

@@ -20,14 +20,13 @@ def train(full: bool) -> Iterator[Line]:
     from aq_jax.calibration.layerwise import vectors, weight_of
     from aq_jax.calibration.text import built_in_sentences, padded, tokenized
     from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
-    from aq_jax.nn.bert import Bert
     from aq_jax.nn.sentences import Sentences, read_prepared
     from benchmarks.models import encoder, table
 
     folder = table("float32").parent
-    model = cast(Bert, encoder("float32").model)
+    model = encoder("float32").model
     config = aq.QuantizationConfig("int2", group_size=128, symmetric=False, rotate=True)
-    paths = ["word.embedding"] + [
+    paths = [model.table] + [
         f"layers.{layer}.{name}.kernel"
         for layer in range(len(model.layers))
         for name in ("query", "key", "value", "out", "up", "down")
@@ -48,7 +47,7 @@ def train(full: bool) -> Iterator[Line]:
 
     teacher, student = distiller.leaves
     goal = compiled(distiller.goal)(teacher, texts)
-    taken = rows_of(jax.tree.map(jnp.copy, state[0].weights), texts.rows)
+    taken = rows_of(jax.tree.map(jnp.copy, state[0].weights), model.table, texts.rows)
     programs = {
         "teacher": (compiled(distiller.goal), (teacher, texts)),
         "forward": (compiled(distiller.loss), (taken, student, goal, texts)),

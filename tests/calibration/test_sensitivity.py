@@ -11,7 +11,8 @@ from aq_jax import AqError, QuantizationConfig
 from aq_jax.calibration.sensitivity import Outputs, input_moments, rounded, sensitivities
 from aq_jax.calibration.text import common_length, one_shape
 from aq_jax.calibration.walk import Walk
-from aq_jax.nn.bert import NAMES, Bert, BertConfig
+from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
+from aq_jax.nn.sentences import Sentences
 from aq_jax.nn.weights import abstract, fill
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
@@ -35,7 +36,7 @@ def model() -> Bert:
 
 @pytest.fixture(scope="module")
 def outputs(model: Bert) -> Outputs:
-    return Outputs(model, one_shape(SENTENCES, 16))
+    return Outputs(model, one_shape(SENTENCES, 16), Sentences())
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +80,14 @@ def test_moments_are_those_of_the_walk(model: Bert, moments: dict) -> None:
 
 
 def test_all_layers_and_widths_share_programs(model: Bert, moments: dict) -> None:
-    outputs = Outputs(model, one_shape(SENTENCES, 16))
+    outputs = Outputs(model, one_shape(SENTENCES, 16), Sentences())
     choices = {f"layers.{i}.{name}.kernel": [INT8, HALF] for i in range(2) for name in ("query", "up", "down")}
     sensitivities(model, choices, outputs, moments, 0.01, TOKENS)
     assert [program.compiles for program in outputs.programs] == [1, 1, 1, 1]
 
 
 def test_outputs_that_are_not_finite_are_refused_by_name(model: Bert, moments: dict) -> None:
-    outputs = Outputs(model, one_shape(SENTENCES[:3], 16))
+    outputs = Outputs(model, one_shape(SENTENCES[:3], 16), Sentences())
     outputs.states[0] = [jnp.full_like(x, jnp.nan) for x in outputs.states[0]]
     with pytest.raises(AqError, match=r"layers.0.query.kernel: outputs are not finite when it is int8"):
         sensitivities(model, {QUERY: [INT8]}, outputs, moments, 0.01, TOKENS)

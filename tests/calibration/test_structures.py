@@ -16,7 +16,7 @@ from aq_jax.calibration.layerwise import vectors, weight_of
 from aq_jax.calibration.sensitivity import Outputs, input_moments
 from aq_jax.calibration.text import one_shape
 from aq_jax.calibration.walk import Walk, mask_of
-from aq_jax.nn.bert import ACTS, NAMES, Bert, BertConfig, Layer
+from aq_jax.nn.models.bert import ACTS, NAMES, Bert, BertConfig, Layer
 from aq_jax.nn.sentences import Sentences
 from aq_jax.nn.weights import abstract, fill
 
@@ -103,7 +103,7 @@ def test_moments_of_inputs_are_those_of_each_layer(model: Bert) -> None:
 
 
 def test_outputs_are_those_of_the_model(model: Bert) -> None:
-    outputs, wanted = Outputs(model, BATCHES), means(model)
+    outputs, wanted = Outputs(model, BATCHES, SAID), means(model)
     # What another model has otherwise is a program of its own, too.
     for other in (made(seed=1), made(heads=(2, 4, 4))):
         assert outputs.change(other) == pytest.approx(1 - (wanted * means(other)).sum(1).mean(), rel=1e-4)

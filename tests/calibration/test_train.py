@@ -368,7 +368,7 @@ def test_a_language_model_is_refused(run: Any, tmp_path: Path) -> None:
     sets = (f"source={tmp_path}/hf", f"output={tmp_path}/m.parquet", "calibration.text=text.txt")
     status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
     assert (status, out) == (2, "")
-    assert "[train]: found llama; wanted an encoder, such as BERT" in err
+    assert "[train]: found llama; wanted an encoder: bert" in err
 
 
 def test_training_needs_calibrated_weights() -> None:

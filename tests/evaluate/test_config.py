@@ -43,7 +43,7 @@ def test_the_suite_for_minilm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = {"min_weight_cosine", "max_weight_error", "min_output_cosine_worst"}
     assert all(judged <= case.thresholds.keys() for case in config.cases)
     assert {case.activations for case in config.cases if case.config.endswith("int8.toml")} == {None, "float32"}
-    check_thresholds(config, "bert")
+    check_thresholds(config, "embed")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_bad_conversions_are_refused_by_case(folder: Path, case: Case, wanted: s
 
 
 def test_thresholds_of_another_kind_of_model_are_refused() -> None:
-    for key, architecture in (("max_kl", "bert"), ("min_output_cosine", "llama")):
+    for key, task in (("max_kl", "embed"), ("min_output_cosine", "generate")):
         config = ValidationConfig((Case("a", "a.toml", **{key: 0.5}),))  # pyright: ignore[reportArgumentType]
         with pytest.raises(ConfigError, match=f"case 'a': {key}: the model is an? "):
-            check_thresholds(config, architecture)
+            check_thresholds(config, task)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="max_spearman_loss: wanted labels = FILE"):
-        check_thresholds(ValidationConfig((Case("a", "a.toml", max_spearman_loss=1),)), "bert")
+        check_thresholds(ValidationConfig((Case("a", "a.toml", max_spearman_loss=1),)), "embed")
 
 
 def test_a_threshold_holds_at_its_number_and_not_beyond() -> None:

@@ -21,7 +21,8 @@ from aq_jax.evaluate import independent_reader
 from aq_jax.evaluate.config import load_validation
 from aq_jax.evaluate.criteria import MEASURES
 from aq_jax.evaluate.report import case_table, markdown, verdict
-from aq_jax.evaluate.validation import agree, kind_of
+from aq_jax.evaluate.validation import agree
+from aq_jax.nn.models import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs" / "validation.md"
 SUITE = """
@@ -115,7 +116,7 @@ def test_figures_are_those_of_the_models(report: dict[str, Any], bert: Path) -> 
         errors, params = ([getattr(layer, of) for layer in quantized] for of in ("rel_mse", "params"))
         assert case["rel_mse"] == pytest.approx(np.average(errors, weights=params))
         assert (case["layer_errors"]["count"], case["layer_errors"]["max"]) == (len(errors), max(errors))
-        attention = [i for i, layer in enumerate(quantized) if kind_of(layer.name) == "attention"]
+        attention = [i for i, layer in enumerate(quantized) if FAMILIES["bert"].kind(layer.name) == "attention"]
         wanted_error = np.average(np.take(errors, attention), weights=np.take(params, attention))
         assert case["kinds"]["attention"]["rel_mse"] == pytest.approx(wanted_error)
         assert sum(case["quant_types"].values()) == report["model"]["tensors"]
@@ -302,4 +303,4 @@ def test_a_table_that_another_reader_refuses_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_kinds_are_told_by_names(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert {family.kind(name) for family in FAMILIES.values()} == {kind}

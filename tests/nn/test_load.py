@@ -18,10 +18,10 @@ from flax import nnx
 
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
-from aq_jax.nn.bert import Bert
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.nn.load import chosen_activations, load_model
+from aq_jax.nn.models.bert import Bert
 from aq_jax.nn.pooling import Normalize, Pooling
 from aq_jax.nn.sentences import Sentences, read_sentences
 from aq_jax.nn.tokenizer import read_tokenizer

@@ -22,10 +22,10 @@ from tokenizers import Tokenizer
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
 from aq_jax.converters import huggingface
-from aq_jax.nn.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.nn.load import load_model
+from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.pooling import Normalize, Pooling, embed
 from aq_jax.nn.weights import fill
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
+from aq_jax.nn.blocks import attention
+from aq_jax.nn.models.family import Family, Model
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
 
-FEWEST_COLUMNS = 32  # of keys in a product
 ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
 
 
@@ -52,7 +52,7 @@ class BertConfig:
         return config
 
 
-class Bert(nnx.Module):
+class Bert(Model):
     """The encoder: ids and mask to hidden states.
 
     Args:
@@ -68,6 +68,8 @@ class Bert(nnx.Module):
     (2, 8, 16)
     """
 
+    table = "word.embedding"
+
     def __init__(self, config: BertConfig, *, activations: Activations = "float32", rngs: nnx.Rngs) -> None:
         width = config.hidden_size
         self.config = config
@@ -77,26 +79,10 @@ class Bert(nnx.Module):
         self.norm = _norm(config, rngs)
         self.layers = nnx.List([Layer(config, activations, rngs) for _ in range(config.num_hidden_layers)])
 
-    def __call__(
-        self, ids: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
-    ) -> Float[Array, "batch tokens width"]:
-        """Hidden states of the last layer; those of masked tokens mean nothing."""
-        x = self.begin(ids)
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
-
     def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         """What the first layer is given."""
         position = self.position(jnp.arange(ids.shape[1], dtype=jnp.int32))
         return self.norm(self.word(ids) + position[None] + self.token_type(jnp.zeros((1, 1), jnp.int32)))
-
-    @staticmethod
-    def advance(
-        config: BertConfig, layer: Layer, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
-    ) -> Float[Array, "batch tokens width"]:
-        """What the next layer is given, on whole texts; the same for all models that are calibrated."""
-        return layer(x, mask)
 
 
 class Layer(nnx.Module):
@@ -119,58 +105,6 @@ class Layer(nnx.Module):
         mixed = attention(self.query(x), self.key(x), self.value(x), mask, self.heads, product_dtype(self.activations))
         x = self.attention_norm(x + self.out(mixed))
         return self.output_norm(x + self.down(ACTS[self.act](self.up(x))))
-
-
-def attention(
-    query: Float[Array, "batch tokens width"],
-    key: Float[Array, "batch tokens width"],
-    value: Float[Array, "batch tokens width"],
-    mask: Bool[Array, "batch tokens"],
-    heads: int,
-    dtype: Any,
-) -> Float[Array, "batch tokens width"]:
-    """softmax(q k / sqrt(d)) v, heads and batch together as one axis, products of `dtype`, sums of float32.
-
-    Keys that are masked have no weight at all, so that a sentence does not depend on how far it was padded.
-    """
-    batch, tokens, width = query.shape
-    size = width // heads
-
-    def split(x: Array) -> Array:
-        return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, size)
-
-    q, k, v = split(query * size**-0.5).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
-    # Keys as columns, and 32 of them or more: otherwise XLA sums in another order for other numbers of tokens where
-    # vectors are 512 bits wide.
-    columns = jnp.pad(k.swapaxes(1, 2), ((0, 0), (0, 0), (0, max(0, FEWEST_COLUMNS - tokens))))
-    columns = jax.lax.optimization_barrier(columns)
-    scores = jnp.einsum("bqd,bdk->bqk", q, columns, preferred_element_type=jnp.float32)[..., :tokens]
-    scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
-    # A sentence of padding only, as fills up a batch, has no largest score.
-    weights = exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
-    weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
-    # Their sums come out of the product as well: as a reduction they would be rounded otherwise in other shapes, and so
-    # would a product that is one column wider (see `exp`).
-    v = jnp.concatenate([v, jnp.ones_like(v)], axis=-1)
-    mixed = jnp.einsum("bqk,bkd->bqd", weights, v, preferred_element_type=jnp.float32)
-    mixed = mixed[..., :size] / jnp.maximum(mixed[..., size : size + 1], jnp.finfo(jnp.float32).tiny)
-    return mixed.reshape(batch, heads, tokens, size).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-
-
-def exp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """e^x for x <= 0, to 2 units in the last place: the same bits in programs of every shape.
-
-    XLA's own differs in the last bit between loops that it vectorizes and loops that it does not; one such bit turns an
-    8-bit code, that code others, and a short sentence alone would not be what it is in a batch. Here
-    e^x = 2^n e^r, n being the integer nearest to x / ln 2 and e^r a polynomial (Cephes, expf).
-    """
-    n = jnp.round(jnp.maximum(x, -87.0) * np.float32(1.44269504))
-    r = jnp.maximum(x, -87.0) - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    e = jnp.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
-        e = e * r + np.float32(c)
-    power = jax.lax.bitcast_convert_type((n.astype(jnp.int32) + 127) << 23, jnp.float32)
-    return jnp.where(x < -87.0, 0.0, e * power)
 
 
 def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -203,3 +137,5 @@ NAMES: tuple[Mapped, ...] = (
     (r"(?:bert\.)?pooler\..*|cls\..*", None, kept),
     (HEADS, None, kept),
 )
+
+BERT = Family(("bert",), "embed", BertConfig.from_json, Bert, lambda _: NAMES, heads=HEADS, tokenizer="BertTokenizer")

@@ -6,7 +6,6 @@ Every sum of a residual is float32; what the linear layers and the attention rou
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
+from aq_jax.nn.blocks import LLAMA3, cached_attention, rotate, rotations
+from aq_jax.nn.models.family import Cache, Family, LanguageModel
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
-
-# Of each layer, keys and values of all positions: [batch, positions, kv_heads, head_size].
-Cache = list[tuple[Float[Array, "batch positions heads size"], Float[Array, "batch positions heads size"]]]
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,7 @@ class LlamaConfig:
         return dataclasses.replace(config, rope_scaling=scaling)
 
 
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
-class Llama(nnx.Module):
+class Llama(LanguageModel):
     """The decoder: ids to logits, with a cache of keys and values.
 
     Args:
@@ -102,11 +96,13 @@ class Llama(nnx.Module):
     >>> config = LlamaConfig(100, 16, 32, 1, 4, 2, 4, 64)
     >>> def logits():
     ...     model = Llama(config, rngs=nnx.Rngs(0))
-    ...     hidden, cache = model(jnp.ones((1, 8), int), model.empty_cache(1, 8), 0)
+    ...     hidden, cache = model.extend(jnp.ones((1, 8), int), model.empty_cache(1, 8), 0)
     ...     return model.logits(hidden)
     >>> jax.eval_shape(logits).shape
     (1, 8, 100)
     """
+
+    table = "embed.embedding"
 
     def __init__(self, config: LlamaConfig, *, activations: Activations = "float32", rngs: nnx.Rngs) -> None:
         self.config = config
@@ -122,31 +118,26 @@ class Llama(nnx.Module):
         zeros = partial(jnp.zeros, shape, jnp.float32)
         return [(zeros(), zeros()) for _ in range(self.config.num_hidden_layers)]
 
-    def __call__(
+    def extend(
         self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "batch tokens width"], Cache]:
         """Hidden states of tokens that follow `start` others, and the cache with them in it."""
         positions = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        rope = rotations(self.config, positions)
+        rope = rotations_of(self.config, positions)
         x = self.begin(ids)
         filled: Cache = []
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            x, both = layer(x, keys, values, positions, rope)
+            x, both = layer.extend(x, keys, values, positions, rope)
             filled.append(both)
-        return self.norm(x), filled
+        return self.end(x), filled
 
     def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         """What the first layer is given."""
         return self.embed(ids)
 
-    @staticmethod
-    def advance(
-        config: LlamaConfig, layer: Layer, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
-    ) -> Float[Array, "batch tokens width"]:
-        """What the next layer is given, on whole texts; what follows a text, and is masked, changes nothing in it."""
-        positions = jnp.arange(x.shape[1], dtype=jnp.int32)
-        empty = jnp.zeros((*x.shape[:2], config.num_key_value_heads, config.head_dim), jnp.float32)
-        return layer(x, empty, empty, positions, rotations(config, positions))[0]
+    def end(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Hidden states, of what the last layer gives."""
+        return self.norm(x)
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
         """Scores of the next token."""
@@ -159,7 +150,7 @@ class Layer(nnx.Module):
     def __init__(self, config: LlamaConfig, activations: Activations, rngs: nnx.Rngs) -> None:
         width, size, bias = config.hidden_size, config.head_dim, config.attention_bias
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.heads, self.kv_heads, self.size = heads, kv_heads, size
+        self.config = config
         self.activations: Activations = activations
         self.query = nnx.Linear(width, heads * size, use_bias=bias, rngs=rngs)
         self.key = nnx.Linear(width, kv_heads * size, use_bias=bias, rngs=rngs)
@@ -171,6 +162,14 @@ class Layer(nnx.Module):
         self.attention_norm, self.feed_norm = _norm(config, rngs), _norm(config, rngs)
 
     def __call__(
+        self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """One layer, on whole texts; what follows a text, and is masked, changes nothing in it."""
+        positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+        empty = jnp.zeros((*x.shape[:2], self.config.num_key_value_heads, self.config.head_dim), jnp.float32)
+        return self.extend(x, empty, empty, positions, rotations_of(self.config, positions))[0]
+
+    def extend(
         self,
         x: Float[Array, "batch tokens width"],
         keys: Float[Array, "batch positions kv_heads size"],
@@ -180,55 +179,22 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "batch tokens width"], tuple[Array, Array]]:
         """One layer; keys and values of these tokens are put where their positions are."""
         batch, tokens, _ = x.shape
+        heads, kv_heads, size = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         normed = self.attention_norm(x)
-        q = rotate(self.query(normed).reshape(batch, tokens, self.heads, self.size), rope)
-        k = rotate(self.key(normed).reshape(batch, tokens, self.kv_heads, self.size), rope)
-        v = self.value(normed).reshape(batch, tokens, self.kv_heads, self.size)
+        q = rotate(self.query(normed).reshape(batch, tokens, heads, size), rope)
+        k = rotate(self.key(normed).reshape(batch, tokens, kv_heads, size), rope)
+        v = self.value(normed).reshape(batch, tokens, kv_heads, size)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, k, positions[0], axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, v, positions[0], axis=1)
-        mixed = attention(q, keys, values, positions, product_dtype(self.activations))
+        mixed = cached_attention(q, keys, values, positions, product_dtype(self.activations))
         x = x + self.out(mixed.reshape(batch, tokens, -1))
         normed = self.feed_norm(x)
         return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
 
 
-def attention(
-    q: Float[Array, "batch tokens heads size"],
-    keys: Float[Array, "batch positions kv_heads size"],
-    values: Float[Array, "batch positions kv_heads size"],
-    positions: Int[Array, "tokens"],
-    dtype: Any,
-) -> Float[Array, "batch tokens heads size"]:
-    """softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads share one key."""
-    batch, tokens, heads, size = q.shape
-    shared = (q * size**-0.5).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
-    scores = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
-    seen = jnp.arange(keys.shape[1], dtype=jnp.int32)[None] <= positions[:, None]
-    weights = jax.nn.softmax(jnp.where(seen[None, None, None], scores, -jnp.inf), axis=-1).astype(dtype)
-    mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, values.astype(dtype), preferred_element_type=jnp.float32)
-    return mixed.reshape(batch, tokens, heads, size)
-
-
-def rotations(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
-    """Cosines and sines, [tokens, 1, size / 2], by which the pairs (i, i + size / 2) of a head are turned."""
-    half = config.head_dim // 2
-    speed = config.rope_theta ** -(np.arange(half) / half)
-    if config.rope_scaling:  # slow pairs are slowed down further, so that more positions fit (Llama 3.1)
-        factor, low, high, original = config.rope_scaling
-        turns = original * speed / (2 * math.pi)
-        smooth = np.clip((turns - low) / (high - low), 0, 1)
-        speed = speed / factor * (1 - smooth) + speed * smooth
-    angles = positions[:, None, None].astype(jnp.float32) * jnp.asarray(speed, jnp.float32)[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Float[Array, "batch tokens heads size"], rope: tuple[Array, Array]
-) -> Float[Array, "batch tokens heads size"]:
-    """Turn the pairs (i, i + size / 2), as Hugging Face's weights have them."""
-    cos, sin = rope[0][None], rope[1][None]
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def rotations_of(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
+    """By what heads at these positions are turned."""
+    return rotations(positions, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -261,3 +227,6 @@ def names(config: LlamaConfig) -> tuple[Mapped, ...]:
         (layer + r"self_attn\.rotary_emb\.inv_freq", None, kept),
         *linear,
     )
+
+
+LLAMA = Family(("llama",), "generate", LlamaConfig.from_json, Llama, names)

@@ -22,8 +22,8 @@ from aq_jax.converters import huggingface
 from aq_jax.nn import QEmbed, QLinear
 from aq_jax.nn.compiled import Compiled
 from aq_jax.nn.generator import Generator
-from aq_jax.nn.llama import Llama, LlamaConfig
 from aq_jax.nn.load import load_model
+from aq_jax.nn.models.llama import Llama, LlamaConfig
 
 TOKENS = [1, 270, 259, 270, 3, 264, 0, small_llama.VOCAB - 1, 262, 2, 80, 5]
 
@@ -36,7 +36,7 @@ def load(path: Path, activations: Any = None) -> Generator:
 
 def whole(model: Llama, ids: jax.Array) -> jax.Array:
     """[tokens, vocabulary], all at once."""
-    return model.logits(model(ids[None], model.empty_cache(1, len(ids)), 0)[0])[0]
+    return model.logits(model.extend(ids[None], model.empty_cache(1, len(ids)), 0)[0])[0]
 
 
 def logits(model: Llama, tokens: list[int] = TOKENS) -> np.ndarray:
@@ -131,7 +131,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
 def test_single_steps_after_a_prompt_are_the_whole_and_rows_do_not_mix(model: Llama) -> None:
     def forward(model: Llama, ids: jax.Array, start: jax.Array, *cache: jax.Array) -> Any:
-        hidden, filled = model(ids, list(zip(cache[::2], cache[1::2], strict=True)), start)
+        hidden, filled = model.extend(ids, list(zip(cache[::2], cache[1::2], strict=True)), start)
         return model.logits(hidden), jax.tree.leaves(filled)
 
     run = Compiled(model, forward)
