@@ -18,7 +18,7 @@ from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.conversion.source import Source
 from aq_jax.converters import FORMATS, open_source, orbax
-from aq_jax.nn.load import read_architecture
+from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.sentences import read_prepared
 from aq_jax.store import open_table
 from aq_jax.store.folders import Folder
