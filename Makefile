@@ -50,7 +50,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev-yes: $(VENV)/base
-	$(PIP) --editable ".[dev,torch]"
+	$(PIP) --editable ".[dev,torch,parity]"
 	touch $@
 
 $(VENV)/dev-no: $(VENV)/base

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aq_jax._version import __version__
 
 __all__ = [
-    "SOLVERS",
+    "QUANTIZERS",
     "AllocationConfig",
     "AqError",
     "CalibrationConfig",
@@ -62,10 +62,10 @@ _PUBLIC = {
     "dequantize": "core.quantize",
     "qdot": "ops",
     "qembed": "ops",
-    "quantize": "solvers.apply",
-    "quantize_tree": "solvers.apply",
-    "fake_quant": "solvers.apply",
-    "SOLVERS": "solvers",
+    "quantize": "quantizers.apply",
+    "quantize_tree": "quantizers.apply",
+    "fake_quant": "quantizers.apply",
+    "QUANTIZERS": "quantizers",
     "WeightLoader": "loader",
     "load": "loader",
     "save": "loader",
@@ -95,8 +95,8 @@ if TYPE_CHECKING:
     from aq_jax.loader import WeightLoader, load, save
     from aq_jax.nn import load_model
     from aq_jax.ops import qdot, qembed
-    from aq_jax.solvers import SOLVERS
-    from aq_jax.solvers.apply import fake_quant, quantize, quantize_tree
+    from aq_jax.quantizers import QUANTIZERS
+    from aq_jax.quantizers.apply import fake_quant, quantize, quantize_tree
 
 
 def __getattr__(name: str) -> object:

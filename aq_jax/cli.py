@@ -22,7 +22,6 @@ import aq_jax
 from aq_jax import jobs
 from aq_jax.compilecache import FOLDER_VARIABLE, remove_truncated, use_compile_cache
 from aq_jax.config import CalibrationConfig, QuantizationConfig, widths
-from aq_jax.configfile import load_config
 from aq_jax.errors import AqError, ConfigError
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
     grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
     sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
-    sub.add_argument("--solver", help="absmax, minmax, search, or gptq, which runs the model that lies beside IN")
+    sub.add_argument("--solver", help="absmax, minmax, mse, or gptq, which runs the model that lies beside IN")
     sub.add_argument("--text", default="", metavar="FILE", help="for gptq: a sentence a line, like those to come")
     sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation")
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
@@ -211,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     given = {key: getattr(args, key) for key in SHARDS_HELP}
     sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
-    config = load_config(args.config, (*args.set, *sets))
+    from aq_jax.quantizers.lookup import read_conversion
+
+    config = read_conversion(args.config, (*args.set, *sets))
     if args.dry_run:
         record = None
         if config.allocate:
@@ -420,7 +421,7 @@ def _print_allocation(record: Mapping[str, Any]) -> None:
 
 
 def _print_plan(output: str, planned: list[Planned], as_json: bool, allocation: Mapping[str, Any] | None = None) -> int:
-    from aq_jax.solvers.treatment import vectors_note
+    from aq_jax.quantizers.treatment import vectors_note
 
     total = sum(row.bytes for row in planned)
     kept = [row.name for row in planned if row.vector]

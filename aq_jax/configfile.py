@@ -27,6 +27,8 @@ T = TypeVar("T")
 _MAX_BYTES, _MAX_DOTS = 1 << 18, 32
 """Of a file, and of a line in it: tomllib takes time that grows with the square of a key's parts, and much memory."""
 _MAX_TEXT = 1000
+_SPELLED = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+"""What of a field's types TOML can hold."""
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -209,9 +211,9 @@ def _fits(value: object, hint: Any) -> bool:
 def _spell(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        return " or ".join(_spell(arg) for arg in args if arg is not type(None))
+        return " or ".join(_spell(arg) for arg in args if arg in _SPELLED or typing.get_origin(arg))
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
         return f"a list of {_spell(args[0]).split()[-1]}s"
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[hint]
+    return _SPELLED[hint]

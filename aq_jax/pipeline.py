@@ -18,9 +18,10 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
 from aq_jax.loader import as_v2, packed_rows, plain_rows
-from aq_jax.solvers.screen import Refused, to_half
-from aq_jax.solvers.tiles import quantize_pieces
-from aq_jax.solvers.treatment import treat, vectors_note
+from aq_jax.quantizers.lookup import fallback, quantizer_of
+from aq_jax.quantizers.screen import Refused, to_half
+from aq_jax.quantizers.tiles import quantize_pieces
+from aq_jax.quantizers.treatment import treat, vectors_note
 from aq_jax.store import Row, TableWriter, pieces
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Solved:
 
     Args:
         weights: QTensors by the tensors' names.
-        fallbacks: why a tensor whose solver is gptq has none, by name: it is left to `search`.
+        fallbacks: why a tensor was not solved, and by what it is quantized instead, by name.
         notes: what to know of the text.
         record: of how they were made, for the table's metadata.
         seconds: that it took.
@@ -102,13 +103,13 @@ def write_model(
         source: where tensors come from.
         path: .parquet or .arrow; appears whole, or not at all.
         config: None writes schema V1, unless the source has rows of V2; anything else V2.
-        solved: what solvers that need the running model made of their weights.
+        solved: what quantizers that need the running model made of their weights.
         compression: "zstd" compresses the weights too.
         progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
         more: what else the table's metadata keeps of how it was made.
 
     Raises:
-        ConfigError: for a tensor whose solver needs the running model, if nothing was solved.
+        ConfigError: for a solver that is none; for one that needs the running model, if nothing was solved.
         AqError: for a tensor that cannot be quantized (see `QuantizationConfig.on_nonfinite`).
         FormatError: for what the table cannot hold.
     """
@@ -117,7 +118,7 @@ def write_model(
     record = dict(source.made) | ({"quantization": config.to_dict()} if config else {}) | dict(more or {})
     if solved is not None:
         done.notes += solved.notes
-        done.notes += [f"{name}: {why}; quantized by search" for name, why in solved.fallbacks.items()]
+        done.notes += [f"{name}: {why}" for name, why in solved.fallbacks.items()]
         done.seconds["calibrate"] = solved.seconds
         record["calibration"] = dict(solved.record)
         if solved.allocation is not None:
@@ -140,7 +141,8 @@ def write_model(
             elif isinstance(value, QTensor):
                 raise FormatError(f"{name}: is {value.spec.quant_type} already, and would be rounded twice")
             elif solved is not None and name in solved.weights:
-                rows = solved_rows(name, value, solved, done)
+                solver = "trained" if solved.training else quantizer_of(config.for_tensor(name)).name
+                rows = solved_rows(name, value, solved, solver, done)
             else:
                 rows = quantized_rows(name, value, config, done, solved.fallbacks if solved else ())
             for row in clock.watched("quantize", rows):
@@ -165,9 +167,9 @@ def known_rows(name: str, value: np.ndarray | QTensor, known: Mapping[str, Any])
 
 
 def quantized_rows(
-    name: str, array: np.ndarray, config: QuantizationConfig, done: Written, searched: Collection[str] = ()
+    name: str, array: np.ndarray, config: QuantizationConfig, done: Written, unsolved: Collection[str] = ()
 ) -> Iterator[Row]:
-    """The V2 rows of one tensor under a model's config; for those in `searched`, solver gptq means search."""
+    """The V2 rows of one tensor under a model's config; those in `unsolved` by the fallback of their quantizer."""
     treatment = treat(config, name, array.shape, array.dtype)
     policy, spec = treatment.policy, treatment.spec
     dtype = array.dtype.name
@@ -178,8 +180,8 @@ def quantized_rows(
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value, if that is finite"
     elif spec is not None:
-        if name in searched:
-            policy = dataclasses.replace(policy, solver="search")
+        if name in unsolved:
+            policy = fallback(policy)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)
         if not isinstance(results, Refused):
@@ -187,16 +189,16 @@ def quantized_rows(
                 done.quantized[name] = min(q.cosine, done.quantized.get(name, 1.0))
                 yield Row(
                     name, array.shape, dtype, q.data, stop - start, spec.quant_type, q.scales, q.zero_points,
-                    spec.quant_axis, spec.group_size, spec.rotation, policy.solver_name, q.cosine, q.rel_mse,
+                    spec.quant_axis, spec.group_size, spec.rotation, quantizer_of(policy).name, q.cosine, q.rel_mse,
                 )  # fmt: skip
             return
         done.kept[name] = results.why
     yield from map(as_v2, plain_rows(name, array))
 
 
-def solved_rows(name: str, array: np.ndarray, solved: Solved, done: Written) -> Iterator[Row]:
-    """The V2 rows of a tensor that was solved before."""
-    q, solver = solved.weights[name], "gptq" if solved.training is None else "trained"
+def solved_rows(name: str, array: np.ndarray, solved: Solved, solver: str, done: Written) -> Iterator[Row]:
+    """The V2 rows of a tensor that was solved before, by `solver`."""
+    q = solved.weights[name]
     w = np.asarray(array, np.float32).reshape(-1)
     d = np.asarray(dequantize(q)).reshape(-1) - w
     ww, wd, dd = (float(np.einsum("i,i", a, b, dtype=np.float64)) for a, b in ((w, w), (w, d), (d, d)))

@@ -22,12 +22,12 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
     sys.modules["torch"] = None  # type: ignore[assignment]
 
 # Before anything imports these modules: their signatures are then checked at every call and every trace.
-# (The solvers themselves take a protocol, which cannot be checked, and arrays without a shape.)
+# (The quantizers themselves take a protocol, which cannot be checked, and arrays without a shape.)
 CHECKED = [
     "aq_jax.core",
     "aq_jax.codes",
     *(f"aq_jax.ops.{name}" for name in ("product", "rows", "xla")),
-    *(f"aq_jax.solvers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
+    *(f"aq_jax.quantizers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
     *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
@@ -47,7 +47,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("aq_jax")
 
-STRICT_FOLDERS = ("codes", "core", "ops", "solvers")
+STRICT_FOLDERS = ("codes", "core", "ops", "quantizers")
 
 
 @pytest.fixture(scope="module", autouse=True)

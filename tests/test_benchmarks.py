@@ -424,7 +424,7 @@ def test_tables_are_made_of_what_is_recorded() -> None:
             result("quantize", "quantize int4", 0.5, "gguf Q4_0"),
             result("quantize", "quantize int4", 0.25, "gguf Q4_1", note="theirs in groups of 32"),
             result("quantize", "quantize int4", 100, "NumPy, a loop over groups", low=100, high=100),
-            result("quantize", "quantize int4", 9.0, "aq_jax search"),
+            result("quantize", "quantize int4", 9.0, "aq_jax mse"),
             result("quantize", "quantize int4: first call longer by", 3.0, unit="s"),
             result("road", "MiniLM to a table, int8", 2.0, "torchao (writes nothing)", note="theirs in groups of 32"),
             result("load", "load int8 .arrow", 0.5, "safetensors float32 to JAX", "x time"),

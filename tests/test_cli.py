@@ -474,7 +474,7 @@ SWITCHES = {
 def test_no_variable_of_jax_makes_a_traceback(v1: Path, tmp_path: Path, variable: str) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     done = subprocess.run(
-        [sys.executable, "-m", "aq_jax.cli", "quantize", str(v1), str(tmp_path / "q.parquet"), "--solver", "search",
+        [sys.executable, "-m", "aq_jax.cli", "quantize", str(v1), str(tmp_path / "q.parquet"), "--solver", "mse",
          "--quant-type", "int4"],
         env=env | {variable: SWITCHES[variable], "AQ_JAX_CACHE": "off"}, capture_output=True, text=True, timeout=120,
         check=False,

@@ -27,7 +27,8 @@ from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
 from aq_jax.jobs import plan
 from aq_jax.loader import plain_rows
 from aq_jax.pipeline import Written, quantized_rows
-from aq_jax.solvers.tiles import Quantized, _Short
+from aq_jax.quantizers.absmax import AbsMax
+from aq_jax.quantizers.tiles import Quantized, _Short
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import data_bytes, group_count
 from aq_jax.store.rows import RowOrder, at, check
@@ -379,7 +380,7 @@ def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path) -
             file.seek(4 * start)
             file.write(values.tobytes())
     config = QuantizationConfig("int4", solver="absmax")
-    road = _Short(np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, config)
+    road = _Short(np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, AbsMax(), True)
     near, far = (
         road.candidates(start, start + values.size, keep=True)[0] for start in (0, count - values.size)
     )  # fmt: skip

@@ -32,7 +32,7 @@ FLOORS = {
     "core": 1,
     "ops": 2,
     "store": 1,
-    "solvers": 2,
+    "quantizers": 2,
     "frameworks": 2,
     "worker": 2,
     "loader": 2,
@@ -90,7 +90,7 @@ def imports(path: Path, floor: str) -> Iterator[tuple[str, bool, int]]:
 
 def test_every_module_has_a_floor() -> None:
     assert {floor for floor, _ in sources()} <= set(FLOORS)
-    assert {"converters", "store", "core", "solvers"} <= {floor for floor, _ in sources()}
+    assert {"converters", "store", "core", "quantizers"} <= {floor for floor, _ in sources()}
 
 
 def test_imports_go_down_only() -> None:
@@ -141,7 +141,7 @@ def test_nothing_imports_the_bare_converters() -> None:
 def test_public_names_are_documented_and_point_where_they_are_defined(name: str) -> None:
     value = getattr(aq_jax, name)
     if not isinstance(value, type | type(inspect)) and not callable(value):
-        return  # a table of solvers: its module says what it is
+        return  # a table of quantizers: its module says what it is
     text = inspect.getdoc(value)
     assert text, f"{name} has no docstring"
     assert len(text.splitlines()[0]) > 20

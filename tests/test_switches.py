@@ -28,7 +28,7 @@ from aq_jax.nn import quantize_module
 from aq_jax.nn.generator import continuation, log_likelihoods
 from aq_jax.nn.models.bert import Bert, BertConfig
 from aq_jax.nn.models.llama import Llama, LlamaConfig
-from aq_jax.solvers.gptq import gptq, metric
+from aq_jax.quantizers.gptq import gptq, metric
 
 X64, RANKS, DTYPES, JIT, NANS = "x64", "rank promotion", "dtype promotion", "disable_jit", "debug_nans"
 SWITCHES: Mapping[str, Callable[[], Any]] = {
@@ -203,7 +203,7 @@ def test_files_are_the_same(folder: Path, switch: str) -> None:
     source, config = folder / "bert.parquet", QuantizationConfig("int2", group_size=16, symmetric=False, solver="gptq")
     text = folder / "text.txt"
     text.write_text("the cat sat\na dog runs\nthe sun\n" * 10)
-    for solver in ("search", "gptq"):
+    for solver in ("mse", "gptq"):
         files = [folder / f"{solver}_{n}.parquet" for n in range(2)]
         calibration = aq.CalibrationConfig(str(text)) if solver == "gptq" else None
         asked = dataclasses.replace(config, solver=solver)

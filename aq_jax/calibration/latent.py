@@ -22,7 +22,7 @@ from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
-from aq_jax.solvers.search import STORED_MANTISSA
+from aq_jax.quantizers.mse import STORED_MANTISSA
 
 START = 0.4  # how far from its code a latent begins, at most: half a step is where the code changes
 BEYOND = 0.6  # how far beyond the outer codes latents may go

@@ -31,7 +31,7 @@ from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
 from aq_jax.pipeline import Progress
-from aq_jax.solvers.gptq import Metric, gptq_tiled, metric
+from aq_jax.quantizers.lookup import calibrated_by
 
 GRADIENT_BATCHES = 8  # a few thousand gradients: tables are some hundred numbers wide
 
@@ -61,10 +61,10 @@ def calibrate(
     policies: Mapping[str, QuantizationConfig],
     batches: Sequence[Batch],
     config: CalibrationConfig,
-    searched: Callable[[str], Array],
+    unsolved: Callable[[str], Array],
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Solve the weights of a model by GPTQ, each under what it is given.
+    """Solve the weights of a model, each under what it is given.
 
     Args:
         model: in float; it is not changed.
@@ -73,7 +73,7 @@ def calibrate(
         policies: of the weights to solve, by path: "layers.0.query.kernel", "word.embedding".
         batches: of token ids (`calibration.text.padded_batches`).
         config: correction, damping and seed.
-        searched: what a weight that cannot be solved will be instead, by path.
+        unsolved: what a weight that cannot be solved will be instead, by path.
         progress: called with a path, its bytes in float32, and the bytes of all.
 
     Raises:
@@ -81,14 +81,15 @@ def calibrate(
     """
     done = Calibrated(tokens=int(sum(lengths.sum() for _, lengths in batches)))
     specs = {path: policy.spec_for(shape_of(model, path), path) for path, policy in policies.items()}
+    quantizers = {path: found for path, policy in policies.items() if (found := calibrated_by(policy))}
     total = sum(4 * parameter(model, path).size for path in specs)
 
     def fall_back(path: str, why: str) -> None:
         done.fallbacks[path] = why
-        put_weight(quantized, path, searched(path))
+        put_weight(quantized, path, unsolved(path))
 
-    def put(path: str, weight: np.ndarray, under: Metric, target: np.ndarray) -> None:
-        q = gptq_tiled(target, under, specs[path], policies[path].symmetric)
+    def put(path: str, weight: np.ndarray, under: Any, target: np.ndarray) -> None:
+        q = quantizers[path].solve(target, under, specs[path], policies[path].symmetric)
         value = dequantize(jax.device_put(q))
         bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
         if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
@@ -106,7 +107,7 @@ def calibrate(
         moment = moments.get(path.removesuffix(".embedding"))
         if moment is not None:
             weight = np.asarray(weight_of(model, path))
-            put(path, weight, metric(moment, config.damping, specs[path].rotation), weight)
+            put(path, weight, quantizers[path].metric(moment, config.damping, specs[path].rotation), weight)
     walk = Walk(model, quantized, batches)
     for layer in range(len(model.layers)):
         for stage, members in enumerate(walk.stages):
@@ -123,10 +124,11 @@ def calibrate(
                     fall_back(path, "it was given nothing but zeros on this text")
                 continue
             move = _correction(sums, config.damping) * config.correction
-            metrics = {block: metric(moment, config.damping, block) for block in {specs[p].rotation for p in paths}}
+            kinds = {path: (quantizers[path], specs[path].rotation) for path in paths}
+            metrics = {kind: kind[0].metric(moment, config.damping, kind[1]) for kind in kinds.values()}
             for path in paths:
                 weight = np.asarray(weight_of(model, path))
-                put(path, weight, metrics[specs[path].rotation], np.asarray(weight + weight @ move))
+                put(path, weight, metrics[kinds[path]], np.asarray(weight + weight @ move))
         walk.advance()
     for path in specs.keys() - done.weights.keys() - done.fallbacks.keys():
         fall_back(path, "the model does not use it, or uses it outside its layers")

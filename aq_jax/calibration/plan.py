@@ -22,8 +22,8 @@ from aq_jax.config import AllocationConfig, CalibrationConfig, Override, Quantiz
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
 from aq_jax.pipeline import Progress
-from aq_jax.solvers.gptq import check_gptq
-from aq_jax.solvers.treatment import is_weight
+from aq_jax.quantizers.lookup import calibrated_by
+from aq_jax.quantizers.treatment import is_weight
 from aq_jax.store.files import replacing
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Allocation:
             if choice.override is None:
                 lines += ["", f"# {_toml(choice.name)}: {choice.quant_type}, as the config says; {said}"]
                 continue
-            given = {k: v for k, v in dataclasses.asdict(choice.override).items() if v is not None}
+            given = choice.override.to_dict()
             lines += ["", "[[override]]", f"# {said}", *(f"{key} = {_toml(value)}" for key, value in given.items())]
         with replacing(Path(path)) as temporary:
             temporary.write_text("\n".join(lines) + "\n", "utf-8")
@@ -155,7 +155,7 @@ def allocate(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: for a goal that no plan reaches, text that is none, and grids that GPTQ does not have.
+        ConfigError: for a goal that no plan reaches, text that is none, and grids that the solver does not have.
         FormatError: for a model that is not known here.
         AqError: for weights that are not finite, by name.
     """
@@ -237,7 +237,8 @@ def _options(
     matching = next((o for o in config.overrides if re.search(o.pattern, name)), None)
     fixed = policy.quant_type != config.quant_type or (matching is not None and matching.quant_type is not None)
     used = path.endswith(".embedding") or (path.startswith("layers.") and path.endswith(".kernel"))
-    if fixed or not used or policy.solver != "gptq":
+    quantizer = calibrated_by(policy)
+    if fixed or not used or quantizer is None:
         return [(None, policy)]
     pattern, found = f"^{re.escape(name)}$", []
     for width in goal.widths:
@@ -250,7 +251,7 @@ def _options(
             override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
         own = dataclasses.replace(config, overrides=(override,)).for_tensor(name)
         if own.coded:
-            check_gptq(own.spec_for(shape, name), shape, name)
+            quantizer.check(own.spec_for(shape, name), shape, name)
         found.append((override, own))
     return found
 

@@ -29,9 +29,9 @@ from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
-from aq_jax.solvers.apply import quantize_tree
-from aq_jax.solvers.gptq import gptq_tiled, metric
-from aq_jax.solvers.screen import to_half
+from aq_jax.quantizers.apply import quantize_tree
+from aq_jax.quantizers.lookup import calibrated_by
+from aq_jax.quantizers.screen import to_half
 
 
 class Outputs:
@@ -188,14 +188,14 @@ def rounded(
     damping: float,
     name: str,
 ) -> Float[np.ndarray, "rows inputs"]:
-    """A weight as it is once quantized; by GPTQ, if the policy says so, below eight bits, where it matters."""
+    """A weight as it is once quantized; on its inputs, if the policy says so, below eight bits, where it matters."""
     if not policy.coded:
         return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
-    if policy.solver == "gptq":
+    if (quantizer := calibrated_by(policy)) is not None:
         spec = policy.spec_for(weight.shape, name)
         if spec.bits < 8 and moment is not None:
-            under = metric(moment, damping, spec.rotation)
-            q = gptq_tiled(weight, under, spec, policy.symmetric, rounds=1)  # half the time of all
+            under = quantizer.metric(moment, damping, spec.rotation)
+            q = quantizer.solve(weight, under, spec, policy.symmetric, quick=True)
             return np.asarray(dequantize(jax.device_put(q)))
         policy = replace(policy, solver=None)
     q = quantize_tree({name: weight}, policy)[name]

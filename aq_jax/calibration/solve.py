@@ -30,9 +30,9 @@ from aq_jax.nn.models import Model, model_types
 from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
 from aq_jax.pipeline import Progress, Solved
-from aq_jax.solvers.apply import quantize_tree
-from aq_jax.solvers.gptq import check_gptq
-from aq_jax.solvers.treatment import is_weight
+from aq_jax.quantizers.apply import quantize_tree
+from aq_jax.quantizers.lookup import calibrated_by, fallback
+from aq_jax.quantizers.treatment import is_weight
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
@@ -64,7 +64,7 @@ def solve_model(
     measure: Callable[[Model], Mapping[str, Any]] | None = None,
     training: Training | None = None,
 ) -> Solved:
-    """Solve by GPTQ what a config asks for; the other weights are quantized as the config says while the model runs.
+    """Solve what a config asks the running model for; meanwhile the other weights are quantized as it says.
 
     Two copies of the model in float32 are in memory, the hidden states of the text twice, and what the linears of one
     layer are given: in all some ten times the hidden states, which are 4 bytes * width a token.
@@ -79,7 +79,7 @@ def solve_model(
         training: trains the model after calibration.
 
     Raises:
-        ConfigError: for grids that GPTQ does not have, and for text that is none.
+        ConfigError: for grids that a solver does not have, and for text that is none.
         FormatError: for a model that is not known here.
         AqError: for weights that are not finite, by name.
     """
@@ -92,9 +92,10 @@ def solve_model(
     ids, sentences = read_ids(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
-    asked = {name: policy for name, policy in policies.items() if policy.calibrated and policy.coded}
-    for name, policy in asked.items():
-        check_gptq(policy.spec_for(shapes[name], name), shapes[name], name)
+    solvers = {name: found for name, policy in policies.items() if policy.coded and (found := calibrated_by(policy))}
+    asked = {name: policies[name] for name in solvers}
+    for name, quantizer in solvers.items():
+        quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
     weights = read_weights(source, names)
     solvable = {path: asked[name] for path, name in names.items() if name in asked}
     others = {name: value for name, value in weights.items() if name not in asked}
@@ -109,13 +110,12 @@ def solve_model(
         if progress is not None:
             progress(f"calibrating {names[path]}", size, total)
 
-    def searched(path: str) -> Array:
+    def unsolved(path: str) -> Array:
         name = names[path]
-        policy = dataclasses.replace(asked[name], solver="search")
-        value = quantize_tree({name: weights[name]}, policy)[name]
+        value = quantize_tree({name: weights[name]}, fallback(asked[name]))[name]
         return dequantize(value) if isinstance(value, QTensor) else value
 
-    done = calibrate(model, quantized, solvable, padded_batches(ids), calibration, searched, report)
+    done = calibrate(model, quantized, solvable, padded_batches(ids), calibration, unsolved, report)
     seconds, trained = time.perf_counter() - start, None
     if training is not None:
         if not done.weights:
@@ -141,6 +141,7 @@ def solve_model(
             trained.notes.append(f"trained on {len(taught)} lines, and judged by {len(held)}: take more text")
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
+    fallbacks = {name: f"{why}; quantized by {solvers[name].fallback}" for name, why in fallbacks.items()}
     record = text.record() | {
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,
         "output_errors": {names[path]: error for path, error in done.errors.items()},

@@ -1,8 +1,8 @@
 """What a user may ask for: the numerics of one tensor, the policy of a model, a whole conversion.
 
 QuantSpec             how one tensor lies on its grid (bits, granularity, rotation)
-QuantizationConfig    which spec, which solver, for which names
-CalibrationConfig     on which text calibrated solvers run the model
+QuantizationConfig    which spec, which quantizer, for which names
+CalibrationConfig     on which text calibrated quantizers run the model
 AllocationConfig      how many bits a weight, or how good a model, widths are chosen for
 TrainingConfig        how long calibrated weights are trained
 ShardsConfig          in which memory, and by whom, a folder of tables is written
@@ -14,7 +14,6 @@ from aq_jax.config.conversion import Compression, ConversionConfig, Engine, Shar
 from aq_jax.config.quantization import (
     LARGEST_ROTATION,
     PUBLISHED_INT2_GROUP,
-    SOLVER_NAMES,
     Override,
     QuantizationConfig,
     QuantSpec,
@@ -24,7 +23,6 @@ from aq_jax.config.quantization import (
 __all__ = [
     "LARGEST_ROTATION",
     "PUBLISHED_INT2_GROUP",
-    "SOLVER_NAMES",
     "AllocationConfig",
     "CalibrationConfig",
     "Compression",

@@ -96,7 +96,7 @@ class ConversionConfig:
 
     Raises:
         ConfigError: for an unknown compression, a source or output that can be no name, an allocation or a plan of
-            what is not quantized, or both, and for a folder of what needs the whole model at once.
+            what is not quantized, or both. What solvers cannot do is refused by `convert`, before anything is read.
 
     >>> ConversionConfig("path/to/folder", "build/model.parquet", QuantizationConfig("int8")).compression
     'none'
@@ -130,15 +130,10 @@ class ConversionConfig:
             raise ConfigError(f"plan = {self.plan!r} and [allocate]: a plan is used or made; leave one of them out")
         if self.plan and self.quantization is None:
             raise ConfigError(f"plan = {self.plan!r} without [quantization]: there is nothing that it could change")
-        if self.train is not None and not (self.quantization is not None and self.quantization.calibrated):
-            found = "no [quantization]" if self.quantization is None else "no tensor of that solver"
-            raise ConfigError(f'[train]: found {found}; wanted quantization.solver = "gptq", whose weights are trained')
-        solver = None if self.quantization is None else self.quantization.solver
-        if self.allocate is not None and solver != "gptq":
-            found = "no [quantization]" if self.quantization is None else f"solver = {solver!r}"
+        if self.quantization is None and (self.train, self.allocate) != (None, None):
+            table = "train" if self.train is not None else "allocate"
             raise ConfigError(
-                f"[allocate]: found {found}; widths are chosen by what they do to the running model, for which "
-                'quantization.solver = "gptq" is wanted'
+                f'[{table}]: found no [quantization]; wanted one with a solver that runs the model, such as "gptq"'
             )
         if not self.in_shards and self.shards is not None:
             raise ConfigError(f"[shards]: output = {self.output!r} is one file; name a folder, or leave [shards] out")
@@ -146,11 +141,6 @@ class ConversionConfig:
             raise ConfigError(
                 f"output = {self.output!r}: a table's name ends in .parquet or .arrow; for a folder of that name, end "
                 "it with /"
-            )
-        if self.in_shards and self.quantization is not None and self.quantization.calibrated:
-            raise ConfigError(
-                f"output = {self.output!r}: is a folder, which is written without ever holding the whole model; solver "
-                "= 'gptq' runs it. Name a .parquet or .arrow, or another solver"
             )
         if self.in_shards and self.allow_pickle:
             raise ConfigError(

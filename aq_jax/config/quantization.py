@@ -7,15 +7,21 @@ import difflib
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from aq_jax.codes import CODES
 from aq_jax.errors import ConfigError
 
-SOLVER_NAMES = ("absmax", "minmax", "search", "gptq")
 PUBLISHED_INT2_GROUP = 128
 LARGEST_ROTATION = 128
 EXPERTS = "experts"
+
+
+class Named(Protocol):
+    """A quantizer, of which a config knows the name alone (see `quantizers.Quantizer`)."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,10 @@ def pick(what: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{what} = {value!r}: wanted one of {', '.join(allowed)}{hint}")
 
 
+def _name(solver: Any) -> Any:
+    return solver if isinstance(solver, str) else getattr(solver, "name", None)
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """Different numerics for the tensors whose name matches a pattern; what is left at None stays as the policy says.
@@ -99,7 +109,7 @@ class Override:
     per_channel: bool | None = None
     group_size: int | None = None
     symmetric: bool | None = None
-    solver: str | None = None
+    solver: str | Named | None = None
     rotate: bool | None = None
     on_nonfinite: str | None = None
 
@@ -108,6 +118,17 @@ class Override:
             re.compile(self.pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"override pattern {self.pattern!r} is no regular expression: {error}") from None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What it says, beside the pattern."""
+        fields = (f.name for f in dataclasses.fields(self) if f.name != "pattern")
+        return {name: value for name in fields if (value := getattr(self, name)) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: what a table's metadata and a plan record."""
+        named = {} if self.solver is None else {"solver": _name(self.solver)}
+        return {"pattern": self.pattern} | self.given | named
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +143,10 @@ class QuantizationConfig:
             without a size, int2 takes groups of 128; other widths then have one grid for the tensor,
             unless `per_channel` was left open too, which means 128 below eight bits.
         symmetric: one constant zero point for the tensor.
-        solver: absmax (symmetric), minmax (asymmetric), search, or gptq, which is calibrated: `convert` runs the
-            model on text for it. Default: absmax or minmax at eight bits, search below.
+        solver: the name of a quantizer (`aq_jax.QUANTIZERS`): absmax (symmetric), minmax (asymmetric), mse, or gptq,
+            which is calibrated: `convert` runs the model on text for it. Or a quantizer of your own, the object
+            (`aq_jax.quantizers.Quantizer`). Default: absmax or minmax at eight bits, mse below. Names are looked up
+            where the config is used, before anything is read.
         rotate: multiply blocks of the last axis by a Hadamard matrix first, which spreads outliers, and undo it where
             the weight is used. Tensors whose last axis is odd are not rotated.
         mixed_precision_layers: tensors whose name contains one of these are kept in float16, or in their
@@ -144,7 +167,7 @@ class QuantizationConfig:
     per_channel: bool | None = None
     group_size: int = 0
     symmetric: bool = True
-    solver: str | None = None
+    solver: str | Named | None = None
     rotate: bool = False
     mixed_precision_layers: tuple[str, ...] = ()
     on_nonfinite: str = "error"
@@ -156,20 +179,14 @@ class QuantizationConfig:
         object.__setattr__(self, "overrides", tuple(self.overrides))
         pick("quant_type", self.quant_type, (*widths(), "fp16", "none"))
         pick("on_nonfinite", self.on_nonfinite, ("error", "keep"))
-        if self.solver is not None:
-            pick("solver", self.solver, SOLVER_NAMES)
+        if self.solver is not None and not isinstance(_name(self.solver), str):
+            raise ConfigError(f"solver = {self.solver!r}: wanted the name of a quantizer, or an object that has one")
         if isinstance(self.group_size, bool) or not 0 <= self.group_size < 2**31:
             raise ConfigError(f"group_size = {self.group_size!r}: wanted 0 (no groups) or a size below 2^31")
         if self.group_size and self.per_channel:
             raise ConfigError(
                 f"per_channel = true and group_size = {self.group_size} contradict each other: "
                 "set one of them (groups run over the flattened tensor)"
-            )
-        if self.solver == "absmax" and not self.symmetric:
-            raise ConfigError("solver = 'absmax' is symmetric: set symmetric = true, or solver = 'minmax' or 'search'")
-        if self.solver == "minmax" and self.symmetric:
-            raise ConfigError(
-                "solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'search'"
             )
         for override in self.overrides:
             self._overridden(override)  # refuses contradictions now, not at the first tensor that matches
@@ -201,11 +218,6 @@ class QuantizationConfig:
                 size = PUBLISHED_INT2_GROUP
         return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size)
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether any tensor may be solved on the running model."""
-        return "gptq" in (self.solver, *(override.solver for override in self.overrides))
-
     def spec_for(self, shape: tuple[int, ...], name: str) -> QuantSpec:
         """The numerics of one tensor: `spec`, fitted to its shape and name.
 
@@ -231,12 +243,11 @@ class QuantizationConfig:
         return override is not None and override.quant_type is not None
 
     @property
-    def solver_name(self) -> str:
-        if self.solver is not None:
-            return self.solver
+    def default_solver(self) -> str:
+        """The quantizer where none is named that makes such grids."""
         if self.quant_type == "int8":
             return "absmax" if self.symmetric else "minmax"
-        return "search"
+        return "mse"
 
     def for_tensor(self, name: str) -> QuantizationConfig:
         """The config of one tensor: overrides and mixed precision applied, none left to apply."""
@@ -252,19 +263,12 @@ class QuantizationConfig:
         return next((override for override in self.overrides if re.search(override.pattern, name)), None)
 
     def _overridden(self, override: Override) -> QuantizationConfig:
-        given = {
-            f.name: value
-            for f in dataclasses.fields(override)
-            if f.name != "pattern" and (value := getattr(override, f.name)) is not None
-        }
+        given = override.given
         # Channels and groups exclude each other: naming one drops the other.
         if given.get("group_size") and "per_channel" not in given:
             given["per_channel"] = None
         if given.get("per_channel") and "group_size" not in given:
             given["group_size"] = 0
-        # A solver of the policy that cannot make the override's kind of grid gives way to the default.
-        if "symmetric" in given and "solver" not in given and self.solver in ("absmax", "minmax"):
-            given["solver"] = None
         try:
             return dataclasses.replace(self, overrides=(), mixed_precision_layers=(), **given)
         except ConfigError as error:
@@ -274,10 +278,8 @@ class QuantizationConfig:
         """The resolved policy as JSON types: what a table's metadata records."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         out["mixed_precision_layers"] = list(self.mixed_precision_layers)
-        out["overrides"] = [
-            {k: v for k, v in dataclasses.asdict(override).items() if v is not None} for override in self.overrides
-        ]
-        out["solver"] = self.solver_name
+        out["overrides"] = [override.to_dict() for override in self.overrides]
+        out["solver"] = _name(self.default_solver if self.solver is None else self.solver)
         if self.coded:
             out |= {"per_channel": self.spec.per_channel, "group_size": self.spec.group_size}
         return out

@@ -24,6 +24,7 @@ from aq_jax.conversion.sidefiles import SideFiles, check_side_files, copy_side_f
 from aq_jax.conversion.source import Source
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.pipeline import Progress, Solved, Written, write_model
+from aq_jax.quantizers.lookup import calibrated, check_conversion, check_policy
 from aq_jax.store import check_table
 from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
@@ -56,12 +57,15 @@ def to_table(
         progress: called with each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: if weights are to be solved on the running model, and it is not on this machine.
+        ConfigError: for a solver that is none; if weights are to be solved on the running model, and it is not on this
+            machine.
         FormatError: for weights that are quantized already, unless they are written as they are; for an output whose
             folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
         OSError: for an output that cannot be written, before anything takes long.
     """
+    if config is not None:
+        check_policy(config)
     target, name = split_url(output)
     check_table(output, compression)
     beside, notes = check_source(source, target, config)
@@ -72,7 +76,7 @@ def to_table(
         config = widths.config
         if goal.save:
             widths.save(goal.save)
-    if config is not None and config.calibrated:
+    if config is not None and calibrated(config):
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
     with ExitStack() as stack:
         path = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
@@ -163,7 +167,8 @@ def with_plan(source: Source, config: ConversionConfig) -> ConversionConfig:
     """Put the overrides of a config's plan, if it has one, before its own.
 
     Raises:
-        ConfigError: for a file that is no plan, and for one that is of another model: an override that matches nothing.
+        ConfigError: for a file that is no plan, and for one that is of another model: an override that matches nothing;
+            as `check_conversion`.
     """
     if not config.plan or config.quantization is None:
         return config
@@ -175,4 +180,6 @@ def with_plan(source: Source, config: ConversionConfig) -> ConversionConfig:
                 f"{config.source}; wanted a plan of this model"
             )
     merged = replace(config.quantization, overrides=overrides + config.quantization.overrides)
-    return replace(config, plan="", quantization=merged)
+    config = replace(config, plan="", quantization=merged)
+    check_conversion(config)
+    return config

@@ -10,8 +10,8 @@ import numpy as np
 from aq_jax.config import ConversionConfig
 from aq_jax.conversion.corridor import check_source
 from aq_jax.conversion.source import Source
-from aq_jax.solvers.screen import to_half
-from aq_jax.solvers.treatment import treat
+from aq_jax.quantizers.screen import to_half
+from aq_jax.quantizers.treatment import treat
 from aq_jax.store import check_table
 from aq_jax.store.folders import Folder, split_url
 
@@ -21,7 +21,7 @@ class Planned:
     """A row that a conversion will write: bytes are an upper bound, before scales are compressed.
 
     Args:
-        vector: whether it is left alone for being a norm or a bias by its name (see `solvers.treatment.treat`).
+        vector: whether it is left alone for being a norm or a bias by its name (see `quantizers.treatment.treat`).
     """
 
     name: str

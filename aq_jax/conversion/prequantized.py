@@ -183,15 +183,16 @@ def _by_its_scales(name: str, shapes: Shapes, coded: Collection[str]) -> str:
 
 
 def _by_its_module(codes: Collection[str], shapes: Shapes) -> str | None:
-    """Find codes that are told by what their module holds: a grid beside them, or no other weight at all."""
+    """Find codes that are told by what their module holds: a grid beside them, or numbers beside a weight of bytes."""
     beside: dict[str, list[str]] = {}
     for name in shapes:
         beside.setdefault(name.rpartition(".")[0], []).append(name)
     for name in codes:
         prefix, _, leaf = name.rpartition(".")
-        if leaf == "weight" and shapes[name][1] in (np.int8, np.uint8):
-            return name
         floats = [other for other in beside[prefix] if shapes[other][1].kind not in "iub" and other not in codes]
+        of_bytes = leaf == "weight" and shapes[name][1] in (np.int8, np.uint8)
+        if of_bytes and any(not other.endswith("bias") for other in floats):
+            return name
         if any(shapes[other][0] == shapes[name][0] for other in floats):
             continue  # the weight itself is there; these are kept for another use
         grids = (other.rpartition(".")[2] for other in floats)

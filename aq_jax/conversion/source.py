@@ -91,9 +91,7 @@ class Source:
             ConfigError: if it is elsewhere.
         """
         if self.home.local is None:
-            raise ConfigError(
-                f"{self.home}: is not on this machine, and solver = 'gptq' runs the model; fetch the folder"
-            )
+            raise ConfigError(f"{self.home}: is not on this machine, where the model is to run; fetch the folder")
         yield self.home.local
 
     def only(self, names: Collection[str], aliases: Mapping[str, str]) -> Self:

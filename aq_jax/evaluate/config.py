@@ -14,6 +14,7 @@ from aq_jax.configfile import build, load_config, load_toml
 from aq_jax.converters.huggingface import resolve_source
 from aq_jax.core.dispatch import ACTIVATIONS
 from aq_jax.errors import ConfigError
+from aq_jax.quantizers.lookup import check_conversion
 
 FLOAT = "float"  # the name of the table of float weights, which no case may have
 FEWEST = 50  # texts that a model is judged by: of fewer, a first percentile says nothing
@@ -199,6 +200,7 @@ def conversions(config: ValidationConfig) -> list[ConversionConfig]:
         where = f"case {case.name!r}: config = {case.config!r}"
         try:
             conversion = load_config(case.config, case.set)
+            check_conversion(conversion)
         except OSError as error:
             raise ConfigError(f"{where}: {error.strerror}; wanted a TOML file that `aq-jax convert` takes") from None
         except ValueError as error:  # a name that can be no file's, too

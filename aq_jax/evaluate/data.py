@@ -16,6 +16,7 @@ from aq_jax.config import CalibrationConfig, ConversionConfig
 from aq_jax.configfile import load_plan
 from aq_jax.errors import ConfigError
 from aq_jax.evaluate.config import FEWEST, ValidationConfig
+from aq_jax.quantizers.lookup import calibrated
 
 MOST = 2**24  # lines, as many as a text may be asked for
 FEWEST_PAIRS = 10
@@ -89,9 +90,10 @@ def seen_lines(conversion: ConversionConfig) -> set[str]:
     >>> len(seen_lines(ConversionConfig("m", "m.parquet")))
     0
     """
-    overrides = load_plan(conversion.plan) if conversion.plan else ()
-    planned = any(override.solver == "gptq" for override in overrides)
-    if conversion.quantization is None or not (conversion.quantization.calibrated or planned):
+    policy = conversion.quantization
+    if policy is not None and conversion.plan:
+        policy = dataclasses.replace(policy, overrides=load_plan(conversion.plan) + policy.overrides)
+    if policy is None or not calibrated(policy):
         return set()
     calibration, train = conversion.calibration, conversion.train
     beside = (1 + LAST) * conversion.allocate.sentences if conversion.allocate else 0

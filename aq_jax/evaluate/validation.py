@@ -35,7 +35,7 @@ from aq_jax.evaluate.process import measured
 from aq_jax.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.load import load_model
-from aq_jax.solvers.screen import is_floating
+from aq_jax.quantizers.screen import is_floating
 from aq_jax.store import decode, open_table
 
 if TYPE_CHECKING:

@@ -114,6 +114,7 @@ def quantize_file(
 
     Raises:
         FileNotFoundError: if there is no such source.
+        ConfigError: for a solver that is none.
         FormatError: for a source of no known format, or that is quantized already, by us or by others; for an output
             inside the folder of tables that is the source, or beside another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized, by name.
@@ -127,8 +128,10 @@ def quantize_file(
     """
     from aq_jax.conversion import corridor
     from aq_jax.converters import open_source
+    from aq_jax.quantizers.lookup import check_policy
 
     config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    check_policy(config)
     with open_source(source, first=_TABLES) as found:
         return corridor.to_table(
             found, output, config, calibration=calibration, compression=compression, progress=progress
@@ -180,5 +183,7 @@ def dequantize_file(
 
 def _opened(config: ConversionConfig) -> AbstractContextManager[Source]:
     from aq_jax.converters import open_source
+    from aq_jax.quantizers.lookup import check_conversion
 
+    check_conversion(config)
     return open_source(config.source, packed=config.quantization is None, allow_pickle=config.allow_pickle)

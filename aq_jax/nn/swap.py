@@ -18,7 +18,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
 from aq_jax.nn.annotations import annotate, placed
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.solvers.apply import quantize_tree
+from aq_jax.quantizers.apply import quantize_tree
 
 M = TypeVar("M", bound=nnx.Module)
 # With another value of these a float layer computes otherwise than quantized ones do.

@@ -10,11 +10,11 @@ import numpy as np
 
 from benchmarks.peers import ROW, Peer
 
-ABSMAX, SEARCH = "aq_jax absmax", "aq_jax search"
+ABSMAX, MSE = "aq_jax absmax", "aq_jax mse"
 
 
 class Ours(Peer):
-    """One solver; `quantize` as users call it, on an array that is on the device."""
+    """One quantizer; `quantize` as users call it, on an array that is on the device."""
 
     def __init__(self, name: str, solver: str, symmetric: bool = True, rotate: bool = False) -> None:
         self.name, self._solver, self._symmetric, self._rotate = name, solver, symmetric, rotate
@@ -88,9 +88,9 @@ def _compiled(name: str, bits: int) -> Any:
 
 
 def load() -> list[Peer]:
-    """The solvers that need no data; those that do are in the suite `accuracy`."""
+    """The quantizers that need no data; those that do are in the suite `accuracy`."""
     return [
         Ours(ABSMAX, "absmax"),
-        Ours(SEARCH, "search", symmetric=False),
-        Ours("aq_jax search, rotated", "search", symmetric=False, rotate=True),
+        Ours(MSE, "mse", symmetric=False),
+        Ours("aq_jax mse, rotated", "mse", symmetric=False, rotate=True),
     ]

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.calibrated import VARIABLE, Calibrated, described, given
 from benchmarks.children import ChildError, brief
-from benchmarks.peers.ours import ABSMAX, SEARCH, Ours, array_bytes
+from benchmarks.peers.ours import ABSMAX, MSE, Ours, array_bytes
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped
 
@@ -56,9 +56,9 @@ def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
     """In a child: "peer|bits|group" -> a call that writes all dequantized weights to a file, and returns bits."""
     calls: dict[str, Callable[..., Any]] = {}
     # Others have no zero points: beside them, ours without.
-    ours = [Ours(f"{SEARCH}, symmetric", "search", rotate=True)] if module == "ours" else []
+    ours = [Ours(f"{MSE}, symmetric", "mse", rotate=True)] if module == "ours" else []
     for peer in (*peers.load(module), *ours):
-        if peer.name == UNOPTIMIZED if full else peer.slow or peer.name == SEARCH:
+        if peer.name == UNOPTIMIZED if full else peer.slow or peer.name == MSE:
             continue
         wanted = FULL if full else OURS_QUICK if module == "ours" else QUICK
         for bits, sizes in (SLOW if peer.slow else wanted).items():

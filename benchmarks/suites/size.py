@@ -44,11 +44,11 @@ def size(full: bool) -> Iterator[Line]:
     yield Result("int8 weight cosine, min", min(cosines), "", "0.9994", "")
     for name, found, least, goal in (("symmetric", int2, "0.930", "0.933"), ("asymmetric", affine, "0.937", "0.940")):
         linears = [x.cosine for x in found.layers if x.cosine is not None and "embeddings" not in x.name]
-        yield Result(f"int2 g128 search, {name}: mean cosine of linears", statistics.mean(linears), "", least, goal)
+        yield Result(f"int2 g128 mse, {name}: mean cosine of linears", statistics.mean(linears), "", least, goal)
 
 
 def gaussian(full: bool) -> Iterator[Line]:
-    """`search` at two bits on N(0, 1)."""
+    """`mse` at two bits on N(0, 1)."""
     import aq_jax as aq
 
     w = np.random.default_rng(1).standard_normal((2048, 1024), np.float32)
@@ -56,4 +56,4 @@ def gaussian(full: bool) -> Iterator[Line]:
         config = aq.QuantizationConfig("int2", group_size=group, symmetric=symmetric)
         error = float(np.mean((np.asarray(aq.dequantize(aq.quantize(w, config))) - w) ** 2))
         kind = "symmetric" if symmetric else "asymmetric"
-        yield Result(f"search on N(0,1), 2 bits, {kind} g{group}: MSE", error, "", f"<= {limit}", "")
+        yield Result(f"mse on N(0,1), 2 bits, {kind} g{group}: error", error, "", f"<= {limit}", "")

@@ -42,7 +42,7 @@ def stories(full: bool) -> Iterator[Line]:
         text = Path(tables, "told.txt")
         text.write_text("\n".join("Once upon a time" + " ".join(story.split()) for story in told))
         for bits in (8, 4, 3, 2):
-            for solver in ("search", "gptq"):
+            for solver in ("mse", "gptq"):
                 config = aq.QuantizationConfig(f"int{bits}", per_channel=True, symmetric=bits == 8, solver=solver)
                 path = Path(tables, f"{solver}{bits}.arrow")
                 aq.quantize_file(floats, path, config, calibration=aq.CalibrationConfig(str(text), max_tokens=256))

@@ -12,7 +12,7 @@ import numpy as np
 
 from aq_jax.converters.orbax.disk import PLACEHOLDER, Like, read_arrays, trees_of
 from aq_jax.errors import FormatError
-from aq_jax.solvers.apply import path_name
+from aq_jax.quantizers.apply import path_name
 from aq_jax.store import DTYPES
 
 

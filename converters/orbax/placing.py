@@ -17,7 +17,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.sharding import build, qtensor_shardings
 from aq_jax.core.sharding import parts as cut_by
 from aq_jax.errors import FormatError
-from aq_jax.solvers.apply import map_named
+from aq_jax.quantizers.apply import map_named
 
 
 def leaf_shardings(shardings: Any, known: Known) -> dict[str, tuple[Sharding, ...]]:

@@ -242,7 +242,7 @@ REFUSED = [
     ("allocate.sentences=0", "sentences = 0: wanted 1 to"),
     ("allocate.save=model", "allocate.save = 'model': is a folder; wanted the name of a file"),
     ("allocate.sentence=1", "unknown key 'sentence'; known are target_bpw, min_cosine, widths, sentences, save"),
-    ("quantization.solver=search", "[allocate]: found solver = 'search'; widths are chosen by what they do to"),
+    ("quantization.solver=mse", "[allocate]: found solver = 'mse'; widths are chosen by what they do to"),
     ("plan=plan.toml", "plan = 'plan.toml' and [allocate]: a plan is used or made; leave one of them out"),
     ("quantization.group_size=5", "solver = 'gptq' takes matrices with channels, or groups that divide a row"),
     ('quantization.mixed_precision_layers=["e"]', "overrides fix the quant_type of every tensor"),

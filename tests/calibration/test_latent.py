@@ -11,7 +11,7 @@ from aq_jax import QTensor, QuantSpec, dequantize
 from aq_jax.calibration.latent import BEYOND, START, Latent, bounded, latent, settled, value
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.grid import code_range
-from aq_jax.solvers.gptq import gptq, metric
+from aq_jax.quantizers.gptq import gptq, metric
 
 SPECS = [
     QuantSpec(2, group_size=16),

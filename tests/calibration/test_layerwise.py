@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import bert_oracle
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import small_llama
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig
+from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec, quantizers
 from aq_jax.calibration.layerwise import Calibrated, calibrate, weight_of
 from aq_jax.calibration.solve import notes_of
 from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
@@ -88,7 +90,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
 
 
 @pytest.mark.slow
-def test_it_beats_search_and_the_correction_helps_end_to_end(solved: tuple[Bert, Calibrated]) -> None:
+def test_it_beats_mse_and_the_correction_helps_end_to_end(solved: tuple[Bert, Calibrated]) -> None:
     fresh = [[2, *np.random.default_rng(10_000 + n).integers(5, 100, 3 + n % 11), 3] for n in range(100)]
     wanted = embeddings(bert(), fresh)
     config = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True)
@@ -125,7 +127,7 @@ def test_layers_that_are_given_zeros_are_named() -> None:
     assert done.fallbacks == {"layers.1.out.kernel": "it was given nothing but zeros on this text"}
 
 
-def test_scales_that_float32_does_not_hold_are_left_to_search_which_refuses_them() -> None:
+def test_scales_that_float32_does_not_hold_are_left_to_mse_which_refuses_them() -> None:
     weights = bert_oracle.weights()
     weights["encoder.layer.1.attention.self.value.weight"] *= np.float32(1e-38)
     _, done = run(model=bert(weights))
@@ -210,14 +212,14 @@ def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
     done = aq.quantize_file(
         table, first, GPTQ, calibration=CalibrationConfig(str(text)), progress=lambda name, *_: seen.append(name)
     )
-    assert done.notes == ["pooler.dense.weight: the model does not use it; quantized by search"]
+    assert done.notes == ["pooler.dense.weight: the model does not use it; quantized by mse"]
     assert any(name.startswith("calibrating encoder.layer.1") for name in seen)
     layers = {layer.name: layer for layer in inspect_table(first).layers}
     assert layers["encoder.layer.0.attention.self.query.weight"].quant_type == "int2h"
     with aq.WeightLoader(first) as loader:
         rows = {name: loader.describe(name) for name in loader.get_layer_names()}
     assert rows["encoder.layer.0.attention.self.query.weight"].solver == "gptq"
-    assert rows["pooler.dense.weight"].solver == "search"
+    assert rows["pooler.dense.weight"].solver == "mse"
     record = inspect_table(first).config["calibration"]
     assert (record["text"], record["sentences"], len(record["digest"])) == ("text.txt", 120, 64)
     assert set(record["output_errors"]) == {name for name, row in rows.items() if row.solver == "gptq"}
@@ -231,8 +233,43 @@ def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
         "--solver", "gptq", "--text", text,
     )  # fmt: skip
     assert (status, err) == (0, "")
-    assert "note: pooler.dense.weight: the model does not use it; quantized by search" in out
+    assert "note: pooler.dense.weight: the model does not use it; quantized by mse" in out
     assert first.read_bytes() == second.read_bytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded(quantizers.Calibrated):
+    """absmax, which does not care for inputs but insists on having them."""
+
+    name = "rounded"
+    fallback = "absmax"
+
+    def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
+        assert len(shape) == 2, where
+
+    def metric(self, moment: Any, damping: float, rotation: int) -> Any:
+        return moment
+
+    def solve(self, w: Any, under: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> Any:
+        assert under.shape == (w.shape[1], w.shape[1])
+        return jax.device_get(aq.quantize(w, QuantizationConfig("int4", group_size=16, solver="absmax")))
+
+
+@pytest.mark.slow
+def test_a_calibrated_quantizer_that_only_this_test_knows(table: Path, tmp_path: Path) -> None:
+    linear, unused = "encoder.layer.1.output.dense.weight", "pooler.dense.weight"
+    overrides = tuple(
+        aq.Override(re.escape(name), "int4", group_size=16, solver=Rounded()) for name in (linear, unused)
+    )
+    config = QuantizationConfig("fp16", overrides=overrides)
+    calibration = CalibrationConfig(str(table.parent / "text.txt"), sentences=8, correction=0)
+    done = aq.quantize_file(table, tmp_path / "m.parquet", config, calibration=calibration)
+    assert f"{unused}: the model does not use it; quantized by absmax" in done.notes
+    with aq.WeightLoader(tmp_path / "m.parquet") as loader:
+        assert [loader.describe(name).solver for name in (linear, unused)] == ["rounded", "absmax"]
+        found = loader.get_quantized(linear)
+    wanted = aq.quantize(bert_oracle.weights()[linear], QuantizationConfig("int4", group_size=16, solver="absmax"))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.slow
@@ -279,12 +316,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(table: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_llama_loses_less_than_by_search(tmp_path: Path) -> None:
+def test_a_llama_loses_less_than_by_mse(tmp_path: Path) -> None:
     path, text = small_llama.make(tmp_path), "the an ab then a hen "
     (tmp_path / "t.txt").write_text("\n".join(text[n:] + text[:n] for n in range(20)))
     base = QuantizationConfig("int2", group_size=16, symmetric=False)
     scores = [np.asarray(aq.load_model(path).score("then the hen an ab"))]  # type: ignore[union-attr]
-    for solver in ("search", "gptq"):
+    for solver in ("mse", "gptq"):
         calibration = CalibrationConfig(text=str(tmp_path / "t.txt"))
         config = dataclasses.replace(base, solver=solver)
         done = aq.quantize_file(path, tmp_path / f"{solver}.parquet", config, calibration=calibration)

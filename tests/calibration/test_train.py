@@ -18,7 +18,6 @@ import small_llama
 
 import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, IntegrityError, TrainingConfig
-from aq_jax.calibration import layerwise
 from aq_jax.calibration import train as training
 from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.distill import distance
@@ -28,6 +27,7 @@ from aq_jax.calibration.train import Shuffled
 from aq_jax.configfile import load_config
 from aq_jax.jobs import inspect_table
 from aq_jax.nn.sentences import Sentences
+from aq_jax.quantizers import gptq
 
 MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 CONFIG = """
@@ -285,15 +285,15 @@ def test_lines_to_judge_by_are_in_nothing_else(tmp_path: Path, count: int) -> No
 def test_a_weight_that_cannot_be_solved_is_trained_around_as_it_will_be_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    solve = layerwise.gptq_tiled
+    solve = gptq.gptq_tiled
 
-    def unsound(w: Any, *args: Any) -> Any:
-        q = solve(w, *args)
+    def unsound(w: Any, *args: Any, **more: Any) -> Any:
+        q = solve(w, *args, **more)
         return dataclasses.replace(q, scale=np.full_like(q.scale, 2.0**127)) if w.shape == (32, 32) else q
 
-    monkeypatch.setattr(layerwise, "gptq_tiled", unsound)
+    monkeypatch.setattr(gptq, "gptq_tiled", unsound)
     done = aq.convert(config := load_config("c.toml", ("output=fallback.parquet", "train.steps=4")))
-    assert any("want scales that float32 does not hold; quantized by search" in note for note in done.notes)
+    assert any("want scales that float32 does not hold; quantized by mse" in note for note in done.notes)
     assert done.training is not None
     _, held, _ = drawn(config.calibration, Training(config.train or TrainingConfig(), Path()))
     assert cosines("fallback.parquet", held.lines).mean() == pytest.approx(done.training["cosine"], abs=2e-5)
@@ -348,7 +348,7 @@ REFUSED = [
     ("train.patience=21", "patience = 21: wanted 1 to 20"),
     ("train.step=1", "unknown key 'step'; known are steps, minutes"),
     ("train=3", "wanted a table of keys, found 3"),
-    ("quantization.solver=search", "[train]: found no tensor of that solver; wanted quantization.solver"),
+    ("quantization.solver=mse", "[train]: found no tensor of that solver; wanted quantization.solver"),
     ("calibration.text=one.txt", "found 1 line to train with; wanted more, to train and to judge"),
 ]
 

@@ -21,12 +21,12 @@ from aq_jax.store.schema import ROTATIONS
 ROWS = QuantizationConfig("int4", group_size=16, solver="absmax", rotate=True)
 CROSS = QuantizationConfig("int3", group_size=40, symmetric=False, solver="minmax", rotate=True)
 CHANNELS = QuantizationConfig("int4", per_channel=True, solver="absmax", rotate=True)
-SEARCH = QuantizationConfig("int2", group_size=32, rotate=True)
+MSE = QuantizationConfig("int2", group_size=32, rotate=True)
 CONFIGS = [
     pytest.param(ROWS, id="int4 groups by row"),
     pytest.param(CROSS, id="int3 groups cross rows"),
     pytest.param(CHANNELS, id="int4 channels"),
-    pytest.param(SEARCH, id="int2 search"),
+    pytest.param(MSE, id="int2 mse"),
 ]
 BY_ROW = [CONFIGS[0], *CONFIGS[2:]]
 

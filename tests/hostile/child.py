@@ -22,9 +22,10 @@ if __name__ == "__main__":  # as a program it is found by its path alone
 
 from hostile.case import Case, Kind, read_pack
 
-from aq_jax.configfile import load_config, load_plan
+from aq_jax.configfile import load_plan
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
+from aq_jax.quantizers.lookup import read_conversion
 from aq_jax.store import decode, open_table
 from aq_jax.store.survey import survey
 
@@ -57,8 +58,10 @@ def checkpoint(path: Path) -> Any:
 
 
 def config(path: Path) -> Any:
-    """A conversion's TOML file, or a plan's."""
-    return load_plan(path) if path.name.startswith("plan") else load_config(path)
+    """A conversion's TOML file, or a plan's, as far as `convert` looks at it before it reads anything."""
+    if path.name.startswith("plan"):
+        return load_plan(path)
+    return read_conversion(path)
 
 
 def verdict(path: Path) -> Any:

@@ -63,8 +63,8 @@ def sooner(config: aq.ConversionConfig) -> aq.ConversionConfig:
     """The same types in as many bytes, in less than half the time: less text, and only for what it is quick for."""
     policy = config.quantization
     assert policy is not None
-    given = (replace(o, solver="search") if o.pattern == "word_embeddings" else o for o in policy.overrides)
-    policy = replace(policy, overrides=(*given, Override(r"layer\.\d+\.output\.dense", solver="search")))
+    given = (replace(o, solver="mse") if o.pattern == "word_embeddings" else o for o in policy.overrides)
+    policy = replace(policy, overrides=(*given, Override(r"layer\.\d+\.output\.dense", solver="mse")))
     return replace(config, quantization=policy, calibration=replace(config.calibration, sentences=64))
 
 

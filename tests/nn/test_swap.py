@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from aq_jax import AqError, ConfigError, Override, QTensor, QuantizationConfig, dequantize, quantize
 from aq_jax.nn import QEmbed, QLinear, quantize_module
 from aq_jax.nn.swap import quantized_layer
-from aq_jax.solvers import tiles
+from aq_jax.quantizers import tiles
 
 WIDTH, WORDS = 16, 32
 

@@ -340,7 +340,7 @@ def test_what_cannot_be_is_said_at_once(change: dict[str, Any], error: str) -> N
     given: dict[str, Any] = {"source": "model", "output": "out", "quantization": INT4} | change
     shards = {key: given.pop(key) for key in ("size", "max_memory", "workers", "engine") if key in given}
     with pytest.raises(ConfigError, match=error):
-        aq.ConversionConfig(**given, shards=aq.ShardsConfig(**shards))
+        aq.convert(aq.ConversionConfig(**given, shards=aq.ShardsConfig(**shards)))
 
 
 def test_too_little_memory_is_said_before_anything_is_written(source: Path, tmp_path: Path) -> None:

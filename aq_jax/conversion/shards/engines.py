@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -36,6 +37,13 @@ def _here(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
 
 
 def _processes(tasks: Sequence[ShardTask], step: Step, workers: int) -> Iterator[ShardDone]:
+    try:
+        pickle.dumps(tasks[0].config)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the quantizer cannot be sent to other processes: {error}; define its class in a module that they can "
+            "import, or take workers = 1"
+        ) from None
     waiting = deque(tasks)
     busy: dict[Connection, tuple[Worker, ShardTask]] = {}
     started: list[Worker] = []

@@ -10,7 +10,8 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion.source import Source
-from aq_jax.solvers.treatment import treat
+from aq_jax.quantizers.lookup import candidates
+from aq_jax.quantizers.treatment import treat
 from aq_jax.store import pieces
 from aq_jax.store.layout import data_bytes, group_count
 from aq_jax.store.schema import GROUP_BYTES
@@ -41,13 +42,11 @@ def tensor_bytes(
     treatment = None if config is None else treat(config, name, shape, dtype)
     # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
     copies = 2 if compression == "none" else 3
-    if treatment is not None and treatment.spec is not None:
-        policy, spec = treatment.policy, treatment.spec
+    if treatment is not None and (spec := treatment.spec) and (quantizer := treatment.quantizer):
         cuts = pieces(shape, dtype.name, spec.quant_type, spec.quant_axis, spec.group_size)
         largest = max(stop - start for start, stop in cuts)
         codes = data_bytes(largest, dtype.name, spec.quant_type)
-        # Symmetric `search` holds the codes of both its grids until it knows which is better.
-        made = codes * (2 if policy.solver_name == "search" and policy.symmetric else 1)
+        made = codes * candidates(quantizer, spec.bits, treatment.policy.symmetric)
         if largest * spec.bits % 8 or spec.group_elements(shape) * spec.bits % 8:
             made += 2 * largest  # a byte a code, until all can be packed
         groups = group_count(math.prod(shape), shape, spec.quant_axis, spec.group_size)

@@ -13,6 +13,7 @@ from aq_jax.conversion.shards.memory import PARENT_BYTES, PROCESS_BYTES, machine
 from aq_jax.conversion.shards.task import ShardTask
 from aq_jax.conversion.source import Source
 from aq_jax.errors import ConfigError, FormatError
+from aq_jax.quantizers.lookup import with_entries
 from aq_jax.store.digest import canonical_json
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import shard_name
@@ -36,14 +37,15 @@ def plan_shards(source: Source, config: ConversionConfig) -> tuple[ShardTask, ..
             f"size = {size} bytes a shard: makes {len(parts)} files, more than {MAX_SHARDS}; ask for more"
         )
     output = Folder(config.output).absolute
+    policy = None if config.quantization is None else with_entries(config.quantization)
     tasks: list[ShardTask] = []
     for index, part in enumerate(parts):
         aliases = {alias: stored for alias, stored in source.aliases.items() if stored in part}
-        memory, largest = shard_bytes(source, part, config.quantization, config.compression)
+        memory, largest = shard_bytes(source, part, policy, config.compression)
         tasks.append(
             ShardTask(
                 index, shard_name(index, len(parts)), source.part(part), output, part, aliases,
-                config.quantization, config.compression, memory, f"{largest} {list(source.shapes[largest][0])}",
+                policy, config.compression, memory, f"{largest} {list(source.shapes[largest][0])}",
             )
         )  # fmt: skip
     return tuple(tasks)
@@ -66,7 +68,10 @@ def fingerprint(source: Source, tasks: tuple[ShardTask, ...]) -> str:
     """What the bytes of all files depend on: shards of one fingerprint belong together, whoever made them, and when."""
     tensors = [[name, list(shape), dtype.name] for name, (shape, dtype) in source.shapes.items()]
     work = [[task.file, list(task.sizes)] for task in tasks]
-    config = None if tasks[0].config is None else tasks[0].config.to_dict()
+    policy = tasks[0].config
+    config = None
+    if policy is not None:  # quantizers have numbers of their own, beside their names
+        config = [policy.to_dict(), [repr(each.solver) for each in (policy, *policy.overrides)]]
     made = [__version__, importlib.metadata.version("jax"), config, tasks[0].compression]
     return blake3(canonical_json([source.folder.absolute, source.states(), tensors, work, made])).hexdigest()
 

@@ -37,7 +37,8 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
         FormatError: for a source that is quantized already and would be again; for an output that holds a table already
             or another model's files.
         OSError: for an output that cannot be written to.
-        ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder.
+        ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder;
+            for a quantizer that cannot be sent to other processes.
         AqError: for a tensor that cannot be quantized, or a process that ended: run again, and the rest is done.
 
     >>> import numpy as np, safetensors.numpy, tempfile

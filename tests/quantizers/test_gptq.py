@@ -11,7 +11,7 @@ from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
 from aq_jax.codes.bits_jax import unpack_float
 from aq_jax.config import QuantizationConfig
 from aq_jax.core.grid import code_range
-from aq_jax.solvers.gptq import ROWS, gptq, gptq_tiled, metric
+from aq_jax.quantizers.gptq import ROWS, gptq, gptq_tiled, metric
 
 ROW, WIDTH = 24, 96
 CASES = [  # with whether it is symmetric
@@ -69,13 +69,13 @@ def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
 
 
 @pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
-def test_outputs_change_less_than_by_search_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
+def test_outputs_change_less_than_by_mse_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
     w, h = weights(), moment()
     under = metric(h, 1e-4, spec.rotation)
     searched = quantize(
         w,
         QuantizationConfig(
-            f"int{spec.bits}", spec.per_channel or None, spec.group_size, symmetric, "search", bool(spec.rotation)
+            f"int{spec.bits}", spec.per_channel or None, spec.group_size, symmetric, "mse", bool(spec.rotation)
         ),
     )
     assert isinstance(searched, QTensor)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
-from aq_jax.errors import ConfigError
 
 _BLOCK = 1 << 18
 
@@ -22,19 +21,6 @@ class Refused:
 
     def __str__(self) -> str:
         return f'{self.why}; repair it, or keep the tensor unquantized with on_nonfinite = "keep"'
-
-
-def refuse_calibrated(config: QuantizationConfig, name: str) -> None:
-    """Refuse a solver that needs the running model, where there are only weights.
-
-    Raises:
-        ConfigError: naming the tensor.
-    """
-    if config.calibrated and config.coded:
-        raise ConfigError(
-            f"{name}: solver = {config.solver!r} runs the model, which is not known here; use `convert`, or `quantize` "
-            "on a table with config.json and tokenizer files beside it"
-        )
 
 
 def is_floating(dtype: np.dtype) -> bool:
@@ -75,7 +61,7 @@ def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, s
         spec: their numerics.
         scales: one a group, forced into [2^-126, 2^126]; 1 where a group was taken for zeros.
         name: for the text.
-        sound: whether the solver saw nothing wrong; numbers that are too small for it to see may still be there.
+        sound: whether the quantizer saw nothing wrong; numbers that are too small for it to see may still be there.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     bad, first = 0, -1

@@ -3,7 +3,7 @@
 Of a layer y = x W^T with second moment H = E[x^T x] of its inputs, row w of W becomes v, where (v - w) H (v - w)^T is
 the expected square of what its output changes by. Three steps lower it, each for all rows at once:
 
-    grids     those of `search`, which looks at the weights alone
+    grids     those of `mse`, which looks at the weights alone
     gptq      column by column, the error of a code is made up for by the columns that follow (E. Frantar et al.,
               arXiv:2210.17323): v_j = round(w_j), w -= (w_j - v_j) / U_jj * U_j, where H^-1 = U^T U; columns of large
               inputs first, under groups that stay where they are
@@ -16,6 +16,7 @@ All loops are `fori_loop`s over blocks of columns: the program does not grow wit
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -31,13 +32,30 @@ from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_man
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
 from aq_jax.errors import ConfigError
-from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.search import STORED_MANTISSA, search
+from aq_jax.quantizers.entry import Calibrated
+from aq_jax.quantizers.measure import Groups
+from aq_jax.quantizers.mse import MSE, STORED_MANTISSA
 
 COLUMNS = 128  # are solved one by one before their errors reach all others, in one product
 ROUNDS = 4
 ROWS = 256  # in a tile of `gptq_tiled`
 LARGEST_ZERO_POINT = 2.0**8
+
+
+@dataclass(frozen=True)
+class GPTQ(Calibrated):
+    """GPTQ and its refinement, under the second moment of a layer's inputs or of an embedding's gradients."""
+
+    name = "gptq"
+
+    def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
+        check_gptq(spec, shape, where)
+
+    def metric(self, moment: Float[Array, "inputs inputs"], damping: float, rotation: int) -> Metric:
+        return metric(moment, damping, rotation)
+
+    def solve(self, w: np.ndarray, under: Metric, spec: QuantSpec, symmetric: bool, quick: bool = False) -> QTensor:
+        return gptq_tiled(w, under, spec, symmetric, rounds=1 if quick else ROUNDS)
 
 
 class Metric(NamedTuple):
@@ -125,7 +143,7 @@ def gptq(
     w = w.astype(jnp.float32)
     w = rotate(w, spec.rotation) if spec.rotation else w
     size = spec.group_elements(shape)
-    scale, zeros = _searched(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point, jnp.float32))
+    scale, zeros = _starting_grids(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point, jnp.float32))
     w = jnp.where(jnp.isfinite(w), w, 0.0)
     codes = _gptq(w, under, scale, zeros, bits)
     error = _error(w, codes, scale, zeros, under.h)
@@ -175,16 +193,16 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"
         raise ConfigError(
             f"{where}: solver = 'gptq' takes matrices with channels, or groups that divide a row; found "
-            f"{grids} of shape {list(shape)}; choose another group_size, or solver = 'search'"
+            f"{grids} of shape {list(shape)}; choose another group_size, or solver = 'mse'"
         )
 
 
-def _searched(
+def _starting_grids(
     groups: Float[Array, "rows groups size"], bits: int, symmetric: bool, zero_point: Float[Array, ""]
 ) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
     """Scale and zero point of each group; of the two symmetric grids the one that was asked for, or fits better."""
     measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
-    grids = search(measured, bits, symmetric)
+    grids = MSE()(measured, bits, symmetric)
     errors = jnp.stack([jnp.sum(measured.error(grid, bits)) for grid in grids])
     asked = (zero_point < 0).astype(jnp.int32)
     best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors).astype(jnp.int32), asked) if symmetric else 0

@@ -13,9 +13,10 @@ import oracle
 import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
-from aq_jax.solvers import tiles
-from aq_jax.solvers.screen import Refused, to_half
-from aq_jax.solvers.tiles import Quantized, quantize_array, quantize_pieces
+from aq_jax.quantizers import tiles
+from aq_jax.quantizers.lookup import quantizer_of
+from aq_jax.quantizers.screen import Refused, to_half
+from aq_jax.quantizers.tiles import Quantized, quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
 MINMAX = {"solver": "minmax", "symmetric": False}
@@ -68,7 +69,7 @@ def test_the_tiled_tensor_is_the_oracle(
     magnitudes = 10.0 ** rng.uniform(-2, 2, shape[0])
     w = (rng.normal(size=shape).T * magnitudes).T.astype(np.float32)
     found = tiled(w, c)
-    codes, scales, zero_points = oracle.quantize(w, c.spec.bits, c.solver_name, **granularity(c))
+    codes, scales, zero_points = oracle.quantize(w, c.spec.bits, quantizer_of(c).name, **granularity(c))
     assert np.array_equal(found.scales, scales)
     assert np.array_equal(found.zero_points, zero_points)
     assert found.data.size == -(-w.size * c.spec.bits // 8)
@@ -90,7 +91,7 @@ def test_tiled_is_all_at_once(c: QuantizationConfig, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_search_through_tiles_is_as_good_as_all_at_once(symmetric: bool, rng: np.random.Generator) -> None:
+def test_mse_through_tiles_is_as_good_as_all_at_once(symmetric: bool, rng: np.random.Generator) -> None:
     # The sums are added up in another order, so that a scale may end on its neighbour.
     c = QuantizationConfig(quant_type="int2", group_size=64, symmetric=symmetric)
     w = rng.normal(size=(32, 128)).astype(np.float32)
@@ -112,7 +113,7 @@ def test_a_short_last_group_is_searched_as_if_it_were_alone(rng: np.random.Gener
     assert whole.data[-8:].tolist() == alone.data.tolist()
 
 
-def test_search_of_one_long_group(rng: np.random.Generator) -> None:
+def test_mse_of_one_long_group(rng: np.random.Generator) -> None:
     c = QuantizationConfig(quant_type="int4", per_channel=False, symmetric=False)
     w = (rng.normal(size=(2, 40000)) + 0.5).astype(np.float32)
     found = tiled(w, c)
@@ -175,7 +176,7 @@ def test_pieces_of_a_rotated_tensor_may_end_inside_a_block(
     assert whole.rel_mse == pytest.approx(error, rel=1e-4)
 
 
-def test_symmetric_search_in_pieces_has_one_zero_point(rng: np.random.Generator) -> None:
+def test_symmetric_mse_in_pieces_has_one_zero_point(rng: np.random.Generator) -> None:
     # One half alone would take the other way of rounding.
     w = np.concatenate([rng.choice([-0.7, 0, 0.7], (8, 128), p=[0.02, 0.96, 0.02]), 30 * rng.normal(size=(24, 128))])
     w = w.astype(np.float32)

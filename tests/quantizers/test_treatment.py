@@ -17,7 +17,7 @@ import aq_jax as aq
 from aq_jax import Override, QTensor, QuantizationConfig, QuantSpec
 from aq_jax.cli import main
 from aq_jax.conversion.shards.memory import tensor_bytes
-from aq_jax.solvers.treatment import treat
+from aq_jax.quantizers.treatment import treat
 
 FLOAT = np.dtype(np.float32)
 INT8 = QuantizationConfig("int8")

@@ -7,7 +7,7 @@ compiled function, and its bytes are appended to the result. What differs is onl
     channels      [TILE / bucket, bucket]                 rows filled up to a power of two: one shape a bucket
     long groups   [1, TILE]                               a whole tensor, or a channel longer than a tile: the group is
                                                           read once for its range, again for each question that its
-                                                          solver asks, and once more for its codes
+                                                          quantizer asks, and once more for its codes
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from aq_jax.codes.rotation import rotate_rows
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, Grid, Rounding, decode, encode, round_mantissa
 from aq_jax.errors import AqError
-from aq_jax.solvers import SOLVERS
-from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, float32, refusal, refuse_calibrated
-from aq_jax.solvers.stream import TILE, Stream
+from aq_jax.quantizers import Quantizer
+from aq_jax.quantizers.lookup import without_inputs
+from aq_jax.quantizers.measure import Groups
+from aq_jax.quantizers.screen import Refused, float32, refusal
+from aq_jax.quantizers.stream import TILE, Stream
 from aq_jax.store import aligned_empty
 
 SMALLEST_BUCKET = 128
@@ -81,7 +82,7 @@ def quantize_pieces(
     Raises:
         AqError: for weights that are not finite or out of range, unless the config says to keep them.
     """
-    refuse_calibrated(config, name)
+    quantizer = without_inputs(config, name)
     spec = config.spec_for(array.shape, name)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
@@ -91,7 +92,7 @@ def quantize_pieces(
     size = spec.group_elements(array.shape)
     road = _Short if size <= TILE and spec.quant_axis == 0 else _Long
     turned = rotate_rows(float32(flat), spec.rotation) if spec.rotation else flat
-    run = road(turned, min(size, flat.size) if road is _Long else size, spec, config)
+    run = road(turned, min(size, flat.size) if road is _Long else size, spec, quantizer, config.symmetric)
     # What a tensor is refused for, and which candidate it takes, is known once all of it has been read. One piece
     # is read once; of several, each is read again for its codes, because not all of them may fit in memory.
     whole = run.candidates(0, flat.size, keep=len(pieces) == 1)
@@ -141,9 +142,9 @@ class _Candidate:
 class _Road:
     """What both kinds of tiles share: the tensor and room for results."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
         self.flat, self.size, self.spec = flat, size, spec
-        self.solver, self.symmetric = config.solver_name, config.symmetric
+        self.quantizer, self.symmetric = quantizer, symmetric
 
     def _room(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
         count = stop - start
@@ -174,8 +175,8 @@ class _Road:
 class _Short(_Road):
     """Many groups a tile."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
-        super().__init__(flat, size, spec, config)
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
+        super().__init__(flat, size, spec, quantizer, symmetric)
         self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
         # A multiple of eight rows: a tile of odd groups ends on a byte.
         self.rows = max(8, TILE // self.width // 8 * 8)
@@ -187,7 +188,7 @@ class _Short(_Road):
         step = self.rows * self.size
         for first in range(start, stop, step):
             count = self._fill(first, min(first + step, stop))
-            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.solver)
+            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.quantizer)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or bits_jax.fills_bytes(self.size, self.spec.bits)
@@ -226,8 +227,8 @@ class _Short(_Road):
 class _Long(_Road):
     """One group over many tiles."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, config: QuantizationConfig) -> None:
-        super().__init__(flat, size, spec, config)
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
+        super().__init__(flat, size, spec, quantizer, symmetric)
         self.grids: dict[int, tuple[Grid, ...]] = {}
 
     def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
@@ -248,7 +249,7 @@ class _Long(_Road):
         if group not in self.grids:
             stream = Stream(self.flat[group * self.size : (group + 1) * self.size])
             with np.errstate(over="ignore"):  # an overflow makes the group unsound
-                found = SOLVERS[self.solver](stream, self.spec.bits, self.symmetric)
+                found = self.quantizer(stream, self.spec.bits, self.symmetric)
             self.grids[group] = tuple(g._replace(sound=g.sound & stream.finite) for g in found)
         return self.grids[group]
 
@@ -262,15 +263,15 @@ class _Long(_Road):
             self._put(room, position + at, packed, TILE, valid, valid)
 
 
-@partial(jax.jit, static_argnames=("bits", "symmetric", "solver"))
+@partial(jax.jit, static_argnames=("bits", "symmetric", "quantizer"))
 def _solve_tile(
-    w: Float[AnyArray, "groups size"], pads: Float[AnyArray, "groups"], bits: int, symmetric: bool, solver: str
+    w: Float[AnyArray, "groups size"], pads: Float[AnyArray, "groups"], bits: int, symmetric: bool, quantizer: Any
 ) -> tuple[Shaped[Array, "candidates bytes"], Float[Array, "candidates numbers"]]:
     """Codes, and all numbers in one array: to fetch an array costs as much as to compute a tenth of the tile."""
     w = jnp.asarray(w)  # which is a NumPy array where nothing is compiled (jax_disable_jit)
     groups = Groups(w, jnp.asarray(pads))
     codes, numbers = [], []
-    for grid in SOLVERS[solver](groups, bits, symmetric):
+    for grid in quantizer(groups, bits, symmetric):
         q = encode(w, grid, bits)
         sound = (grid.sound & groups.finite).astype(jnp.float32)
         codes.append(_packed(q, bits))

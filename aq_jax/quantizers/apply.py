@@ -1,4 +1,4 @@
-"""Weights to QTensors: a config's solver, applied to one array or to a tree of them."""
+"""Weights to QTensors: a config's quantizer, applied to one array or to a tree of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.errors import AqError
 from aq_jax.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
-from aq_jax.solvers import SOLVERS
-from aq_jax.solvers.measure import Groups
-from aq_jax.solvers.screen import Refused, refusal, refuse_calibrated, to_half
-from aq_jax.solvers.tiles import quantize_array
-from aq_jax.solvers.treatment import treat, vectors_note
+from aq_jax.quantizers.lookup import check_policy, without_inputs
+from aq_jax.quantizers.measure import Groups
+from aq_jax.quantizers.screen import Refused, refusal, to_half
+from aq_jax.quantizers.tiles import quantize_array
+from aq_jax.quantizers.treatment import treat, vectors_note
 from aq_jax.store import DTYPES
 
 
@@ -48,7 +48,7 @@ def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> 
     Raises:
         AqError: for weights that are not floating, not finite, or out of the range of float32 scales, and for masked
             arrays.
-        ConfigError: for an unknown quant_type.
+        ConfigError: for an unknown quant_type or solver, and for a solver that needs the running model.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import QuantizationConfig, quantize
@@ -59,9 +59,9 @@ def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> 
     array = _floating(w, name)
     if policy.quant_type in ("fp16", "none"):
         return _half(array) if policy.quant_type == "fp16" else array
-    refuse_calibrated(policy, name)
+    quantizer = without_inputs(policy, name)
     spec = policy.spec_for(array.shape, name)
-    q, sound, zeros = _quantize(array, spec, policy.symmetric, policy.solver_name)
+    q, sound, zeros = _quantize(array, spec, policy.symmetric, quantizer)
     if isinstance(array, Tracer):
         return q
     sound, zeros = jax.device_get((sound, zeros))
@@ -103,8 +103,8 @@ def fake_quant(
     if policy.quant_type == "fp16":
         seen = _half(w).astype(w.dtype)
     else:
-        refuse_calibrated(policy, name)
-        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape, name), policy.symmetric, policy.solver_name)
+        quantizer = without_inputs(policy, name)
+        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape, name), policy.symmetric, quantizer)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))
 
@@ -217,12 +217,14 @@ def _half(w: Array) -> Array:
 
 
 def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
-    return QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    policy = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    check_policy(policy)
+    return policy
 
 
-@partial(jax.jit, static_argnames=("spec", "symmetric", "solver"))
+@partial(jax.jit, static_argnames=("spec", "symmetric", "quantizer"))
 def _quantize(
-    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, solver: str
+    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any
 ) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
     """The QTensor; whether all elements were finite and all scales within bounds; whether a group looked like zeros."""
     if w.size == 0:
@@ -231,27 +233,29 @@ def _quantize(
     wide = w.astype(jnp.float32)
     rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
-    grids = SOLVERS[solver](groups, spec.bits, symmetric)
-    codes = place(rows, grids[0], spec.bits)
-    scale, zero_point, sound = grids[0].scale, grids[0].zero_point, jnp.all(grids[0].sound)
-    if len(grids) > 1:
-        codes, scale, zero_point, sound = _smaller_error(groups, grids, spec.bits)
+    grids = quantizer(groups, spec.bits, symmetric)
+    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.bits)
     zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
     return assemble(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
 
 
-def _smaller_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[Array, ...]:
-    first, second = grids
+def _smallest_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[Array, ...]:
+    """Codes, scales and zero points of the best candidate, and whether it is sound."""
+
+    def placed(grid: Grid) -> tuple[Array, ...]:
+        return place(groups.w, grid, bits), grid.scale, grid.zero_point, jnp.all(grid.sound)
+
+    if len(grids) == 1:
+        return placed(grids[0])
     # Relative to the tensor's largest value, so that no square is out of range.
     unit = 1 / jnp.maximum(jnp.max(jnp.maximum(groups.hi, -groups.lo)), 2.0**-126)
     errors = [jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids]
-    take = errors[1] < errors[0]
-    return (
-        jnp.where(take, place(groups.w, second, bits), place(groups.w, first, bits)),
-        jnp.where(take, second.scale, first.scale),
-        jnp.where(take, second.zero_point, first.zero_point),
-        jnp.where(take, jnp.all(second.sound), jnp.all(first.sound)),
-    )
+    best, least = placed(grids[0]), errors[0]
+    for grid, error in zip(grids[1:], errors[1:], strict=True):
+        take = error < least
+        best = tuple(jnp.where(take, new, old) for new, old in zip(placed(grid), best, strict=True))
+        least = jnp.where(take, error, least)
+    return best
 
 
 def _times(grid: Grid, factor: Array) -> Grid:

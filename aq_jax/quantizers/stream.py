@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from aq_jax.core.grid import AnyArray, Grid, Rounding
-from aq_jax.solvers.measure import Groups, Sums
-from aq_jax.solvers.screen import float32
+from aq_jax.quantizers.measure import Groups, Sums
+from aq_jax.quantizers.screen import float32
 
 TILE = 1 << 18
 """Elements that are computed on at a time."""

@@ -11,6 +11,7 @@ Every candidate is judged after its scale and zero point have been rounded to tw
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, code_range, round_mantissa, settle
-from aq_jax.solvers.measure import Measure, Sums
+from aq_jax.quantizers.entry import Quantizer
+from aq_jax.quantizers.measure import Measure, Sums
 
 # One number, the scale, settles sooner than two.
 ROUNDS: Mapping[Rounding, int] = MappingProxyType({"tread": 4, "rise": 4, "affine": 14})
@@ -29,15 +31,20 @@ SMALLEST_START = MappingProxyType({2: 0.25, 3: 0.35, 4: 0.6, 5: 0.7, 6: 0.8, 7: 
 STORED_MANTISSA = 7
 
 
-def search(groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+@dataclass(frozen=True)
+class MSE(Quantizer):
     """Candidates: one affine grid for each group or, symmetric, one with zero on a level and one with zero between
     two; which of them a tensor takes is decided by its total error.
     """
-    roundings: tuple[Rounding, ...] = ("tread", "rise") if symmetric else ("affine",)
-    return tuple(_search(groups, bits, rounding) for rounding in roundings)
+
+    name = "mse"
+
+    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+        roundings: tuple[Rounding, ...] = ("tread", "rise") if symmetric else ("affine",)
+        return tuple(_best_grid(groups, bits, rounding) for rounding in roundings)
 
 
-def _search(groups: Measure, bits: int, rounding: Rounding) -> Grid:
+def _best_grid(groups: Measure, bits: int, rounding: Rounding) -> Grid:
     xp = groups.lo.__array_namespace__()
     # Around one, no square over- or underflows; a power of two changes no bit of a mantissa.
     top = xp.maximum(groups.hi, -groups.lo)

@@ -1,4 +1,4 @@
-"""The search: what it promises about errors, about what it stores, and about extreme numbers."""
+"""The grid of the least squared error: what it promises about errors, what it stores, and extreme numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, quantize
 from aq_jax.core.grid import round_mantissa
-from aq_jax.solvers.apply import _quantize
+from aq_jax.quantizers.apply import _quantize
+from aq_jax.quantizers.mse import MSE
 
 # Few shapes and configs: each is a long compilation. All kinds of data go through the same ones.
 SHAPE = (32, 128)
@@ -25,8 +26,8 @@ IDS = [f"int{bits} {'symmetric' if symmetric else 'asymmetric'}" for bits, symme
 STORED = 64 * (2 * 2.0**-9) ** 2 * 2
 
 
-def searched(w: np.ndarray, bits: int, symmetric: bool, group_size: int = 64) -> QTensor:
-    config = QuantizationConfig(quant_type=f"int{bits}", group_size=group_size, symmetric=symmetric, solver="search")
+def fitted(w: np.ndarray, bits: int, symmetric: bool, group_size: int = 64) -> QTensor:
+    config = QuantizationConfig(quant_type=f"int{bits}", group_size=group_size, symmetric=symmetric, solver="mse")
     q = quantize(w.astype(np.float32), config)
     assert isinstance(q, QTensor)
     return q
@@ -62,7 +63,7 @@ def data(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def test_never_worse_than_rounding_to_the_range(bits: int, symmetric: bool, rng: np.random.Generator) -> None:
     for kind, w in data(rng).items():
         baseline = squared_error(w, *oracle.quantize(w, bits, "absmax" if symmetric else "minmax", group_size=64))
-        found = squared_error(w, *of(searched(w, bits, symmetric)))
+        found = squared_error(w, *of(fitted(w, bits, symmetric)))
         exact = kind == "two values" or bits == 8
         assert found.sum() <= baseline.sum() * 1.001 + (found.size * STORED if exact else 1e-12), kind
         if not symmetric:  # each group chooses for itself
@@ -80,7 +81,7 @@ def test_two_bits_of_a_normal_distribution(
     errors = []
     for _ in range(16):
         w = rng.normal(size=SHAPE).astype(np.float32)
-        v = np.asarray(dequantize(searched(w, 2, symmetric, group_size)), np.float64)
+        v = np.asarray(dequantize(fitted(w, 2, symmetric, group_size)), np.float64)
         errors.append(((v - w) ** 2).mean())
     mse = np.mean(errors)
     # No four levels for the whole distribution do better than 0.1175; a group's own levels can.
@@ -93,7 +94,7 @@ def test_scales_and_zero_points_have_eight_significant_bits(
     bits: int, symmetric: bool, rng: np.random.Generator
 ) -> None:
     for kind, w in data(rng).items():
-        q = searched(w, bits, symmetric)
+        q = fitted(w, bits, symmetric)
         # An exact scale is worth more than a short one: constant groups keep theirs.
         constant = np.ptp(w.reshape(-1, 64), axis=1) == 0
         for values in (np.asarray(q.scale).ravel(), np.asarray(q.zero_point).ravel()):
@@ -106,7 +107,7 @@ def test_symmetric_means_one_zero_point(bits: int, rng: np.random.Generator) -> 
     kinds = data(rng) | {"only at zero and the ends": rng.choice([-1.0, 0, 1], SHAPE, p=[0.05, 0.9, 0.05])}
     for kind, w in kinds.items():
         w[3] = 0  # groups of zeros beside the others
-        q = searched(w, bits, symmetric=True)
+        q = fitted(w, bits, symmetric=True)
         scale, zero = np.asarray(q.scale), np.asarray(q.zero_point)
         assert (zero[3] == 0).all()
         assert (scale[3] == 1).all()
@@ -122,10 +123,10 @@ def test_symmetric_means_one_zero_point(bits: int, rng: np.random.Generator) -> 
 @pytest.mark.parametrize(("bits", "symmetric"), CASES[:2], ids=IDS[:2])
 def test_powers_of_two_change_nothing_but_scales(bits: int, symmetric: bool, rng: np.random.Generator) -> None:
     w = rng.normal(size=SHAPE).astype(np.float32)
-    codes, scales, zeros = of(searched(w, bits, symmetric))
+    codes, scales, zeros = of(fitted(w, bits, symmetric))
     for exponent in (-100, -17, 30, 100):
         factor = np.float32(2.0**exponent)
-        more = of(searched(w * factor, bits, symmetric))
+        more = of(fitted(w * factor, bits, symmetric))
         assert np.array_equal(more[0], codes), exponent
         assert np.array_equal(more[1], scales * factor), exponent
         assert np.array_equal(more[2], zeros), exponent
@@ -144,7 +145,7 @@ def test_extreme_ranges(bits: int, symmetric: bool, rng: np.random.Generator) ->
         "one huge value": np.where(np.arange(128) % 64 == 0, 1e30, normal),
     }.items():
         w = w.astype(np.float32)
-        q = searched(w, bits, symmetric)
+        q = fitted(w, bits, symmetric)
         v = np.asarray(dequantize(q))
         assert np.isfinite(v).all(), kind
         found = squared_error(w, *of(q))
@@ -180,7 +181,7 @@ def test_the_program_does_not_grow_with_the_matrix(symmetric: bool) -> None:
     def equations(*shape: int) -> int:
         w = jax.ShapeDtypeStruct(shape, jnp.float32)
         return count_equations(
-            jax.make_jaxpr(partial(_quantize, spec=spec, symmetric=symmetric, solver="search"))(w).jaxpr
+            jax.make_jaxpr(partial(_quantize, spec=spec, symmetric=symmetric, quantizer=MSE()))(w).jaxpr
         )
 
     small = equations(2, 128)

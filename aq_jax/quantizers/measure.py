@@ -1,6 +1,6 @@
-"""What a solver may ask of the weights it places a grid under: their range, and sums over the codes of a grid.
+"""What a quantizer may ask of the weights it places a grid under: their range, and sums over the codes of a grid.
 
-A solver is written once, against this protocol. `Groups` answers it inside a compiled function for many groups
+A quantizer is written once, against this protocol. `Groups` answers it inside a compiled function for many groups
 at a time; `stream.Stream` answers it for one group that is too long to hold, by reading it again for each question.
 """
 

@@ -27,7 +27,7 @@ from aq_jax import (
 
 ABSMAX = QuantizationConfig(quant_type="int4", group_size=32, solver="absmax")
 MINMAX = QuantizationConfig(quant_type="int2", group_size=32, symmetric=False, solver="minmax")
-SEARCH = QuantizationConfig(quant_type="int2", group_size=32)
+MSE = QuantizationConfig(quant_type="int2", group_size=32)
 
 
 def assert_same(found: QTensor, wanted: QTensor) -> None:
@@ -46,7 +46,7 @@ def compiled(w: jax.Array, config: QuantizationConfig) -> QTensor:
     return quantize(w, config)
 
 
-@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+@pytest.mark.parametrize("config", [ABSMAX, MSE], ids=["absmax", "mse"])
 def test_jit_changes_nothing(config: QuantizationConfig, weight: np.ndarray) -> None:
     assert_same(compiled(weight, config), quantize(weight, config))
 
@@ -59,11 +59,11 @@ def test_vmap_of_quantize_is_quantize_of_the_batch(weight: np.ndarray) -> None:
     assert_same(found, quantize(batch, ABSMAX))
 
 
-def test_vmap_of_a_symmetric_search_decides_for_each(rng: np.random.Generator) -> None:
+def test_vmap_of_a_symmetric_mse_decides_for_each(rng: np.random.Generator) -> None:
     # The first is better with zero on a level, the second with zero between two.
     sparse = rng.choice([-0.7, 0, 0.7], (6, 64), p=[0.05, 0.9, 0.05])
     batch = jnp.asarray([sparse, rng.normal(size=(6, 64))], jnp.float32)
-    found = jax.vmap(lambda w: quantize(w, SEARCH))(batch)
+    found = jax.vmap(lambda w: quantize(w, MSE))(batch)
     scale, zero_point = np.asarray(found.scale), np.asarray(found.zero_point)
     assert set(zero_point[0][scale[0] != 1].tolist()) == {0.0}
     assert set(zero_point[1].ravel().tolist()) == {-0.5}
@@ -75,7 +75,7 @@ def test_scan_over_layers(weight: np.ndarray) -> None:
     assert_same(found, jax.vmap(lambda w: quantize(w, ABSMAX))(batch))
 
 
-@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+@pytest.mark.parametrize("config", [ABSMAX, MSE], ids=["absmax", "mse"])
 def test_eval_shape_is_what_comes_out(config: QuantizationConfig, weight: np.ndarray) -> None:
     abstract = jax.eval_shape(lambda w: quantize(w, config), weight)
     q = quantize(weight, config)
@@ -137,7 +137,7 @@ def test_fake_quant_refuses_what_quantize_does_but_no_values(weight: np.ndarray)
 # Numbers that are none, where nothing can be raised
 
 
-@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+@pytest.mark.parametrize("config", [ABSMAX, MSE], ids=["absmax", "mse"])
 def test_under_tracing_nan_does_not_poison_its_group(config: QuantizationConfig, weight: np.ndarray) -> None:
     broken, mended = weight.copy(), weight.copy()
     broken[2, 5], mended[2, 5] = np.nan, 0.0
@@ -151,7 +151,7 @@ def test_under_tracing_nan_does_not_poison_its_group(config: QuantizationConfig,
     assert oracle.codes_of(found)[2, 5] == 0  # a level near zero
 
 
-@pytest.mark.parametrize("config", [ABSMAX, SEARCH], ids=["absmax", "search"])
+@pytest.mark.parametrize("config", [ABSMAX, MSE], ids=["absmax", "mse"])
 def test_under_tracing_infinities_saturate(config: QuantizationConfig, weight: np.ndarray) -> None:
     broken = weight.copy()
     broken[2, 5], broken[2, 6] = np.inf, -np.inf

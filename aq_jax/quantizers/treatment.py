@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.solvers.screen import is_floating
+from aq_jax.quantizers import Entry
+from aq_jax.quantizers.lookup import quantizer_of
+from aq_jax.quantizers.screen import is_floating
 
 # Stacked over layers or heads, norms have two axes and biases two or more. "ln" is a word of its own, as in ln_1, ln_f.
 # Flax calls weights kernel and embedding, wherever they are: a norm that is computed from something has them, too.
@@ -25,12 +27,14 @@ class Treatment:
     Args:
         policy: of this tensor (`QuantizationConfig.for_tensor`).
         spec: the numerics of its codes; None if it is not quantized.
+        quantizer: what chooses its codes; None if it is not quantized.
         half: whether it is kept in float16, if that can hold it.
         vector: whether it is left alone for being a norm or a bias by its name, although its axes are those of weights.
     """
 
     policy: QuantizationConfig
     spec: QuantSpec | None = None
+    quantizer: Entry | None = None
     half: bool = False
     vector: bool = False
 
@@ -48,6 +52,9 @@ def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: 
         shape: of the tensor.
         dtype: of the tensor.
 
+    Raises:
+        ConfigError: for a solver that is none.
+
     >>> config = QuantizationConfig("int4", group_size=32)
     >>> treat(config, "layers.dense.kernel", (4, 64), np.dtype("float32")).spec
     QuantSpec(bits=4, per_channel=False, group_size=32, rotation=0)
@@ -58,7 +65,7 @@ def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: 
     if not policy.coded:
         return Treatment(policy, half=policy.quant_type == "fp16" and is_floating(dtype))
     if is_weight(config, name, shape, dtype):
-        return Treatment(policy, policy.spec_for(shape, name))
+        return Treatment(policy, policy.spec_for(shape, name), quantizer_of(policy))
     return Treatment(policy, vector=len(shape) > 1 and is_floating(dtype))
 
 

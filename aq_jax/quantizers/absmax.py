@@ -1,0 +1,20 @@
+"""Symmetric round-to-nearest under the largest magnitude: the published recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aq_jax.core.grid import Grid, absmax_grid
+from aq_jax.quantizers.entry import Quantizer
+from aq_jax.quantizers.measure import Measure
+
+
+@dataclass(frozen=True)
+class AbsMax(Quantizer):
+    """scale = max|x| / qmax, zero_point = 0, q = round(x / scale)."""
+
+    name = "absmax"
+    grids = ("symmetric",)
+
+    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+        return (absmax_grid(groups.lo, groups.hi, bits),)

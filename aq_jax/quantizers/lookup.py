@@ -1,0 +1,213 @@
+"""Which quantizer a config means: names are looked up here, and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from aq_jax.config import ConversionConfig, QuantizationConfig
+from aq_jax.config.quantization import pick
+from aq_jax.configfile import load_config
+from aq_jax.errors import ConfigError
+from aq_jax.quantizers import QUANTIZERS, Calibrated, Entry, Quantizer
+from aq_jax.quantizers.measure import Groups
+
+_RENAMED = {"search": "mse"}
+
+
+def find(solver: Any) -> Entry:
+    """Look up a name, or take an object for what it is.
+
+    Raises:
+        ConfigError: for an unknown name, and for an object that is no quantizer.
+
+    >>> find("absmax").grids
+    ('symmetric',)
+    """
+    if not isinstance(solver, str):
+        return _sound(solver)
+    if solver in _RENAMED and solver not in QUANTIZERS:
+        new = _RENAMED[solver]
+        raise ConfigError(f"solver = {solver!r} is called {new!r} now: write solver = {new!r}")
+    pick("solver", solver, tuple(QUANTIZERS))
+    found = _sound(QUANTIZERS[solver], solver)
+    if found.name != solver:
+        raise ConfigError(f"QUANTIZERS[{solver!r}]: its name is {found.name!r}; wanted that under which it is found")
+    return found
+
+
+def _sound(entry: Any, name: str = "") -> Entry:
+    try:
+        wrong = _wrong(entry)
+    except TypeError:
+        wrong = "cannot be hashed, and programs are compiled for it; make it a frozen dataclass"
+    if wrong:
+        raise ConfigError(f"{f'QUANTIZERS[{name!r}]' if name else f'solver = {entry!r}'}: {wrong}")
+    return entry
+
+
+@lru_cache  # to ask whether an object keeps to a protocol takes as long as to quantize a small array
+def _wrong(entry: Any) -> str:
+    kind = Calibrated if getattr(entry, "needs", None) == "inputs" else Quantizer
+    if isinstance(entry, kind) and not isinstance(entry, type):
+        return ""
+    return (
+        f"is no quantizer; wanted a name, or an object of a class of aq_jax.quantizers.{kind.__name__}, with a name of "
+        "its own"
+    )
+
+
+def quantizer_of(policy: QuantizationConfig) -> Entry:
+    """Look up the quantizer of one tensor's policy (`QuantizationConfig.for_tensor`).
+
+    The model's gives way to the default where an override asks for grids of the kind that it does not make.
+
+    >>> quantizer_of(QuantizationConfig("int8", symmetric=False)).name
+    'minmax'
+    """
+    if policy.solver is not None and _makes(found := find(policy.solver), policy.symmetric):
+        return found
+    return find(policy.default_solver)
+
+
+def without_inputs(policy: QuantizationConfig, name: str) -> Quantizer:
+    """Look up the quantizer of one tensor's policy where there are only weights.
+
+    Raises:
+        ConfigError: for one that needs the running model, naming the tensor.
+    """
+    found = quantizer_of(policy)
+    if found.needs == "inputs":
+        raise ConfigError(
+            f"{name}: solver = {found.name!r} runs the model, which is not known here; use `convert`, or `quantize` "
+            "on a table with config.json and tokenizer files beside it"
+        )
+    return cast(Quantizer, found)
+
+
+def calibrated_by(policy: QuantizationConfig) -> Calibrated | None:
+    """Look up the quantizer that solves a tensor of this policy on the running model, if one does."""
+    found = quantizer_of(policy)
+    return cast(Calibrated, found) if found.needs == "inputs" else None
+
+
+def fallback(policy: QuantizationConfig) -> QuantizationConfig:
+    """Give a tensor's policy the quantizer that its own leaves weights to whose inputs are not known."""
+    found = calibrated_by(policy)
+    return policy if found is None else dataclasses.replace(policy, solver=found.fallback)
+
+
+def calibrated(config: QuantizationConfig) -> bool:
+    """Say whether any tensor may be solved on the running model."""
+    return bool(_on_inputs(config))
+
+
+def _on_inputs(config: QuantizationConfig) -> list[str]:
+    found = [find(each.solver) for each in (config, *config.overrides) if each.solver is not None]
+    return [entry.name for entry in found if entry.needs == "inputs"]
+
+
+def check_policy(config: QuantizationConfig) -> None:
+    """Refuse what names no quantizer, and grids that the one that is named with them does not make.
+
+    Raises:
+        ConfigError: naming the override, if it is in one.
+    """
+    _check(config.solver, config.symmetric)
+    for override in config.overrides:
+        symmetric = config.symmetric if override.symmetric is None else override.symmetric
+        try:
+            _check(override.solver, symmetric)
+        except ConfigError as error:
+            raise ConfigError(f"override {override.pattern!r}: {error}") from None
+
+
+def _check(solver: Any, symmetric: bool) -> None:
+    if solver is None or _makes(found := find(solver), symmetric):
+        return
+    others = [name for name, entry in QUANTIZERS.items() if _makes(entry, symmetric)]
+    raise ConfigError(
+        f"solver = {found.name!r} is {_kind(not symmetric)}: set symmetric = {str(not symmetric).lower()}, or solver = "
+        f"{' or '.join(map(repr, others))}"
+    )
+
+
+def _kind(symmetric: bool) -> str:
+    return "symmetric" if symmetric else "asymmetric"
+
+
+def _makes(entry: Entry, symmetric: bool) -> bool:
+    return _kind(symmetric) in entry.grids
+
+
+def read_conversion(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
+    """Read a conversion's TOML file, and look up the quantizers that it names.
+
+    Raises:
+        ConfigError, OSError: as `load_config`; naming the file, as `check_conversion`.
+    """
+    config = load_config(path, sets)
+    try:
+        check_conversion(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def check_conversion(config: ConversionConfig) -> None:
+    """Refuse a conversion whose quantizers are none, or cannot do what else it asks for: before anything is read.
+
+    Raises:
+        ConfigError: for what `check_policy` refuses, training and allocation without the running model, and a folder
+            of shards with it.
+    """
+    policy = config.quantization
+    if policy is None:
+        return
+    try:
+        check_policy(policy)
+    except ConfigError as error:
+        raise ConfigError(f"quantization: {error}") from None
+    runs = _on_inputs(policy)
+    wanted = " or ".join(f'"{name}"' for name, entry in QUANTIZERS.items() if entry.needs == "inputs")
+    if config.train is not None and not runs:
+        raise ConfigError(
+            f"[train]: found no tensor of that solver; wanted quantization.solver = {wanted}, whose weights are trained"
+        )
+    if config.allocate is not None and quantizer_of(policy).needs != "inputs":
+        named = None if policy.solver is None else quantizer_of(policy).name
+        raise ConfigError(
+            f"[allocate]: found solver = {named!r}; widths are chosen by what they do to the running model, for which "
+            f"quantization.solver = {wanted} is wanted"
+        )
+    if config.in_shards and runs:
+        raise ConfigError(
+            f"output = {config.output!r}: is a folder, which is written without ever holding the whole model; solver "
+            f"= {runs[0]!r} runs it. Name a .parquet or .arrow, or another solver"
+        )
+
+
+def with_entries(config: QuantizationConfig) -> QuantizationConfig:
+    """Put entries in the place of their names: another process may not have them in its table."""
+
+    def entry(solver: Any) -> Entry | None:
+        return None if solver is None else find(solver)
+
+    overrides = tuple(dataclasses.replace(each, solver=entry(each.solver)) for each in config.overrides)
+    return dataclasses.replace(config, solver=entry(config.solver), overrides=overrides)
+
+
+@lru_cache
+def candidates(entry: Entry, bits: int, symmetric: bool) -> int:
+    """Count the grids that a quantizer gives a tensor: the codes of all are held until the best is known."""
+    if entry.needs == "inputs":
+        return 1
+    call = cast(Quantizer, entry)
+    row = jax.ShapeDtypeStruct((1, 8), jnp.float32)
+    pads = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return len(jax.eval_shape(lambda w, p: [grid[:4] for grid in call(Groups(w, p), bits, symmetric)], row, pads))

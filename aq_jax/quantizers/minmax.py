@@ -1,0 +1,20 @@
+"""Asymmetric round-to-nearest between the smallest and the largest value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aq_jax.core.grid import Grid, minmax_grid
+from aq_jax.quantizers.entry import Quantizer
+from aq_jax.quantizers.measure import Measure
+
+
+@dataclass(frozen=True)
+class MinMax(Quantizer):
+    """scale = (max - min) / n, zero_point = qmin - min / scale, a float."""
+
+    name = "minmax"
+    grids = ("asymmetric",)
+
+    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+        return (minmax_grid(groups.lo, groups.hi, bits),)
