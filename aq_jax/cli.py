@@ -208,10 +208,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    given = {key: getattr(args, key) for key in SHARDS_HELP}
-    sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
     from aq_jax.quantizers.lookup import read_conversion
 
+    given = {key: getattr(args, key) for key in SHARDS_HELP}
+    sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
     config = read_conversion(args.config, (*args.set, *sets))
     if args.dry_run:
         record = None

@@ -74,7 +74,7 @@ def remove_truncated(folder: Path) -> None:
 
 
 def _is_cut(path: str) -> bool:
-    """Whether a file is the beginning of a zlib stream, or of a zstd frame, and not the whole of it."""
+    """Say whether a file is the beginning of a zlib stream, or of a zstd frame, and not the whole of it."""
     with open(path, "rb") as file:
         head = file.read(18)
         size = os.fstat(file.fileno()).st_size

@@ -209,7 +209,7 @@ def _on_table(weights: Weights, table: str, change: Callable[..., Array], *given
 
 
 def _hidden(model: Model, ids: Array, lengths: Array) -> list[Float[Array, "batch tokens width"]]:
-    """What each layer gives; of the last one, hidden states."""
+    """Give what each layer gives; of the last one, hidden states."""
     x, out = model.begin(ids), []
     for layer in model.layers:
         x = layer(x, mask_of(x, lengths))

@@ -61,7 +61,7 @@ class Walk:
 
     @property
     def stages(self) -> list[list[str]]:
-        """Which linears the current layer calls, in order; those that are given the same array are one stage."""
+        """List the linears that the current layer calls, in order; those that are given one array are one stage."""
         structure, leaves = split(self._models[0].layers[self.layer])
         if structure not in self._stages:
             found: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""How numbers become bytes: a table of codes by the format's `quant_type`.
+"""Say how numbers become bytes: a table of codes by the format's `quant_type`.
 
 An entry says how wide its codes are and whether the weights under them were rotated; the store, the core and the
 configs ask it, and have no list of their own. Nothing here imports NumPy or JAX before bytes are touched.

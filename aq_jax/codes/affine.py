@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -14,8 +13,8 @@ class Affine:
         bits: of a code, 2 to 8.
         rotated: whether the codes stand for weights whose last axis was rotated (see `codes.rotation`).
 
-    >>> Affine(5).name, Affine(5).run, Affine(5).data_bytes(231)
-    ('int5', 8, 145)
+    >>> Affine(5).name, Affine(5).data_bytes(231)
+    ('int5', 145)
     """
 
     bits: int
@@ -25,11 +24,6 @@ class Affine:
     def name(self) -> str:
         """The format's `quant_type`."""
         return f"int{self.bits}h" if self.rotated else f"int{self.bits}"
-
-    @property
-    def run(self) -> int:
-        """How many codes fill whole bytes, at least: 8 three-bit codes, 4 two-bit codes, 1 of eight bits."""
-        return 8 // math.gcd(8, self.bits)
 
     def data_bytes(self, count: int) -> int:
         """Bytes of a stream of so many codes."""

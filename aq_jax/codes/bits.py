@@ -27,7 +27,7 @@ def unpack_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     data = np.ascontiguousarray(data)
     if bits == 8:
         return data.view(np.int8)[:count]
-    width, length = _word(bits), bits // gcd(8, bits)
+    width, (_, length) = _word(bits), run_of(bits)
     if width != 8:
         missing = -data.size % length
         octets = (np.concatenate([data, np.zeros(missing, np.uint8)]) if missing else data).reshape(-1, length)
@@ -58,7 +58,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
         raise FormatError(f"codes are {codes.min()} to {codes.max()}, {bits} bits hold {-half} to {half - 1}")
     if bits == 8:
         return codes.view(np.uint8)
-    run, length = 8 // gcd(8, bits), bits // gcd(8, bits)
+    run, length = run_of(bits)
     values = np.zeros(-(-codes.size // run) * run, np.uint8)
     np.add(codes, np.int8(half), out=values[: codes.size].view(np.int8))
     values = values.reshape(-1, run)
@@ -68,13 +68,22 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     return stream.reshape(-1)[: -(-codes.size * bits // 8)]
 
 
+def run_of(bits: int) -> tuple[int, int]:
+    """Count the codes of a run, the fewest that fill whole bytes, and its bytes.
+
+    >>> run_of(3), run_of(4), run_of(8)
+    ((8, 3), (2, 1), (1, 1))
+    """
+    return 8 // gcd(8, bits), bits // gcd(8, bits)
+
+
 def overlaps(bits: int) -> list[tuple[int, int, int]]:
-    """Which codes of a run have bits in which of its bytes: (byte, code, how far the code is shifted to the left).
+    """List which codes of a run have bits in which of its bytes: (byte, code, how far the code is shifted to the left).
 
     >>> overlaps(3)
     [(0, 0, 0), (0, 1, 3), (0, 2, 6), (1, 2, -2), (1, 3, 1), (1, 4, 4), (1, 5, 7), (2, 5, -1), (2, 6, 2), (2, 7, 5)]
     """
-    run, length = 8 // gcd(8, bits), bits // gcd(8, bits)
+    run, length = run_of(bits)
     return [(k, i, bits * i - 8 * k) for k in range(length) for i in range(run) if -bits < bits * i - 8 * k < 8]
 
 

@@ -10,12 +10,12 @@ wrong without an error (openxla/xla pull request 47149).
 
 from __future__ import annotations
 
-from math import gcd
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, Shaped
+
+from aq_jax.codes.bits import run_of
 
 
 def fills_bytes(length: int, bits: int) -> bool:
@@ -72,7 +72,7 @@ def _run(bits: int) -> tuple[int, int, int]:
     >>> _run(3), _run(5), _run(2)
     ((8, 1, 3), (8, 2, 5), (4, 1, 1))
     """
-    run, octets = 8 // gcd(8, bits), bits // gcd(8, bits)
+    run, octets = run_of(bits)
     return run, 1 if octets <= 4 else 2, octets
 
 

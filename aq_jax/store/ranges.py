@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.codes.bits import unpack_codes
+from aq_jax.codes.bits import run_of, unpack_codes
 from aq_jax.store.decode import decode
 from aq_jax.store.layout import group_length
 from aq_jax.store.rows import Row, elements
@@ -47,7 +47,7 @@ class Parts:
         self._total = elements(self.info)
         # Codes that fill whole bytes, and blocks that were rotated together.
         bits = self.info.bits or 8
-        self._step = lcm(8 // gcd(8, bits), self.info.rotation or 1)
+        self._step = lcm(run_of(bits)[0], self.info.rotation or 1)
         self._wanted = merged(map(self._widened, ranges))
         # Pieces of a tensor of one grid repeat it.
         self._group = group_length(self.info.shape, self.info.quant_axis, self.info.group_size) or max(self._total, 1)

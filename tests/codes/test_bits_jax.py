@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aq_jax.codes import Affine, bits_jax
+from aq_jax.codes import bits_jax
+from aq_jax.codes.bits import run_of
 
 # Few lengths: every new one is compiled. Multiples of 8 are whole bytes at every width.
 LENGTHS = (8, 24)
@@ -78,7 +79,7 @@ def test_the_drawn_layout(bits: int, codes: list[int], octets: list[int]) -> Non
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_code_survives_in_every_place(bits: int) -> None:
     qmin, qmax = oracle.code_range(bits)
-    run = Affine(bits).run
+    run, _ = run_of(bits)
     codes = np.array([[q] * i + [other] + [q] * (run - 1 - i) for q in (qmin, qmax) for other in range(qmin, qmax + 1)
                        for i in range(run)], np.int8)  # fmt: skip
     assert np.array_equal(unpack(pack(codes, bits), bits), codes)
