@@ -57,7 +57,7 @@ _PUBLIC = {
     "ShardsConfig": "config",
     "TrainingConfig": "config",
     "Override": "config",
-    "load_config": "configfile",
+    "load_config": "config.schema",
     "QTensor": "core.qtensor",
     "dequantize": "core.quantize",
     "qdot": "ops",
@@ -66,12 +66,12 @@ _PUBLIC = {
     "quantize_tree": "quantizers.apply",
     "fake_quant": "quantizers.apply",
     "QUANTIZERS": "quantizers",
-    "WeightLoader": "loader",
-    "load": "loader",
-    "save": "loader",
-    "quantize_file": "jobs",
-    "dequantize_file": "jobs",
-    "convert": "jobs",
+    "WeightLoader": "io.loader",
+    "load": "io.loader",
+    "save": "io.loader",
+    "quantize_file": "converters.convert",
+    "dequantize_file": "converters.convert",
+    "convert": "converters.convert",
     "load_model": "nn",
 }
 
@@ -87,12 +87,12 @@ if TYPE_CHECKING:
         ShardsConfig,
         TrainingConfig,
     )
-    from aq_jax.configfile import load_config
+    from aq_jax.config.schema import load_config
+    from aq_jax.converters.convert import convert, dequantize_file, quantize_file
     from aq_jax.core.qtensor import QTensor
     from aq_jax.core.quantize import dequantize
     from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
-    from aq_jax.jobs import convert, dequantize_file, quantize_file
-    from aq_jax.loader import WeightLoader, load, save
+    from aq_jax.io.loader import WeightLoader, load, save
     from aq_jax.nn import load_model
     from aq_jax.ops import qdot, qembed
     from aq_jax.quantizers import QUANTIZERS

@@ -91,7 +91,7 @@ def seen_by(made: Mapping[str, Any], texts: Mapping[str, Path]) -> frozenset[str
     import aq_jax as aq
     from aq_jax.calibration.plan import LAST
     from aq_jax.calibration.text import BUILT_IN, read_text
-    from aq_jax.evaluate.data import seen_lines
+    from aq_jax.validate.data import seen_lines
 
     record, plan, training = (made.get(key) for key in ("calibration", "allocation", "training"))
     assert record is not None

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from aq_jax.cli import use_compile_cache
-from aq_jax.configfile import load_config
+from aq_jax.config.schema import load_config
 from aq_jax.errors import AqError
 
 CONFIGS = ("configs/minilm_int8.toml", "configs/minilm_int2.toml")
@@ -37,19 +37,21 @@ def main() -> int:
 
 def measure(path: str) -> tuple[str, ...]:
     """One row of the table."""
-    from aq_jax import jobs, load
+    from aq_jax import load
+    from aq_jax.converters.convert import convert
+    from aq_jax.store.verification import verify_table
 
     config = load_config(path)
     start = time.perf_counter()
-    jobs.convert(config)
+    convert(config)
     first = time.perf_counter() - start
     start = time.perf_counter()
-    done = jobs.convert(config)
+    done = convert(config)
     second = time.perf_counter() - start
     start = time.perf_counter()
     load(done.path)
     loaded = time.perf_counter() - start
-    verdict = jobs.verify_table(done.path)
+    verdict = verify_table(done.path)
     size = Path(done.path).stat().st_size
     cosines = list(done.quantized.values())
     times = (first - second, *(done.seconds[k] for k in ("read", "quantize", "write")), loaded)

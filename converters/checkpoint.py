@@ -17,8 +17,8 @@ import safetensors
 from aq_jax.conversion.prequantized import read_config
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.converters.extents import Extent, Extents
+from aq_jax.core.frameworks import identity, to_numpy, torch_module
 from aq_jax.errors import FormatError
-from aq_jax.frameworks import identity, to_numpy, torch_module
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
 from aq_jax.store.modules import transformer_path

@@ -22,9 +22,10 @@ from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
 from aq_jax.conversion.sidefiles import Made, SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
+from aq_jax.conversion.write import Written
 from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing, read_pieces, tokenizer_config
 from aq_jax.errors import FormatError
-from aq_jax.pipeline import Progress, Written
+from aq_jax.progress import Progress
 from aq_jax.store.folders import Folder
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"

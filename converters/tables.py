@@ -15,7 +15,7 @@ from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same, side_files, 
 from aq_jax.conversion.source import Source
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.loader import packed_tensor
+from aq_jax.io.loader import packed_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
 from aq_jax.store.folders import Folder
 from aq_jax.store.layout import data_bytes, group_count

@@ -15,7 +15,7 @@ import small_llama
 import aq_jax as aq
 
 if TYPE_CHECKING:
-    from aq_jax.pipeline import Progress
+    from aq_jax.progress import Progress
 
 BERT = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 WORDS = [word for word in bert_oracle.WORDS if len(word) > 1]

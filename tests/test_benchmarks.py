@@ -16,7 +16,7 @@ import pytest
 
 from aq_jax import CalibrationConfig
 from aq_jax.calibration.text import read_text
-from aq_jax.loader import as_v2, plain_rows
+from aq_jax.io.loader import as_v2, plain_rows
 from aq_jax.store import TableWriter
 from benchmarks import __main__ as command
 from benchmarks import machine, models, peers, readme, report

@@ -17,9 +17,11 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import cli, jobs
+from aq_jax import cli
+from aq_jax.cli import commands
 from aq_jax.config import QuantizationConfig
 from aq_jax.store import Row, write_table
+from aq_jax.store.inspection import inspect_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -79,7 +81,7 @@ def test_convert_writes_a_table_and_says_so(run: Run, toml: Path, tmp_path: Path
     report = json.loads(out)
     assert (status, err, report["quantized"]) == (0, "", {})
     assert report["bytes"] == (tmp_path / "out" / "m.parquet").stat().st_size
-    assert jobs.inspect_table(tmp_path / "out" / "m.parquet").config["quantization"]["quant_type"] == "none"
+    assert inspect_table(tmp_path / "out" / "m.parquet").config["quantization"]["quant_type"] == "none"
 
 
 def test_a_dry_run_writes_nothing(run: Run, toml: Path, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_quantize_and_dequantize(run: Run, v1: Path, tmp_path: Path) -> None:
     assert (
         run("quantize", v1, v2, "--quant-type", "int4", "--group-size", 8, "--solver", "absmax", "--keep", "b.")[0] == 0
     )
-    layers = {layer.name: layer for layer in jobs.inspect_table(v2).layers}
+    layers = {layer.name: layer for layer in inspect_table(v2).layers}
     assert {name: layer.quant_type for name, layer in layers.items()} == {
         "b.weight": "fp16", "a.weight": "int4", "c.bias": "none",
     }  # fmt: skip
@@ -148,7 +150,7 @@ def test_flags_are_the_config(run: Run, v1: Path, tmp_path: Path) -> None:
     }
     for flags, wanted in cases.items():
         assert run("quantize", v1, tmp_path / "m.parquet", *flags)[0] == 0
-        config = jobs.inspect_table(tmp_path / "m.parquet").config["quantization"]
+        config = inspect_table(tmp_path / "m.parquet").config["quantization"]
         assert {key: config[key] for key in wanted} == wanted, flags
 
 
@@ -213,7 +215,7 @@ def test_inspect_sorts(run: Run, v2: Path, key: str) -> None:
 
 def test_every_column_can_be_sorted_by(run: Run, v2: Path) -> None:
     header = run("inspect", v2)[1].splitlines()[0].split()
-    assert set(header) == set(cli.SORT_KEYS)
+    assert set(header) == set(commands.SORT_KEYS)
     bits = [layer["bits"] for layer in json.loads(run("inspect", v2, "--sort", "bits", "--json")[1])["layers"]]
     assert bits == sorted(bits)
 
@@ -418,12 +420,12 @@ def test_what_stops_a_job_is_said_in_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(jobs, "inspect_table", fail)
+    monkeypatch.setattr(commands, "inspect_table", fail)
     assert run("inspect", v1) == (status, "", text)
 
 
 def test_a_mistake_of_ours_is_not_hidden(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "inspect_table", lambda _: {}["bug"])
+    monkeypatch.setattr(commands, "inspect_table", lambda _: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         cli.main(["inspect", str(v1)])
 
@@ -443,7 +445,7 @@ def test_a_switch_of_jax_is_named_instead_of_a_traceback(
     for name in [name for name in os.environ if name.startswith("JAX_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv(variable, "1")
-    monkeypatch.setattr(jobs, "inspect_table", fail)
+    monkeypatch.setattr(commands, "inspect_table", fail)
     if not hidden:
         with pytest.raises(TypeError):
             run("inspect", v1)
@@ -525,6 +527,7 @@ def test_what_reads_names_imports_nothing_that_computes(v2: Path) -> None:
     code = """
 import sys
 from aq_jax import cli
+from aq_jax.cli import commands
 def main(*arguments):
     try:
         return cli.main(arguments)

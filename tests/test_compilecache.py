@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from aq_jax.compilecache import remove_truncated
+from aq_jax.cli.compilecache import remove_truncated
 
 
 def zstd(data: bytes) -> bytes:

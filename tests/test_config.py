@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aq_jax import ConfigError, Override, QuantizationConfig, QuantSpec, load_config
-from aq_jax.configfile import parse_config
+from aq_jax.config.schema import parse_config
 from aq_jax.quantizers.lookup import quantizer_of
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.config import ConversionConfig, Override, QuantizationConfig
+from aq_jax.converters.convert import plan
 from aq_jax.store import DTYPES, Row, open_table, write_table
+from aq_jax.store.inspection import inspect_table
+from aq_jax.store.verification import Verdict, verify_table
 
 BFLOAT16 = DTYPES["bfloat16"]
 
@@ -146,10 +148,10 @@ def test_statistics_are_those_of_the_arrays(v1: Path) -> None:
 
 def test_the_metadata_says_how_the_table_was_made(v1: Path) -> None:
     aq.quantize_file(v1, v1.with_name("v2.parquet"), CONFIG)
-    found = jobs.inspect_table(v1.with_name("v2.parquet"))
+    found = inspect_table(v1.with_name("v2.parquet"))
     assert found.config == {"quantization": CONFIG.to_dict()}
     assert found.aliases == {"head.weight": "embed.weight"}
-    assert jobs.inspect_table(v1).config == {}
+    assert inspect_table(v1).config == {}
 
 
 def test_two_runs_give_the_same_bytes(v1: Path) -> None:
@@ -279,7 +281,7 @@ def test_converting_is_quantizing_the_same_weights(folder: Path, tmp_path: Path)
 def test_a_plan_is_what_will_be_written(folder: Path, tmp_path: Path, config: QuantizationConfig | None) -> None:
     before = listing(tmp_path)
     wanted = conversion(folder, tmp_path / "out" / "m.arrow", config)
-    planned = jobs.plan(wanted)
+    planned = plan(wanted)
     assert listing(tmp_path) == before
     aq.convert(wanted)
     with open_table(tmp_path / "out" / "m.arrow") as table:
@@ -295,7 +297,7 @@ def test_a_plan_knows_what_float16_cannot_hold(tmp_path: Path) -> None:
     tensors = {"embed.large": matrix(4, 8) * 1e6, "embed.small": matrix(4, 8)}
     safetensors.numpy.save_file(tensors, tmp_path / "hf" / "model.safetensors")
     config = QuantizationConfig(mixed_precision_layers=("embed",))
-    planned = jobs.plan(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
+    planned = plan(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
     assert {p.name: (p.quant_type, p.bytes) for p in planned} == {
         "embed.large": ("none", 128), "embed.small": ("fp16", 64),
     }  # fmt: skip
@@ -325,7 +327,7 @@ def test_a_stop_from_outside_leaves_nothing(v1: Path) -> None:
 def test_inspection_counts_the_bytes_on_disk(v1: Path, compression: str) -> None:
     v2 = v1.with_name("v2.parquet")
     aq.quantize_file(v1, v2, CONFIG, compression=compression)  # type: ignore[arg-type]
-    found = jobs.inspect_table(v2)
+    found = inspect_table(v2)
     layers = {layer.name: layer for layer in found.layers}
     assert found.version == 2
     assert found.file_bytes == v2.stat().st_size
@@ -347,7 +349,7 @@ def test_inspection_counts_the_bytes_on_disk(v1: Path, compression: str) -> None
 
 def test_a_table_in_arrow_takes_exactly_its_bytes(v1: Path) -> None:
     aq.quantize_file(v1, v1.with_name("v2.arrow"), CONFIG)
-    layers = {layer.name: layer for layer in jobs.inspect_table(v1.with_name("v2.arrow")).layers}
+    layers = {layer.name: layer for layer in inspect_table(v1.with_name("v2.arrow")).layers}
     assert layers["layer.0.weight"].bytes == 16 * 24 + 2 * 4 * 16
     assert layers["layer.1.weight"].bits == 4 + 2 * 32 / 8
 
@@ -359,14 +361,14 @@ def test_pieces_are_one_layer(tmp_path: Path) -> None:
                    solver="absmax", cosine=cosine, rel_mse=error)  # fmt: skip
 
     write_table(tmp_path / "m.arrow", [piece(16, 0.9, 0.25), piece(8, 0.95, 0.5)], version=2)
-    (layer,) = jobs.inspect_table(tmp_path / "m.arrow").layers
+    (layer,) = inspect_table(tmp_path / "m.arrow").layers
     assert (layer.params, layer.bytes, layer.cosine) == (24, 24 + 2 * 8, 0.9)
     assert layer.rel_mse == pytest.approx((16 * 0.25 + 8 * 0.5) / 24)
 
 
 def test_a_folder_is_inspected_as_one(v1: Path) -> None:
     aq.save(v1.with_name("more.arrow"), {"another": matrix(4, 8)})
-    found = jobs.inspect_table(v1.parent)
+    found = inspect_table(v1.parent)
     assert "another" in [layer.name for layer in found.layers]
     assert found.file_bytes == sum(f.stat().st_size for f in v1.parent.iterdir())
 
@@ -378,12 +380,12 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
     path = tmp_path / "m.arrow"
     tensors = {f"w{i}": np.full(64, 100 + i, np.uint8) for i in range(5)}
     aq.save(path, tensors)
-    assert jobs.verify_table(path) == jobs.Verdict(str(path), 5, 0, (), tuple(tensors))
+    assert verify_table(path) == Verdict(str(path), 5, 0, (), tuple(tensors))
     damaged = path.read_bytes()
     for i in (1, 3):
         damaged = damaged.replace(tensors[f"w{i}"].tobytes(), tensors[f"w{i}"].tobytes()[:-1] + b"!")
     path.write_bytes(damaged)
-    verdict = jobs.verify_table(path)
+    verdict = verify_table(path)
     assert not verdict.ok
     assert (verdict.rows, verdict.unchecked, len(verdict.errors)) == (3, 0, 2)
     assert "m.arrow: row 1 (w1): its bytes have digest" in verdict.errors[0]
@@ -395,34 +397,34 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
 
 def test_tables_of_older_writers_have_rows_that_cannot_be_checked() -> None:
     old = Path(__file__).parent / "golden" / "existing" / "v1.parquet"
-    verdict = jobs.verify_table(old)
+    verdict = verify_table(old)
     assert verdict.ok
     assert verdict.unchecked == verdict.rows > 0
 
 
 def test_of_a_table_whose_end_is_missing_nothing_can_be_read(v1: Path) -> None:
     v1.write_bytes(v1.read_bytes()[:-100])
-    verdict = jobs.verify_table(v1)
+    verdict = verify_table(v1)
     assert not verdict.ok
     assert (verdict.rows, verdict.good, verdict.bad) == (0, (), ())
     assert re.search(r"v1\.parquet: damaged.*its end is missing.*nothing of it can be read", verdict.errors[0])
 
 
 def test_a_damaged_file_of_a_folder_does_not_hide_the_others(v1: Path) -> None:
-    names = jobs.verify_table(v1).good
+    names = verify_table(v1).good
     aq.save(v1.with_name("more.arrow"), {"another": matrix(4, 8)})
     v1.write_bytes(v1.read_bytes()[:-100])
-    verdict = jobs.verify_table(v1.parent)
+    verdict = verify_table(v1.parent)
     assert verdict.good == ("another",)
     assert len(verdict.errors) == 1
     v1.with_name("more.arrow").write_bytes(b"")
-    verdict = jobs.verify_table(v1.parent)
+    verdict = verify_table(v1.parent)
     assert (verdict.good, len(verdict.errors)) == ((), 2)
     assert names
 
 
 def test_what_is_not_there_is_not_there(tmp_path: Path) -> None:
-    for call in (jobs.inspect_table, jobs.verify_table, lambda p: aq.quantize_file(p, tmp_path / "o.parquet", "int8")):
+    for call in (inspect_table, verify_table, lambda p: aq.quantize_file(p, tmp_path / "o.parquet", "int8")):
         with pytest.raises(FileNotFoundError):
             call(tmp_path / "missing.parquet")
     assert os.listdir(tmp_path) == []

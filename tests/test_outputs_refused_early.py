@@ -11,9 +11,10 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
+from aq_jax.cli.models import embed
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.converters import huggingface
+from aq_jax.converters.convert import allocate
 from aq_jax.store.files import check_writable
 
 GPTQ = QuantizationConfig("int4", solver="gptq")
@@ -41,8 +42,8 @@ def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
         "convert": lambda: aq.convert(one),
         "shards": lambda: aq.convert(ConversionConfig(str(model), out, shards=ShardsConfig(workers=1))),
         "url": lambda: aq.convert(ConversionConfig(str(model), f"file://{m}", GPTQ)),
-        "allocate": lambda: jobs.allocate(ConversionConfig(str(model), m, GPTQ, allocate=bits)),
-        "plan of widths": lambda: jobs.allocate(
+        "allocate": lambda: allocate(ConversionConfig(str(model), m, GPTQ, allocate=bits)),
+        "plan of widths": lambda: allocate(
             ConversionConfig(
                 str(model), v1, GPTQ, allocate=AllocationConfig(target_bpw=4.0, save=f"{out}/plan.toml")
             )
@@ -50,7 +51,7 @@ def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
         "quantize": lambda: aq.quantize_file(v1, m, GPTQ),
         "dequantize": lambda: aq.dequantize_file(v1, m),
         "folder": lambda: huggingface.from_table(v1, out),
-        "embed": lambda: jobs.embed(v1, ["a"], f"{out}/e.npy"),
+        "embed": lambda: embed(v1, ["a"], f"{out}/e.npy"),
     }  # fmt: skip
 
 

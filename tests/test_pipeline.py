@@ -13,8 +13,8 @@ import aq_jax as aq
 from aq_jax import loader, pipeline
 from aq_jax.config import QuantizationConfig
 from aq_jax.conversion.source import Source
+from aq_jax.conversion.write import write_model
 from aq_jax.converters.tables import open_tables
-from aq_jax.pipeline import write_model
 from aq_jax.store import open_table, pieces
 from aq_jax.store.folders import Folder
 

@@ -30,7 +30,7 @@ from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
-from aq_jax.pipeline import Progress
+from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated_by
 
 GRADIENT_BATCHES = 8  # a few thousand gradients: tables are some hundred numbers wide

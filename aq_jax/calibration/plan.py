@@ -21,7 +21,7 @@ from aq_jax.calibration.text import common_length, one_shape, read_text
 from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
-from aq_jax.pipeline import Progress
+from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated_by
 from aq_jax.quantizers.treatment import is_weight
 from aq_jax.store.files import replacing

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from aq_jax.nn.architecture import Architecture, read_architecture
 from aq_jax.nn.models import Model, model_types
 from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
-from aq_jax.pipeline import Progress, Solved
+from aq_jax.progress import Progress
 from aq_jax.quantizers.apply import quantize_tree
 from aq_jax.quantizers.lookup import calibrated_by, fallback
 from aq_jax.quantizers.treatment import is_weight
@@ -38,6 +38,31 @@ if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
 FEW = 64  # lines; with fewer, training is said to have had few
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """Weights that were quantized before, on the running model.
+
+    Args:
+        weights: QTensors by the tensors' names.
+        fallbacks: why a tensor was not solved, and by what it is quantized instead, by name.
+        notes: what to know of the text.
+        record: of how they were made, for the table's metadata.
+        seconds: that it took.
+        allocation: how widths were chosen, and what came of it, for the table's metadata.
+        replaced: what norms and biases have become, in the source's dtypes, by name.
+        training: how weights were trained, and what came of it, for the table's metadata.
+    """
+
+    weights: Mapping[str, QTensor]
+    fallbacks: Mapping[str, str]
+    notes: tuple[str, ...]
+    record: Mapping[str, Any]
+    seconds: float
+    allocation: Mapping[str, Any] | None = None
+    replaced: Mapping[str, np.ndarray] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
-from aq_jax.pipeline import Progress
+from aq_jax.progress import Progress
 
 SHAPES = 6  # of batches: each is a program more, and less padding
 EVALUATIONS = 20  # of a run; after each a checkpoint is written

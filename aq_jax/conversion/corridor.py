@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aq_jax.calibration.solve import Solved
 from aq_jax.config import (
     AllocationConfig,
     CalibrationConfig,
@@ -18,12 +19,13 @@ from aq_jax.config import (
     QuantizationConfig,
     TrainingConfig,
 )
-from aq_jax.configfile import load_plan
+from aq_jax.config.schema import load_plan
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import SideFiles, check_side_files, copy_side_files, recorded
 from aq_jax.conversion.source import Source
+from aq_jax.conversion.write import Written, write_model
 from aq_jax.errors import ConfigError, FormatError
-from aq_jax.pipeline import Progress, Solved, Written, write_model
+from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated, check_conversion, check_policy
 from aq_jax.store import check_table
 from aq_jax.store.files import check_writable

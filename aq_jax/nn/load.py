@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.loader import WeightLoader
+from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator

@@ -14,14 +14,14 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
-from aq_jax.bitstream import from_stream
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.core.bitstream import from_stream
+from aq_jax.core.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
 from aq_jax.core.grid import Grid, place
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble, dequantize
 from aq_jax.errors import AqError
-from aq_jax.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
 from aq_jax.quantizers.lookup import check_policy, without_inputs
 from aq_jax.quantizers.measure import Groups
 from aq_jax.quantizers.screen import Refused, refusal, to_half

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.config.quantization import pick
-from aq_jax.configfile import load_config
+from aq_jax.config.schema import load_config
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers import QUANTIZERS, Calibrated, Entry, Quantizer
 from aq_jax.quantizers.measure import Groups

@@ -50,7 +50,7 @@ class Ours(Peer):
     def stored_bits(self, q: Any) -> int:
         """Of the row of a .parquet table, where scales and zero points are compressed; digest and name count too."""
         import aq_jax as aq
-        from aq_jax.jobs import inspect_table
+        from aq_jax.store.inspection import inspect_table
 
         with tempfile.TemporaryDirectory() as folder:
             aq.save(f"{folder}/w.parquet", {"w": q})

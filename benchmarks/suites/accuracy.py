@@ -90,7 +90,7 @@ class Judge:
 
     def __init__(self, lines: list[str]) -> None:
         from aq_jax.calibration.text import padded_batches, tokenized
-        from aq_jax.loader import WeightLoader
+        from aq_jax.io.loader import WeightLoader
         from aq_jax.nn.compiled import Program
         from aq_jax.nn.encoder import embeddings
 
@@ -185,7 +185,7 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
 
 def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
     """Tables that are given, as long as enough is left to judge by; without any, two that full runs make."""
-    from aq_jax.evaluate.config import FEWEST
+    from aq_jax.validate.config import FEWEST
 
     paths, texts = given()
     if not paths and not full:
@@ -225,8 +225,8 @@ def made_here() -> Iterator[Path]:
 
 def judged_table(judge: Judge, table: Calibrated) -> Fit | Skipped:
     """A table as it is: all of its tensors take the places of the float model's."""
-    from aq_jax.jobs import inspect_table
-    from aq_jax.loader import WeightLoader
+    from aq_jax.io.loader import WeightLoader
+    from aq_jax.store.inspection import inspect_table
 
     try:
         layers = [layer for layer in inspect_table(table.path).layers if models.is_matrix(layer.name)]

@@ -79,8 +79,8 @@ def road(full: bool) -> Iterator[Line]:
 
 def our_road(path: Path, config: Any) -> None:
     """safetensors to a table."""
+    from aq_jax.conversion.write import write_model
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.pipeline import write_model
 
     with open_checkpoint(models.folder()) as source:
         write_model(source, path, config)
@@ -89,7 +89,7 @@ def our_road(path: Path, config: Any) -> None:
 def numpy_road(path: Path, config: Any) -> None:
     """The same table, as far as plain NumPy can make it."""
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.loader import as_v2, plain_rows
+    from aq_jax.io.loader import as_v2, plain_rows
     from aq_jax.store import Row, TableWriter
 
     peer = NumpyVectorized()

@@ -16,16 +16,16 @@ from benchmarks.timing import Line, Result
 def size(full: bool) -> Iterator[Line]:
     """Bytes on disk, and how well weights fit, of the real model."""
     import aq_jax as aq
-    from aq_jax import jobs
     from aq_jax.converters import huggingface
+    from aq_jax.store.inspection import Inspection, inspect_table
 
     folder = models.folder()
     with tempfile.TemporaryDirectory() as scratch:
 
-        def table(name: str, config: aq.QuantizationConfig, compression: str = "none") -> jobs.Inspection:
+        def table(name: str, config: aq.QuantizationConfig, compression: str = "none") -> Inspection:
             path = Path(scratch, f"{name}.parquet")
             huggingface.to_table(folder, path, config, compression=compression)  # pyright: ignore[reportArgumentType]
-            return jobs.inspect_table(path)
+            return inspect_table(path)
 
         int8 = table("int8", aq.QuantizationConfig("int8", per_channel=True))
         zstd = table("int8z", aq.QuantizationConfig("int8", per_channel=True), "zstd")

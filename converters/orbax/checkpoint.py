@@ -13,8 +13,8 @@ from aq_jax.converters.orbax.metadata import read_metadata
 from aq_jax.converters.orbax.placing import leaf_shardings, place
 from aq_jax.converters.orbax.tensors import read_tensors, write_tensors
 from aq_jax.converters.orbax.trees import build_tree, skeleton
+from aq_jax.core.frameworks import canonical
 from aq_jax.core.qtensor import QTensor
-from aq_jax.frameworks import canonical
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
+from aq_jax.conversion.write import Written
 from aq_jax.converters.orbax.disk import refuse_existing
 from aq_jax.converters.orbax.sources import open_checkpoint
 from aq_jax.converters.orbax.tensors import write_tensors
 from aq_jax.converters.tables import open_tables
-from aq_jax.pipeline import Progress, Written
+from aq_jax.progress import Progress
 
 
 def to_table(

@@ -16,9 +16,9 @@ from blake3 import blake3
 from aq_jax.converters.orbax.disk import ARRAYS, PLACEHOLDER, read_arrays, refuse_existing, write
 from aq_jax.converters.orbax.entries import PARTS, ArrayEntry, tensor_entry
 from aq_jax.converters.orbax.metadata import Known, new_metadata
+from aq_jax.core.frameworks import to_numpy
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, FormatError, IntegrityError
-from aq_jax.frameworks import to_numpy
 from aq_jax.store import DTYPES
 
 _MANY_THREADS_FROM = 64 << 20

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.converters.orbax.entries import nonsense
+from aq_jax.core.frameworks import identity, unwrapped
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, FormatError
-from aq_jax.frameworks import identity, unwrapped
 
 _TIED = object()  # a leaf that stands elsewhere, too
 

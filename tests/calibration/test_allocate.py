@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import aq_jax as aq
 from aq_jax import AllocationConfig, ConfigError, QuantizationConfig
 from aq_jax.calibration.allocate import frontier, stored_bits
-from aq_jax.configfile import load_plan
-from aq_jax.jobs import inspect_table
+from aq_jax.config.schema import load_plan
+from aq_jax.store.inspection import inspect_table
 
 # Whole numbers as errors, so that sums are exact and ties are ties.
 TENSORS = st.lists(

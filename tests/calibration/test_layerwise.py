@@ -21,10 +21,10 @@ from aq_jax.calibration.layerwise import Calibrated, calibrate, weight_of
 from aq_jax.calibration.solve import notes_of
 from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
 from aq_jax.calibration.walk import Walk
-from aq_jax.jobs import inspect_table
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import Sentences
 from aq_jax.nn.weights import abstract, fill
+from aq_jax.store.inspection import inspect_table
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
 LINEARS = ("query", "key", "value", "out", "up", "down")

@@ -24,10 +24,10 @@ from aq_jax.calibration.distill import distance
 from aq_jax.calibration.solve import Training, drawn
 from aq_jax.calibration.text import read_text
 from aq_jax.calibration.train import Shuffled
-from aq_jax.configfile import load_config
-from aq_jax.jobs import inspect_table
+from aq_jax.config.schema import load_config
 from aq_jax.nn.sentences import Sentences
 from aq_jax.quantizers import gptq
+from aq_jax.store.inspection import inspect_table
 
 MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 CONFIG = """

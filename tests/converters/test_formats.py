@@ -13,15 +13,16 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.conversion.source import Source
 from aq_jax.converters import FORMATS, open_source, orbax
+from aq_jax.converters.convert import plan
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.sentences import read_prepared
 from aq_jax.store import open_table
 from aq_jax.store.folders import Folder
+from aq_jax.store.inspection import inspect_table
 
 INT4 = QuantizationConfig("int4", group_size=8, solver="absmax", mixed_precision_layers=("half",))
 
@@ -87,7 +88,7 @@ def test_a_format_from_outside_is_a_source_like_any_other(
     shards = ShardsConfig(size=1000, workers=workers) if workers else None
     output = tmp_path / "out" / ("shards" if workers else "m.parquet")
     conversion = ConversionConfig(str(npz), str(output), config, shards=shards)
-    planned = jobs.plan(conversion)
+    planned = plan(conversion)
     assert not output.parent.exists()
     said: list[tuple[str, int, int]] = []
     done = aq.convert(conversion, lambda *step: said.append(step))
@@ -172,7 +173,7 @@ def test_what_is_quantized_already_is_taken_as_it_is_or_refused(
     with pytest.raises(aq.FormatError, match=r"a\.weight: is int4 already, and would be rounded twice"):
         aq.convert(ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"), INT4))
     plain = ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"))
-    assert [row.quant_type for row in jobs.plan(plain)] == ["int4", "fp16", "none"]
+    assert [row.quant_type for row in plan(plain)] == ["int4", "fp16", "none"]
     done = aq.convert(plain)
     assert "1 tensors were quantized already, and are written as they are" in done.notes
     assert (tmp_path / "out" / "m.parquet").read_bytes() == first.read_bytes()
@@ -233,7 +234,7 @@ def test_side_files_go_with_a_table_that_is_quantized_elsewhere(places: dict[str
     out = tmp_path / "v2"
     aq.quantize_file(tmp_path / "v1" / "m.parquet", out / "m.parquet", INT4)
     assert sorted(file.name for file in out.iterdir()) == ["code.py", "config.json", "m.parquet"]
-    assert jobs.inspect_table(out / "m.parquet").config["side_files"] == ["code.py", "config.json"]
+    assert inspect_table(out / "m.parquet").config["side_files"] == ["code.py", "config.json"]
     aq.dequantize_file(out / "m.parquet", tmp_path / "v3" / "m.parquet")
     assert sorted(file.name for file in (tmp_path / "v3").iterdir()) == ["code.py", "config.json", "m.parquet"]
     (out / "config.json").write_text("{}")

@@ -15,10 +15,10 @@ import safetensors
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig
 from aq_jax.conversion.prequantized import recognize
 from aq_jax.converters import huggingface
+from aq_jax.converters.convert import allocate, plan
 
 F8, E8M0, BF16 = "float8_e4m3fn", "float8_e8m0fnu", "bfloat16"
 Layout = dict[str, tuple[tuple[int, ...], str]]
@@ -208,9 +208,9 @@ def quantizing(folder: Path, out: Path) -> dict[str, Callable[[], object]]:
     return {
         "convert": lambda: aq.convert(one),
         "shards": lambda: aq.convert(replace(one, output=str(out))),
-        "dry run": lambda: jobs.plan(one),
+        "dry run": lambda: plan(one),
         "fp16": lambda: huggingface.to_table(folder, out / "m.parquet", QuantizationConfig("fp16")),
-        "allocate": lambda: jobs.allocate(bits),
+        "allocate": lambda: allocate(bits),
     }
 
 

@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.conversion import sidefiles
 from aq_jax.converters import huggingface
+from aq_jax.converters.convert import dequantize_file
 from aq_jax.store.folders import Folder
 
 CONFIG = QuantizationConfig("int8")
@@ -196,12 +196,12 @@ def test_of_a_table_s_folder_only_its_own_files_go(model: Path, tmp_path: Path) 
     aq.quantize_file(build / "plain.arrow", build / "int4.parquet", "int4")
     fill(build, "report.json", "report.html", "notes.py", "int8.parquet.training/x.json", "other/config.json")
     for table in ("int8.parquet", "plain.arrow", "int4.parquet"):
-        done = jobs.dequantize_file(build / table, build / "hf" / table.partition(".")[0])
+        done = dequantize_file(build / table, build / "hf" / table.partition(".")[0])
         assert listing(Path(done.path).parent) == ["a/b.json", "code.py", "config.json", "model.safetensors"]
         assert done.notes == []
     # A table that does not say what came with it: what is called as such files are; the rest is named.
     aq.save(build / "mine.parquet", {"w": np.ones(2)})
-    done = jobs.dequantize_file(build / "mine.parquet", tmp_path / "mine")
+    done = dequantize_file(build / "mine.parquet", tmp_path / "mine")
     assert listing(tmp_path / "mine") == ["config.json", "model.safetensors"]
     (note,) = done.notes
     assert "not known as a model's own: code.py, notes.py, report.html, report.json" in note
@@ -212,11 +212,11 @@ def test_a_table_s_record_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "t" / "link.json").symlink_to("../secret.json")
     names = ["../secret.json", "/etc/passwd", ".hidden", "fine.py", "x.parquet", "link.json", 1, None]
     aq.save(tmp_path / "t" / "m.parquet", {"w": np.ones(2)}, config={"side_files": names})
-    done = jobs.dequantize_file(tmp_path / "t" / "m.parquet", tmp_path / "out")
+    done = dequantize_file(tmp_path / "t" / "m.parquet", tmp_path / "out")
     assert listing(tmp_path / "out") == ["fine.py", "model.safetensors"]
     for record in ("x", {"a": 1}, 7):
         aq.save(tmp_path / "t" / "m.parquet", {"w": np.ones(2)}, config={"side_files": record})
-        jobs.dequantize_file(tmp_path / "t" / "m.parquet", tmp_path / "out")
+        dequantize_file(tmp_path / "t" / "m.parquet", tmp_path / "out")
     assert "../secret.json" in done.notes[0]
 
 

@@ -15,8 +15,8 @@ import oracle
 import pytest
 
 from aq_jax import QTensor, QuantizationConfig, dequantize, quantize
-from aq_jax.bitstream import from_stream
 from aq_jax.config import QuantSpec
+from aq_jax.core.bitstream import from_stream
 from aq_jax.core.qtensor import from_groups, scale_shape, to_groups
 
 INT4 = QuantizationConfig(quant_type="int4", group_size=16, solver="absmax")

@@ -23,9 +23,9 @@ import small_llama
 import aq_jax as aq
 from aq_jax import loader, pipeline
 from aq_jax.converters import orbax
-from aq_jax.evaluate import independent_reader
 from aq_jax.store import open_table
 from aq_jax.store.layout import pieces
+from aq_jax.validate import independent_reader
 
 CORPUS = Path(__file__).parent / "corpus"
 BERT = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "max_position_embeddings": 32, "intermediate_size": 32}

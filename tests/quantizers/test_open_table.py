@@ -17,9 +17,9 @@ import aq_jax as aq
 from aq_jax import QUANTIZERS, ConfigError, Override, QTensor, QuantizationConfig
 from aq_jax.conversion.shards import engines
 from aq_jax.core.grid import absmax_grid
-from aq_jax.jobs import inspect_table
 from aq_jax.quantizers import Grid, Measure, Quantizer
 from aq_jax.quantizers.apply import _quantize
+from aq_jax.store.inspection import inspect_table
 
 SHAPE, GROUP = (16, 64), 16
 

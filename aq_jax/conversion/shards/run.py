@@ -14,12 +14,12 @@ from aq_jax.conversion.shards.journal import Journal, refuse_taken
 from aq_jax.conversion.shards.plan import fingerprint, plan_shards, workers_within
 from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
-from aq_jax.pipeline import Written
+from aq_jax.conversion.write import Written
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, compose_manifest
 
 if TYPE_CHECKING:
-    from aq_jax.pipeline import Progress
+    from aq_jax.progress import Progress
 
 
 def convert_to_shards(source: Source, config: ConversionConfig, progress: Progress | None = None) -> Written:

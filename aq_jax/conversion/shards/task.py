@@ -10,8 +10,8 @@ from typing import Any
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion.source import Opener
+from aq_jax.conversion.write import write_model
 from aq_jax.errors import FormatError
-from aq_jax.pipeline import write_model
 from aq_jax.store import open_table
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import ShardEntry

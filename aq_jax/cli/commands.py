@@ -1,0 +1,206 @@
+"""Run the commands: build a config, call what does it, print what it says. jax is imported by what computes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aq_jax.cli.models import embed, generate
+from aq_jax.cli.reports import print_plan, print_written
+from aq_jax.cli.terminal import (
+    DONE,
+    NO,
+    clean,
+    clean_lines,
+    number_text,
+    print_table,
+    progress_bar,
+    say,
+    shape_text,
+    warnings_as_notes,
+)
+from aq_jax.config import CalibrationConfig, QuantizationConfig
+from aq_jax.converters.convert import allocate, convert, dequantize_file, plan, quantize_file
+from aq_jax.errors import ConfigError
+from aq_jax.store.inspection import Layer, inspect_table
+from aq_jax.store.verification import verify_table
+
+SHOWN = 20
+"""Errors and names that `verify` lists."""
+# Column of `inspect` -> what it sorts by.
+SORT_KEYS: dict[str, Callable[[Layer], Any]] = {
+    "name": lambda layer: layer.name,
+    "shape": lambda layer: layer.shape,
+    "type": lambda layer: layer.quant_type,
+    "params": lambda layer: layer.params,
+    "bits": lambda layer: layer.bits,
+    "bytes": lambda layer: layer.bytes,
+    "cosine": lambda layer: 2.0 if layer.cosine is None else layer.cosine,
+    "error": lambda layer: -1.0 if layer.rel_mse is None else layer.rel_mse,
+}
+SHARDS_HELP = {
+    "max_memory": "what all processes may take together, such as 1.5GB (default: a quarter of the machine)",
+    "workers": "processes at most (default: one a core, as long as they fit in the memory)",
+    "engine": "local (default), or ray, on a Ray cluster",
+}
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from aq_jax.quantizers.lookup import read_conversion
+
+    given = {key: getattr(args, key) for key in SHARDS_HELP}
+    sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
+    config = read_conversion(args.config, (*args.set, *sets))
+    if args.dry_run:
+        record = None
+        if config.allocate:
+            with progress_bar(args.json) as progress:
+                found = allocate(config, progress)
+            record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
+        return print_plan(config.output, plan(config), args.json, record)
+    with progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
+        done = convert(config, progress)
+    return print_written(done, args.json)
+
+
+def run_quantize(args: argparse.Namespace) -> int:
+    config = QuantizationConfig(
+        quant_type=args.quant_type,
+        per_channel=args.per_channel,
+        group_size=args.group_size,
+        symmetric=not args.asymmetric,
+        solver=args.solver,
+        rotate=args.rotate,
+        mixed_precision_layers=tuple(args.keep),
+        on_nonfinite=args.on_nonfinite,
+    )
+    _check_compression(args.compression)
+    with progress_bar(args.json) as progress:
+        done = quantize_file(
+            args.input, args.output, config,
+            calibration=CalibrationConfig(text=args.text), compression=args.compression, progress=progress,
+        )  # fmt: skip
+    return print_written(done, args.json)
+
+
+def run_dequantize(args: argparse.Namespace) -> int:
+    with progress_bar(args.json) as progress:
+        done = dequantize_file(args.input, args.output, progress=progress)
+    if args.json or Path(done.path) == Path(args.output):
+        return print_written(done, args.json)
+    for note in done.notes:
+        say(f"note: {clean(note)}")
+    say(f"{clean(done.path)}: written")
+    return DONE
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    found = inspect_table(args.file)
+    layers = sorted(found.layers, key=SORT_KEYS[args.sort]) if args.sort else list(found.layers)
+    if args.reverse:
+        layers.reverse()
+    if args.json:
+        report = dataclasses.asdict(dataclasses.replace(found, layers=tuple(layers)))
+        say(json.dumps(report | {"params": found.params}))
+        return DONE
+    rows = [
+        (layer.name, shape_text(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}",
+         f"{layer.bytes:,}", number_text(layer.cosine, "{:.5f}"), number_text(layer.rel_mse, "{:.2e}"))
+        for layer in layers
+    ]  # fmt: skip
+    total = sum(layer.bytes for layer in layers)
+    bits = f"{8 * total / found.params:.2f}" if found.params else ""
+    footer = (f"{len(layers)} tensors", "", "", f"{found.params:,}", bits, f"{total:,}", "", "")
+    print_table(("name", "shape", "type", "params", "bits", "bytes", "cosine", "error"), rows, footer)
+    if found.aliases:
+        say("tied: " + ", ".join(f"{clean(a)} = {clean(b)}" for a, b in found.aliases.items()))
+    say(f"schema V{found.version}, {found.file_bytes:,} bytes on disk")
+    return DONE
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    verdict = verify_table(args.file)
+    if args.json:
+        say(json.dumps(dataclasses.asdict(verdict) | {"ok": verdict.ok}))
+        return DONE if verdict.ok else NO
+    for error in verdict.errors[:SHOWN]:
+        say(clean(error))
+    if (more := len(verdict.errors) - SHOWN) > 0:
+        say(f"and {more} more: --json lists all")
+    unchecked = f", {verdict.unchecked} of them without a digest to check" if verdict.unchecked else ""
+    rows = f"{verdict.rows} good rows{unchecked}"
+    damaged = verdict.damaged
+    if verdict.ok:
+        say(f"{clean(args.file)}: whole; {rows}")
+    elif not verdict.good and not damaged:
+        say(f"{clean(args.file)}: damaged; no tensor of it can be read")
+    else:
+        names = ", ".join(damaged[:SHOWN]) + (f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else "")
+        tensors = f"{len(verdict.good)} of {len(verdict.good) + len(damaged)} tensors are whole ({rows})"
+        say(f"{clean(args.file)}: damaged; {tensors}" + (f"; damaged: {clean(names)}" if names else ""))
+    return DONE if verdict.ok else NO
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    from aq_jax.validate.config import load_validation
+    from aq_jax.validate.report import case_table, failed_table, verdict
+    from aq_jax.validate.validation import validate
+
+    config = load_validation(args.config, tuple(args.set))
+    with warnings_as_notes(), progress_bar(args.json) as progress:
+        report = validate(config, progress)
+    if args.json:
+        say(json.dumps(report))
+        return DONE if report["ok"] else NO
+    for header, rows in (case_table(report), failed_table(report)):
+        if rows:
+            print_table(header, rows)
+            say("")
+    say(f"{verdict(report)}; see {clean(str(Path(config.folder, 'report.html')))}")
+    return DONE if report["ok"] else NO
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    texts = _read_lines(args.input)
+    with warnings_as_notes(), progress_bar(args.json, "texts") as progress:
+        done = embed(
+            args.model, texts, args.output, args.activations, progress, prompt_name=args.prompt_name, prompt=args.prompt
+        )
+    if args.json:
+        say(json.dumps(dataclasses.asdict(done)))
+        return DONE
+    speed = f", {done.texts / done.seconds['encode']:.0f} a second" if done.texts else ""
+    times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
+    say(f"{clean(done.path)}: {done.texts} embeddings of {done.width} numbers{speed} ({times})")
+    return DONE
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    with warnings_as_notes():
+        text = generate(
+            args.model, args.prompt, args.max_tokens,
+            temperature=args.temperature, top_p=args.top_p, seed=args.seed, activations=args.activations,
+        )  # fmt: skip
+    say(json.dumps({"prompt": args.prompt, "text": text}) if args.json else clean_lines(args.prompt + text))
+    return DONE
+
+
+def _read_lines(name: str) -> list[str]:
+    """One text a line; a last line that is empty is none."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}: line {line} is no UTF-8; wanted one text a line, in UTF-8") from None
+    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+
+
+def _check_compression(name: str) -> None:
+    if name not in ("none", "zstd"):
+        raise ConfigError(f"--compression {name!r}: wanted none or zstd")

@@ -1,0 +1,135 @@
+"""Say which commands there are, and what each takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aq_jax
+from aq_jax.cli.commands import (
+    SHARDS_HELP,
+    SORT_KEYS,
+    run_convert,
+    run_dequantize,
+    run_embed,
+    run_generate,
+    run_inspect,
+    run_quantize,
+    run_validate,
+    run_verify,
+)
+from aq_jax.cli.compilecache import FOLDER_VARIABLE
+from aq_jax.cli.terminal import say
+from aq_jax.config import widths
+
+ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
+
+
+class _Version(argparse.Action):
+    """Print the version, as JSON with what is there beside it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        if values not in ([], ["--json"]):
+            parser.error(f"--version {' '.join(values)}: wanted --version, or --version --json")
+        if not values:
+            say(f"aq-jax {aq_jax.__version__}")
+        else:
+            from aq_jax.codes import CODES
+            from aq_jax.ops import KERNELS
+
+            kernels = {operation: list(entries) for operation, entries in KERNELS.items()}
+            say(json.dumps({"aq_jax": aq_jax.__version__, "codes": list(CODES), "kernels": kernels}))
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aq-jax",
+        description="Quantize model weights and keep them in Arrow tables.",
+        epilog=f"Compiled programs are kept in the user's cache folder; {FOLDER_VARIABLE}=FOLDER moves it, "
+        f"{FOLDER_VARIABLE}=off turns it off. Exit status: 0 done, 1 the answer is no, 2 bad input.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=argparse.REMAINDER, metavar="--json",
+        help="show the version and exit; with --json also which codes and kernels there are",
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run, computes=run not in (run_inspect, run_verify))
+        sub.add_argument("--json", action="store_true", help="print a JSON report")
+        return sub
+
+    sub = command("convert", run_convert, "do what a TOML config says: weights of any known format become a table")
+    sub.add_argument("config", metavar="CONFIG.toml")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as quantization.group_size=64"
+    )
+    sub.add_argument("--dry-run", action="store_true", help="say what would be written, and how large; write nothing")
+    for key, text in SHARDS_HELP.items():
+        sub.add_argument(f"--{key.replace('_', '-')}", metavar=key.upper(), help=f"of a folder of shards: {text}")
+
+    sub = command("quantize", run_quantize, "quantize plain weights, such as a table, into a table")
+    sub.add_argument("input", metavar="IN")
+    sub.add_argument("output", metavar="OUT")
+    sub.add_argument(
+        "--quant-type", default="int8", metavar="TYPE", help=f"{', '.join(widths())} or fp16 (default int8)"
+    )
+    grids = sub.add_mutually_exclusive_group()
+    grids.add_argument("--per-channel", action="store_true", default=None, help="one grid for each row of axis 0")
+    grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
+    grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
+    sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
+    sub.add_argument("--solver", help="absmax, minmax, mse, or gptq, which runs the model that lies beside IN")
+    sub.add_argument("--text", default="", metavar="FILE", help="for gptq: a sentence a line, like those to come")
+    sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation")
+    sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
+    sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
+    sub.add_argument("--compression", default="none", metavar="none|zstd", help="of the weights (.parquet only)")
+
+    sub = command(
+        "dequantize", run_dequantize, "turn a table into plain weights: a V1 table, or a folder of safetensors"
+    )
+    sub.add_argument("input", metavar="IN")
+    sub.add_argument("output", metavar="OUT", help="NAME.parquet, NAME.arrow, or a folder")
+
+    sub = command("inspect", run_inspect, "list what a table holds, without reading the weights")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--sort", choices=SORT_KEYS, help="by this column instead of the table's order")
+    sub.add_argument("--reverse", action="store_true", help="largest first")
+
+    sub = command("verify", run_verify, "compare every row of a table with its digest")
+    sub.add_argument("file", metavar="FILE")
+
+    sub = command(
+        "validate",
+        run_validate,
+        "convert a model as a TOML config's cases say, and judge each by its thresholds",
+    )
+    sub.add_argument("config", metavar="CONFIG.toml")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as sentences=100")
+
+    sub = command("embed", run_embed, "embed the lines of a text file with an encoder, such as MiniLM")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("--input", required=True, metavar="FILE", help="one text a line; - reads the standard input")
+    sub.add_argument("--output", required=True, metavar="OUT", help="NAME.npy, or NAME.parquet with the texts")
+    sub.add_argument("--prompt-name", metavar="NAME", help="put the model's prompt of this name before each text")
+    sub.add_argument("--prompt", metavar="TEXT", help="put this before each text")
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
+
+    sub = command("generate", run_generate, "continue a prompt with a language model")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("prompt", metavar="PROMPT")
+    sub.add_argument(
+        "--max-tokens", type=int, default=128, metavar="N", help="at most so many new tokens (default 128)"
+    )
+    sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (default)")
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest, together P")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
+    return parser

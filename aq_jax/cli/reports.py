@@ -1,0 +1,84 @@
+"""Print what a conversion did, or would do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aq_jax.cli.terminal import DONE, clean, print_table, say, shape_text
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.dry_run import Planned
+    from aq_jax.conversion.write import Written
+
+
+def print_written(done: Written, as_json: bool) -> int:
+    size = done.bytes
+    if as_json:
+        say(json.dumps(dataclasses.asdict(done)))
+        return DONE
+    if done.allocation:
+        print_allocation(done.allocation)
+    if done.training:
+        t = done.training
+        say(
+            f"trained {t['steps']} steps on {t['texts']} lines, until {t['stopped']}; cosine {t['cosine_before']:.4f} "
+            f"before, {t['cosine']:.4f} after, on the {t['held_out']} other lines that the best was chosen by"
+        )
+    for why in done.kept.values():
+        say(f"kept unquantized: {clean(why)}")
+    for note in done.notes:
+        say(f"note: {clean(note)}")
+    times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
+    ratio = f", {done.source_bytes / size:.2f}x smaller than its {done.source_bytes:,} bytes of weights" if size else ""
+    say(f"{clean(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
+    return DONE
+
+
+def print_allocation(record: Mapping[str, Any]) -> None:
+    """Which width each tensor has, and what that costs: predicted, and real where it is known."""
+    rows = [
+        (t["name"] if t["chosen"] else f"{t['name']} (fixed)", shape_text(t["shape"]), t["quant_type"],
+         f"{t['bpw']:.3f}", f"{t['error']:.2e}")
+        for t in record["tensors"]
+    ]  # fmt: skip
+    error = f"{1 - record['predicted_cosine']:.2e}"
+    print_table(
+        ("name", "shape", "type", "bits", "error"),
+        rows,
+        (f"{len(rows)} tensors", "", "", f"{record['bpw']:.3f}", error),
+    )
+    uniform = ", ".join(
+        f"{width} {each['predicted_cosine']:.4f} at {each['bpw']:.2f}" for width, each in record["uniform"].items()
+    )
+    say(f"one width for all, predicted cosine at bits a weight: {uniform}")
+    said = f"{record['bpw']:.3f} bits a weight; cosine {record['predicted_cosine']:.4f} predicted"
+    if "cosine" in record:
+        lines = f"{record['sentences']} {'other lines' if record['held_out'] else 'lines of the calibration itself'}"
+        said += f", {record['cosine']:.4f} measured on {lines} of the text"
+    say(said)
+    if record.get("cosine", 1) < record.get("min_cosine", 0):
+        say(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
+
+
+def print_plan(output: str, planned: list[Planned], as_json: bool, allocation: Mapping[str, Any] | None = None) -> int:
+    from aq_jax.quantizers.treatment import vectors_note
+
+    total = sum(row.bytes for row in planned)
+    kept = [row.name for row in planned if row.vector]
+    notes = [vectors_note(kept)] if kept else []
+    if as_json:
+        listed = [{k: v for k, v in dataclasses.asdict(row).items() if k != "vector"} for row in planned]
+        report = {"output": output, "bytes": total, "rows": listed, "notes": notes}
+        say(json.dumps(report | ({"allocation": allocation} if allocation else {})))
+        return DONE
+    if allocation:
+        print_allocation(allocation)
+    rows = [(row.name, shape_text(row.shape), row.quant_type, f"{row.bytes:,}") for row in planned]
+    print_table(("name", "shape", "type", "bytes"), rows, (f"{len(rows)} tensors", "", "", f"{total:,}"))
+    for note in notes:
+        say(f"note: {clean(note)}")
+    say(f"{clean(output)}: would hold at most {total:,} bytes of tensors; nothing was written")
+    return DONE

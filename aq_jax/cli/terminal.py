@@ -1,0 +1,126 @@
+"""Say things on a terminal: text, tables, a progress bar, and what was interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aq_jax.progress import Progress
+
+DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: done, the answer is no, bad input, interrupted."""
+interrupted = threading.Event()
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What the library warns of, as notes beside the output."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest: note(str(message))
+        yield
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[str, ...] | None = None) -> None:
+    """Aligned columns, numbers to the right; plain text, so that it can be piped."""
+    lines = [header, *(tuple(map(clean, row)) for row in rows), *([footer] if footer else [])]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for n, line in enumerate(lines):
+        cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        if n == 1 or (footer and n == len(lines) - 1):
+            say("-" * (sum(widths) + 2 * len(widths) - 2))
+        say("  ".join(cells).rstrip())
+
+
+@contextmanager
+def progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
+    """A bar on a terminal, of what is done of all: texts, parts, or tensors and their bytes; nothing elsewhere."""
+    if as_json or not sys.stderr.isatty():
+        yield heed_interrupt
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    counts = {
+        "texts": (MofNCompleteColumn(),),
+        "bytes": (TextColumn("{task.fields[calls]} tensors"), DownloadColumn()),
+        "parts": (TaskProgressColumn(),),
+    }
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts[of], TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, calls=0)
+
+        def advance(name: str, size: int, total: int) -> None:
+            heed_interrupt(name, size, total)
+            if bar.tasks[0].finished:  # what follows is counted, and timed, anew
+                bar.reset(task)
+            calls = bar.tasks[0].fields["calls"] + 1
+            bar.update(task, description=clean(name)[-40:], total=total, advance=size, calls=calls)
+
+        yield advance
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def number_text(value: float | None, how: str) -> str:
+    return "" if value is None else how.format(value)
+
+
+def clean(text: str) -> str:
+    """Names come from files: what would steer a terminal is shown, not sent."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def clean_lines(text: str) -> str:
+    return "\n".join(map(clean, text.split("\n")))
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def fail(text: str, status: int) -> int:
+    note(text)
+    return status
+
+
+def note(text: str) -> None:
+    print(f"aq-jax: {clean(text)}", file=sys.stderr)  # noqa: T201
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not inside JAX's garbage-collection callback, which would drop and report it."""
+    interrupted.set()
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+        return
+    raise KeyboardInterrupt
+
+
+def heed_interrupt(name: str, size: int, total: int) -> None:
+    """Raise an interrupt once more that another callback has swallowed: Python drops what those raise."""
+    if interrupted.is_set():
+        raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Tables to arrays of a framework and back: `WeightLoader`, `load`, `save`."""

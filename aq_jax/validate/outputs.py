@@ -1,0 +1,98 @@
+"""What a quantized model gives beside what the float model gives, and how fast both are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from aq_jax.errors import ConfigError
+from aq_jax.nn import Encoder, Generator
+from aq_jax.nn.tokenizer import encoded
+from aq_jax.validate.data import HeldOut
+from aq_jax.validate.metrics import NextTokens, cosines, distribution, spearman
+
+ROUNDS, TIMED = 3, 64  # the best of so many rounds over so many texts
+
+
+class Judge(Protocol):
+    """What a quantized model is compared with."""
+
+    def outputs(self, model: Any) -> dict[str, Any]:
+        """How near a model's outputs are: `outputs` of the report."""
+        ...
+
+    def speeds(self, model: Any) -> dict[str, float]:
+        """Sentences a second of a model, and of the float model, in turns."""
+        ...
+
+
+def judge_of(reference: Encoder | Generator, held: HeldOut) -> Judge:
+    """The judge for this kind of model."""
+    return Embeddings(reference, held) if isinstance(reference, Encoder) else Predictions(reference, held)
+
+
+class Embeddings:
+    """Sentence embeddings beside the float model's, whose own are computed once."""
+
+    def __init__(self, reference: Encoder, held: HeldOut) -> None:
+        self._reference, self._lines = reference, held.text.lines
+        pairs = held.pairs.rows if held.pairs else ()
+        self._scores = [score for *_, score in pairs]
+        self._texts = [*self._lines, *(a for a, *_ in pairs), *(b for _, b, _ in pairs)]
+        self._embeddings = np.asarray(reference.encode(self._texts))
+
+    def outputs(self, model: Encoder) -> dict[str, Any]:
+        found, count = np.asarray(model.encode(self._texts)), len(self._lines)
+        agreement = None
+        if self._scores:
+            agreement = {"float": self._spearman(self._embeddings), "quantized": self._spearman(found)}
+        each = cosines(found[:count], self._embeddings[:count])
+        # A model that gives nothing for a text is as far from the float one as can be told.
+        return {"kind": "embeddings", "cosine": distribution(np.nan_to_num(each)), "spearman": agreement}
+
+    def _spearman(self, embeddings: np.ndarray) -> float:
+        pairs = embeddings[len(self._lines) :].reshape(2, len(self._scores), -1)
+        return 100 * spearman(np.nan_to_num(cosines(pairs[0], pairs[1])), self._scores)
+
+    def speeds(self, model: Encoder) -> dict[str, float]:
+        lines = self._lines[:TIMED]
+        return side_by_side(lambda: model.encode(lines), lambda: self._reference.encode(lines), len(lines))
+
+
+class Predictions:
+    """Next tokens beside the float model's, of texts that are cut where the model ends."""
+
+    def __init__(self, reference: Generator, held: HeldOut) -> None:
+        self._reference, limit = reference, reference.model.config.max_position_embeddings
+        found = encoded(reference.tokenizer, held.text.lines, reference.model.config.vocab_size, held.text.name)
+        self._ids = [encoding.ids[:limit] for encoding in found if len(encoding.ids) > 1]
+        if not self._ids:
+            raise ConfigError(f"text: the tokenizer finds no line of two tokens in {held.text.name}")
+
+    def outputs(self, model: Generator) -> dict[str, Any]:
+        both = NextTokens()
+        for ids in self._ids:
+            both.add(self._reference.log_probabilities(ids), model.log_probabilities(ids), ids[1:])
+        return both.report()
+
+    def speeds(self, model: Generator) -> dict[str, float]:
+        def score(scored: Generator, texts: Sequence[Sequence[int]]) -> None:
+            for ids in texts:
+                scored.log_probabilities(ids)
+
+        texts = self._ids[:TIMED]
+        return side_by_side(lambda: score(model, texts), lambda: score(self._reference, texts), len(texts))
+
+
+def side_by_side(one: Callable[[], Any], other: Callable[[], Any], count: int) -> dict[str, float]:
+    """Sentences a second of both, of which each has compiled what it needs before."""
+    best = [float("inf"), float("inf")]
+    for call in (one, other) * (ROUNDS + 1):
+        start = time.perf_counter()
+        np.asarray(call())
+        which = int(call is other)
+        best[which] = min(best[which], time.perf_counter() - start)
+    return {"sentences_a_second": count / best[0], "float_sentences_a_second": count / best[1]}

@@ -1,0 +1,190 @@
+"""Weights, wherever they lie, through the corridor: converted, planned, quantized, or plain again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aq_jax.config import CalibrationConfig, Compression, ConversionConfig, QuantizationConfig
+from aq_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from aq_jax.calibration.plan import Allocation
+    from aq_jax.conversion.dry_run import Planned
+    from aq_jax.conversion.source import Source
+    from aq_jax.conversion.write import Written
+    from aq_jax.progress import Progress
+
+_TABLES = ("table", "shards")
+
+
+def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
+    """Do what a TOML file says: weights become a table, config and tokenizer files beside it.
+
+    Where the output is a folder, the table is several files in it (see `conversion.shards.run.convert_to_shards`).
+
+    Args:
+        config: from `load_config`, or made by hand; its source is of any of `converters.FORMATS`.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        ConfigError, FormatError, AqError, OSError: see `conversion.corridor.to_table`.
+
+    >>> import numpy as np, safetensors.numpy, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder + "/model.safetensors")
+    >>> config = ConversionConfig(folder, folder + "/m.parquet", aq.QuantizationConfig("int8"))
+    >>> aq.convert(config).quantized
+    {'w': 1.0}
+    """
+    from aq_jax.conversion import corridor
+
+    with _opened(config) as source:
+        config = corridor.with_plan(source, config)
+        if config.in_shards:
+            from aq_jax.conversion.shards.run import convert_to_shards
+
+            return convert_to_shards(source, config, progress)
+        return corridor.to_table(
+            source, config.output, config.quantization,
+            calibration=config.calibration, goal=config.allocate, train=config.train,
+            compression=config.compression, progress=progress,
+        )  # fmt: skip
+
+
+def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:
+    """Choose the width of each tensor, as `config.allocate` asks for; nothing is written.
+
+    Args:
+        config: of the conversion.
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        ConfigError, FormatError, AqError: as `calibration.plan.allocate`, and as `convert` for a source or an output.
+    """
+    from aq_jax.conversion import corridor, dry_run
+
+    if config.allocate is None or config.quantization is None:
+        raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
+    with _opened(config) as source:
+        dry_run.check_output(source, config)  # what could not be written is said before minutes are spent
+        return corridor.allocate(source, config.quantization, config.calibration, config.allocate, progress)
+
+
+def plan(config: ConversionConfig) -> list[Planned]:
+    """Say what `convert` will write. Only tensors that may be kept in float16 are looked at; nothing is written.
+
+    Raises:
+        ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
+    """
+    from aq_jax.conversion import corridor, dry_run
+
+    with _opened(config) as source:
+        config = corridor.with_plan(source, config)
+        dry_run.check_output(source, config)
+        if config.allocate is not None and config.quantization is not None:
+            widths = corridor.allocate(source, config.quantization, config.calibration, config.allocate)
+            config = replace(config, allocate=None, quantization=widths.config)
+        return dry_run.dry_run(source, config)
+
+
+def quantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: QuantizationConfig | str,
+    *,
+    calibration: CalibrationConfig | None = None,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Quantize plain weights into a table, tensor by tensor; config and tokenizer files go with them.
+
+    Args:
+        source: a V1 table, or a folder of them; or what any other of `converters.FORMATS` knows.
+        output: .parquet or .arrow; appears whole, or not at all, and may be the source.
+        config: or just a quant_type.
+        calibration: for solver = "gptq", which runs the model: config.json and tokenizer files are beside the table.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        ConfigError: for a solver that is none.
+        FormatError: for a source of no known format, or that is quantized already, by us or by others; for an output
+            inside the folder of tables that is the source, or beside another model's config or tokenizer files.
+        AqError: for a tensor that cannot be quantized, by name.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v1.parquet", {"w": np.ones((4, 8), np.float32)})
+    >>> aq.quantize_file(folder + "/v1.parquet", folder + "/v2.parquet", "int4").quantized
+    {'w': 1.0}
+    """
+    from aq_jax.conversion import corridor
+    from aq_jax.converters import open_source
+    from aq_jax.quantizers.lookup import check_policy
+
+    config = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
+    check_policy(config)
+    with open_source(source, first=_TABLES) as found:
+        return corridor.to_table(
+            found, output, config, calibration=calibration, compression=compression, progress=progress
+        )
+
+
+def dequantize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    compression: Compression = "none",
+    progress: Progress | None = None,
+) -> Written:
+    """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
+
+    Config and tokenizer files go with the weights.
+
+    Args:
+        source: a table, or a folder of them; or what any other of `converters.FORMATS` knows.
+        output: appears whole, or not at all, and may be the source.
+        compression: "zstd" compresses the weights too (.parquet only).
+        progress: called with each tensor's name, its bytes, and the bytes of all.
+
+    Returns:
+        What was written; of a folder, `path` is that of its model.safetensors.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        FormatError: for a source of no known format, or an output that cannot be, or that is a table inside the folder
+            of tables that is the source.
+        IntegrityError: if a row is not what was written.
+
+    >>> import numpy as np, tempfile
+    >>> import aq_jax as aq
+    >>> folder = tempfile.mkdtemp()
+    >>> aq.save(folder + "/v2.parquet", {"w": aq.quantize(np.ones((4, 8), np.float32), "int8")})
+    >>> _ = aq.dequantize_file(folder + "/v2.parquet", folder + "/v1.parquet")
+    >>> aq.load(folder + "/v1.parquet", "numpy")["w"].sum()
+    np.float32(32.0)
+    """
+    from aq_jax.conversion import corridor
+    from aq_jax.converters import huggingface, open_source
+
+    with open_source(source, first=_TABLES) as found:
+        if Path(output).suffix not in (".parquet", ".arrow"):
+            return huggingface.write_source(found, output, progress=progress)
+        return corridor.to_table(found, output, compression=compression, progress=progress)
+
+
+def _opened(config: ConversionConfig) -> AbstractContextManager[Source]:
+    from aq_jax.converters import open_source
+    from aq_jax.quantizers.lookup import check_conversion
+
+    check_conversion(config)
+    return open_source(config.source, packed=config.quantization is None, allow_pickle=config.allow_pickle)
