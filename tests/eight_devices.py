@@ -16,11 +16,11 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import aq_jax as aq
-from aq_jax import loader as loader_module
 from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.core.sharding import build, codes_shape, qtensor_shardings
+from aq_jax.io import loader as loader_module
 from aq_jax.store import aligned_empty, pieces
 
 P = PartitionSpec

@@ -20,8 +20,8 @@ import pytest
 import safetensors
 
 import aq_jax as aq
-from aq_jax import pipeline
 from aq_jax.config import ConversionConfig, QuantizationConfig
+from aq_jax.conversion import write
 from aq_jax.conversion.write import Written, quantized_rows
 from aq_jax.converters import huggingface
 from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
@@ -322,8 +322,8 @@ def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) ->
     if config is None:
         return list(plain_rows(NAME, array))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "quantize_pieces", quantize_pieces)
-        patch.setattr(pipeline, "to_half", lambda array: empty(array.shape, "float16", folder))
+        patch.setattr(write, "quantize_pieces", quantize_pieces)
+        patch.setattr(write, "to_half", lambda array: empty(array.shape, "float16", folder))
         return list(quantized_rows(NAME, array, config, Written("")))
 
 

@@ -4,7 +4,7 @@
 stays as a record of how they were made; a later release adds a corpus of its own instead of making this one again.
 
 meaning.json has, for each file, its version, tied names and rows; expected.npz the numbers, as the slow reader of the
-documentation reads them (`aq_jax/evaluate/independent_reader.py`), and what the two models give.
+documentation reads them (`aq_jax/validate/independent_reader.py`), and what the two models give.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import safetensors.numpy
 import small_llama
 
 import aq_jax as aq
-from aq_jax import loader, pipeline
+from aq_jax.conversion import write
 from aq_jax.converters import orbax
+from aq_jax.io import loader
 from aq_jax.store import open_table
 from aq_jax.store.layout import pieces
 from aq_jax.validate import independent_reader
@@ -104,11 +105,11 @@ def make(scratch: Path) -> None:
     bulk = {"w": weight((12, 24), 1), "x": weight((12, 24), 2).astype(np.float16), "bias": weight((12,), 3)}
     aq.save(scratch / "bulk.parquet", bulk)
     limited = functools.partial(pieces, limit=256)
-    loader.pieces = pipeline.pieces = limited  # type: ignore[assignment]
+    loader.pieces = write.pieces = limited  # type: ignore[assignment]
     for suffix in SUFFIXES:
         for config in ("int8", "int3"):
             aq.quantize_file(scratch / "bulk.parquet", CORPUS / f"pieces_{config}.{suffix}", config)
-    loader.pieces = pipeline.pieces = pieces
+    loader.pieces = write.pieces = pieces
     shards = aq.ConversionConfig(
         str(source), str(CORPUS / "shards"), mixed, shards=aq.ShardsConfig(size=8000, workers=1)
     )

@@ -32,7 +32,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def independent() -> ModuleType:
-    """aq_jax/evaluate/independent_reader.py, which imports nothing of aq_jax."""
+    """aq_jax/validate/independent_reader.py, which imports nothing of aq_jax."""
     return _load(TESTS.parent / "aq_jax" / "evaluate" / "independent_reader.py")
 
 

@@ -12,7 +12,7 @@ import bert_oracle
 import numpy as np
 import pytest
 import small_validation
-from test_cli import Run, listing
+from cli_run import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli

@@ -396,7 +396,7 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
 
 
 def test_tables_of_older_writers_have_rows_that_cannot_be_checked() -> None:
-    old = Path(__file__).parent / "golden" / "existing" / "v1.parquet"
+    old = Path(__file__).parent.parent / "golden" / "existing" / "v1.parquet"
     verdict = verify_table(old)
     assert verdict.ok
     assert verdict.unchecked == verdict.rows > 0

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from cli_run import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli
@@ -22,9 +22,6 @@ from aq_jax.cli import commands
 from aq_jax.config import QuantizationConfig
 from aq_jax.store import Row, write_table
 from aq_jax.store.inspection import inspect_table
-
-Run = Callable[..., tuple[int, str, str]]
-
 
 pytestmark = pytest.mark.usefixtures("_no_traces")
 
@@ -63,10 +60,6 @@ def toml(tmp_path: Path) -> Path:
     text = f'source = "{tmp_path}/hf"\noutput = "{tmp_path}/out/m.parquet"\n[quantization]\nquant_type = "int8"\n'
     (tmp_path / "c.toml").write_text(text)
     return tmp_path / "c.toml"
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*"))
 
 
 # ------------------------------------------------------------------------------------------------ what is done
@@ -311,7 +304,7 @@ def test_verify_lists_no_more_than_a_screen(run: Run, tmp_path: Path) -> None:
 
 
 def test_verify_says_what_it_could_not_check(run: Run) -> None:
-    old = Path(__file__).parent / "golden" / "existing" / "v1.parquet"
+    old = Path(__file__).parent.parent / "golden" / "existing" / "v1.parquet"
     status, out, _ = run("verify", old)
     assert status == 0
     assert "without a digest to check" in out

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 
 import aq_jax as aq
-from aq_jax import loader as loader_module
 from aq_jax.config import QuantSpec
+from aq_jax.io import loader as loader_module
 from aq_jax.store import Parts, open_table, pieces
 from aq_jax.store.footer import Chunk, read_groups
 from aq_jax.store.pages import plain_values
 from aq_jax.store.ranges import merged
 from aq_jax.store.shard import Shard
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 
 
 def environment(devices: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pytest
 import small_llama
-from test_cli import Run, listing
+from cli_run import Run, listing
 
 import aq_jax as aq
 from aq_jax.errors import ConfigError

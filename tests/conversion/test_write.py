@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import aq_jax as aq
-from aq_jax import loader, pipeline
 from aq_jax.config import QuantizationConfig
+from aq_jax.conversion import write
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import write_model
 from aq_jax.converters.tables import open_tables
+from aq_jax.io import loader
 from aq_jax.store import open_table, pieces
 from aq_jax.store.folders import Folder
 
@@ -71,7 +72,7 @@ def test_a_tensor_in_pieces_is_the_tensor_in_one(
     one = write_model(source, tmp_path / "one.parquet", config)
     limited = functools.partial(pieces, limit=256)
     monkeypatch.setattr(loader, "pieces", limited)
-    monkeypatch.setattr(pipeline, "pieces", limited)
+    monkeypatch.setattr(write, "pieces", limited)
     many = write_model(source, tmp_path / "many.parquet", config)
     with open_table(tmp_path / "many.parquet") as table:
         cut = table.pieces("w")
@@ -90,7 +91,7 @@ def test_a_tensor_in_pieces_can_be_quantized_and_restored_from_a_table(
 ) -> None:
     limited = functools.partial(pieces, limit=256)
     monkeypatch.setattr(loader, "pieces", limited)
-    monkeypatch.setattr(pipeline, "pieces", limited)
+    monkeypatch.setattr(write, "pieces", limited)
     aq.save(tmp_path / "v1.parquet", {"w": weights(12, 24).astype(np.float16)})
     aq.quantize_file(tmp_path / "v1.parquet", tmp_path / "v2.parquet", "int8")
     aq.dequantize_file(tmp_path / "v2.parquet", tmp_path / "back.parquet")
@@ -102,7 +103,7 @@ def test_a_tensor_in_pieces_can_be_quantized_and_restored_from_a_table(
 def test_what_a_bad_piece_is_refused_for_is_known_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "pieces", functools.partial(pieces, limit=256))
+    monkeypatch.setattr(write, "pieces", functools.partial(pieces, limit=256))
     monkeypatch.setattr(loader, "pieces", functools.partial(pieces, limit=256))
     bad = weights(12, 24)
     bad[11, 23] = np.nan  # in the last piece

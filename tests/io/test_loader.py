@@ -21,9 +21,9 @@ import pytest
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax import loader as loader_module
 from aq_jax.config import QuantizationConfig, widths
 from aq_jax.converters import orbax
+from aq_jax.io import loader as loader_module
 from aq_jax.store import Row, pieces, write_table
 from aq_jax.store.shard import Shard
 

@@ -84,7 +84,7 @@ def test_what_jax_writes_is_known_and_a_cut_entry_is_written_again(tmp_path: Pat
     code = """
 import sys, warnings
 from pathlib import Path
-from aq_jax import compilecache
+from aq_jax.cli import compilecache
 warnings.simplefilter("error")
 folder = compilecache.use_compile_cache()
 assert folder == Path(sys.argv[1])
