@@ -9,16 +9,11 @@ better. Matrices of a model have few sizes, and plans few sums of bits: thousand
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from aq_jax.config import QuantizationConfig
-
-SCALE_BITS = 16  # of a scale or a zero point: what is left of a float32 of 8 mantissa bits when it is compressed
 
 
 @dataclass(frozen=True)
@@ -78,22 +73,3 @@ def frontier(tensors: Sequence[Sequence[tuple[int, float]]]) -> Frontier:
         steps.append((kept % len(bits), kept // len(bits)))
         bits, errors = wide[0][kept], wide[1][kept]
     return Frontier(bits, errors, tuple(steps))
-
-
-def stored_bits(policy: QuantizationConfig, shape: tuple[int, ...], itemsize: int, name: str) -> int:
-    """What a tensor takes: its codes, and 16 bits for each scale and, where they differ, each zero point.
-
-    Args:
-        policy: of this tensor.
-        shape: of the tensor.
-        itemsize: bytes of an element, for a tensor that is left as it is.
-        name: of the tensor.
-
-    >>> stored_bits(QuantizationConfig("int2", group_size=128), (4, 256), 4, "w") / 1024
-    2.125
-    """
-    count = math.prod(shape)
-    if not policy.coded:
-        return count * (16 if policy.quant_type == "fp16" else 8 * itemsize)
-    spec = policy.spec_for(shape, name)
-    return count * spec.bits + SCALE_BITS * (1 if policy.symmetric else 2) * spec.group_count(shape)

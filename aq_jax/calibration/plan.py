@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.calibration.allocate import frontier, stored_bits
+from aq_jax.calibration.allocate import frontier
 from aq_jax.calibration.sensitivity import Outputs, input_moments, sensitivities
 from aq_jax.calibration.solve import read_ids, read_names, read_weights
 from aq_jax.calibration.text import common_length, one_shape, read_text
@@ -23,7 +23,7 @@ from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
 from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated_by
-from aq_jax.quantizers.treatment import is_weight
+from aq_jax.quantizers.treatment import Treatment, is_weight, treat
 from aq_jax.store.files import replacing
 
 if TYPE_CHECKING:
@@ -164,13 +164,10 @@ def allocate(
     shapes = {
         path: source.shapes[name][0] for path, name in names.items() if is_weight(config, name, *source.shapes[name])
     }
-    options = {path: _options(names[path], path, shape, config, goal) for path, shape in shapes.items()}
+    options = {path: _options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
     if not any(override for each in options.values() for override, _ in each):
         raise ConfigError(f"[allocate]: overrides fix the quant_type of every tensor of {folder}: nothing is left")
-    sizes = [
-        [stored_bits(policy, shapes[path], source.shapes[names[path]][1].itemsize, names[path]) for _, policy in each]
-        for path, each in options.items()
-    ]
+    sizes = [[treatment.compressed_bits for _, treatment in each] for each in options.values()]
     params = sum(math.prod(shape) for shape in shapes.values())
     least, most = sum(map(min, sizes)) / params, sum(map(max, sizes)) / params
     if goal.target_bpw is not None and goal.target_bpw < least:
@@ -201,7 +198,7 @@ def allocate(
 
     errors = sensitivities(
         model,
-        {path: [policy for _, policy in each] for path, each in options.items()},
+        {path: [treatment.policy for _, treatment in each] for path, each in options.items()},
         outputs, moments, calibration.damping, np.unique([i for text in first for i in text[:length]]), report,
     )  # fmt: skip
     tensors = [list(zip(bits, errors[path], strict=True)) for path, bits in zip(options, sizes, strict=True)]
@@ -217,9 +214,8 @@ def allocate(
         )
     choices = []
     for path, option, each in zip(options, plans.options(plan), tensors, strict=True):
-        (override, policy), (bits, error) = options[path][option], each[option]
-        kind = policy.spec_for(shapes[path], names[path]).quant_type if policy.coded else policy.quant_type
-        choices.append(Choice(names[path], shapes[path], kind, bits, error, override))
+        (override, treatment), (bits, error) = options[path][option], each[option]
+        choices.append(Choice(names[path], shapes[path], treatment.quant_type, bits, error, override))
     chosen = tuple(choice.override for choice in choices if choice.override is not None)
     return Allocation(
         tuple(choices), goal, _uniform(goal.widths, list(options.values()), tensors, params),
@@ -230,16 +226,16 @@ def allocate(
 
 
 def _options(
-    name: str, path: str, shape: tuple[int, ...], config: QuantizationConfig, goal: AllocationConfig
-) -> list[tuple[Override | None, QuantizationConfig]]:
-    """What a tensor can be: one policy for each width, and what makes it so; or that which the config has for it."""
+    name: str, path: str, shape: tuple[int, ...], dtype: np.dtype, config: QuantizationConfig, goal: AllocationConfig
+) -> list[tuple[Override | None, Treatment]]:
+    """What a tensor can be: one treatment for each width, and what makes it so; or that which the config has for it."""
     policy = config.for_tensor(name)
     matching = next((o for o in config.overrides if re.search(o.pattern, name)), None)
     fixed = policy.quant_type != config.quant_type or (matching is not None and matching.quant_type is not None)
     used = path.endswith(".embedding") or (path.startswith("layers.") and path.endswith(".kernel"))
     quantizer = calibrated_by(policy)
     if fixed or not used or quantizer is None:
-        return [(None, policy)]
+        return [(None, treat(config, name, shape, dtype))]
     pattern, found = f"^{re.escape(name)}$", []
     for width in goal.widths:
         base = matching or Override("")
@@ -249,16 +245,16 @@ def _options(
         elif width == "int8":
             # All of MiniLM so rounded is predicted to lose 0.0005; GPTQ would take as long as in other widths.
             override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
-        own = dataclasses.replace(config, overrides=(override,)).for_tensor(name)
-        if own.coded:
-            quantizer.check(own.spec_for(shape, name), shape, name)
+        own = treat(dataclasses.replace(config, overrides=(override,)), name, shape, dtype)
+        if own.spec is not None:
+            quantizer.check(own.spec, shape, name)
         found.append((override, own))
     return found
 
 
 def _uniform(
     widths: tuple[str, ...],
-    options: list[list[tuple[Override | None, QuantizationConfig]]],
+    options: list[list[tuple[Override | None, Treatment]]],
     tensors: list[list[tuple[int, float]]],
     params: int,
 ) -> dict[str, tuple[float, float]]:

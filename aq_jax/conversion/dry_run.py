@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,17 +54,11 @@ def dry_run(source: Source, config: ConversionConfig) -> list[Planned]:
     """
     rows: list[Planned] = []
     for name, (shape, dtype) in source.shapes.items():
-        kind, size, vector = dtype.name, source.size(name), False
-        if config.quantization:
-            treatment, kind = treat(config.quantization, name, shape, dtype), "none"
-            vector = treatment.vector
-            if (spec := treatment.spec) is not None:
-                kind = spec.quant_type
-                size = -(-math.prod(shape) * spec.bits // 8) + 8 * spec.group_count(shape)
-            elif treatment.half:
-                half = to_half(np.asarray(source.read(name)))
-                kind, size = ("fp16" if half.dtype == "float16" else "none"), half.nbytes
-        else:
-            kind = source.rows.get(name, {}).get("quant_type", kind)
-        rows.append(Planned(name, shape, kind, size, vector))
+        treatment = treat(config.quantization, name, shape, dtype)
+        kind, size = treatment.quant_type, treatment.stored_bytes
+        if config.quantization is None:
+            kind, size = source.rows.get(name, {}).get("quant_type", dtype.name), source.size(name)
+        elif treatment.half and (half := to_half(np.asarray(source.read(name)))).dtype != np.float16:
+            kind, size = "none", half.nbytes
+        rows.append(Planned(name, shape, kind, size, treatment.vector))
     return rows

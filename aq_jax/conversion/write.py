@@ -102,7 +102,7 @@ def write_model(
         if solved.training is not None:
             done.training = record["training"] = dict(solved.training)
             done.seconds["train"] = solved.training["seconds"]
-    if config is not None and (kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]):
+    if kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]:
         done.notes.append(vectors_note(kept))
     sizes = {name: source.size(name) for name in source.shapes}
     started, total = time.perf_counter(), sum(sizes.values())

@@ -1,31 +1,39 @@
-"""What becomes of a tensor under a model's config: decided here, by its name, shape and dtype, and nowhere else."""
+"""Decide what becomes of a tensor under a model's config, and what that takes: here, and nowhere else."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.config import Compression, QuantizationConfig, QuantSpec
 from aq_jax.quantizers import Entry
-from aq_jax.quantizers.lookup import quantizer_of
+from aq_jax.quantizers.lookup import candidates, quantizer_of
 from aq_jax.quantizers.screen import is_floating
+from aq_jax.store import pieces
+from aq_jax.store.layout import data_bytes
+from aq_jax.store.schema import GROUP_BYTES
 
 # Stacked over layers or heads, norms have two axes and biases two or more. "ln" is a word of its own, as in ln_1, ln_f.
 # Flax calls weights kernel and embedding, wherever they are: a norm that is computed from something has them, too.
 _NORM = re.compile(r"norm|(?<![a-z])ln(?![a-z])", re.IGNORECASE)
 _WEIGHTS = ("kernel", "embedding")
 _SHOWN = 20
+SCALE_BITS = 16
+"""What is left of a scale or a zero point, a float32 of 8 mantissa bits, when it is compressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What becomes of one tensor.
+    """What becomes of one tensor, and what that takes.
 
     Args:
         policy: of this tensor (`QuantizationConfig.for_tensor`).
+        shape: of the tensor.
+        dtype: of the tensor.
         spec: the numerics of its codes; None if it is not quantized.
         quantizer: what chooses its codes; None if it is not quantized.
         half: whether it is kept in float16, if that can hold it.
@@ -33,13 +41,65 @@ class Treatment:
     """
 
     policy: QuantizationConfig
+    shape: tuple[int, ...]
+    dtype: np.dtype
     spec: QuantSpec | None = None
     quantizer: Entry | None = None
     half: bool = False
     vector: bool = False
 
+    @property
+    def quant_type(self) -> str:
+        """The format's name of what it becomes, if float16 can hold it."""
+        return self.spec.quant_type if self.spec is not None else "fp16" if self.half else "none"
 
-def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Treatment:
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a table's large columns at most: scales and zero points count in full."""
+        return sum(self._columns())
+
+    @property
+    def compressed_bits(self) -> int:
+        """Bits of a table, as a budget counts them: 16 for each scale and, where they differ, each zero point.
+
+        >>> treat(QuantizationConfig("int2", group_size=128), "w", (4, 256), np.dtype("float32")).compressed_bits / 1024
+        2.125
+        """
+        data, grids = self._columns()
+        return 8 * data + grids // 8 * SCALE_BITS * (1 if self.policy.symmetric else 2)
+
+    def peak_bytes(self, compression: Compression = "none") -> int:
+        """Bytes of memory at most, beside the tensor itself, while it is quantized and written.
+
+        >>> treat(QuantizationConfig("int8"), "w", (1024, 1024), np.dtype("float32")).peak_bytes() >> 20
+        11
+        """
+        # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
+        copies = 2 if compression == "none" else 3
+        spec, count = self.spec, math.prod(self.shape)
+        axis, size = (-1, 0) if spec is None else (spec.quant_axis, spec.group_size)
+        cuts = pieces(self.shape, self.dtype.name, spec and spec.quant_type, axis, size)
+        largest = max(stop - start for start, stop in cuts)
+        if spec is None or self.quantizer is None:
+            return (
+                2 * (count + copies * largest) if self.half else copies * largest * self.dtype.itemsize
+            ) + GROUP_BYTES
+        codes = data_bytes(largest, self.dtype.name, spec.quant_type)
+        made = codes * candidates(self.quantizer, spec.bits, self.policy.symmetric)
+        if largest * spec.bits % 8 or spec.group_elements(self.shape) * spec.bits % 8:
+            made += 2 * largest  # a byte a code, until all can be packed
+        turned = 4 * count if spec.rotation else 0
+        return made + copies * codes + 6 * self._columns()[1] + turned + GROUP_BYTES
+
+    def _columns(self) -> tuple[int, int]:
+        """Bytes of data, and of scales and zero points together."""
+        count = math.prod(self.shape)
+        if self.spec is None:
+            return count * (2 if self.half else self.dtype.itemsize), 0
+        return data_bytes(count, self.dtype.name, self.spec.quant_type), 8 * self.spec.group_count(self.shape)
+
+
+def treat(config: QuantizationConfig | None, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Treatment:
     """Decide what becomes of a tensor.
 
     Floating tensors of two axes or more are quantized. Stacked norms and biases are not: of two axes, their name saying
@@ -47,7 +107,7 @@ def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: 
     ending in `bias`. An override that matches, and has a quant_type, quantizes them too.
 
     Args:
-        config: of the model, or of this tensor, no override being left then.
+        config: of the model, or of this tensor, no override being left then; None leaves all as it is.
         name: of the tensor.
         shape: of the tensor.
         dtype: of the tensor.
@@ -56,17 +116,20 @@ def treat(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: 
         ConfigError: for a solver that is none.
 
     >>> config = QuantizationConfig("int4", group_size=32)
-    >>> treat(config, "layers.dense.kernel", (4, 64), np.dtype("float32")).spec
-    QuantSpec(bits=4, per_channel=False, group_size=32, rotation=0)
+    >>> found = treat(config, "layers.dense.kernel", (4, 64), np.dtype("float32"))
+    >>> found.spec, found.stored_bytes
+    (QuantSpec(bits=4, per_channel=False, group_size=32, rotation=0), 192)
     >>> treat(config, "layers.norm.scale", (4, 64), np.dtype("float32")).vector
     True
     """
+    if config is None:
+        return Treatment(QuantizationConfig("none"), shape, dtype)
     policy = config.for_tensor(name)
     if not policy.coded:
-        return Treatment(policy, half=policy.quant_type == "fp16" and is_floating(dtype))
+        return Treatment(policy, shape, dtype, half=policy.quant_type == "fp16" and is_floating(dtype))
     if is_weight(config, name, shape, dtype):
-        return Treatment(policy, policy.spec_for(shape, name), quantizer_of(policy))
-    return Treatment(policy, vector=len(shape) > 1 and is_floating(dtype))
+        return Treatment(policy, shape, dtype, policy.spec_for(shape, name), quantizer_of(policy))
+    return Treatment(policy, shape, dtype, vector=len(shape) > 1 and is_floating(dtype))
 
 
 def is_weight(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:

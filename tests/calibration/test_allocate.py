@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 import aq_jax as aq
 from aq_jax import AllocationConfig, ConfigError, QuantizationConfig
-from aq_jax.calibration.allocate import frontier, stored_bits
+from aq_jax.calibration.allocate import frontier
 from aq_jax.config.schema import load_plan
+from aq_jax.quantizers.treatment import treat
 from aq_jax.store.inspection import inspect_table
 
 # Whole numbers as errors, so that sums are exact and ties are ties.
@@ -89,7 +90,7 @@ def test_a_model_of_many_layers_is_solved_at_once() -> None:
     ],
 )
 def test_bits_count_scales_and_zero_points(policy: QuantizationConfig, bpw: float) -> None:
-    assert stored_bits(policy, (512, 256), 4, "w") / (512 * 256) == bpw
+    assert treat(policy, "w", (512, 256), np.dtype(np.float32)).compressed_bits / (512 * 256) == bpw
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 import aq_jax as aq
 from aq_jax import Override, QTensor, QuantizationConfig, QuantSpec
 from aq_jax.cli import main
-from aq_jax.conversion.shards.memory import tensor_bytes
 from aq_jax.quantizers.treatment import treat
 
 FLOAT = np.dtype(np.float32)
@@ -148,7 +147,7 @@ def test_every_road_decides_alike(
     with pytest.warns(UserWarning, match="norms or biases"):
         tree = aq.quantize_tree({name: jnp.asarray(aq.load(output)[name]) for name in KEPT}, INT8)
     assert not any(isinstance(leaf, QTensor) for leaf in tree.values())
-    named, other = (tensor_bytes((1 << 14, 64), FLOAT, INT8, name) for name in ("norm.scale", "w.scale"))
+    named, other = (treat(INT8, name, (1 << 14, 64), FLOAT).peak_bytes() for name in ("norm.scale", "w.scale"))
     assert named > other
 
 

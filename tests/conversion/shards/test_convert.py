@@ -19,9 +19,9 @@ import aq_jax as aq
 from aq_jax.conversion.shards import engines
 from aq_jax.conversion.shards import run as conversion
 from aq_jax.conversion.shards.journal import JOURNAL
-from aq_jax.conversion.shards.memory import tensor_bytes
 from aq_jax.conversion.shards.task import ShardDone, ShardTask
 from aq_jax.errors import AqError, ConfigError, FormatError
+from aq_jax.quantizers.treatment import treat
 from benchmarks import checkpoints
 
 SHAPES = checkpoints.llama_shapes(layers=3, width=64, inner=160, vocabulary=300)
@@ -275,7 +275,7 @@ def test_what_a_run_left_that_was_killed_while_it_tidied_up_goes(source: Path, t
 
 def test_compression_takes_memory_too() -> None:
     plain, packed = (
-        tensor_bytes((1 << 14, 1 << 14), np.dtype(np.float32), None, "w", kind) for kind in ("none", "zstd")
+        treat(None, "w", (1 << 14, 1 << 14), np.dtype(np.float32)).peak_bytes(kind) for kind in ("none", "zstd")
     )
     assert packed - plain == 4 << 28
 
