@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
-    """One suite in a process of its own: its lines are printed as they come, and put into `found`."""
+    """Run a suite in a process of its own: print its lines as they come, and put them into `found`."""
     command = [sys.executable, "-m", "benchmarks", "--child", name, "--suite", kind]
     variables = dict(os.environ) if name in AS_IT_COMES else MALLOC | os.environ
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as child:
@@ -105,7 +105,7 @@ def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
 
 
 def run_suite(name: str, full: bool) -> int:
-    """One suite, on as many cores as its name ends in, with as many threads in every library that has a pool."""
+    """Run a suite on as many cores as its name ends in, with as many threads in every library that has a pool."""
     cores = int(name.rpartition("@")[2]) if "@" in name else 1
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-cores:]))

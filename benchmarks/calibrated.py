@@ -1,4 +1,4 @@
-"""Tables of MiniLM that were calibrated elsewhere: what to call them, and which lines they have seen."""
+"""Describe tables of MiniLM that were calibrated elsewhere: their names, and the lines that they have seen."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Calibrated:
 
 
 def given() -> tuple[list[Path], dict[str, Path]]:
-    """The tables that the variable names, and the texts, by their names."""
+    """Read the tables that the variable names, and the texts, by their names."""
     paths = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
     return [p for p in paths if p.suffix != ".txt"], {p.name: p for p in paths if p.suffix == ".txt"}
 
 
 def described(path: Path, texts: Mapping[str, Path]) -> Calibrated:
-    """What a table's metadata says of it.
+    """Describe a table by its metadata.
 
     Args:
         path: of the table.
@@ -69,7 +69,7 @@ def _parts(record: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def name_of(config: Mapping[str, Any]) -> str:
-    """A table's name, of its configuration.
+    """Name a table by its configuration.
 
     >>> quantization = {"solver": "gptq", "quant_type": "int2", "group_size": 128, "rotate": True}
     >>> name_of({"quantization": quantization, "allocation": {"widths": ["int2", "int3"], "bpw": 2.3849}})
@@ -83,7 +83,7 @@ def name_of(config: Mapping[str, Any]) -> str:
 
 
 def seen_by(made: Mapping[str, Any], texts: Mapping[str, Path]) -> frozenset[str]:
-    """The lines that a table has seen: of Python's manual, or of one of the texts.
+    """Find the lines that a table has seen: of Python's manual, or of one of the texts.
 
     Raises:
         ValueError: if its text is not among them, or is another.

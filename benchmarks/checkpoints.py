@@ -1,4 +1,4 @@
-"""Checkpoints in the shape of a Llama, as large as is asked for: sparse files take no room for what is zero."""
+"""Make checkpoints in the shape of a Llama, as large as is asked for: sparse files take no room for what is zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def llama_shapes(layers: int, width: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Llama's tensors."""
+    """List names and shapes of a Llama's tensors."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for i in range(layers):
         at = f"model.layers.{i}"
@@ -26,7 +26,7 @@ def llama_shapes(layers: int, width: int, inner: int, vocabulary: int) -> dict[s
 
 
 def write_checkpoint(folder: Path, shapes: dict[str, tuple[int, ...]], file_bytes: int, filled: float = 1.0) -> int:
-    """A folder of safetensors in bfloat16 with an index; random numbers in the first part of each tensor, then zeros.
+    """Make safetensors in bfloat16 with an index; random numbers in the first part of each tensor, then zeros.
 
     Args:
         folder: is made.

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own: libraries whose thread pools would disturb each other, timed in turn.
+"""Run contenders in processes of their own: libraries whose thread pools would disturb each other, timed in turn.
 
 A child is `python -m benchmarks.children module:function [JSON arguments]`. The function returns callables by name; the
 child lists them, and then runs the one that each line on its standard input names. It times the call itself, so that
@@ -59,7 +59,7 @@ class Child:
             raise
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """The result of one call.
+        """Call a contender, and return its result.
 
         Raises:
             ChildError: if it fails.
@@ -67,7 +67,7 @@ class Child:
         return self._ask("call", name, arguments)
 
     def seconds(self, name: str) -> float:
-        """What a call takes (see `timing.seconds_of`).
+        """Time a call (see `timing.seconds_of`).
 
         Raises:
             ChildError: if it fails.
@@ -81,7 +81,7 @@ class Child:
         return self._read()["value"]
 
     def remote(self, name: str) -> Remote:
-        """A contender, for `race`."""
+        """Make a contender for `race`."""
         return Remote(self, name)
 
     def close(self) -> None:
@@ -128,12 +128,12 @@ class Remote:
         return self._child.call(self._name)
 
     def seconds(self) -> float:
-        """Of a call."""
+        """Time a call."""
         return self._child.seconds(self._name)
 
 
 def serve(target: str, arguments: list[Any]) -> None:
-    """What a child does: until its input ends, or the function cannot be had."""
+    """Answer calls until the input ends, or the function cannot be had."""
     # What libraries print goes where errors go: standard output carries answers only.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -161,7 +161,7 @@ def serve(target: str, arguments: list[Any]) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """An exception in one short line."""
+    """Write an exception in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

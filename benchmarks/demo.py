@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def measure(path: str) -> tuple[str, ...]:
-    """One row of the table."""
+    """Print a row of the table."""
     from aq_jax import load
     from aq_jax.converters.convert import convert
     from aq_jax.store.verification import verify_table

@@ -1,4 +1,4 @@
-"""Where and with what was measured."""
+"""Tell where and with what was measured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RECORDED = (
 
 
 def cores() -> int:
-    """What this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor(info: str | None = None) -> str:
-    """The processor's name, with the numbers that tell its generations apart where the name does not.
+    """Read the processor's name, with the numbers that tell its generations apart where the name does not.
 
     Args:
         info: what /proc/cpuinfo says.
@@ -37,7 +37,7 @@ def processor(info: str | None = None) -> str:
 
 
 def slug(name: str) -> str:
-    """A processor's name in a file's name.
+    """Write a processor's name as it stands in a file's name.
 
     >>> slug("AMD EPYC (family 25, model 17)")
     'amd-epyc-family-25-model-17'
@@ -46,7 +46,7 @@ def slug(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part, as far as it is installed."""
+    """List the versions of what takes part, as far as it is installed."""
     found = {}
     for name in RECORDED:
         try:

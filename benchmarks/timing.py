@@ -1,4 +1,4 @@
-"""Contenders side by side: in turn, round by round, so that a machine that slows down slows all of them."""
+"""Time contenders in turn, round by round, so that a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """One call; of short ones, the mean of several that follow the first, which finds the caches cold."""
+    """Time a call; of short ones, the mean of several that follow the first, which finds the caches cold."""
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
@@ -129,7 +129,7 @@ Line = Result | Skipped
 def beside(
     case: str, peer: str, theirs: Timing, ours: Timing, least: str = "", goal: str = "", note: str = ""
 ) -> Result:
-    """How many times as fast as a peer we are, with both medians in milliseconds."""
+    """Tell how many times as fast as a peer we are, with both medians in milliseconds."""
     found = ratio(theirs, ours)
     figures = {"ms": 1e3 * ours.median, "their ms": 1e3 * theirs.median}
     return Result(case, found.value, "x speed", least, goal, note, peer, found.low, found.high, figures)

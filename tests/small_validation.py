@@ -1,11 +1,8 @@
-"""A small BERT and a small Llama with text, labels and configs to validate them by; and jobs for processes."""
+"""Make a small BERT and a small Llama with text, labels and configs to validate them by."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import bert_oracle
 import numpy as np
@@ -13,9 +10,6 @@ import safetensors.numpy
 import small_llama
 
 import aq_jax as aq
-
-if TYPE_CHECKING:
-    from aq_jax.progress import Progress
 
 BERT = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 16}
 WORDS = [word for word in bert_oracle.WORDS if len(word) > 1]
@@ -53,21 +47,3 @@ def _write(folder: Path) -> Path:
     for name, text in CONFIGS.items():
         (folder / f"{name}.toml").write_text(f'source = "model"\noutput = "other.parquet"\n[quantization]\n{text}\n')
     return folder
-
-
-# ------------------------------------------------------------------------------------------------ jobs
-
-
-def grab(size: int, progress: Progress) -> int:
-    """Has so many bytes for a moment."""
-    progress("grabbing", 1, 2)
-    return int(np.ones(size, np.uint8).sum())
-
-
-def fail(text: str, progress: Progress) -> None:
-    raise aq.FormatError(text)
-
-
-def die(status: int, progress: Progress) -> None:
-    """As the system ends a process that takes too much memory."""
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -28,13 +28,13 @@ ORDER = (
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Whose business it is to know a library.
 ALLOWED = {
-    "pyarrow": {"store", "validate"},  # there, the reader that shares no code with ours
+    "pyarrow": {"store"},
     "flax": {"nn", "calibration", "validate", "converters"},
     "orbax": {"converters", "calibration"},
     "optax": {"calibration"},
     "transformers": {"converters", "nn"},
-    "tokenizers": {"converters", "nn", "validate", "calibration"},
-    "rich": {"cli", "validate"},
+    "tokenizers": {"converters", "nn", "calibration"},
+    "rich": {"cli"},
     "jax": set(ORDER[ORDER.index("core") :]) | {"codes"} - {"cli"},
 }
 
@@ -182,7 +182,7 @@ def test_the_wheel_holds_the_whole_package_and_works_elsewhere(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = next(archive.read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
-    wanted = {str(path.relative_to(ROOT)) for _, path in sources()} | {"aq_jax/py.typed"}
+    wanted = {str(path.relative_to(ROOT)) for _, path in sources()} | {"aq_jax/py.typed", "aq_jax/validate/page.css"}
     assert wanted <= names
     strangers = {name for name in names if not name.startswith(("aq_jax/", "aq_jax-"))}
     assert not strangers

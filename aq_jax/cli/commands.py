@@ -148,8 +148,8 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_validate(args: argparse.Namespace) -> int:
     from aq_jax.validate.config import load_validation
-    from aq_jax.validate.report import case_table, failed_table, verdict
-    from aq_jax.validate.validation import validate
+    from aq_jax.validate.run import validate
+    from aq_jax.validate.tables import case_table, failed_table, verdict
 
     config = load_validation(args.config, tuple(args.set))
     with warnings_as_notes(), progress_bar(args.json) as progress:

@@ -1,1 +1,1 @@
-"""Whether quantized models are as small, as good and as fast as is claimed: measured, judged, and written down."""
+"""Validate quantized models: measure size, accuracy and speed, judge them by thresholds, and write it down."""

@@ -1,11 +1,12 @@
-"""What a validation is asked for: models by their conversion configs, and what each of them must reach."""
+"""Describe a validation: conversions of a model, and what must come of each."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,78 +18,35 @@ from aq_jax.errors import ConfigError
 from aq_jax.quantizers.lookup import check_conversion
 
 FLOAT = "float"  # the name of the table of float weights, which no case may have
-FEWEST = 50  # texts that a model is judged by: of fewer, a first percentile says nothing
+MIN_TEXTS = 50  # texts that a model is judged by: of fewer, a first percentile says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversion, and what must come of it. Thresholds that are left out are measured, and not judged.
+    """A conversion, and what must come of it. A figure without a threshold is measured, and not judged.
 
     Args:
-        name: of the case, and of its table; letters, digits, ".", "_" and "-".
-        config: a TOML file as `convert` takes it; its output is written into the validation's folder.
+        name: name of the case and of its table; letters, digits, ".", "_" and "-".
+        config: TOML file as `convert` takes it; its output is written into the validation's folder.
         set: assignments such as "quantization.group_size=64", which go before the file.
         activations: as in `load_model`, which chooses them by the table where this is left out.
-        min_ratio_float32: how many times smaller than the weights in float32.
-        min_ratio_float16: than the weights in float16.
-        max_bits_per_weight: all bytes of the file, over all parameters.
-        max_metadata_share: of the file: what is neither codes, floats, scales nor zero points.
-        min_weight_cosine: mean over the quantized tensors.
-        min_weight_cosine_worst: of the tensor that fits worst.
-        max_weight_error: squared error over squared weights, mean over the quantized tensors by their parameters.
-        max_weight_error_worst: of the tensor that fits worst.
-        max_weight_error_embeddings: mean over the tensors of this kind, as all that follow, by their parameters.
-        max_weight_error_attention: see above.
-        max_weight_error_feed_forward: see above.
-        max_weight_error_norms: see above.
-        max_weight_error_other: see above.
-        min_output_cosine: between embeddings, mean over the texts (encoders).
-        min_output_cosine_p1: first percentile over the texts (encoders).
-        min_output_cosine_worst: of the text that fits worst (encoders).
-        max_output_cosine_std: standard deviation over the texts (encoders).
-        max_spearman_loss: Spearman x 100 with the labels: the float model's less the quantized one's (encoders).
-        max_perplexity_ratio: the quantized model's, over the float one's (language models).
-        max_kl: Kullback-Leibler divergence of the float model's next token from the quantized one's, in nats a token.
-        min_same_top: share of the tokens after which both models find the same one likeliest.
-        max_convert_seconds: to convert, calibration and training with it; depends on the machine.
-        max_load_seconds: to open, read, check and dequantize the table; depends on the machine.
-        max_peak_memory_mb: of the process that converted, in 10^6 bytes; depends on the machine.
+        at_least: thresholds by the path of a figure in the case's report, such as "outputs.cosine.mean"; nested tables,
+            as TOML makes them of dotted keys, mean the same.
+        at_most: thresholds likewise.
 
     Raises:
-        ConfigError: for a name that is none, and for thresholds that no number reaches or misses.
+        ConfigError: for a bad name, activations that do not exist, and thresholds that no number reaches or misses.
 
-    >>> Case("int8", "configs/minilm_int8.toml", min_output_cosine=0.9993).thresholds
-    {'min_output_cosine': 0.9993}
+    >>> Case("int8", "configs/minilm_int8.toml", at_least={"outputs": {"cosine": {"mean": 0.9993}}}).at_least
+    {'outputs.cosine.mean': 0.9993}
     """
 
     name: str
     config: str
     set: tuple[str, ...] = ()
     activations: str | None = None
-    min_ratio_float32: float | None = None
-    min_ratio_float16: float | None = None
-    max_bits_per_weight: float | None = None
-    max_metadata_share: float | None = None
-    min_weight_cosine: float | None = None
-    min_weight_cosine_worst: float | None = None
-    max_weight_error: float | None = None
-    max_weight_error_worst: float | None = None
-    max_weight_error_embeddings: float | None = None
-    max_weight_error_attention: float | None = None
-    max_weight_error_feed_forward: float | None = None
-    max_weight_error_norms: float | None = None
-    max_weight_error_other: float | None = None
-    min_output_cosine: float | None = None
-    min_output_cosine_p1: float | None = None
-    min_output_cosine_worst: float | None = None
-    max_output_cosine_std: float | None = None
-    max_spearman_loss: float | None = None
-    max_perplexity_ratio: float | None = None
-    max_kl: float | None = None
-    min_same_top: float | None = None
-    max_convert_seconds: float | None = None
-    max_load_seconds: float | None = None
-    max_peak_memory_mb: float | None = None
+    at_least: Mapping[str, Any] = field(default_factory=dict)
+    at_most: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "set", tuple(self.set))
@@ -96,31 +54,69 @@ class Case:
             raise ConfigError(f"name = {self.name!r}: wanted letters, digits, '.', '_' and '-', and not {FLOAT!r}")
         if self.activations not in (None, *ACTIVATIONS):
             raise ConfigError(f"activations = {self.activations!r}: wanted one of {', '.join(ACTIVATIONS)}")
-        for key, value in self.thresholds.items():
-            if not math.isfinite(value):
-                raise ConfigError(f"{key} = {value!r}: wanted a finite number")
+        for table in ("at_least", "at_most"):
+            object.__setattr__(self, table, _flat(getattr(self, table), table))
 
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Those that are given."""
-        names = [f.name for f in dataclasses.fields(self) if f.name.startswith(("min_", "max_"))]
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+def _flat(thresholds: object, table: str) -> dict[str, float]:
+    """Check the thresholds of a table, and key them by dotted paths."""
+    if not isinstance(thresholds, Mapping):
+        raise ConfigError(f"{table} = {thresholds!r}: wanted a table of figures, such as outputs.cosine.mean = 0.99")
+    found: dict[str, float] = {}
+    for key, value in thresholds.items():
+        nested = isinstance(value, Mapping)
+        for path, number in _flat(value, f"{table}.{key}").items() if nested else [("", value)]:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+                raise ConfigError(f"{table}.{key} = {number!r}: wanted a finite number")
+            whole = f"{key}.{path}" if nested else key
+            if whole in found:
+                raise ConfigError(f"{table}.{whole}: found it more than once")
+            found[whole] = number
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What another library is known to reach with the same model, to be drawn beside the cases. It is not measured.
+
+    Args:
+        name: name of the library and of how it quantized.
+        bits_per_weight: bits of codes, scales and zero points, over the weights.
+        accuracy: mean cosine of the outputs, of a language model the Kullback-Leibler divergence in nats a token.
+
+    Raises:
+        ConfigError: for numbers that cannot be drawn.
+
+    >>> Peer("torchao 4 bits, groups of 128", 4.28, 0.9546).accuracy
+    0.9546
+    """
+
+    name: str
+    bits_per_weight: float
+    accuracy: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bits_per_weight <= 64:
+            raise ConfigError(f"bits_per_weight = {self.bits_per_weight!r}: wanted more than 0, and 64 at most")
+        if not abs(self.accuracy) < 1e6:
+            raise ConfigError(f"accuracy = {self.accuracy!r}: wanted a mean cosine or a divergence")
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationConfig:
-    """What `aq-jax validate` does.
+    """Say what `aq-jax validate` does.
 
     Args:
         cases: at least one, all of them of the same model.
-        folder: where tables and reports are written.
-        text: a file of UTF-8 text, a sentence a line, by which models are judged. Default: English prose of Python's
-            own documentation. Lines that a case calibrates or trains on are left out.
-        sentences: how many lines are drawn from the others, at most.
-        seed: of the draw.
-        labels: a file of pairs of sentences with a score, for Spearman's correlation: the STS benchmark's tab-separated
+        folder: folder of tables and reports.
+        text: file of UTF-8 text, a sentence a line, by which models are judged. Default: English prose of Python's own
+            documentation. Lines that a case calibrates or trains on are left out.
+        sentences: number of lines that are drawn from the others, at most.
+        seed: random seed of the draw.
+        labels: file of pairs of sentences with a score, for Spearman's correlation: the STS benchmark's tab-separated
             rows, or a table (commas or tabs, quoted as csv has it) whose first row names the columns.
-        label_columns: those of the first sentence, the second, and the score.
+        label_columns: names of the columns of the first sentence, the second, and the score.
+        peers: what other libraries are known to reach.
 
     Raises:
         ConfigError: for numbers out of their range, and cases of one name.
@@ -136,10 +132,11 @@ class ValidationConfig:
     seed: int = 0
     labels: str = ""
     label_columns: tuple[str, ...] = ("sentence1", "sentence2", "score")
+    peers: tuple[Peer, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_columns", tuple(self.label_columns))
-        for key, least, most in (("sentences", FEWEST, 2**20), ("seed", 0, 2**32 - 1)):
+        for key, least, most in (("sentences", MIN_TEXTS, 2**20), ("seed", 0, 2**32 - 1)):
             if not least <= getattr(self, key) <= most:
                 raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
         for key in ("folder", "text", "labels"):
@@ -158,7 +155,7 @@ def load_validation(path: str | Path, sets: tuple[str, ...] = ()) -> ValidationC
     """Read a TOML file that describes a validation.
 
     Args:
-        path: of the file.
+        path: the file.
         sets: assignments such as `sentences=100`, which go before the file.
 
     Raises:
@@ -175,24 +172,37 @@ def load_validation(path: str | Path, sets: tuple[str, ...] = ()) -> ValidationC
 
 
 def _parse(tree: dict[str, Any], where: str) -> ValidationConfig:
-    given = tree.pop("case", [])
+    cases = tuple(_case(table, at) for table, at in _tables(tree, "case", where))
+    peers = tuple(build(Peer, table, at) for table, at in _tables(tree, "peer", where))
+    fields = (f.name for f in dataclasses.fields(ValidationConfig) if f.name not in ("cases", "peers"))
+    known = (*fields, "case", "peer")
+    return build(ValidationConfig, tree, where, known=known, cases=cases, peers=peers)
+
+
+def _tables(tree: dict[str, Any], key: str, where: str) -> list[tuple[Any, str]]:
+    """Take the [[key]] tables out of the tree, each with what errors begin with."""
+    given = tree.pop(key, [])
     if not isinstance(given, list):
-        raise ConfigError(f"{where}: case must be [[case]] tables, one for each conversion")
-    cases = tuple(build(Case, table, f"{where}: case {i + 1}") for i, table in enumerate(given))
-    known = (*(f.name for f in dataclasses.fields(ValidationConfig) if f.name != "cases"), "case")
-    return build(ValidationConfig, tree, where, known=known, cases=cases)
+        raise ConfigError(f"{where}: {key} must be [[{key}]] tables, each with a name")
+    return [(table, f"{where}: {key} {i + 1}") for i, table in enumerate(given)]
 
 
-def conversions(config: ValidationConfig) -> list[ConversionConfig]:
-    """What each case asks `convert` for, with the outputs in the validation's folder.
+def _case(table: Any, where: str) -> Case:
+    """Build a case; thresholds are checked by the case itself."""
+    extra = {key: table.pop(key, {}) for key in ("at_least", "at_most")} if isinstance(table, dict) else {}
+    return build(Case, table, where, known=tuple(f.name for f in dataclasses.fields(Case)), **extra)
+
+
+def read_conversions(config: ValidationConfig) -> list[ConversionConfig]:
+    """Read the conversion of each case, with the outputs in the validation's folder.
 
     Raises:
-        ConfigError: for a config that is none or quantizes nothing, naming the case, and for cases of different models.
+        ConfigError: for a config that cannot be read or quantizes nothing, and for cases of different models.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "int8.toml")
     >>> _ = path.write_text('source = "m"\\noutput = "m.arrow"\\n[quantization]\\nquant_type = "int8"')
-    >>> Path(conversions(ValidationConfig((Case("a", str(path)),)))[0].output).name
+    >>> Path(read_conversions(ValidationConfig((Case("a", str(path)),)))[0].output).name
     'a.arrow'
     """
     found: list[ConversionConfig] = []

@@ -1,92 +1,114 @@
-"""Thresholds against what was measured."""
+"""Judge a case's report by thresholds, which are keyed by the report's own paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import ConfigError
 from aq_jax.validate.config import Case, ValidationConfig
+from aq_jax.validate.tables import at
 
 if TYPE_CHECKING:
-    from aq_jax.nn.models import Task
-
-Report = Mapping[str, Any]
+    from aq_jax.nn.models import Family, Task
 
 
-def _error(kind: str) -> Callable[[Report], float]:
-    return lambda r: r["kinds"].get(kind)["rel_mse"]
+def _under(prefix: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{name}" for name in names)
 
 
-# Threshold -> where a case's report has what it is compared with.
-MEASURES: Mapping[str, Callable[[Report], float]] = {
-    "min_ratio_float32": lambda r: r["size"]["ratio_float32"],
-    "min_ratio_float16": lambda r: r["size"]["ratio_float16"],
-    "max_bits_per_weight": lambda r: r["size"]["bits_per_weight"],
-    "max_metadata_share": lambda r: r["size"]["metadata_share"],
-    "min_weight_cosine": lambda r: r["layer_cosines"]["mean"],
-    "min_weight_cosine_worst": lambda r: r["layer_cosines"]["min"],
-    "max_weight_error": lambda r: r["rel_mse"],
-    "max_weight_error_worst": lambda r: r["layer_errors"]["max"],
-    "max_weight_error_embeddings": _error("embeddings"),
-    "max_weight_error_attention": _error("attention"),
-    "max_weight_error_feed_forward": _error("feed-forward"),
-    "max_weight_error_norms": _error("norms"),
-    "max_weight_error_other": _error("other"),
-    "min_output_cosine": lambda r: r["outputs"]["cosine"]["mean"],
-    "min_output_cosine_p1": lambda r: r["outputs"]["cosine"]["p1"],
-    "min_output_cosine_worst": lambda r: r["outputs"]["cosine"]["min"],
-    "max_output_cosine_std": lambda r: r["outputs"]["cosine"]["std"],
-    "max_spearman_loss": lambda r: r["outputs"]["spearman"]["float"] - r["outputs"]["spearman"]["quantized"],
-    "max_perplexity_ratio": lambda r: r["outputs"]["perplexity"]["ratio"],
-    "max_kl": lambda r: r["outputs"]["kl"]["mean"],
-    "min_same_top": lambda r: r["outputs"]["same_top"]["rate"],
-    "max_convert_seconds": lambda r: sum(r["seconds"]["convert"].values()),
-    "max_load_seconds": lambda r: sum(r["seconds"]["load"].values()),
-    "max_peak_memory_mb": lambda r: r["peak_memory_bytes"] / 1e6,
-}
-OF_ENCODERS = (
-    "min_output_cosine", "min_output_cosine_p1", "min_output_cosine_worst", "max_output_cosine_std",
-    "max_spearman_loss",
+DISTRIBUTION = ("count", "mean", "std", "p1", "min", "p99", "max")
+# What a case's report has a number for: of any model, and by task.
+FIGURES: tuple[str, ...] = (
+    *_under("size", "file_bytes", "ratio_float32", "ratio_float16", "bits_per_weight", "bits_per_quantized_weight",
+            "metadata_share"),
+    "rel_mse", "peak_memory_bytes", "digests.rows", "digests.unchecked",
+    *_under("layer_cosines", *DISTRIBUTION), *_under("layer_errors", *DISTRIBUTION),
+    *_under("seconds.convert", "read", "calibrate", "allocate", "train", "quantize", "write", "total"),
+    *_under("seconds.load", "open", "read", "dequantize", "total"),
+    *_under("seconds.encode", "sentences_a_second", "float_sentences_a_second"),
 )  # fmt: skip
-OF_LANGUAGE_MODELS = ("max_perplexity_ratio", "max_kl", "min_same_top")
+OUTPUTS: Mapping[Task, tuple[str, ...]] = {
+    "embed": (
+        *_under("outputs.cosine", *DISTRIBUTION), *_under("outputs.spearman", "float", "quantized", "loss"),
+    ),
+    "generate": (
+        "outputs.tokens",
+        *_under("outputs.perplexity", "float", "quantized", "standard_error", "ratio", "ratio_standard_error"),
+        *_under("outputs.kl", "mean", "standard_error"), *_under("outputs.same_top", "rate", "standard_error"),
+    ),
+}  # fmt: skip
+OF_KIND = ("tensors", "params", "cosine_mean", "cosine_min", "rel_mse")
 
 
-def check_thresholds(config: ValidationConfig, task: Task) -> None:
-    """Refuse thresholds of what this kind of model does not have, before anything is converted.
+def figure_paths(family: Family) -> tuple[str, ...]:
+    """List the paths of all numbers that a case's report can have for a family of models.
+
+    >>> from aq_jax.nn.models import FAMILIES
+    >>> [path for path in figure_paths(FAMILIES["bert"]) if "attention" in path][-1]
+    'kinds.attention.rel_mse'
+    """
+    kinds = (path for kind in (*family.kinds, "other") for path in _under(f"kinds.{kind}", *OF_KIND))
+    return (*FIGURES, *OUTPUTS[family.task], *kinds)
+
+
+def check_thresholds(config: ValidationConfig, family: Family) -> None:
+    """Refuse thresholds of figures that the report will not have, before anything is converted.
+
+    Args:
+        config: the validation.
+        family: family of its model.
 
     Raises:
-        ConfigError: naming the case and the threshold.
+        ConfigError: for a path that is none, naming the case, the path and those that are like it.
     """
-    foreign, kind = (OF_LANGUAGE_MODELS, "an encoder") if task == "embed" else (OF_ENCODERS, "a language model")
+    known = figure_paths(family)
+    foreign = {path for paths in OUTPUTS.values() for path in paths} - set(known)
+    kind = "an encoder" if family.task == "embed" else "a language model"
     for case in config.cases:
-        for key in case.thresholds:
-            if key in foreign:
-                raise ConfigError(
-                    f"case {case.name!r}: {key}: the model is {kind}, which has no such figure; leave it out"
-                )
-        if case.max_spearman_loss is not None and not config.labels:
-            raise ConfigError(f"case {case.name!r}: max_spearman_loss: wanted labels = FILE, of pairs with scores")
+        for table, path, _ in _thresholds(case):
+            where = f"case {case.name!r}: {table}: {path!r}"
+            if path in foreign:
+                raise ConfigError(f"{where}: the model is {kind}, whose report has no such figure; leave it out")
+            if path not in known:
+                near = [p for p in known if p.startswith(f"{path}.")] or difflib.get_close_matches(path, known, 3)
+                parts = dict.fromkeys(path.partition(".")[0] + ".*" * ("." in path) for path in known)
+                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(parts)}"
+                raise ConfigError(f"{where}: the report of a case has no such figure; {hint}")
+            if path.startswith("outputs.spearman.") and not config.labels:
+                raise ConfigError(f"{where}: wanted labels = FILE, of pairs with scores")
 
 
-def judged(case: Case, report: Report) -> list[dict[str, Any]]:
-    """Every criterion of a case: digests and schemas always, and the thresholds that are given.
+def judge_case(case: Case, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Judge a case by its digests and schemas, always, and by the thresholds that it has.
 
     A figure that nothing was measured for, such as the cosine of no quantized tensor, is None and does not hold.
 
+    Args:
+        case: the case.
+        report: all of the case's report but for the criteria.
+
+    Returns:
+        A criterion each, as docs/validation.md describes it.
+
     >>> report = {"digests": {"ok": True}, "schemas": {"v1_read": True}, "size": {"ratio_float32": 3.94}}
-    >>> [(c["name"], c["wanted"], c["ok"]) for c in judged(Case("a", "a.toml", min_ratio_float32=4), report)]
-    [('ratio_float32', '>= 4', False), ('digests', 'true', True), ('v1_read', 'true', True)]
+    >>> case = Case("a", "a.toml", at_least={"size.ratio_float32": 4})
+    >>> [(c["name"], c["wanted"], c["ok"]) for c in judge_case(case, report)]
+    [('size.ratio_float32', '>= 4', False), ('digests', 'true', True), ('v1_read', 'true', True)]
     """
-    found: list[dict[str, Any]] = []
-    for key, threshold in case.thresholds.items():
-        try:
-            value = MEASURES[key](report)
-        except TypeError:  # a part of the report is None
-            value = None
-        least = key.startswith("min_")
-        holds = value is not None and (value >= threshold if least else value <= threshold)
+    criteria: list[dict[str, Any]] = []
+    for table, path, threshold in _thresholds(case):
+        found, least = at(report, path), table == "at_least"
+        holds = found is not None and (found >= threshold if least else found <= threshold)
         wanted = f"{'>=' if least else '<='} {threshold:g}"
-        found.append({"name": key[4:], "found": value, "wanted": wanted, "ok": bool(holds)})
+        criteria.append({"name": path, "found": found, "wanted": wanted, "ok": bool(holds)})
     facts = {"digests": report["digests"]["ok"], **report["schemas"]}
-    return found + [{"name": name, "found": fact, "wanted": "true", "ok": fact} for name, fact in facts.items()]
+    return criteria + [{"name": name, "found": fact, "wanted": "true", "ok": fact} for name, fact in facts.items()]
+
+
+def _thresholds(case: Case) -> Iterator[tuple[str, str, float]]:
+    """Go through a case's thresholds: table, path, number."""
+    for table in ("at_least", "at_most"):
+        for path, threshold in getattr(case, table).items():
+            yield table, path, threshold

@@ -1,4 +1,4 @@
-"""The texts and labelled pairs that models are judged by: none of them has been calibrated or trained on."""
+"""Draw the texts and labelled pairs that models are judged by: no case has calibrated or trained on them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from aq_jax.config import CalibrationConfig, ConversionConfig
 from aq_jax.config.schema import load_plan
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers.lookup import calibrated
-from aq_jax.validate.config import FEWEST, ValidationConfig
+from aq_jax.validate.config import MIN_TEXTS, ValidationConfig
 
-MOST = 2**24  # lines, as many as a text may be asked for
-FEWEST_PAIRS = 10
+MAX_LINES = 2**24  # lines, as many as a text may be asked for
+MIN_PAIRS = 10
 STS = (5, 6, 4)  # columns of the STS benchmark's rows, which no row names
 
 
@@ -28,9 +28,9 @@ class Pairs:
     """Pairs of sentences that people have scored.
 
     Args:
-        name: of the file.
-        rows: (first, second, score).
-        excluded: how many others have a sentence that a case has seen.
+        name: name of the file.
+        rows: pairs as (first, second, score).
+        excluded: number of other pairs, with a sentence that a case has seen.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What models are judged by.
+    """Lines and pairs that models are judged by.
 
     Args:
         text: the lines.
-        excluded: how many others a case has seen.
-        pairs: if there are labels.
+        excluded: number of other lines, which a case has seen.
+        pairs: labelled pairs, if there are labels.
     """
 
     text: Text
@@ -57,7 +57,7 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
     """Draw the lines that no case has seen: the same for all, so that cases compare.
 
     Raises:
-        ConfigError: for files that are no text or no labels, and if fewer lines are left than can be judged by.
+        ConfigError: for files that cannot be read as text or labels, and if fewer lines are left than can be judged by.
 
     >>> from aq_jax.validate.config import Case
     >>> config = ValidationConfig((Case("int8", "int8.toml"),), sentences=50)
@@ -67,15 +67,15 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
     """
     seen = {line for conversion in conversions for line in seen_lines(conversion)}
     try:
-        text = read_text(CalibrationConfig(config.text, sentences=MOST, seed=config.seed))
+        text = read_text(CalibrationConfig(config.text, sentences=MAX_LINES, seed=config.seed))
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("calibration.")) from None
     left = [line for line in text.lines if _plain(line) not in seen]
-    if len(left) < FEWEST:
+    if len(left) < MIN_TEXTS:
         raise ConfigError(
             f"text = {config.text!r}: {len(left)} of {len(text.lines)} lines are left on which no case calibrates or "
-            f"trains; wanted {FEWEST} or more: name another text, or a longer one, or limit calibration.sentences and "
-            "train.sentences by a case's set"
+            f"trains; wanted {MIN_TEXTS} or more: name another text, or a longer one, or limit calibration.sentences "
+            "and train.sentences by a case's set"
         )
     pairs = read_pairs(config.labels, config.label_columns, seen) if config.labels else None
     chosen = dataclasses.replace(text, lines=tuple(left[: config.sentences]))
@@ -83,7 +83,7 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
 
 
 def seen_lines(conversion: ConversionConfig) -> set[str]:
-    """The lines that a conversion solves, plans or trains by, or picks its best weights by; compared without case.
+    """List the lines that a conversion solves, plans or trains by, or picks its best weights by, in lower case.
 
     Each of those takes the next lines of one draw, so that the longest beginning that they can take holds them all.
 
@@ -99,7 +99,7 @@ def seen_lines(conversion: ConversionConfig) -> set[str]:
     beside = (1 + LAST) * conversion.allocate.sentences if conversion.allocate else 0
     if train is not None:
         beside += train.held_out + train.sentences
-    taken = dataclasses.replace(calibration, sentences=min(calibration.sentences + beside, MOST))
+    taken = dataclasses.replace(calibration, sentences=min(calibration.sentences + beside, MAX_LINES))
     return {_plain(line) for line in read_text(taken).lines}
 
 
@@ -108,16 +108,16 @@ def _plain(line: str) -> str:
 
 
 def read_pairs(path: str, columns: Sequence[str], seen: Collection[str] = ()) -> Pairs:
-    """Pairs of sentences with a score, those left out that have a sentence in `seen`.
+    """Read pairs of sentences with a score, without those that have a sentence in `seen`.
 
     Args:
-        path: of rows as the STS benchmark has them (tabs, no header, quotes are letters), or of a table (commas or
+        path: file of rows as the STS benchmark has them (tabs, no header, quotes are letters), or of a table (commas or
             tabs, quoted as csv has it) whose first row holds `columns`.
-        columns: names of the first sentence's column, the second's, and the score's.
-        seen: sentences, in lower case, blanks single.
+        columns: names of the columns of the first sentence, the second, and the score.
+        seen: sentences to leave out, in lower case, blanks single.
 
     Raises:
-        ConfigError: for a file that is neither, a score that is no number, and pairs that nothing correlates with.
+        ConfigError: for a file that is neither, a score that is no number, and too few or equal scores.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "pairs.csv")
@@ -161,10 +161,10 @@ def read_pairs(path: str, columns: Sequence[str], seen: Collection[str] = ()) ->
                 found.append((first, second, float(score)))
     except csv.Error as error:
         raise ConfigError(f"{where}, line {reader.line_num}: {error}; {wanted}") from None
-    if len(found) < FEWEST_PAIRS or len({score for *_, score in found}) < 2:
+    if len(found) < MIN_PAIRS or len({score for *_, score in found}) < 2:
         raise ConfigError(
             f"{where}: {len(found)} pairs are left on which no case calibrates or trains; wanted "
-            f"{FEWEST_PAIRS} or more, and scores that differ"
+            f"{MIN_PAIRS} or more, and scores that differ"
         )
     return Pairs(Path(path).name, tuple(found), excluded)
 

@@ -1,4 +1,4 @@
-"""Figures of merit in NumPy, summed in float64."""
+"""Compute figures of merit in NumPy, summed in float64."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ class Estimate:
 
 
 def distribution(values: ArrayLike) -> dict[str, Any] | None:
-    """Count, mean, standard deviation (of these values, not of a population), both ends, histogram.
+    """Describe values: count, mean, standard deviation (of these, not of a population), both ends, histogram.
 
-    The ends are the first percentile and the least, the 99th and the greatest.
-
-    None of no values.
+    The ends are the first percentile and the least, the 99th and the greatest. Of no values, it is None.
 
     >>> found = distribution([1, 2, 3])
     >>> found["mean"], found["min"], found["histogram"]["counts"][:2]
@@ -43,7 +41,7 @@ def distribution(values: ArrayLike) -> dict[str, Any] | None:
 
 
 def cosines(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """Of each row of one with the same row of the other; NaN where one is all zeros.
+    """Compute the cosine of each row with the same row of the other; NaN where one is all zeros.
 
     >>> cosines([[1, 0], [1, 1]], [[2, 0], [1, 0]]).round(3)
     array([1.   , 0.707])
@@ -54,7 +52,7 @@ def cosines(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
 
 def ranks(values: ArrayLike) -> np.ndarray:
-    """From 1; equal values share the mean of theirs.
+    """Rank values from 1; equal values share the mean of their ranks.
 
     >>> ranks([10, 30, 20, 20])
     array([1. , 4. , 2.5, 2.5])
@@ -64,7 +62,7 @@ def ranks(values: ArrayLike) -> np.ndarray:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's correlation: Pearson's, of the ranks; NaN if one of both is constant.
+    """Compute Spearman's correlation: Pearson's, of the ranks; NaN if one of both is constant.
 
     >>> spearman([1, 2, 3, 4], [1, 10, 100, 1000])
     1.0
@@ -74,14 +72,14 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def mean_over_texts(sums: ArrayLike, tokens: ArrayLike) -> Estimate:
-    """A mean a token from each text's sum, as a ratio of sums; the standard error takes texts as what was drawn.
+    """Estimate a mean a token from each text's sum, as a ratio of sums; texts are what was drawn.
 
     The tokens of one text are not independent: taken as if they were, they would promise too much. Source: the ratio
     estimator, Cochran, Sampling Techniques, 6.
 
     Args:
-        sums: over the tokens of each text.
-        tokens: how many those are.
+        sums: sums over the tokens of each text.
+        tokens: numbers of those tokens.
 
     >>> mean_over_texts([2.0, 4.0], [1, 2])
     Estimate(mean=2.0, standard_error=0.0)
@@ -107,12 +105,12 @@ class NextTokens:
         self._sums: list[tuple[float, float, float, int, int]] = []
 
     def add(self, reference: ArrayLike, quantized: ArrayLike, targets: ArrayLike) -> None:
-        """One text.
+        """Add a text.
 
         Args:
-            reference: the float model's log-probabilities, [tokens, vocabulary].
-            quantized: the quantized model's.
-            targets: the tokens that followed.
+            reference: log-probabilities of the float model, [tokens, vocabulary].
+            quantized: log-probabilities of the quantized model.
+            targets: tokens that followed.
         """
         p, q, t = np.asarray(reference, np.float64), np.asarray(quantized, np.float64), np.asarray(targets)
         at = (np.arange(len(t)), t)
@@ -122,7 +120,7 @@ class NextTokens:
         self._sums.append((-p[at].sum(), -q[at].sum(), float(kl), int(same), len(t)))
 
     def report(self) -> dict[str, Any]:
-        """Perplexity, divergence and agreement, each with its standard error over texts.
+        """Compute perplexity, divergence and agreement, each with its standard error over texts.
 
         That of the perplexities' ratio is smaller than theirs: both models read the same texts.
         """

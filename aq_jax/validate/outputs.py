@@ -1,4 +1,4 @@
-"""What a quantized model gives beside what the float model gives, and how fast both are."""
+"""Compare what a quantized model gives with what the float model gives, and time both."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ ROUNDS, TIMED = 3, 64  # the best of so many rounds over so many texts
 
 
 class Judge(Protocol):
-    """What a quantized model is compared with."""
+    """The float model, to which quantized ones are compared."""
 
     def outputs(self, model: Any) -> dict[str, Any]:
-        """How near a model's outputs are: `outputs` of the report."""
+        """Measure how near a model's outputs are: `outputs` of the report."""
         ...
 
     def speeds(self, model: Any) -> dict[str, float]:
-        """Sentences a second of a model, and of the float model, in turns."""
+        """Time a model and the float model in turns, in sentences a second."""
         ...
 
 
-def judge_of(reference: Encoder | Generator, held: HeldOut) -> Judge:
-    """The judge for this kind of model."""
-    return Embeddings(reference, held) if isinstance(reference, Encoder) else Predictions(reference, held)
+def make_judge(reference: Encoder | Generator, held: HeldOut) -> Judge:
+    """Choose the judge for this kind of model."""
+    return EncoderJudge(reference, held) if isinstance(reference, Encoder) else GeneratorJudge(reference, held)
 
 
-class Embeddings:
+class EncoderJudge:
     """Sentence embeddings beside the float model's, whose own are computed once."""
 
     def __init__(self, reference: Encoder, held: HeldOut) -> None:
@@ -48,7 +48,8 @@ class Embeddings:
         found, count = np.asarray(model.encode(self._texts)), len(self._lines)
         agreement = None
         if self._scores:
-            agreement = {"float": self._spearman(self._embeddings), "quantized": self._spearman(found)}
+            own, other = self._spearman(self._embeddings), self._spearman(found)
+            agreement = {"float": own, "quantized": other, "loss": own - other}
         each = cosines(found[:count], self._embeddings[:count])
         # A model that gives nothing for a text is as far from the float one as can be told.
         return {"kind": "embeddings", "cosine": distribution(np.nan_to_num(each)), "spearman": agreement}
@@ -59,10 +60,10 @@ class Embeddings:
 
     def speeds(self, model: Encoder) -> dict[str, float]:
         lines = self._lines[:TIMED]
-        return side_by_side(lambda: model.encode(lines), lambda: self._reference.encode(lines), len(lines))
+        return time_in_turns(lambda: model.encode(lines), lambda: self._reference.encode(lines), len(lines))
 
 
-class Predictions:
+class GeneratorJudge:
     """Next tokens beside the float model's, of texts that are cut where the model ends."""
 
     def __init__(self, reference: Generator, held: HeldOut) -> None:
@@ -84,11 +85,11 @@ class Predictions:
                 scored.log_probabilities(ids)
 
         texts = self._ids[:TIMED]
-        return side_by_side(lambda: score(model, texts), lambda: score(self._reference, texts), len(texts))
+        return time_in_turns(lambda: score(model, texts), lambda: score(self._reference, texts), len(texts))
 
 
-def side_by_side(one: Callable[[], Any], other: Callable[[], Any], count: int) -> dict[str, float]:
-    """Sentences a second of both, of which each has compiled what it needs before."""
+def time_in_turns(one: Callable[[], Any], other: Callable[[], Any], count: int) -> dict[str, float]:
+    """Time two calls in turns, in sentences a second; the first call of each, which compiles, does not count."""
     best = [float("inf"), float("inf")]
     for call in (one, other) * (ROUNDS + 1):
         start = time.perf_counter()

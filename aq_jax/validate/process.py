@@ -1,4 +1,4 @@
-"""A job in a process of its own, so that its peak of memory is its own."""
+"""Run a job in a process of its own, so that its peak of memory is its own."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-def measured(job: Callable[[A, Progress], R], argument: A, progress: Progress | None = None) -> tuple[R, int]:
-    """What a job returns, and the bytes that its process had in memory at its peak.
+def run_measured(job: Callable[[A, Progress], R], argument: A, progress: Progress | None = None) -> tuple[R, int]:
+    """Run a job, and tell what it returns and how many bytes its process had in memory at its peak.
 
     The process is a fresh interpreter (see `worker.Worker`).
 
     Args:
-        job: a function of a module, called with the argument and a callback.
-        argument: can be pickled, as what the job returns or raises.
-        progress: called with what the job calls its callback with.
+        job: function of a module, called with the argument and a callback.
+        argument: argument of the job; it can be pickled, as what the job returns or raises.
+        progress: callback that is given what the job gives to its own.
 
     Raises:
         AqError: if the process ends without an answer, as when the system kills it for its memory.
         Exception: what the job raises.
 
-    >>> done, peak = measured(aq_jax.convert, config)  # doctest: +SKIP
+    >>> done, peak = run_measured(aq_jax.convert, config)  # doctest: +SKIP
     """
     worker, patience = Worker(_work, job, argument), 0.0
     try:
@@ -62,7 +62,7 @@ def _work(connection: Connection, job: Callable[[Any, Progress], Any], argument:
 
 
 def peak_memory() -> int:
-    """Bytes that this process had in memory at most.
+    """Read how many bytes this process had in memory at most.
 
     What Linux's `getrusage` says begins before the program was started, in its parent's memory; /proc/self does not.
 

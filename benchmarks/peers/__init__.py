@@ -1,4 +1,4 @@
-"""What is measured beside: one file each, which names no more of its library than it must.
+"""Wrap the libraries that ours is measured beside: a file each, which names no more of its library than it must.
 
 A file's `load()` imports the library and returns its contenders, or raises `Absent` with the reason.
 """
@@ -43,27 +43,27 @@ class Peer(ABC):
     packs: tuple[int, ...] = ()  # bits that it packs by functions of their own
 
     def arrange(self, w: np.ndarray) -> Any:
-        """A matrix as the library's own array: before the clock starts."""
+        """Make a matrix the library's own array, before the clock starts."""
         return w
 
     @abstractmethod
     def quantize(self, w: Any, bits: int, group: int) -> Any:
-        """A matrix [outputs, inputs], arranged; groups lie in its rows. Returns when the work is done."""
+        """Quantize a matrix [outputs, inputs], arranged, in groups of its rows; return when the work is done."""
 
     @abstractmethod
     def dequantize(self, q: Any) -> np.ndarray:
-        """The values that a quantized matrix stands for, in float32."""
+        """Compute the values that a quantized matrix stands for, in float32."""
 
     @abstractmethod
     def stored_bits(self, q: Any) -> int:
-        """Bits of codes, scales and zeros as the library stores them."""
+        """Count the bits of codes, scales and zeros as the library stores them."""
 
     def needed_bits(self, q: Any) -> int:
-        """The same if codes were packed, where the library leaves that to others."""
+        """Count the bits if codes were packed, where the library leaves that to others."""
         return self.stored_bits(q)
 
     def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
-        """Codes 0 to 2^bits - 1 in bytes, as `pack` takes them."""
+        """Arrange codes 0 to 2^bits - 1 in bytes, as `pack` takes them."""
         return codes
 
     def pack(self, codes: Any, bits: int) -> Any:
@@ -71,12 +71,12 @@ class Peer(ABC):
         raise NotImplementedError
 
     def unpack(self, packed: Any, bits: int) -> Any:
-        """The inverse."""
+        """Undo `pack`."""
         raise NotImplementedError
 
 
 def load(module: str) -> list[Peer]:
-    """The contenders of one of MODULES.
+    """Load the contenders of one of MODULES.
 
     Raises:
         Absent: if its library is not there.
@@ -85,7 +85,7 @@ def load(module: str) -> list[Peer]:
 
 
 def library(name: str) -> ModuleType:
-    """A module, imported.
+    """Import a module.
 
     Raises:
         Absent: if it is not there, or does not go with what is.
@@ -99,10 +99,10 @@ def library(name: str) -> ModuleType:
 
 
 def other_group(theirs: int, ours: int) -> str:
-    """What a reader should know of a peer that has no groups of our size."""
+    """Note for readers that a peer has no groups of our size."""
     return "" if theirs == ours else f"theirs in groups of {theirs}" if theirs else "theirs in rows"
 
 
 def nearest(peer: Peer, bits: int, group: int) -> int:
-    """The size of groups that a peer has which is nearest to one, counting a row as very long."""
+    """Choose the size of a peer's groups that is nearest to one, counting a row as very long."""
     return min(peer.widths[bits], key=lambda size: abs((size or 2**20) - (group or 2**20)))

@@ -34,6 +34,6 @@ class Gguf(Peer):
 
 
 def load() -> list[Peer]:
-    """The types that it can write."""
+    """Load the types that it can write."""
     gguf = library("gguf")
     return [Gguf(gguf, kind) for kind in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")]

@@ -62,7 +62,7 @@ class Hqq(Peer):
 
 
 def load() -> list[Peer]:
-    """The method, and what it starts from."""
+    """Load the method, and what it starts from."""
     torch = load_torch()
     quantizer = library("hqq.core.quantize").Quantizer
     return [Hqq("hqq, no optimizer", quantizer, False, torch), Hqq("hqq", quantizer, True, torch)]

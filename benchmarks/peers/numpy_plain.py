@@ -49,5 +49,5 @@ class NumpyPlain(Peer):
 
 
 def load() -> list[Peer]:
-    """Always there."""
+    """Load the contender, which is always there."""
     return [NumpyPlain()]

@@ -1,4 +1,4 @@
-"""What one would write without a library: plain, vectorized NumPy for absmax quantization and packing."""
+"""Do what one would write without a library: plain, vectorized NumPy for absmax quantization and packing."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class NumpyVectorized(Peer):
 
 
 def fit(w: np.ndarray, v: np.ndarray) -> tuple[float, float]:
-    """Cosine and relative squared error of dequantized weights, as a table records them."""
+    """Compute cosine and relative squared error of dequantized weights, as a table records them."""
     flat, v = w.reshape(-1), v.reshape(-1)
     ww, vv, wv = float(np.dot(flat, flat)), float(np.dot(v, v)), float(np.dot(flat, v))
     return wv / (ww * vv) ** 0.5, (ww - 2 * wv + vv) / ww
 
 
 def load() -> list[Peer]:
-    """Always there."""
+    """Load the contender, which is always there."""
     return [NumpyVectorized()]

@@ -50,6 +50,6 @@ class OnnxRuntime(Peer):
 
 
 def load() -> list[Peer]:
-    """Needs kernels that newer versions have."""
+    """Load the contender, which needs kernels that newer versions have."""
     library("onnxruntime")
     return [OnnxRuntime(library("onnxruntime.capi._pybind_state"))]

@@ -1,4 +1,4 @@
-"""This library, through the same protocol as the others."""
+"""Measure this library through the same protocol as the others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ours(Peer):
         return np.asarray(aq.dequantize(q))
 
     def stored_bits(self, q: Any) -> int:
-        """Of the row of a .parquet table, where scales and zero points are compressed; digest and name count too."""
+        """Count a .parquet table's row, where scales and zero points are compressed; digest and name count too."""
         import aq_jax as aq
         from aq_jax.store.inspection import inspect_table
 
@@ -70,7 +70,7 @@ class Ours(Peer):
 
 
 def array_bytes(value: Any) -> int:
-    """Bytes of an array, or of a QTensor's codes, scales and zero points; those that are all zero count for nobody."""
+    """Count bytes of an array, or of a QTensor's codes, scales and zero points; what is all zero counts for nobody."""
     import aq_jax as aq
 
     if isinstance(value, aq.QTensor) and not np.asarray(value.zero_point).any():
@@ -88,7 +88,7 @@ def _compiled(name: str, bits: int) -> Any:
 
 
 def load() -> list[Peer]:
-    """The quantizers that need no data; those that do are in the suite `accuracy`."""
+    """Load the quantizers that need no data; those that do are in the suite `accuracy`."""
     return [
         Ours(ABSMAX, "absmax"),
         Ours(MSE, "mse", symmetric=False),

@@ -61,7 +61,7 @@ class Quanto(Peer):
 
 
 def load() -> list[Peer]:
-    """Its two optimizers."""
+    """Load its two optimizers."""
     torch = load_torch()
     quanto = library("optimum.quanto")
     return [

@@ -24,6 +24,6 @@ class Safetensors(Peer):
 
 
 def load() -> list[Peer]:
-    """Needs the library."""
+    """Load the contender, which needs the library."""
     library("safetensors.numpy")
     return [Safetensors()]

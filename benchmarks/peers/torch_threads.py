@@ -10,7 +10,7 @@ from benchmarks.peers import library
 
 
 def load_torch() -> ModuleType:
-    """The library.
+    """Import the library.
 
     Raises:
         Absent: if it is not there.

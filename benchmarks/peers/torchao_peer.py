@@ -56,7 +56,7 @@ class Torchao(Peer):
 
 
 def load() -> list[Peer]:
-    """Both ways to choose scales; asymmetric where there are zeros."""
+    """Load both ways to choose scales; asymmetric where there are zeros."""
     torch = load_torch()
     library("torchao")
     return [Torchao("torchao", "AFFINE", torch), Torchao("torchao, HQQ scales", "HQQ_SCALE_ONLY", torch)]

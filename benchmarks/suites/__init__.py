@@ -1,4 +1,4 @@
-"""What is measured: name -> function of `full` that yields results. A name that ends in "@2" has two cores.
+"""List what is measured: name -> function of `full` that yields results. A name that ends in "@2" has two cores.
 
 A suite imports what it measures when it runs, in a process of its own.
 """
@@ -34,7 +34,7 @@ QUICK = ("quantize", "pack", "road", "load", "qdot", "encode", "accuracy@2", "si
 
 
 def suite_at(place: str) -> Suite:
-    """The function at module:function."""
+    """Import the function at module:function."""
     module, _, function = place.partition(":")
     return getattr(importlib.import_module(f"benchmarks.suites.{module}"), function)
 

@@ -1,4 +1,4 @@
-"""How near a quantized MiniLM's embeddings are to the float32 model's, at how many bits a weight, for every library.
+"""Measure how near a quantized MiniLM's embeddings are to the float32 model's, and at how many bits a weight.
 
 Each library quantizes the linears and the word embedding; what it dequantizes runs in our float32 encoder. So only the
 weights differ: nobody's activations are rounded. Bits are counted alike for all: codes packed, scales and zero points
@@ -53,7 +53,7 @@ class Fit:
 
 
 def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
-    """In a child: "peer|bits|group" -> a call that writes all dequantized weights to a file, and returns bits."""
+    """List calls of a child: "peer|bits|group" -> write all dequantized weights to a file, and return bits."""
     calls: dict[str, Callable[..., Any]] = {}
     # Others have no zero points: beside them, ours without.
     ours = [Ours(f"{MSE}, symmetric", "mse", rotate=True)] if module == "ours" else []
@@ -69,7 +69,7 @@ def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
 
 
 def dequantized(peer: peers.Peer, bits: int, group: int, path: str) -> list[int]:
-    """Bits as stored, bits as needed, weights; what they stand for is in the file."""
+    """Write what quantized weights stand for; return bits as stored, bits as needed, and the number of weights."""
     from safetensors.numpy import save_file
 
     out, stored, needed, count = {}, 0, 0, 0
@@ -103,7 +103,7 @@ class Judge:
         self._exact = self._embeddings(floats.model)
 
     def fit(self, tensors: dict[str, Any]) -> tuple[float, float]:
-        """Mean and first percentile of the cosine, with these weights in the place of the model's own."""
+        """Measure mean and first percentile of the cosine, with these weights in the place of the model's own."""
         from aq_jax.nn.architecture import read_architecture
 
         plan = read_architecture(models.table("float32").parent)
@@ -120,7 +120,7 @@ class Judge:
 
 
 def accuracy(full: bool) -> Iterator[Line]:
-    """A line for each way; beside another library's, the best of ours that has no more bits."""
+    """Yield a line for each way; beside another library's, the best of ours that has no more bits."""
     tables: list[Calibrated] = []
     for table in calibrated(full):
         if isinstance(table, Skipped):
@@ -141,7 +141,7 @@ def accuracy(full: bool) -> Iterator[Line]:
 
 
 def line_of(fit: Fit, found: list[Fit]) -> Result:
-    """What is said of one way."""
+    """Write the line of one way."""
     figures, made = {"bits": fit.bits, "p1": fit.low}, dict(fit.made)
     if fit.kind != "peer":
         figures["bits in a table"] = fit.stored
@@ -157,13 +157,13 @@ def line_of(fit: Fit, found: list[Fit]) -> Result:
 
 
 def best_within(found: list[Fit], bits: float, kind: str) -> Fit | None:
-    """The best of a kind that has no more bits."""
+    """Choose the best of a kind that has no more bits."""
     fitting = [fit for fit in found if fit.kind == kind and fit.bits <= bits + 0.005]
     return max(fitting, key=lambda fit: fit.mean, default=None)
 
 
 def uncalibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
-    """All peers, ours among them."""
+    """Measure all peers, ours among them."""
     from safetensors.numpy import load_file
 
     modules = [module for module in peers.MODULES if module != "numpy_plain"]  # its weights are the vectorized ones'
@@ -184,8 +184,8 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Fit | Skipped]:
 
 
 def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
-    """Tables that are given, as long as enough is left to judge by; without any, two that full runs make."""
-    from aq_jax.validate.config import FEWEST
+    """Describe the tables that are given, as long as enough is left to judge by; or two that full runs make."""
+    from aq_jax.validate.config import MIN_TEXTS
 
     paths, texts = given()
     if not paths and not full:
@@ -197,8 +197,8 @@ def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
         except (OSError, ValueError) as why:
             yield Skipped(f"table {path.parent.name}/{path.name}", brief(why).replace(str(path), path.name))
             continue
-        if len(models.held_out(FEWEST, seen_by_any([*taken, table]))) < FEWEST:
-            yield Skipped(table.name, f"fewer than {FEWEST} sentences would be left that no table has seen")
+        if len(models.held_out(MIN_TEXTS, seen_by_any([*taken, table]))) < MIN_TEXTS:
+            yield Skipped(table.name, f"fewer than {MIN_TEXTS} sentences would be left that no table has seen")
             continue
         if table.name in {other.name for other in taken}:
             table = replace(table, name=f"{table.name}, table {table.made['table'][:8]}")
@@ -207,12 +207,12 @@ def calibrated(full: bool) -> Iterator[Calibrated | Skipped]:
 
 
 def seen_by_any(tables: Collection[Calibrated]) -> set[str]:
-    """What one of them has seen."""
+    """Collect the lines that any of them has seen."""
     return set().union(*(table.seen for table in tables))
 
 
 def made_here() -> Iterator[Path]:
-    """Tables of four and two bits, in some minutes."""
+    """Make tables of four and two bits, in some minutes."""
     import aq_jax as aq
 
     for bits in (4, 2):
@@ -224,7 +224,7 @@ def made_here() -> Iterator[Path]:
 
 
 def judged_table(judge: Judge, table: Calibrated) -> Fit | Skipped:
-    """A table as it is: all of its tensors take the places of the float model's."""
+    """Measure a table as it is: all of its tensors take the places of the float model's."""
     from aq_jax.io.loader import WeightLoader
     from aq_jax.store.inspection import inspect_table
 

@@ -1,4 +1,4 @@
-"""The peers as contenders of a suite: each library in a process of its own, or a line that says why not."""
+"""Start the peers as contenders of a suite: each library in a process of its own, or a line that says why not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.timing import Skipped
 def peer_children(
     target: str, *arguments: Any, modules: Iterable[str] = peers.MODULES
 ) -> Iterator[tuple[dict[str, Child], list[Skipped]]]:
-    """A child for each module of peers that has its library, and what is left out.
+    """Start a child for each module of peers that has its library, and list what is left out.
 
     Args:
         target: as `Child` takes it; its first argument is the module.

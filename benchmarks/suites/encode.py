@@ -1,4 +1,4 @@
-"""Sentences a second of MiniLM: ours, transformers in torch, ONNX Runtime's dynamic int8."""
+"""Measure sentences a second of MiniLM: ours, transformers in torch, ONNX Runtime's dynamic int8."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = (*(f"{batch} x {tokens} tokens" for batch, tokens in SHAPES), f"{MIXED} 
 
 @cache
 def ids_of(case: str) -> list[list[int]]:
-    """The token ids of a case: random ones without padding, or sentences of prose."""
+    """Make the token ids of a case: random ones without padding, or sentences of prose."""
     if case == CASES[-1]:
         from aq_jax.nn.sentences import read_prepared
 
@@ -34,7 +34,7 @@ def ids_of(case: str) -> list[list[int]]:
 
 
 def embed(run: Run, ids: list[list[int]]) -> np.ndarray:
-    """Embeddings by a model that is given padded batches, as sentence-transformers makes them."""
+    """Embed by a model that is given padded batches, as sentence-transformers makes them."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     out = np.empty((len(ids), 384), np.float32)
     for start in range(0, len(ids), BATCH):
@@ -58,7 +58,7 @@ def _calls(models_by_name: dict[str, Run]) -> dict[str, Callable[..., Any]]:
 
 
 def torch_models() -> dict[str, Callable[..., Any]]:
-    """In a child: transformers' BertModel, mean pooled, in float32 and bfloat16."""
+    """List calls of a child: transformers' BertModel, mean pooled, in float32 and bfloat16."""
     torch = load_torch()
     from transformers import BertModel
 
@@ -74,7 +74,7 @@ def torch_models() -> dict[str, Callable[..., Any]]:
 
 
 def onnx_models() -> dict[str, Callable[..., Any]]:
-    """In a child: ONNX Runtime's dynamic int8 of the model: exported by torch, quantized by onnxruntime's own tool."""
+    """List calls of a child: ONNX Runtime's dynamic int8, exported by torch, quantized by onnxruntime's own tool."""
     runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores()
@@ -111,13 +111,13 @@ def _onnx_file(torch: Any) -> Path:
 
 
 def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """As sentence-transformers does."""
+    """Embed as sentence-transformers does."""
     kept = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     return kept / np.linalg.norm(kept, axis=1, keepdims=True)
 
 
 def children() -> Iterator[Child | Skipped]:
-    """The other libraries, those that are there."""
+    """Start the other libraries, those that are there."""
     for target in ("torch_models", "onnx_models"):
         try:
             yield Child(f"benchmarks.suites.encode:{target}")
@@ -126,7 +126,7 @@ def children() -> Iterator[Child | Skipped]:
 
 
 def encode(full: bool) -> Iterator[Line]:
-    """Ratios of sentences a second, and the speeds themselves."""
+    """Yield ratios of sentences a second, and the speeds themselves."""
     others = list(children())
     yield from (other for other in others if isinstance(other, Skipped))
     found = [other for other in others if isinstance(other, Child)]

@@ -1,4 +1,4 @@
-"""A table to JAX, beside safetensors' own loaders."""
+"""Load a table to JAX, beside safetensors' own loaders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = {
 
 
 def jax_loaders(path: Path) -> dict[str, Callable[[], Any]]:
-    """The ways of safetensors to JAX arrays; the best of them counts."""
+    """List the ways of safetensors to JAX arrays; the best of them counts."""
     import jax
     import jax.numpy as jnp
     from safetensors import flax, numpy
@@ -37,7 +37,7 @@ def jax_loaders(path: Path) -> dict[str, Callable[[], Any]]:
 
 
 def torch_loader() -> dict[str, Callable[[], Any]]:
-    """In a child: the float32 model to torch, mapped (nothing is read before it is used) or read."""
+    """List calls of a child: the float32 model to torch, mapped (nothing is read before it is used) or read."""
     load_torch()
     load_file = peers.library("safetensors.torch").load_file
     path = models.folder() / "model.safetensors"
@@ -52,7 +52,7 @@ def torch_loader() -> dict[str, Callable[[], Any]]:
 
 
 def load(full: bool) -> Iterator[Line]:
-    """The int8 model as float32 and packed, from both containers, digests checked; theirs is the float32 model."""
+    """Load the int8 model as float32 and packed, from both containers, digests checked; theirs is the float32 model."""
     import jax
 
     import aq_jax as aq

@@ -1,4 +1,4 @@
-"""Memory that quantizing a model adds to a process that has everything imported (Linux).
+"""Measure the memory that quantizing a model adds to a process that has everything imported (Linux).
 
 Every run is in a process of its own: what one case has freed, the next would use again.
 """
@@ -29,7 +29,7 @@ TARGET = "benchmarks.suites.memory:contenders"
 
 
 def added(work: Callable[[], object]) -> float:
-    """MB that no file backs, at most, while something runs, over what there was before."""
+    """Measure MB that no file backs, at most, while something runs, over what there was before."""
     peak, stop = [anonymous()], threading.Event()
 
     def watch() -> None:
@@ -45,7 +45,7 @@ def added(work: Callable[[], object]) -> float:
 
 
 def contenders(module: str) -> dict[str, Callable[[], Any]]:
-    """In a child, which runs one of them: "peer|bits" -> MB added by MiniLM's matrices, read one by one, and kept."""
+    """List calls of a child, which runs one: "peer|bits" -> MB added by MiniLM's matrices, read one by one."""
     calls: dict[str, Callable[[], Any]] = {}
     if module == "ours":
         calls = {f"{TABLE}|{bits}": partial(by_table, bits) for bits in CASES}
@@ -59,14 +59,14 @@ def contenders(module: str) -> dict[str, Callable[[], Any]]:
 
 
 def measure(peer: peers.Peer, bits: int, group: int) -> float:
-    """MB that a peer adds."""
+    """Measure the MB that a peer adds."""
     importlib.import_module("aq_jax.converters.checkpoint")  # what reads the matrices
     peer.quantize(peer.arrange(np.ones((512, 512), np.float32)), bits, group)  # compiled, and warm
     return added(partial(quantize_all, peer, bits, group))
 
 
 def by_table(bits: int) -> float:
-    """MB that MiniLM's way to a table adds."""
+    """Measure the MB that MiniLM's way to a table adds."""
     from safetensors.numpy import save_file
 
     import aq_jax as aq
@@ -84,7 +84,7 @@ def by_table(bits: int) -> float:
 
 
 def memory(full: bool) -> Iterator[Line]:
-    """Ours writes a table, or keeps what it made, as the others do."""
+    """Yield the MB of each: ours writes a table, or keeps what it made, as the others do."""
     for module in peers.MODULES:
         try:
             with Child(TARGET, module) as child:
@@ -97,7 +97,7 @@ def memory(full: bool) -> Iterator[Line]:
 
 
 def in_fresh_processes(module: str, name: str, runs: int) -> Line:
-    """The median of runs, each of which has a process for itself."""
+    """Take the median of runs, each of which has a process for itself."""
     peer, bits = name.split("|")
     case = f"MiniLM int{bits} in memory, {peer}"
     if peer == TABLE:
@@ -116,7 +116,7 @@ def in_fresh_processes(module: str, name: str, runs: int) -> Line:
 
 
 def anonymous() -> int:
-    """Bytes of memory of this process that no file backs (Linux)."""
+    """Count bytes of memory of this process that no file backs (Linux)."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("RssAnon:"):

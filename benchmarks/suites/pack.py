@@ -1,4 +1,4 @@
-"""Codes to bytes and back, by the libraries that have functions for it."""
+"""Pack codes to bytes and back, by the libraries that have functions for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "MiniLM"
 
 
 def contenders(module: str, cases: list[str], widths: list[int]) -> dict[str, Callable[[], Any]]:
-    """In a child: "peer|bits|case|pack" and "...|unpack" -> a call."""
+    """List calls of a child: "peer|bits|case|pack" and "...|unpack" -> a call."""
     calls: dict[str, Callable[[], Any]] = {}
     rng = np.random.default_rng(0)
     peer = peers.load(module)[0]  # further ones pack alike
@@ -41,7 +41,7 @@ def _each(call: Callable[[Any, int], Any], arrays: list[Any], bits: int) -> None
 
 
 def pack(full: bool) -> Iterator[Line]:
-    """Square matrices, and all of MiniLM's, one after the other."""
+    """Pack square matrices, and all of MiniLM's, one after the other."""
     cases, widths = (["2048", "4096", MODEL], [4, 3, 2]) if full else (["2048", MODEL], [4, 2])
     with peer_children("benchmarks.suites.pack:contenders", cases, widths, modules=MODULES) as (children, skipped):
         yield from skipped

@@ -1,4 +1,4 @@
-"""Products with quantized weights: each formulation, and other libraries', beside a float32 product in JAX."""
+"""Multiply with quantized weights: each formulation, and other libraries', beside a float32 product in JAX."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def numbers(inputs: int, outputs: int, rows: int) -> tuple[np.ndarray, np.ndarra
 
 
 def torch_products() -> dict[str, Callable[..., Any]]:
-    """In a child: products by torch."""
+    """List calls of a child: products by torch."""
     torch = load_torch()
     calls: dict[str, Callable[..., Any]] = {}
     for inputs, outputs in SHAPES:
@@ -39,7 +39,7 @@ def torch_products() -> dict[str, Callable[..., Any]]:
 
 
 def onnx_products() -> dict[str, Callable[..., Any]]:
-    """In a child: dynamic int8 products by ONNX Runtime, made by its own quantizer."""
+    """List calls of a child: dynamic int8 products by ONNX Runtime, made by its own quantizer."""
     onnx, runtime = peers.library("onnx"), peers.library("onnxruntime")
     quantization = peers.library("onnxruntime.quantization")
     calls: dict[str, Callable[..., Any]] = {}
@@ -72,12 +72,12 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
 
 
 def _kept(call: Callable[..., Any], *arguments: Any) -> None:
-    """Without the result, which no pipe carries."""
+    """Call without the result, which no pipe carries."""
     call(*arguments)
 
 
 def qdot(full: bool) -> Iterator[Line]:
-    """What `qdot` takes for each kind of activations, beside the others' products."""
+    """Time `qdot` for each kind of activations, beside the others' products."""
     children = []
     for target in ("torch_products", "onnx_products"):
         try:

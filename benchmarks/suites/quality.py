@@ -1,4 +1,4 @@
-"""Embeddings of real sentences beside float32 ones; parity with transformers; memory; programs."""
+"""Compare embeddings of real sentences with float32 ones; parity with transformers; memory; programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def quality(full: bool) -> Iterator[Line]:
-    """With activations rounded, as models run."""
+    """Compare with activations rounded, as models run."""
     import jax
     from flax import nnx
 

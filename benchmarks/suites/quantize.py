@@ -1,4 +1,4 @@
-"""One matrix to codes and back, by every library, each in its own process."""
+"""Quantize one matrix to codes and back, by every library, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLAIMS = {"NumPy": ("5", "12"), "torchao": ("5", "15"), "quanto": ("5", "15")}  
 
 
 def contenders(module: str, side: int, slow: bool) -> dict[str, Callable[[], Any]]:
-    """In a child: "quantize|peer|bits|group" and "dequantize|..." -> a call, of this module's peers.
+    """List calls of a child: "quantize|peer|bits|group" and "dequantize|..." -> a call, of this module's peers.
 
     Args:
         module: of `benchmarks.peers`.

@@ -1,4 +1,4 @@
-"""A whole model: from its safetensors to a table."""
+"""Take a whole model from its safetensors to a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = 6.0
 
 
 def contenders(module: str) -> dict[str, Callable[[], Any]]:
-    """In a child: "peer|bits|group" -> read MiniLM's matrices and quantize them. Nothing is written."""
+    """List calls of a child: "peer|bits|group" -> read MiniLM's matrices and quantize them. Nothing is written."""
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
         for bits, (_, wanted) in CASES.items():
@@ -37,7 +37,7 @@ def quantize_all(peer: peers.Peer, bits: int, group: int) -> list[Any]:
 
 
 def road(full: bool) -> Iterator[Line]:
-    """Ours and NumPy's write a V2 table with digests, fit and page checksums; the others' work ends in memory."""
+    """Time ours and NumPy's, which write a V2 table with digests, fit and page checksums; the others end in memory."""
     import aq_jax as aq
 
     configs = {
@@ -87,7 +87,7 @@ def our_road(path: Path, config: Any) -> None:
 
 
 def numpy_road(path: Path, config: Any) -> None:
-    """The same table, as far as plain NumPy can make it."""
+    """Write the same table, as far as plain NumPy can make it."""
     from aq_jax.converters.checkpoint import open_checkpoint
     from aq_jax.io.loader import as_v2, plain_rows
     from aq_jax.store import Row, TableWriter

@@ -1,4 +1,4 @@
-"""What a conversion costs as models grow: time a byte, and memory, should stay what they are."""
+"""Measure what a conversion costs as models grow: time a byte, and memory, should stay what they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def scale(full: bool) -> Iterator[Line]:
-    """Llamas of 64 MB to 4 GB into shards of int8, by one process; their files are mostly holes."""
+    """Convert Llamas of 64 MB to 4 GB into shards of int8, by one process; their files are mostly holes."""
     import aq_jax as aq
 
     first: tuple[float, float] | None = None

@@ -1,4 +1,4 @@
-"""Bytes on disk, and how well weights fit."""
+"""Measure bytes on disk, and how well weights fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.timing import Line, Result
 
 
 def size(full: bool) -> Iterator[Line]:
-    """Bytes on disk, and how well weights fit, of the real model."""
+    """Measure bytes on disk, and how well weights fit, of the real model."""
     import aq_jax as aq
     from aq_jax.converters import huggingface
     from aq_jax.store.inspection import Inspection, inspect_table

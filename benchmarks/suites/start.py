@@ -1,4 +1,4 @@
-"""The first sentences of a process."""
+"""Time the first sentences of a process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(loaded - start, time.perf_counter() - loaded)
 
 
 def start(full: bool) -> Iterator[Line]:
-    """The first sentences of a process, everything imported and the compile cache warm."""
+    """Time the first sentences of a process, everything imported and the compile cache warm."""
     path = models.table("int8")
     with tempfile.TemporaryDirectory() as cached:
         variables = {

@@ -1,4 +1,4 @@
-"""A real float Llama, of 260 thousand parameters, if it is there."""
+"""Judge a real float Llama, of 260 thousand parameters, if it is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORIES = "AQ_JAX_STORIES"  # a folder with stories260K.bin, tok512.bin and stor
 
 
 def stories(full: bool) -> Iterator[Line]:
-    """Loss a token, in every width, with and without calibration."""
+    """Measure loss a token, in every width, with and without calibration."""
     folder = os.environ.get(STORIES)
     if not folder:
         yield Skipped("stories260k", f"{STORIES} names no folder")

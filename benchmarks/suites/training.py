@@ -1,4 +1,4 @@
-"""What a training step takes, and its parts: MiniLM at two bits, 2,048 tokens."""
+"""Time a training step and its parts: MiniLM at two bits, 2,048 tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOKENS, LENGTH, ROUNDS = 2048, 27, 7
 
 
 def train(full: bool) -> Iterator[Line]:
-    """The step, and the programs of its parts, side by side."""
+    """Time the step, and the programs of its parts, side by side."""
     import jax
     import jax.numpy as jnp
 

@@ -4,7 +4,7 @@
 stays as a record of how they were made; a later release adds a corpus of its own instead of making this one again.
 
 meaning.json has, for each file, its version, tied names and rows; expected.npz the numbers, as the slow reader of the
-documentation reads them (`aq_jax/validate/independent_reader.py`), and what the two models give.
+documentation reads them (`tests/independent_reader.py`), and what the two models give.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bert_oracle
+import independent_reader
 import numpy as np
 import safetensors.numpy
 import small_llama
@@ -26,7 +27,6 @@ from aq_jax.converters import orbax
 from aq_jax.io import loader
 from aq_jax.store import open_table
 from aq_jax.store.layout import pieces
-from aq_jax.validate import independent_reader
 
 CORPUS = Path(__file__).parent / "corpus"
 BERT = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "max_position_embeddings": 32, "intermediate_size": 32}

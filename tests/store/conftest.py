@@ -32,8 +32,8 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def independent() -> ModuleType:
-    """aq_jax/validate/independent_reader.py, which imports nothing of aq_jax."""
-    return _load(TESTS.parent / "aq_jax" / "evaluate" / "independent_reader.py")
+    """tests/independent_reader.py, which imports nothing of aq_jax."""
+    return _load(TESTS / "independent_reader.py")
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,8 @@ def test_golden_files(file: str, golden: Path, make: ModuleType, independent: Mo
     assert bool(turned) is file.startswith(("rotated", "widths"))
     assert [independent.row_digest(row) for row in rows] == [row["digest"] for row in rows]
     assert independent.table_digests(rows, metadata) == (metadata["statistics"], metadata["digest"])
+    assert independent.begins_with(golden / file, independent.V2) is not file.startswith("v1")
+    assert independent.reads_as_v1(golden / file)  # V2 begins with the columns of V1
     with open_table(golden / file) as table:
         assert table.version == (1 if file.startswith("v1") else 2)
         assert table.aliases == make.ALIASES

@@ -12,7 +12,7 @@ import small_validation
 from aq_jax.calibration.plan import LAST
 from aq_jax.calibration.solve import Training, drawn
 from aq_jax.errors import ConfigError
-from aq_jax.validate.config import Case, ValidationConfig, conversions
+from aq_jax.validate.config import Case, ValidationConfig, read_conversions
 from aq_jax.validate.data import HeldOut, held_out, read_pairs, seen_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
@@ -26,14 +26,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def held(*cases: Case, text: str = "text.txt", seed: int = 0, labels: str = "") -> HeldOut:
     config = ValidationConfig(cases, text=text, seed=seed, labels=labels)
-    return held_out(config, conversions(config))
+    return held_out(config, read_conversions(config))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_line_that_a_case_calibrates_on_judges_any(seed: int) -> None:
     cases = (Case("int8", "int8.toml"), Case("gptq", "gptq.toml"))
     found = held(*cases, seed=seed, labels="labels.tsv")
-    calibration = conversions(ValidationConfig(cases))[1].calibration
+    calibration = read_conversions(ValidationConfig(cases))[1].calibration
     (used,) = drawn(calibration, None)
     assert not set(used.lines) & set(found.text.lines)
     assert found.excluded == len(used.lines) == 40
@@ -65,7 +65,7 @@ def test_planning_and_training_see_more() -> None:
     assert held(plan).excluded == 40 + (1 + LAST) * 5
     limited = ("calibration.sentences=20", "train.sentences=30", "train.held_out=10")
     trained = Case("t", "trained.toml", limited)
-    (conversion,) = conversions(ValidationConfig((trained,)))
+    (conversion,) = read_conversions(ValidationConfig((trained,)))
     assert conversion.train is not None
     lines = {line for each in drawn(conversion.calibration, Training(conversion.train, Path())) for line in each.lines}
     assert lines <= seen_lines(conversion)

@@ -14,7 +14,7 @@ from aq_jax.errors import AqError
 from aq_jax.nn import Encoder, Generator
 from aq_jax.validate.data import HeldOut, Pairs
 from aq_jax.validate.metrics import spearman
-from aq_jax.validate.outputs import Embeddings, Predictions, side_by_side
+from aq_jax.validate.outputs import EncoderJudge, GeneratorJudge, time_in_turns
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_ids_that_have_none_are_refused(llama: Generator, ids: list[int]) -> Non
 
 def test_texts_that_the_model_cannot_take_are_cut_or_left_out(llama: Generator) -> None:
     limit = llama.model.config.max_position_embeddings
-    judge = Predictions(llama, HeldOut(Text("t", ("the ab " * 200, "an"), 0), 0, None))
+    judge = GeneratorJudge(llama, HeldOut(Text("t", ("the ab " * 200, "an"), 0), 0, None))
     found = judge.outputs(llama)
     assert found["tokens"] == limit - 1 + len(llama.tokenizer.encode("an").ids) - 1
     assert (found["kl"]["mean"], found["same_top"]["rate"], found["perplexity"]["ratio"]) == (0, 1, 1)
@@ -59,16 +59,18 @@ def test_texts_that_the_model_cannot_take_are_cut_or_left_out(llama: Generator) 
 def test_an_encoder_is_as_good_as_itself(bert: Encoder, rng: np.random.Generator) -> None:
     lines = tuple(" ".join(rng.choice(small_validation.WORDS, 4)) for _ in range(60))
     pairs = tuple((lines[i], lines[i + 1], float(i % 7)) for i in range(20))
-    found = Embeddings(bert, HeldOut(Text("t", lines, 0), 0, Pairs("p", pairs, 0))).outputs(bert)
+    found = EncoderJudge(bert, HeldOut(Text("t", lines, 0), 0, Pairs("p", pairs, 0))).outputs(bert)
     assert found["cosine"]["mean"] == pytest.approx(1, abs=1e-6)
     assert found["cosine"]["count"] == 60
     firsts, seconds = (np.asarray(bert.encode([pair[i] for pair in pairs])) for i in (0, 1))
     wanted = 100 * spearman(np.sum(firsts * seconds, axis=1), [score for *_, score in pairs])
-    assert found["spearman"] == {"float": pytest.approx(wanted, abs=0.5), "quantized": found["spearman"]["float"]}
+    own = found["spearman"]["float"]
+    assert own == pytest.approx(wanted, abs=0.5)
+    assert found["spearman"] == {"float": own, "quantized": own, "loss": 0}
 
 
 def test_both_are_timed_in_turns() -> None:
     calls: list[str] = []
-    found = side_by_side(lambda: calls.append("one"), lambda: calls.append("other"), 10)
+    found = time_in_turns(lambda: calls.append("one"), lambda: calls.append("other"), 10)
     assert calls == ["one", "other"] * (len(calls) // 2)
     assert min(found.values()) > 0

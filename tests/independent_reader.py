@@ -1,4 +1,4 @@
-"""A second reader, written from docs/format.md alone: obvious, and sharing no code with aq_jax.
+"""Read tables as docs/format.md says and no other way: an oracle that shares no code with aq_jax.
 
 It takes the file as whole Python values, and its codes as single bits.
 """
