@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "load_config",
     "load_model",
+    "prepare",
     "qdot",
     "qembed",
     "quantize",
@@ -59,7 +60,8 @@ _PUBLIC = {
     "Override": "config",
     "load_config": "config.schema",
     "QTensor": "core.qtensor",
-    "dequantize": "core.quantize",
+    "dequantize": "ops",
+    "prepare": "ops",
     "qdot": "ops",
     "qembed": "ops",
     "quantize": "quantizers.apply",
@@ -90,11 +92,10 @@ if TYPE_CHECKING:
     from aq_jax.config.schema import load_config
     from aq_jax.converters.convert import convert, dequantize_file, quantize_file
     from aq_jax.core.qtensor import QTensor
-    from aq_jax.core.quantize import dequantize
     from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
     from aq_jax.io.loader import WeightLoader, load, save
     from aq_jax.nn import load_model
-    from aq_jax.ops import qdot, qembed
+    from aq_jax.ops import dequantize, prepare, qdot, qembed
     from aq_jax.quantizers import QUANTIZERS
     from aq_jax.quantizers.apply import fake_quant, quantize, quantize_tree
 

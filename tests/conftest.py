@@ -26,7 +26,7 @@ if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
 CHECKED = [
     "aq_jax.core",
     "aq_jax.codes",
-    *(f"aq_jax.ops.{name}" for name in ("product", "rows", "xla")),
+    *(f"aq_jax.ops.{name}" for name in ("attention", "preparing", "product", "rows", "values", "xla", "xla_attention")),
     *(f"aq_jax.quantizers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
     *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
 ]

@@ -26,10 +26,10 @@ from aq_jax.calibration.walk import Moments, Walk, mask_of
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
+from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated_by
 

@@ -24,11 +24,11 @@ from aq_jax.calibration.text import Batch
 from aq_jax.calibration.walk import mask_of, staged, tapped
 from aq_jax.config import QuantizationConfig
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
+from aq_jax.ops import dequantize
 from aq_jax.quantizers.apply import quantize_tree
 from aq_jax.quantizers.lookup import calibrated_by
 from aq_jax.quantizers.screen import to_half

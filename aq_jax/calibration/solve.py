@@ -23,12 +23,12 @@ from aq_jax.calibration.text import BUILT_IN, Text, padded_batches, read_text, t
 from aq_jax.calibration.train import train
 from aq_jax.config import CalibrationConfig, QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.nn.architecture import Architecture, read_architecture
 from aq_jax.nn.models import Model, model_types
 from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
 from aq_jax.nn.weights import match_names
+from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.apply import quantize_tree
 from aq_jax.quantizers.lookup import calibrated_by, fallback

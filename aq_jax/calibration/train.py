@@ -27,10 +27,10 @@ from aq_jax.calibration.sensitivity import Outputs
 from aq_jax.calibration.text import Batch, padded, padded_lengths
 from aq_jax.config import QuantizationConfig, QuantSpec, TrainingConfig
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
 from aq_jax.errors import AqError
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences
+from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 
 SHAPES = 6  # of batches: each is a program more, and less padding

@@ -39,10 +39,15 @@ class _Version(argparse.Action):
             say(f"aq-jax {aq_jax.__version__}")
         else:
             from aq_jax.codes import CODES
+            from aq_jax.converters import FORMATS
+            from aq_jax.nn.models import FAMILIES
             from aq_jax.ops import KERNELS
+            from aq_jax.quantizers import QUANTIZERS
 
-            kernels = {operation: list(entries) for operation, entries in KERNELS.items()}
-            say(json.dumps({"aq_jax": aq_jax.__version__, "codes": list(CODES), "kernels": kernels}))
+            tables = {"codes": CODES, "quantizers": QUANTIZERS, "families": FAMILIES, "formats": FORMATS}
+            found: dict[str, Any] = {"aq_jax": aq_jax.__version__} | {what: list(each) for what, each in tables.items()}
+            found["kernels"] = {operation: list(entries) for operation, entries in KERNELS.items()}
+            say(json.dumps(found))
         parser.exit()
 
 
@@ -55,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--version", action=_Version, nargs=argparse.REMAINDER, metavar="--json",
-        help="show the version and exit; with --json also which codes and kernels there are",
+        help="show the version and exit; with --json also which codes, quantizers, kernels, families and formats",
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import DTYPES, aligned_empty
@@ -163,10 +164,14 @@ def is_torch(value: Any) -> bool:
 def identity(value: Any) -> object:
     """What two values share if they are one: the object or, since torch makes new ones for the same memory, that.
 
-    Of a QTensor its arrays: a variable of Flax NNX gives another QTensor of them whenever it is asked.
+    Of a QTensor and a prepared weight their arrays: a variable of Flax NNX gives others of them whenever it is asked.
     """
     if isinstance(value, QTensor):
         return tuple(identity(part) for part in (value.codes, value.scale, value.zero_point)), value.spec, value.length
+    if isinstance(value, Prepared):
+        import jax
+
+        return tuple(map(id, jax.tree.leaves(value))), value.like
     if not is_torch(value) or not value.numel() or value.layout != torch_module().strided or value.is_meta:
         return id(value)
     place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())

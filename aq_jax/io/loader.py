@@ -27,6 +27,7 @@ from aq_jax.core.frameworks import (
     torch_module,
     unwrapped,
 )
+from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.core.qtensor import QTensor, scale_shape
 from aq_jax.core.sharding import build, codes_shape, own_rows, parts, qtensor_shardings
 from aq_jax.errors import FormatError
@@ -445,7 +446,8 @@ def save(
 
     Args:
         path: .parquet or .arrow; appears whole, or not at all.
-        tensors: JAX, NumPy or torch arrays, or QTensors, by name; also as variables of Flax NNX.
+        tensors: JAX, NumPy or torch arrays, or QTensors, by name; also as variables of Flax NNX. Of what `prepare` made
+            the QTensor is stored.
         config: kept in the table's metadata.
         compression: "zstd" compresses the weights too (.parquet only).
 
@@ -463,14 +465,17 @@ def save(
     """
     # Once: of a mapping that makes its values when asked, an object's id would mean nothing.
     tensors = {name: unwrapped(value) for name, value in tensors.items()}
-    quantized = any(isinstance(value, QTensor) for value in tensors.values())
+    quantized = any(isinstance(value, QTensor | Prepared) for value in tensors.values())
     seen: dict[object, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:
         for name, value in tensors.items():
             if (stored := seen.setdefault(identity(value), name)) != name:
                 table.alias(name, stored)
                 continue
-            rows = packed_rows(name, value) if isinstance(value, QTensor) else plain_rows(name, to_numpy(value, name))
+            if isinstance(value, QTensor | Prepared):
+                rows = packed_rows(name, to_qtensor(value))
+            else:
+                rows = plain_rows(name, to_numpy(value, name))
             for row in rows:
                 table.write(as_v2(row) if quantized else row)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.errors import AqError
+from aq_jax.ops.kernels import choices
 
 
 class Structure(NamedTuple):
@@ -49,12 +50,17 @@ def split(module: nnx.Module) -> tuple[Structure, list[Any]]:
     return Structure(graph, tree, mesh), leaves
 
 
+def nbytes(module: nnx.Module) -> int:
+    """Count the bytes of a module's arrays in memory, of what kernels have prepared, too."""
+    return sum(leaf.nbytes for leaf in split(module)[1])
+
+
 class Program:
     """A function of a module and arrays, compiled once for each structure of the module and shape of the arrays.
 
     The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it; and
     modules of one structure, as the layers of most models are, share it. What is static in a module, such as the window
-    of an attention, is part of its structure.
+    of an attention, is part of its structure. Where other kernels are there, or one is forced, it is another program.
 
     Args:
         function: (module, *arrays, **options) -> arrays.
@@ -88,19 +94,21 @@ class Program:
         run, shapes = self._compiled[structure]
 
         def call(*arrays: Any, **static: Any) -> Any:
-            shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items()))))
-            return run(leaves, *arrays, **static)
+            kernels = choices()
+            shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items())), kernels))
+            return run(leaves, kernels, *arrays, **static)
 
         return call
 
     def _compile(self, structure: Structure) -> Callable[..., Any]:
-        def run(leaves: list[Any], *arrays: Any, **static: Any) -> Any:
+        def run(leaves: list[Any], kernels: Hashable, *arrays: Any, **static: Any) -> Any:
             # NumPy arrays come through as they are where nothing is compiled (jax_disable_jit).
             arrays = tuple(each if isinstance(each, jax.Array) else jnp.asarray(each) for each in arrays)
             return self._function(structure.merge(leaves), *arrays, **static)
 
         return jax.jit(
             run,
+            static_argnums=1,
             static_argnames=self._options,
             compiler_options=dict(COMPILER_OPTIONS[backend()]),
             # To every device of the weights' mesh, so that each process has the results.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
-from aq_jax.nn.compiled import Compiled, padded_length, token_ids
+from aq_jax.nn.compiled import Compiled, nbytes, padded_length, token_ids
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import Sentences, prompt_tokens
 from aq_jax.nn.tokenizer import cut_at, encoded
@@ -41,6 +41,11 @@ class Encoder:
     def compiles(self) -> int:
         """How many programs were compiled so far: one for each padded length, and for each of single sentences."""
         return self._embed.compiles
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's arrays in memory: weights as they are packed, or as kernels have prepared them."""
+        return nbytes(self.model)
 
     def encode(
         self,

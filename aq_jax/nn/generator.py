@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from aq_jax.errors import AqError, ConfigError
-from aq_jax.nn.compiled import Compiled, padded_length, token_ids
+from aq_jax.nn.compiled import Compiled, nbytes, padded_length, token_ids
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.tokenizer import encoded
 
@@ -44,6 +44,11 @@ class Generator:
     def compiles(self) -> int:
         """How many programs were compiled so far: one for each padded length of a prompt and of a continuation."""
         return self._continue.compiles + self._score.compiles + self._every.compiles
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's arrays in memory: weights as they are packed, or as kernels have prepared them."""
+        return nbytes(self.model)
 
     def generate(
         self, prompt: str, max_tokens: int = 128, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,22 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Integer, Real
 
 from aq_jax.core.dispatch import Activations
+from aq_jax.core.prepared import Prepared, described, to_qtensor
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.ops import lacks_for_integers, qdot, qembed
+from aq_jax.ops import lacks_for_integers, prepare, qdot, qembed
+
+
+class PreparedWeight(nnx.Variable[Prepared]):
+    """A weight that a kernel has prepared: no parameter, since what is trained and saved is the QTensor."""
 
 
 class QLinear(nnx.Module):
     """y = x @ W.T + b on a packed weight, in place of nnx.Linear or nnx.LinearGeneral.
 
     Args:
-        weight: [outputs, inputs]: a Flax kernel, turned.
+        weight: [outputs, inputs]: a Flax kernel, turned. It is prepared for its products (see `aq_jax.prepare`), if
+            that was not done before.
         bias: of the shape of the outputs, or None.
         activations: what inputs are rounded to (see `qdot`).
         inputs: the lengths of the last axes of x, which are multiplied as one; default: one axis.
@@ -40,7 +46,7 @@ class QLinear(nnx.Module):
 
     def __init__(
         self,
-        weight: QTensor,
+        weight: QTensor | Prepared,
         bias: Array | None = None,
         *,
         activations: Activations = "float32",
@@ -48,7 +54,6 @@ class QLinear(nnx.Module):
         outputs: tuple[int, ...] | None = None,
         dtype: DTypeLike | None = None,
     ) -> None:
-        self.weight = nnx.Param(weight)
         self.bias = None if bias is None else nnx.Param(bias)
         self.activations: Activations = activations
         self.inputs = inputs or weight.shape[1:]
@@ -56,6 +61,7 @@ class QLinear(nnx.Module):
         if (math.prod(self.outputs), math.prod(self.inputs)) != weight.shape:
             raise ValueError(f"QLinear: weight of shape {list(weight.shape)} for {self.inputs} -> {self.outputs}")
         _check_activations("QLinear", weight, activations)
+        self.weight = _variable(weight, activations, "product")
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, x: Real[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
@@ -71,12 +77,17 @@ class QLinear(nnx.Module):
             y += jnp.expand_dims(self.bias.get_value().astype(y.dtype), range(len(batch)))
         return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
+    @property
+    def qtensor(self) -> QTensor:
+        """The weight, whatever a kernel has made of it."""
+        return to_qtensor(self.weight.get_value())
+
 
 class QEmbed(nnx.Module):
     """Rows of a packed table, in place of nnx.Embed: the codes of the rows are gathered, then dequantized.
 
     Args:
-        table: [rows, width].
+        table: [rows, width]. It is prepared for looking rows up, if that was not done before.
         activations: what the queries of `attend` are rounded to (see `qdot`).
         dtype: of rows, queries and logits; None gives rows in float32, and keeps that of the queries.
 
@@ -89,10 +100,12 @@ class QEmbed(nnx.Module):
     [[0.0, 0.0, 1.0, 0.0]]
     """
 
-    def __init__(self, table: QTensor, *, activations: Activations = "float32", dtype: DTypeLike | None = None) -> None:
-        self.table = nnx.Param(table)
+    def __init__(
+        self, table: QTensor | Prepared, *, activations: Activations = "float32", dtype: DTypeLike | None = None
+    ) -> None:
         self.activations: Activations = activations
         _check_activations("QEmbed", table, activations)
+        self.table = _variable(table, activations, "rows")
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, ids: Integer[Array, "*batch"], out_sharding: Any = None) -> Float[Array, "*batch width"]:
@@ -107,10 +120,25 @@ class QEmbed(nnx.Module):
         logits = qdot(query, self.table.get_value(), self.activations)
         return logits if out_sharding is None else jax.sharding.reshard(logits, out_sharding)
 
+    @property
+    def qtensor(self) -> QTensor:
+        """The table, whatever a kernel has made of it."""
+        return to_qtensor(self.table.get_value())
 
-def _check_activations(where: str, weight: QTensor, activations: Activations) -> None:
+
+def _variable(
+    weight: QTensor | Prepared, activations: Activations, operation: Literal["product", "rows"]
+) -> nnx.Variable[Any]:
+    """A parameter, unless a kernel wants something beside it or instead of it."""
+    if isinstance(weight, Prepared):
+        return PreparedWeight(weight)
+    prepared = prepare(weight, activations=activations, operation=operation)
+    return nnx.Param(weight) if prepared.arrays is None else PreparedWeight(prepared)
+
+
+def _check_activations(where: str, weight: QTensor | Prepared, activations: Activations) -> None:
     """Refuse when the layer is made what `qdot` would refuse when it is first called."""
-    if activations == "int8" and (lack := lacks_for_integers(weight)):
+    if activations == "int8" and (lack := lacks_for_integers(described(weight))):
         raise ConfigError(
             f"{where}: activations = 'int8' wants {lack}; found {weight}; choose a group_size that divides its rows, "
             "or other activations"

@@ -105,15 +105,22 @@ def quantized_layer(layer: Any, weight: QTensor, activations: Activations) -> QL
         raise ConfigError(f"{kind} of dtype {jnp.dtype(layer.dtype)}; wanted a floating one")
     if isinstance(layer, nnx.Embed):
         embed = QEmbed(weight, activations=activations, dtype=layer.dtype)
+        embed.table = _whole(embed.table, weight, layer.embedding)
         annotate(embed.table, layer.embedding)
         return embed
     inputs, outputs = _axes(layer)
     bias = None if layer.bias is None else layer.bias.get_value()
     linear = QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs, dtype=layer.dtype)
+    linear.weight = _whole(linear.weight, weight, layer.kernel)
     annotate(linear.weight, layer.kernel, len(inputs))
     if linear.bias is not None and layer.bias is not None:
         annotate(linear.bias, layer.bias)
     return linear
+
+
+def _whole(new: nnx.Variable[Any], weight: QTensor, old: nnx.Variable[Any]) -> nnx.Variable[Any]:
+    """The variable of a weight: a QTensor, which can be cut, where the one that it stands for is to be."""
+    return nnx.Param(weight) if old.get_metadata("out_sharding", None) else new
 
 
 def _weight(layer: Any) -> tuple[str, Array | None]:

@@ -17,9 +17,9 @@ from jaxtyping import Array
 
 from aq_jax.core.dispatch import Activations
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
 from aq_jax.errors import FormatError
 from aq_jax.nn.swap import quantized_layer
+from aq_jax.ops import dequantize
 
 Transform = Callable[[Array], Array]
 # (pattern of the whole stored name, path in the model or None to leave it out, what is done to a float array)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -13,8 +12,9 @@ from jaxtyping import Array, Float, Real
 
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
+from aq_jax.core.prepared import Prepared, as_wanted, described, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops.kernels import KERNELS, choose
+from aq_jax.ops.kernels import Kernel, choose
 from aq_jax.ops.xla import float32_dot
 
 # Of two int8 numbers each; a few more may not fit in int32.
@@ -23,7 +23,7 @@ MOST_PRODUCTS = 2**17 - 1
 
 def qdot(
     x: Real[Array | np.ndarray, "*batch inputs"],
-    w: QTensor,
+    w: QTensor | Prepared,
     activations: Activations = "float32",
     *,
     kernel: str | None = None,
@@ -35,13 +35,14 @@ def qdot(
 
     Args:
         x: real numbers, the last axis as long as W's.
-        w: [outputs, inputs].
+        w: [outputs, inputs]; also as `prepare` makes it.
         activations: what x is rounded to before it meets W. "float32" is exact. "bfloat16" also rounds W.
             "int8" gives each row of x a scale and an offset of its own, so that a row's result depends on no other row
             (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as minmax has it), and
             multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
-        kernel: who computes it, of `ops.KERNELS["product"]`; by default the first that takes it. Which one that is
-            changes no more than the order of sums.
+        kernel: who computes it, of `ops.KERNELS["product"]`; by default the one that W was prepared for, or else the
+            first that takes it. Which one that is changes no more than the order of sums. In a function of your own
+            under `jit` it is chosen when that is traced.
 
     Raises:
         ValueError: if W has other than two axes, or x another length; for other activations than these; for "int8" if
@@ -56,38 +57,53 @@ def qdot(
     """
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
+    check_product(w, activations)
+    first = w.kernel if isinstance(w, Prepared) else ""
+    name, entry = choose("product", kernel, described(w), activations, first=first)
+    return _qdot(x, w, activations, name, entry)
+
+
+def check_product(w: QTensor | Prepared, activations: str) -> None:
+    """Refuse weights that cannot be multiplied by such inputs.
+
+    Raises:
+        ValueError: see `qdot`.
+    """
+    if w.ndim != 2:
+        raise ValueError(f"qdot: W of shape {list(w.shape)}: wanted [outputs, inputs]")
     if activations not in ACTIVATIONS:
         raise ValueError(f"qdot: activations={activations!r}; wanted one of {', '.join(ACTIVATIONS)}")
-    if activations == "int8" and w.size and (wanted := lacks_for_integers(w)):
+    if activations == "int8" and w.size and (wanted := lacks_for_integers(described(w))):
         raise ValueError(f"qdot: integer products need {wanted}; found {w}")
-    return _qdot(x, w, activations, choose("product", kernel, w, activations))
 
 
-@functools.partial(jax.jit, static_argnames=("activations", "kernel"))
+@functools.partial(jax.jit, static_argnames=("activations", "name", "kernel"))
 def _qdot(
-    x: Real[Array, "*batch inputs"], w: QTensor, activations: Activations, kernel: str
+    x: Real[Array, "*batch inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
 ) -> Float[Array, "*batch outputs"]:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
-    if w.spec.rotation:  # x W^T = (x R)(W R)^T
-        rows = rotate(rows, w.spec.rotation)
-        w = dataclasses.replace(w, spec=dataclasses.replace(w.spec, rotation=0))
+    if rotation := described(w).spec.rotation:  # x W^T = (x R)(W R)^T
+        rows = rotate(rows, rotation)
     if w.size == 0:
         activations = "float32"  # there is nothing to round
-    y = _product(rows, w, activations, kernel).reshape(*x.shape[:-1], w.shape[0])
+    y = _product(rows, unrotated(w), activations, name, kernel).reshape(*x.shape[:-1], w.shape[0])
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _product(
-    x: Float[Array, "rows inputs"], w: QTensor, activations: Activations, kernel: str
+    x: Float[Array, "rows inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
 ) -> Float[Array, "rows outputs"]:
-    return KERNELS["product"][kernel].run(x, w, activations)
+    return kernel.run(x, as_wanted(w, kernel, name), activations)
 
 
 @_product.defjvp
-def _product_jvp(activations: Activations, kernel: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _product_jvp(
+    activations: Activations, name: str, kernel: Kernel, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     """Straight through the rounding of x, whose own derivative is zero."""
-    return _product(*primals, activations, kernel), jax.jvp(float32_dot, primals, tangents)[1]
+    _, tangent = jax.jvp(lambda x, w: float32_dot(x, to_qtensor(w)), primals, tangents)
+    return _product(*primals, activations, name, kernel), tangent
 
 
 def lacks_for_integers(w: QTensor) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Int8
 
 from aq_jax.codes import bits_jax
 from aq_jax.core.dispatch import FEWEST_ROWS, Activations
-from aq_jax.core.grid import decode, ends
+from aq_jax.core.grid import Grid, decode, ends, place
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 
@@ -51,6 +51,26 @@ class Rows:
         group = jnp.where(inside[..., None], element // table.spec.group_elements(table.shape), table.scale.size)
         scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
         return (values - jnp.take(table.zero_point, group, mode="clip")) * scale
+
+
+class Quantize:
+    """Codes of groups on their grids, or what is rounded to them when it is packed (see `core.grid.place`)."""
+
+    def refuses(self, size: int, bits: int) -> str:
+        return ""
+
+    def run(self, w: Float[Array, "*groups size"], grid: Grid, bits: int) -> Float[Array, "*groups size"]:
+        return place(w, grid, bits)
+
+
+class Dequantize:
+    """(q - zero_point) * scale."""
+
+    def refuses(self, w: QTensor) -> str:
+        return ""
+
+    def run(self, w: QTensor, dtype: DTypeLike) -> Float[Array, "*shape"]:
+        return dequantize(w, dtype)
 
 
 def float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:

@@ -18,10 +18,13 @@ from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
-from aq_jax.core.grid import Grid, place
+from aq_jax.core.grid import Grid
+from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
-from aq_jax.core.quantize import assemble, dequantize
+from aq_jax.core.quantize import assemble
 from aq_jax.errors import AqError
+from aq_jax.ops import dequantize
+from aq_jax.ops.kernels import Kernel, choose
 from aq_jax.quantizers.lookup import check_policy, without_inputs
 from aq_jax.quantizers.measure import Groups
 from aq_jax.quantizers.screen import Refused, refusal, to_half
@@ -30,7 +33,9 @@ from aq_jax.quantizers.treatment import treat, vectors_note
 from aq_jax.store import DTYPES
 
 
-def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> QTensor | Array:
+def quantize(
+    w: Any, config: QuantizationConfig | str, name: str = "weight", *, kernel: str | None = None
+) -> QTensor | Array:
     """Quantize one array by a config, all of it at once: one compilation a shape.
 
     Under `jit`, `vmap` and the like nothing can be refused: ranges come from the finite elements, infinities
@@ -41,6 +46,7 @@ def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> 
         w: floating weights of one axis or more, computed in float32: a JAX, NumPy or torch array, or nested lists.
         config: or just a quant_type, such as "int8".
         name: for error messages, and for what the config says of names.
+        kernel: who rounds to grids, of `ops.KERNELS["quantize"]`; by default the first that takes it.
 
     Returns:
         A QTensor; for fp16 and none, or if a tensor is to be kept, the array.
@@ -48,7 +54,8 @@ def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> 
     Raises:
         AqError: for weights that are not floating, not finite, or out of the range of float32 scales, and for masked
             arrays.
-        ConfigError: for an unknown quant_type or solver, and for a solver that needs the running model.
+        ConfigError: for an unknown quant_type or solver, for a solver that needs the running model, and for a kernel
+            that is not there, or does not take this.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import QuantizationConfig, quantize
@@ -61,7 +68,8 @@ def quantize(w: Any, config: QuantizationConfig | str, name: str = "weight") -> 
         return _half(array) if policy.quant_type == "fp16" else array
     quantizer = without_inputs(policy, name)
     spec = policy.spec_for(array.shape, name)
-    q, sound, zeros = _quantize(array, spec, policy.symmetric, quantizer)
+    _, entry = choose("quantize", kernel, spec.group_elements(array.shape), spec.bits)
+    q, sound, zeros = _quantize(array, spec, policy.symmetric, quantizer, entry)
     if isinstance(array, Tracer):
         return q
     sound, zeros = jax.device_get((sound, zeros))
@@ -104,7 +112,9 @@ def fake_quant(
         seen = _half(w).astype(w.dtype)
     else:
         quantizer = without_inputs(policy, name)
-        q, *_ = _quantize(lax.stop_gradient(w), policy.spec_for(w.shape, name), policy.symmetric, quantizer)
+        spec = policy.spec_for(w.shape, name)
+        _, entry = choose("quantize", None, spec.group_elements(w.shape), spec.bits)
+        q, *_ = _quantize(lax.stop_gradient(w), spec, policy.symmetric, quantizer, entry)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))
 
@@ -144,7 +154,8 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     ((2, 8), 8, dtype('float32'))
     """
     policy, vectors = _policy(config), list[str]()
-    made = map_named(lambda name, leaf: _leaf(name, leaf, policy, vectors), params, lambda x: isinstance(x, QTensor))
+    kept = (QTensor, Prepared)
+    made = map_named(lambda name, leaf: _leaf(name, leaf, policy, vectors), params, lambda x: isinstance(x, kept))
     if vectors:
         warnings.warn(f"quantize_tree: {vectors_note(vectors)}", stacklevel=2)
     return made
@@ -177,7 +188,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def _leaf(name: str, leaf: Any, config: QuantizationConfig, vectors: list[str]) -> Any:
     """What becomes of one leaf; the name of one that is left alone for its name goes into `vectors`."""
     dtype = getattr(leaf, "dtype", None)
-    if isinstance(leaf, QTensor) or dtype is None:
+    if isinstance(leaf, QTensor | Prepared) or dtype is None:
         return leaf
     shape = tuple(leaf.shape)
     dtype = DTYPES.get(str(dtype).removeprefix("torch."), np.dtype(np.void)) if is_torch(leaf) else dtype
@@ -222,9 +233,9 @@ def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
     return policy
 
 
-@partial(jax.jit, static_argnames=("spec", "symmetric", "quantizer"))
+@partial(jax.jit, static_argnames=("spec", "symmetric", "quantizer", "kernel"))
 def _quantize(
-    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any
+    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any, kernel: Kernel
 ) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
     """The QTensor; whether all elements were finite and all scales within bounds; whether a group looked like zeros."""
     if w.size == 0:
@@ -234,16 +245,16 @@ def _quantize(
     rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
     grids = quantizer(groups, spec.bits, symmetric)
-    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.bits)
+    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.bits, kernel)
     zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
     return assemble(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
 
 
-def _smallest_error(groups: Groups, grids: tuple[Grid, ...], bits: int) -> tuple[Array, ...]:
+def _smallest_error(groups: Groups, grids: tuple[Grid, ...], bits: int, kernel: Kernel) -> tuple[Array, ...]:
     """Codes, scales and zero points of the best candidate, and whether it is sound."""
 
     def placed(grid: Grid) -> tuple[Array, ...]:
-        return place(groups.w, grid, bits), grid.scale, grid.zero_point, jnp.all(grid.sound)
+        return kernel.run(groups.w, grid, bits), grid.scale, grid.zero_point, jnp.all(grid.sound)
 
     if len(grids) == 1:
         return placed(grids[0])

@@ -27,8 +27,9 @@ from aq_jax.codes import bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, Grid, Rounding, decode, encode, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, Grid, Rounding, decode, round_mantissa
 from aq_jax.errors import AqError
+from aq_jax.ops.kernels import Kernel, choose
 from aq_jax.quantizers import Quantizer
 from aq_jax.quantizers.lookup import without_inputs
 from aq_jax.quantizers.measure import Groups
@@ -145,6 +146,7 @@ class _Road:
     def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
         self.flat, self.size, self.spec = flat, size, spec
         self.quantizer, self.symmetric = quantizer, symmetric
+        _, self.kernel = choose("quantize", None, size, spec.bits)
 
     def _room(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
         count = stop - start
@@ -188,7 +190,7 @@ class _Short(_Road):
         step = self.rows * self.size
         for first in range(start, stop, step):
             count = self._fill(first, min(first + step, stop))
-            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.quantizer)
+            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.quantizer, self.kernel)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or bits_jax.fills_bytes(self.size, self.spec.bits)
@@ -257,22 +259,28 @@ class _Long(_Road):
         room.scales[group], room.zero_points[group] = grid.scale[0], grid.zero_point[0]
         room.sound &= bool(grid.sound[0])
         for at, tile, pads in stream.tiles():
-            packed, sums = map(np.asarray, _encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding))
+            answers = _encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding, self.kernel)
+            packed, sums = map(np.asarray, answers)
             room.add(sums)
             valid = TILE - int(pads[0])
             self._put(room, position + at, packed, TILE, valid, valid)
 
 
-@partial(jax.jit, static_argnames=("bits", "symmetric", "quantizer"))
+@partial(jax.jit, static_argnames=("bits", "symmetric", "quantizer", "kernel"))
 def _solve_tile(
-    w: Float[AnyArray, "groups size"], pads: Float[AnyArray, "groups"], bits: int, symmetric: bool, quantizer: Any
+    w: Float[AnyArray, "groups size"],
+    pads: Float[AnyArray, "groups"],
+    bits: int,
+    symmetric: bool,
+    quantizer: Any,
+    kernel: Kernel,
 ) -> tuple[Shaped[Array, "candidates bytes"], Float[Array, "candidates numbers"]]:
     """Codes, and all numbers in one array: to fetch an array costs as much as to compute a tenth of the tile."""
     w = jnp.asarray(w)  # which is a NumPy array where nothing is compiled (jax_disable_jit)
     groups = Groups(w, jnp.asarray(pads))
     codes, numbers = [], []
     for grid in quantizer(groups, bits, symmetric):
-        q = encode(w, grid, bits)
+        q = jnp.round(kernel.run(w, grid, bits))
         sound = (grid.sound & groups.finite).astype(jnp.float32)
         codes.append(_packed(q, bits))
         numbers.append(jnp.concatenate([grid.scale, grid.zero_point, sound, _products(groups, q, grid)]))
@@ -285,16 +293,17 @@ def _numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:, :-4].reshape(-1, 3, rows), numbers[:, -4:]
 
 
-@partial(jax.jit, static_argnames=("bits", "rounding"))
+@partial(jax.jit, static_argnames=("bits", "rounding", "kernel"))
 def _encode_tile(
     w: Float[AnyArray, "1 size"],
     pads: Float[AnyArray, "1"],
     grid: tuple[Any, Any, Any, Any],
     bits: int,
     rounding: Rounding,
+    kernel: Kernel,
 ) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
     w, whole = jnp.asarray(w), Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
-    q = encode(w, whole, bits)
+    q = jnp.round(kernel.run(w, whole, bits))
     return _packed(q, bits), _products(Groups(w, jnp.asarray(pads)), q, whole)
 
 

@@ -54,6 +54,8 @@ def gaussian(full: bool) -> Iterator[Line]:
     w = np.random.default_rng(1).standard_normal((2048, 1024), np.float32)
     for symmetric, group, limit in ((False, 64, 0.105), (False, 128, 0.112), (True, 64, 0.115), (True, 128, 0.118)):
         config = aq.QuantizationConfig("int2", group_size=group, symmetric=symmetric)
-        error = float(np.mean((np.asarray(aq.dequantize(aq.quantize(w, config))) - w) ** 2))
+        q = aq.quantize(w, config)
+        assert isinstance(q, aq.QTensor)
+        error = float(np.mean((np.asarray(aq.dequantize(q)) - w) ** 2))
         kind = "symmetric" if symmetric else "asymmetric"
         yield Result(f"mse on N(0,1), 2 bits, {kind} g{group}: error", error, "", f"<= {limit}", "")

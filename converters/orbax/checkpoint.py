@@ -27,7 +27,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> Path:
     Args:
         path: the folder; it must not exist, and appears whole, or not at all.
         tree: of JAX, NumPy or torch arrays, of any dtype that a table has, and QTensors, also stacked ones. A variable
-            of Flax NNX is what it holds, so that `nnx.state(model)` is such a tree.
+            of Flax NNX is what it holds, so that `nnx.state(model)` is such a tree; of what `aq_jax.prepare` made, the
+            QTensor is stored.
 
     Returns:
         The absolute path of the folder.

@@ -18,7 +18,7 @@ from aq_jax.converters.orbax.metadata import Known, read_metadata
 from aq_jax.converters.orbax.tensors import read_tensors
 from aq_jax.converters.tables import narrowed
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
+from aq_jax.ops import dequantize
 from aq_jax.store.folders import Folder
 
 BATCH_BYTES = 256 << 20

@@ -8,6 +8,7 @@ from typing import Any
 
 from aq_jax.converters.orbax.entries import nonsense
 from aq_jax.core.frameworks import identity, unwrapped
+from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, FormatError
 
@@ -39,13 +40,13 @@ def _walk(node: Any, path: tuple[str, ...], leaves: dict[str, Any], seen: dict[o
                 raise FormatError(f"{name or 'the tree'}: has a key {key!r}; wanted strings and integers as keys")
     elif type(node) in (list, tuple):
         kind, items = type(node).__name__, list(enumerate(node))
-    elif isinstance(node, QTensor) or hasattr(node, "dtype"):
+    elif isinstance(node, QTensor | Prepared) or hasattr(node, "dtype"):
         if name in leaves:
             raise FormatError(f"{name}: two leaves of the tree have this name; rename one, or a key on its path")
         if (stored := seen.setdefault(identity(node), name)) != name:
             leaves[name] = _TIED
             return stored
-        leaves[name] = node
+        leaves[name] = node.to_qtensor() if isinstance(node, Prepared) else node
         return name
     else:
         raise AqError(

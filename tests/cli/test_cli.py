@@ -545,7 +545,11 @@ def test_the_version_says_what_is_there(run: Run) -> None:
     found = json.loads(out)
     assert (status, found["aq_jax"]) == (0, aq.__version__)
     assert {"int8", "int5", "int2h"} <= set(found["codes"])
-    assert found["kernels"]["product"] == found["kernels"]["rows"] == ["xla"]
+    operations = {"product", "rows", "attention", "cached_attention", "quantize", "dequantize"}
+    assert found["kernels"] == {operation: ["xla"] for operation in operations}
+    assert {"absmax", "minmax", "mse", "gptq"} <= set(found["quantizers"])
+    assert {"bert", "llama"} <= set(found["families"])
+    assert {"huggingface", "orbax", "table"} <= set(found["formats"])
     status, out, err = run("--version", "please")
     assert (status, out, "wanted --version, or --version --json" in err) == (2, "", True)
 

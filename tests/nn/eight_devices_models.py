@@ -13,13 +13,16 @@ import pytest
 import small_llama
 from flax import nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from panels import NAME, Panels
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
-from aq_jax.nn import quantize_module
+from aq_jax.nn import QLinear, quantize_module
 from aq_jax.nn.compiled import Compiled
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
+from aq_jax.nn.layers import PreparedWeight
+from aq_jax.ops import KERNELS
 
 P = PartitionSpec
 KINDS: dict[str, aq.QuantizationConfig | None] = {
@@ -84,6 +87,16 @@ def specs(model: nnx.Module) -> dict[str, Any]:
     """Of every array of a model, which of its axes lie on several devices."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.sharding for path, leaf in leaves}
+
+
+def test_weights_over_several_devices_are_not_prepared(bert: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = encoder(bert).model.layers[0]
+    monkeypatch.setitem(KERNELS, "product", {NAME: Panels()} | KERNELS["product"])
+    for options, kind in (({}, PreparedWeight), ({"mesh": mesh}, nnx.Param)):
+        found = encoder(bert, **options).model.layers[0]
+        if isinstance(layer.up, QLinear):
+            assert type(found.up.weight) is kind
+            assert np.array_equal(found.up.qtensor.codes, layer.up.qtensor.codes)
 
 
 def test_bert_on_eight_devices_is_that_on_one(bert: Path, mesh: Mesh) -> None:

@@ -6,7 +6,7 @@
 
 A new one is a file like those, with a `Family` that says what others ask, and a line in FAMILIES: it is then loaded,
 calibrated, trained, validated and spread over devices as the others are. Layers are made of `nnx.Linear`s and norms,
-which loading replaces by quantized ones, and of what stands in `nn.blocks`.
+which loading replaces by quantized ones, and of what stands in `nn.blocks` and `ops`.
 """
 
 from __future__ import annotations

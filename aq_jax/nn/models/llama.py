@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
-from aq_jax.nn.blocks import LLAMA3, cached_attention, rotate, rotations
+from aq_jax.nn.blocks import LLAMA3, rotate, rotations
 from aq_jax.nn.models.family import Cache, Family, LanguageModel
 from aq_jax.nn.weights import Mapped, kept, read_fields, turned
+from aq_jax.ops import cached_attention
 
 
 @dataclass(frozen=True)
