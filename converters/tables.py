@@ -18,8 +18,8 @@ from aq_jax.errors import FormatError
 from aq_jax.io.loader import packed_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
 from aq_jax.store.folders import Folder
-from aq_jax.store.layout import data_bytes, group_count
 from aq_jax.store.manifest import MANIFEST, entries_of
+from aq_jax.store.rows import row_bytes
 
 # Of a tensor in several pieces, each has its own cosine and error.
 _OF_A_TENSOR = ("dtype", "quant_type", "solver")
@@ -42,7 +42,11 @@ class TableSource(Source):
         shapes = {name: (first.shape, DTYPES[first.dtype]) for name, (first, *_) in infos.items()}
         super().__init__(Folder(path if path.is_dir() else path.parent), shapes, table.aliases, table.files)
         self.quantized = {n: str(first.quant_type) for n, (first, *_) in infos.items() if first.quantized}
-        self._sizes = {name: sum(map(_bytes, pieces)) for name, pieces in infos.items()} if packed else {}
+        self._sizes = (
+            {}
+            if not packed
+            else {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
+        )
         self._config = table.metadata.config if table.metadata else {}
         if packed:
             self.made = self._config
@@ -87,11 +91,6 @@ def open_tables(path: str | os.PathLike[str], packed: bool = False) -> Iterator[
     """
     with open_table(Path(path)) as table:
         yield TableSource(table, packed)
-
-
-def _bytes(info: RowInfo) -> int:
-    grids = group_count(info.num_params, info.shape, info.quant_axis, info.group_size) if info.quantized else 0
-    return data_bytes(info.num_params, info.dtype, info.quant_type) + 8 * grids
 
 
 def _known(pieces: Sequence[RowInfo]) -> dict[str, Any]:

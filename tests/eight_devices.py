@@ -19,7 +19,7 @@ import aq_jax as aq
 from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
-from aq_jax.core.sharding import build, codes_shape, qtensor_shardings
+from aq_jax.core.sharding import build, qtensor_shardings
 from aq_jax.io import loader as loader_module
 from aq_jax.store import aligned_empty, pieces
 
@@ -44,10 +44,9 @@ def grid() -> Mesh:
 def random_qtensor(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> aq.QTensor:
     """Any codes on any grid, made without a compiler."""
     rng = np.random.default_rng(seed)
-    codes, grids = codes_shape(shape, spec.bits), scale_shape(shape, spec)
+    (codes, dtype), grids = spec.coding.codes_like(shape), scale_shape(shape, spec)
     half = 2 ** (spec.bits - 1)
-    packed = spec.bits < 8 and shape[-1] * spec.bits % 8 == 0
-    values = rng.integers(0, 256, codes, np.uint8) if packed else rng.integers(-half, half, codes, np.int8)
+    values = rng.integers(0, 256, codes, np.uint8) if dtype == "uint8" else rng.integers(-half, half, codes, np.int8)
     zeros = rng.normal(size=grids).astype(np.float32)
     scales = np.exp(rng.normal(size=grids)).astype(np.float32)
     return aq.QTensor(values, scales, zeros, spec, shape[-1])

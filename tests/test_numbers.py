@@ -30,7 +30,7 @@ from aq_jax.io.loader import plain_rows
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.tiles import Quantized, _Short
 from aq_jax.store import DTYPES, Row
-from aq_jax.store.layout import data_bytes, group_count
+from aq_jax.store.layout import group_count
 from aq_jax.store.rows import RowOrder, at, check
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "numbers.md"
@@ -315,7 +315,7 @@ def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) ->
         spec = policy.spec_for(array.shape, name)
         for start, stop in cuts:
             groups = group_count(stop - start, array.shape, spec.quant_axis, spec.group_size)
-            data = repeated(0, data_bytes(stop - start, given.stored, spec.quant_type), np.uint8)
+            data = repeated(0, spec.coding.data_bytes(stop - start, array.shape), np.uint8)
             yield Quantized(data, repeated(1, groups, np.float32), repeated(0, groups, np.float32), 1.0, 0.0)
 
     array = empty(given.shape, given.stored, folder)

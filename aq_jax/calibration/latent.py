@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aq_jax.codes import bits_jax
+from aq_jax.codes import bits_jax, check_even
+from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.config import QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
 from aq_jax.quantizers.mse import STORED_MANTISSA
@@ -46,12 +47,16 @@ class Latent(NamedTuple):
 def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     """Where training begins: at a float weight as far as that has the codes of its quantized one.
 
+    Raises:
+        ConfigError: for codes whose levels are not evenly spaced.
+
     >>> from aq_jax import QuantizationConfig, dequantize, quantize
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
     >>> q = quantize(w, QuantizationConfig("int2", group_size=8))
     >>> bool((value(latent(q, w), q.spec) == dequantize(q)).all())
     True
     """
+    check_even(q.spec.coding, "training")
     codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     w = (rotate(w, q.spec.rotation) if q.spec.rotation else w).reshape(*q.scale.shape, -1)
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
@@ -67,7 +72,7 @@ def value(of: Latent, spec: QuantSpec) -> Float[Array, "rows inputs"]:
     low, high = code_range(spec.bits)
     inside = (of.codes > low - 0.5) & (of.codes < high + 0.5)
     codes = _codes(of, spec) + jnp.where(inside, of.codes - lax.stop_gradient(of.codes), 0.0)
-    values = decode(codes.reshape(*scale.shape, -1), scale, zero_point).reshape(codes.shape)
+    values = spec.coding.decode(codes.reshape(*scale.shape, -1), scale, zero_point).reshape(codes.shape)
     return unrotate(values, spec.rotation) if spec.rotation else values
 
 

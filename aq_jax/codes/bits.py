@@ -9,10 +9,10 @@ Streams are taken by runs: the fewest codes that fill whole bytes. Eight-bit cod
 from __future__ import annotations
 
 from functools import cache
-from math import gcd
 
 import numpy as np
 
+from aq_jax.codes.runs import overlaps, run_of
 from aq_jax.errors import FormatError
 
 
@@ -66,25 +66,6 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     for octet, i, shift in overlaps(bits):
         stream[:, octet] |= values[:, i] << np.uint8(shift) if shift >= 0 else values[:, i] >> np.uint8(-shift)
     return stream.reshape(-1)[: -(-codes.size * bits // 8)]
-
-
-def run_of(bits: int) -> tuple[int, int]:
-    """Count the codes of a run, the fewest that fill whole bytes, and its bytes.
-
-    >>> run_of(3), run_of(4), run_of(8)
-    ((8, 3), (2, 1), (1, 1))
-    """
-    return 8 // gcd(8, bits), bits // gcd(8, bits)
-
-
-def overlaps(bits: int) -> list[tuple[int, int, int]]:
-    """List which codes of a run have bits in which of its bytes: (byte, code, how far the code is shifted to the left).
-
-    >>> overlaps(3)
-    [(0, 0, 0), (0, 1, 3), (0, 2, 6), (1, 2, -2), (1, 3, 1), (1, 4, 4), (1, 5, 7), (2, 5, -1), (2, 6, 2), (2, 7, 5)]
-    """
-    run, length = run_of(bits)
-    return [(k, i, bits * i - 8 * k) for k in range(length) for i in range(run) if -bits < bits * i - 8 * k < 8]
 
 
 def _word(bits: int) -> int:

@@ -15,12 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, Shaped
 
-from aq_jax.codes.bits import run_of
-
-
-def fills_bytes(length: int, bits: int) -> bool:
-    """Whether a row of this many codes is a whole number of bytes."""
-    return length * bits % 8 == 0
+from aq_jax.codes.runs import fills_bytes, run_of
 
 
 def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lead bytes"]:
@@ -136,4 +131,4 @@ def multiples(of: int, count: int, axes: int) -> Int32[Array, "..."]:
     return lax.broadcasted_iota(jnp.int32, (1,) * (axes - 1) + (count,), axes - 1) * of
 
 
-__all__ = ["fills_bytes", "pack", "unpack", "unpack_float"]
+__all__ = ["pack", "unpack", "unpack_float"]

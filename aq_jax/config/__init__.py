@@ -13,7 +13,6 @@ from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, Train
 from aq_jax.config.conversion import Compression, ConversionConfig, Engine, ShardsConfig, parse_bytes
 from aq_jax.config.quantization import (
     LARGEST_ROTATION,
-    PUBLISHED_INT2_GROUP,
     Override,
     QuantizationConfig,
     QuantSpec,
@@ -22,7 +21,6 @@ from aq_jax.config.quantization import (
 
 __all__ = [
     "LARGEST_ROTATION",
-    "PUBLISHED_INT2_GROUP",
     "AllocationConfig",
     "CalibrationConfig",
     "Compression",

@@ -9,10 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from aq_jax.codes import CODES
+from aq_jax.codes import CODES, Code
 from aq_jax.errors import ConfigError
 
-PUBLISHED_INT2_GROUP = 128
 LARGEST_ROTATION = 128
 EXPERTS = "experts"
 
@@ -34,6 +33,7 @@ class QuantSpec:
         group_size: one grid for this many consecutive elements of the flattened tensor; 0 for none.
         rotation: the block in which the last axis was multiplied by a Hadamard matrix before; 0 for none
             (see `codes.rotation`).
+        code: the name of another code than that of evenly spaced levels in so many bits; see `codes.CODES`.
 
     Neither channels nor groups means one grid for the tensor. This is what decoding needs and a table stores: how codes
     were chosen, and whether zero points are constant, belongs to the policy.
@@ -48,10 +48,38 @@ class QuantSpec:
     per_channel: bool = False
     group_size: int = 0
     rotation: int = 0
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code == f"int{self.bits}":  # one spelling: two would be two trees, and two programs
+            object.__setattr__(self, "code", "")
+
+    def __repr__(self) -> str:
+        return f"QuantSpec({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    @property
+    def coding(self) -> Code:
+        """The entry of `CODES`, the same one whether weights are rotated or not.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        name = self.code or f"int{self.bits}"
+        if name not in CODES:
+            raise ConfigError(f"{self}: there is no code {name!r}; known are {', '.join(CODES)}")
+        return CODES[name]
 
     @property
     def quant_type(self) -> str:
-        return f"int{self.bits}h" if self.rotation else f"int{self.bits}"
+        """The format's column."""
+        if not self.code:
+            return f"int{self.bits}h" if self.rotation else f"int{self.bits}"
+        return self.coding.turned if self.rotation else self.code
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; `code` is there where it says more than `bits`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields if self.code else {name: value for name, value in fields.items() if name != "code"}
 
     @property
     def quant_axis(self) -> int:
@@ -73,7 +101,7 @@ class QuantSpec:
 
 def widths() -> tuple[str, ...]:
     """The quant_types that a config may ask codes of; whether they are rotated, `rotate` says."""
-    return tuple(name for name, code in CODES.items() if not code.rotated)
+    return tuple(name for name, code in CODES.items() if name == code.plain)
 
 
 def pick(what: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -136,7 +164,8 @@ class QuantizationConfig:
     """How the tensors of a model are quantized.
 
     Args:
-        quant_type: int8, int6, int5, int4, int3, int2; fp16 (floats kept in float16); none (kept as they are).
+        quant_type: int8, int6, int5, int4, int3, int2, or another code of `codes.CODES`; fp16 (floats kept in float16);
+            none (kept as they are).
         per_channel: one grid for each index of axis 0. Default: int8 yes, narrower widths no;
             a group size always means groups.
         group_size: consecutive elements of the flattened tensor that share a grid. Without channels and
@@ -188,8 +217,18 @@ class QuantizationConfig:
                 f"per_channel = true and group_size = {self.group_size} contradict each other: "
                 "set one of them (groups run over the flattened tensor)"
             )
+        if self.coded:
+            self._check_code(CODES[self.quant_type])
         for override in self.overrides:
             self._overridden(override)  # refuses contradictions now, not at the first tensor that matches
+
+    def _check_code(self, code: Code) -> None:
+        if not self.symmetric and not code.zero_points:
+            raise ConfigError(f"symmetric = false: {code.name} has no zero points; set symmetric = true")
+        if self.rotate and not code.turned:
+            others = ", ".join(name for name in widths() if CODES[name].turned)
+            raise ConfigError(f"rotate = true: {code.name} has no rotated form; wanted one of {others}")
+        code.grouping(self.per_channel, self.group_size)
 
     @property
     def bits(self) -> int:
@@ -210,13 +249,9 @@ class QuantizationConfig:
         """
         if not self.coded:
             raise ConfigError(f"quant_type = {self.quant_type!r} has no grid: wanted one of {', '.join(widths())}")
-        bits, size, channels = self.bits, self.group_size, self.per_channel
-        if not size:
-            if channels is None:
-                channels, size = (True, 0) if bits == 8 else (False, PUBLISHED_INT2_GROUP)
-            elif not channels and bits == 2:
-                size = PUBLISHED_INT2_GROUP
-        return QuantSpec(bits=bits, per_channel=bool(channels) and not size, group_size=size)
+        code = CODES[self.quant_type]
+        per_channel, group_size = code.grouping(self.per_channel, self.group_size)
+        return QuantSpec(code.bits, per_channel, group_size, code=code.name)
 
     def spec_for(self, shape: tuple[int, ...], name: str) -> QuantSpec:
         """The numerics of one tensor: `spec`, fitted to its shape and name.
@@ -245,9 +280,7 @@ class QuantizationConfig:
     @property
     def default_solver(self) -> str:
         """The quantizer where none is named that makes such grids."""
-        if self.quant_type == "int8":
-            return "absmax" if self.symmetric else "minmax"
-        return "mse"
+        return CODES[self.quant_type].quantizer(self.symmetric) if self.coded else "mse"
 
     def for_tensor(self, name: str) -> QuantizationConfig:
         """The config of one tensor: overrides and mixed precision applied, none left to apply."""

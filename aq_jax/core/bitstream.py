@@ -1,13 +1,9 @@
-"""The format's bit stream to QTensors and back: only the shape of the codes changes where rows are whole bytes."""
+"""What the table holds of a tensor to QTensors and back: only the shape of codes changes where rows are whole bytes."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from aq_jax.codes.bits import pack_codes, unpack_codes
-from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
 
@@ -19,18 +15,14 @@ def from_stream(
 
     Args:
         stream: uint8, the codes of the flattened tensor.
-        scale: float32, one a group; zero_point likewise.
+        scale: float32, one a group; zero_point likewise, empty where the code has none.
         shape: of the tensor.
         spec: its numerics.
     """
-    shape = shape or (1,)
-    *lead, length = shape
-    if spec.bits < 8 and fills_bytes(length, spec.bits):
-        codes = stream.reshape(*lead, length * spec.bits // 8)
-    else:
-        codes = unpack_codes(stream, spec.bits, math.prod(shape)).reshape(shape)
+    shape, code = shape or (1,), spec.coding
     grids = scale_shape(shape, spec)
-    return QTensor(codes, scale.reshape(grids), zero_point.reshape(grids), spec, length)
+    zeros = zero_point.reshape(grids) if code.zero_points else None
+    return QTensor(code.lay(stream, shape), scale.reshape(grids), zeros, spec, shape[-1], code.rows(shape))
 
 
 def to_stream(q: QTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,6 +32,6 @@ def to_stream(q: QTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ValueError: for a batch of tensors whose groups cross rows.
     """
     check_layout(q)
-    codes, scale, zero_point = (np.ascontiguousarray(leaf).reshape(-1) for leaf in (q.codes, q.scale, q.zero_point))
-    stream = codes.view(np.uint8) if q.packed or q.spec.bits == 8 else pack_codes(codes, q.spec.bits)
-    return stream, scale, zero_point
+    nothing = np.empty(0, np.float32)
+    scale, zeros = (nothing if leaf is None else np.ascontiguousarray(leaf) for leaf in (q.scale, q.zero_point))
+    return q.spec.coding.flat(np.asarray(q.codes), q.shape).view(np.uint8), scale.reshape(-1), zeros.reshape(-1)

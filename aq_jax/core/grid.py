@@ -1,20 +1,11 @@
-"""One affine grid a group: where it lies, how values are put on it, how they come back.
-
-    x ~ (q - zero_point) * scale,    q an integer in [qmin, qmax] = [-2^(b-1), 2^(b-1) - 1],   n = qmax - qmin
-
-Three ways of rounding, each written without a multiplication that an addition follows in the codes: XLA would
-fuse the two into one operation of another rounding, and NumPy would disagree in the last bit.
-
-    tread     q = clip(round(x * (1/scale)), qmin, qmax)                  zero_point 0: zero is a level
-    rise      q = clip(floor(x * (1/scale)), qmin, qmax)                  zero_point -0.5: zero lies between two levels
-    affine    q = clip(round((x - base) * (1/scale)), 0, n) + qmin        any float zero_point; base is level qmin
+"""Where the codes of a group lie: its range, and the grids that the range alone says.
 
 The functions of a grid follow the array they are given: NumPy arrays are computed by NumPy, JAX arrays by JAX.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +13,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-Rounding = Literal["tread", "rise", "affine"]
+from aq_jax.codes import Code, Grid
+from aq_jax.codes.affine import code_range
+from aq_jax.codes.entry import Rounding
+
 # One NumPy array in, one NumPy array out, and the same for JAX: more than a type checker can be told.
 if TYPE_CHECKING:
     AnyArray: TypeAlias = Any
@@ -30,33 +24,6 @@ else:
     AnyArray = Array | np.ndarray
 SCALE_MIN, SCALE_MAX = np.float32(2.0**-126), np.float32(2.0**126)
 _FLOAT_MAX = np.finfo(np.float32).max
-
-
-def code_range(bits: int) -> tuple[int, int]:
-    """(qmin, qmax) of a width.
-
-    >>> code_range(2)
-    (-2, 1)
-    """
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-
-class Grid(NamedTuple):
-    """The grids of some groups, and how values are rounded to them.
-
-    Args:
-        scale: float32, within [2^-126, 2^126].
-        zero_point: float32; 0 for `tread`, -0.5 for `rise` (0 where all of a group is zero).
-        base: the value of code qmin, which `affine` subtracts.
-        sound: False where the scale had to be forced into its bounds: such a group is not represented well.
-        rounding: one way for all groups.
-    """
-
-    scale: Any
-    zero_point: Any
-    base: Any
-    sound: Any
-    rounding: Rounding
 
 
 def ends(x: Float[Array, "*groups size"]) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
@@ -91,32 +58,33 @@ def finite_range(
     return lo, hi, finite
 
 
-def absmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], bits: int) -> Grid:
-    """Symmetric: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe)."""
+def absmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], code: Code) -> Grid:
+    """Symmetric: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe); qmax is the outermost level."""
     xp = lo.__array_namespace__()
-    scale = xp.maximum(hi, -lo) * np.float32(1 / code_range(bits)[1])
-    return settle(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, bits, "tread")
+    scale = xp.maximum(hi, -lo) * np.float32(1 / code.top)
+    return settle(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, code, "tread")
 
 
-def minmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], bits: int) -> Grid:
+def minmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], code: Code) -> Grid:
     """Asymmetric: scale = max * f32(1/n) - min * f32(1/n), zero_point = qmin - min * (1/scale), a float."""
     xp = lo.__array_namespace__()
-    qmin, qmax = code_range(bits)
+    qmin, qmax = code_range(code.bits)
     share = np.float32(1 / (qmax - qmin))
     scale = _product(hi, share) - _product(lo, share)
     safe = xp.clip(scale, SCALE_MIN, SCALE_MAX)
     zero_point = qmin - _product(lo, 1 / safe)
-    return settle(scale, zero_point, lo, lo, hi, bits, "affine")
+    return settle(scale, zero_point, lo, lo, hi, code, "affine")
 
 
-def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, rounding: Rounding) -> Grid:
+def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, code: Code, rounding: Rounding) -> Grid:
     """Make constant groups exact and force every scale into its bounds.
 
-    A group of one value c has scale = |c| (2|c| for `rise`) and a zero point under which a code is c exactly.
+    A group of one value c has scale = |c| (2|c| for `rise`) and a zero point under which a code is c exactly: -1 and 1
+    are levels of every code.
     A group whose range is too narrow, beside its values, for a float32 scale counts as constant.
     """
     xp = lo.__array_namespace__()
-    qmin, _ = code_range(bits)
+    qmin, _ = code_range(code.bits)
     # Below 2^-102 the range itself may be flushed to zero: there only equal values are constant.
     narrow = (hi - lo <= xp.abs(hi) * np.float32(2.0**-20)) & (xp.abs(hi) >= np.float32(2.0**-102))
     constant = (lo == hi) | ((scale == 0) & narrow)
@@ -133,32 +101,6 @@ def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, bits: int, 
     if rounding == "affine":  # the differences that `encode` takes must not overflow
         sound = sound & xp.isfinite(hi - lo) & xp.isfinite(base)
     return Grid(xp.clip(scale, SCALE_MIN, SCALE_MAX), zero_point, base, sound, rounding)
-
-
-def encode(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[AnyArray, "*groups size"]:
-    """The code of each element: integers held as float32. NaN has the code 0, infinities saturate."""
-    return w.__array_namespace__().round(place(w, grid, bits))
-
-
-def place(w: Float[AnyArray, "*groups size"], grid: Grid, bits: int) -> Float[AnyArray, "*groups size"]:
-    """As `encode`, but not yet rounded to the nearest integer, which `packing.pack` does on its way."""
-    xp = w.__array_namespace__()
-    qmin, qmax = code_range(bits)
-    shifted = w - grid.base[..., None] if grid.rounding == "affine" else w
-    q = shifted * (1 / grid.scale)[..., None]
-    if grid.rounding == "affine":
-        # Rounded before qmin is added: the sum would be rounded elsewhere.
-        q = xp.round(xp.clip(q, 0, qmax - qmin)) + qmin
-    else:
-        q = xp.clip(xp.floor(q) if grid.rounding == "rise" else q, qmin, qmax)
-    return xp.where(q == q, q, np.float32(0))
-
-
-def decode(
-    codes: Float[AnyArray, "*groups size"], scale: Float[AnyArray, "*groups"], zero_point: Float[AnyArray, "*groups"]
-) -> Float[AnyArray, "*groups size"]:
-    """(q - zero_point) * scale in float32: the value that a code stands for."""
-    return (codes - zero_point[..., None]) * scale[..., None]
 
 
 def round_mantissa(x: Float[AnyArray, "*shape"], bits: int) -> Float[AnyArray, "*shape"]:

@@ -24,15 +24,16 @@ from aq_jax.config import QuantSpec
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QTensor:
-    """x ~ (q - zero_point) * scale.
+    """Codes, and what they are scaled by: x ~ (q - zero_point) * scale, where their levels are evenly spaced.
 
     Args:
-        codes: [*lead, bytes] uint8, the format's bit stream of each row, where rows are whole bytes; otherwise
-            [*lead, length] int8. Eight-bit codes are always int8.
+        codes: as `spec.coding` lays them: those of so many bits an element are [*lead, bytes] uint8, the format's bit
+            stream of each row, where rows are whole bytes; otherwise [*lead, length] int8, and eight-bit codes always.
         scale: float32, [*lead, groups] where groups divide a row of the last axis, otherwise [groups].
-        zero_point: float32, as `scale`.
+        zero_point: float32, as `scale`; None where the code has none.
         spec: the numerics (static).
         length: of the last axis (static).
+        rows: of the matrix, where the shape of its codes does not tell them (static).
 
     Nothing is validated here: unflattening a pytree runs through this constructor. `quantize` and the loader
     check where data enters.
@@ -50,14 +51,15 @@ class QTensor:
     zero_point: Any
     spec: QuantSpec = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
+    rows: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.codes.shape[:-1], self.length)
+        return self.spec.coding.shape(self.codes.shape, self.length, self.rows)
 
     @property
     def ndim(self) -> int:
-        return self.codes.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
@@ -75,7 +77,7 @@ class QTensor:
     @property
     def by_row(self) -> bool:
         """Whether each row of the last axis has its own groups; otherwise groups run over the flattened tensor."""
-        if self.scale.ndim != self.codes.ndim or self.scale.shape[:-1] != self.codes.shape[:-1]:
+        if not self.scale.shape or self.scale.shape[:-1] != self.shape[:-1]:
             return False
         groups = self.scale.shape[-1]
         return groups == 1 or groups * (self.spec.group_size or 1) == self.length
@@ -83,22 +85,22 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points in memory."""
-        return self.codes.nbytes + self.scale.nbytes + self.zero_point.nbytes
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def __repr__(self) -> str:
         # Leaves may be anything while a tree is mapped, shapes for example.
-        shape = [*self.codes.shape[:-1], self.length] if hasattr(self.codes, "shape") else [..., self.length]
+        shape = list(self.shape) if hasattr(self.codes, "shape") else [..., self.length]
         return f"QTensor({self.spec.quant_type}{shape}, {self.spec})"
 
 
-def _to_json(static: tuple[QuantSpec, int]) -> bytes:
-    spec, length = static
-    return json.dumps({"spec": dataclasses.asdict(spec), "length": length}).encode()
+def _to_json(static: tuple[Any, ...]) -> bytes:
+    spec, length, rows = static
+    return json.dumps({"spec": spec.to_dict(), "length": length} | ({} if rows is None else {"rows": rows})).encode()
 
 
-def _from_json(data: bytes) -> tuple[QuantSpec, int]:
+def _from_json(data: bytes) -> tuple[QuantSpec, int, int | None]:
     static = json.loads(data)
-    return QuantSpec(**static["spec"]), static["length"]
+    return QuantSpec(**static["spec"]), static["length"], static.get("rows")
 
 
 # So that exported functions that take or give QTensors can be written to files, too.
@@ -108,7 +110,7 @@ jax.export.register_pytree_node_serialization(
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
-    """The shape of scale and zero_point for a tensor of this shape (see QTensor)."""
+    """Say which shape the scale of a tensor has, and its zero_point, if there is one (see QTensor)."""
     size = min(spec.group_elements(shape), max(1, math.prod(shape)))
     if shape and math.prod(shape) and shape[-1] % size == 0:
         return (*shape[:-1], shape[-1] // size)

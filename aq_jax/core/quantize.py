@@ -9,26 +9,34 @@ from jaxtyping import Array, DTypeLike, Float
 from aq_jax.codes import bits_jax
 from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.config import QuantSpec
-from aq_jax.core.grid import decode
 from aq_jax.core.qtensor import QTensor, check_layout, from_groups
 
 
 def assemble(
     codes: Float[Array, "*groups size"],
     scale: Float[Array, "*groups"],
-    zero_point: Float[Array, "*groups"],
+    zero_point: Float[Array, "*groups"] | None,
     shape: tuple[int, ...],
     spec: QuantSpec,
 ) -> QTensor:
-    """A QTensor from codes in groups (see `bits_jax.pack`): back to the tensor's shape, then packed."""
+    """A QTensor from codes in groups (see `bits_jax.pack`): back to the tensor's shape, then packed.
+
+    Args:
+        codes: one an element.
+        scale: of each group.
+        zero_point: of each group; nothing is kept of it where the code has none.
+        shape: of the tensor.
+        spec: its numerics.
+    """
     codes = from_groups(codes, shape)
-    whole = bits_jax.fills_bytes(shape[-1], spec.bits)
-    return QTensor(bits_jax.pack(codes, spec.bits if whole else 8), scale, zero_point, spec, shape[-1])
+    packed = spec.coding.codes_like(shape)[1] == "uint8"
+    zeros = zero_point if spec.coding.zero_points else None
+    return QTensor(bits_jax.pack(codes, spec.bits if packed else 8), scale, zeros, spec, shape[-1])
 
 
 @jax.jit(static_argnames="dtype")
 def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
-    """The values that the codes stand for: (q - zero_point) * scale, computed in float32; a rotation is undone.
+    """The values that the codes stand for, such as (q - zero_point) * scale, in float32; a rotation is undone.
 
     Args:
         q: a quantized tensor.
@@ -43,20 +51,7 @@ def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*sha
     >>> dequantize(quantize(jnp.array([[0.5, -1.0, 0.25, 1.0]]), "int8")).round(2).tolist()
     [[0.5, -1.0, 0.25, 1.0]]
     """
-    codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
-    values = _decode_tensor(codes, q)
+    if q.size:
+        check_layout(q)
+    values = q.spec.coding.values(q)
     return (unrotate(values, q.spec.rotation) if q.spec.rotation else values).astype(dtype)
-
-
-def _decode_tensor(codes: Float[Array, "*shape"], q: QTensor) -> Float[Array, "*shape"]:
-    if codes.size == 0:
-        return codes
-    if q.by_row:
-        groups = q.scale.shape[-1]
-        grouped = codes.reshape(*codes.shape[:-1], groups, q.length // groups)
-        return decode(grouped, q.scale, q.zero_point).reshape(codes.shape)
-    check_layout(q)
-    size = min(q.spec.group_elements(q.shape), codes.size)
-    short = q.scale.size * size - codes.size
-    flat = jnp.pad(codes.reshape(-1), (0, short)) if short else codes
-    return from_groups(decode(flat.reshape(q.scale.size, size), q.scale, q.zero_point), codes.shape)

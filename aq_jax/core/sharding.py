@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.errors import FormatError
@@ -16,16 +16,6 @@ from aq_jax.store import aligned_empty
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
-
-
-def codes_shape(shape: Shape, bits: int) -> Shape:
-    """The shape of a QTensor's codes: rows of bytes where they are whole ones, else one code an element.
-
-    >>> codes_shape((4, 8), 2), codes_shape((4, 7), 2), codes_shape((4, 8), 8)
-    ((4, 2), (4, 7), (4, 8))
-    """
-    shape = shape or (1,)
-    return (*shape[:-1], shape[-1] * bits // 8) if bits < 8 and fills_bytes(shape[-1], bits) else shape
 
 
 def parts(sharding: Sharding, shape: Shape, name: str) -> Shape:
@@ -54,7 +44,7 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
         name: of the tensor, for errors.
 
     Raises:
-        FormatError: if the sharding does not fit the shape, cuts through a byte of codes, or has no axes.
+        FormatError: if the sharding does not fit the shape, cuts the codes where they cannot be cut, or has no axes.
 
     >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     >>> rows = NamedSharding(mesh, PartitionSpec("x"))
@@ -69,22 +59,19 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
             f"{name}: found {_spelled(sharding)}, wanted a NamedSharding, whose axes the codes and scales of a "
             "QTensor can follow"
         )
-    codes, scales = codes_shape(shape, spec.bits), scale_shape(shape or (1,), spec)
+    code, scales = spec.coding, scale_shape(shape or (1,), spec)
+    if shape and (why := code.divides(shape, cuts)):
+        raise FormatError(f"{name}: {_spelled(sharding)} {why}")
     axes = (*sharding.spec, *(None for _ in range(len(shape) - len(sharding.spec))))
-    if shape and codes[-1] % cuts[-1]:
-        raise FormatError(
-            f"{name}: {_spelled(sharding)} cuts the {shape[-1]} columns into {cuts[-1]} parts; wanted parts of whole "
-            f"bytes, but a row of {spec.bits}-bit codes has {codes[-1]} of them"
-        )
+    follows = len(scales) == len(shape) and scales[:-1] == shape[:-1]
 
-    def of(leaf: Shape) -> Sharding:
-        if not shape or len(leaf) != len(shape) or leaf[:-1] != shape[:-1]:
-            kept = ()
-        else:
-            kept = (*axes[:-1], axes[-1] if leaf[-1] % cuts[-1] == 0 else None)
+    def on(*kept: Any) -> Sharding:
         return NamedSharding(sharding.mesh, PartitionSpec(*kept), memory_kind=sharding.memory_kind)
 
-    return of(codes), of(scales)
+    codes = on(*(None if axis is None else axes[axis] for axis in code.axes(len(shape))))
+    if not follows or not shape:
+        return codes, on()
+    return codes, on(*axes[:-1], axes[-1] if scales[-1] % cuts[-1] == 0 else None)
 
 
 def own_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:

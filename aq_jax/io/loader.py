@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import Compression, QuantSpec
 from aq_jax.core.bitstream import from_stream, to_stream
 from aq_jax.core.frameworks import (
@@ -29,7 +28,7 @@ from aq_jax.core.frameworks import (
 )
 from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.core.qtensor import QTensor, scale_shape
-from aq_jax.core.sharding import build, codes_shape, own_rows, parts, qtensor_shardings
+from aq_jax.core.sharding import build, own_rows, parts, qtensor_shardings
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES, Parts, Row, RowInfo, TableReader, TableWriter, decode, open_table, pieces
 
@@ -239,24 +238,24 @@ class WeightLoader:
         return build(info.shape, canonical(as_dtype(kept, dtype), name).dtype, sharding, rows)
 
     def _sharded_codes(self, info: RowInfo, sharding: Sharding) -> QTensor:
-        name, bits, shape = info.layer_name, info.bits or 8, info.shape or (1,)
-        spec = spec_of(info)
-        laid = qtensor_shardings(sharding, info.shape, spec, name)
-        codes, grids = codes_shape(shape, bits), scale_shape(shape, spec)
-        inner, packed = math.prod(codes[1:]), bits < 8 and fills_bytes(shape[-1], bits)
+        name, shape, spec = info.layer_name, info.shape or (1,), spec_of(info)
+        code, laid = spec.coding, qtensor_shardings(sharding, info.shape, spec, info.layer_name)
+        (codes, dtype), grids = code.codes_like(shape), scale_shape(shape, spec)
 
-        def element(row: int) -> int:
-            return row * inner * 8 // bits if packed else row * inner
+        def elements(start: int, stop: int) -> tuple[int, int]:
+            return code.element(start, shape), code.element(stop, shape)
 
-        ranges = [(element(start), element(stop)) for start, stop in own_rows(laid[0], codes)]
-        beside = math.prod(grids[1:])
+        inner, beside = math.prod(shape[1:]), math.prod(grids[1:])
         groups = [(start * beside, stop * beside) for start, stop in own_rows(laid[1], grids)]
+        ranges = [elements(*own) for own in own_rows(laid[0], codes)]
         found = Parts(self._table, name, ranges, self._verify, groups=groups)
         one = grids_of(found.rows) if info.quant_axis < 0 else None
 
         def rows(start: int, stop: int) -> np.ndarray:
-            read = found.stream if packed else found.codes
-            return read(element(start), element(stop)).reshape(stop - start, *codes[1:])
+            first, last = elements(start, stop)
+            if dtype == "int8":
+                return found.codes(first, last).reshape(stop - start, *codes[1:])
+            return code.lay(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
 
         def grid(which: int) -> jax.Array:
             def rows(start: int, stop: int) -> np.ndarray:
@@ -265,8 +264,10 @@ class WeightLoader:
 
             return build(grids, np.dtype(np.float32), laid[1], rows)
 
-        dtype = np.dtype(np.uint8 if packed else np.int8)
-        return QTensor(build(codes, dtype, laid[0], rows), grid(0), grid(1), spec, shape[-1])
+        zeros = grid(1) if code.zero_points else None
+        return QTensor(
+            build(codes, np.dtype(dtype), laid[0], rows), grid(0), zeros, spec, shape[-1], code.rows(shape)
+        )  # fmt: skip
 
     def load_weights(
         self,
@@ -384,7 +385,7 @@ def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """
     scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
     if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
-        if (scales != scales[0]).any() or (zeros != zeros[0]).any():
+        if (scales != scales[0]).any() or (zeros != zeros[:1]).any():
             raise FormatError(f"{rows[0].layer_name}: pieces of one grid have scales {scales.tolist()}; wanted one")
         scales, zeros = scales[:1], zeros[:1]
     return scales, zeros
@@ -392,8 +393,9 @@ def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 def spec_of(row: Row | RowInfo) -> QuantSpec:
     """The numerics of a quantized row."""
-    assert row.bits is not None  # noqa: S101
-    return QuantSpec(row.bits, row.quant_axis == 0 and not row.group_size, row.group_size, row.rotation)
+    assert row.code is not None  # noqa: S101
+    channels = row.quant_axis == 0 and not row.group_size
+    return QuantSpec(row.code.bits, channels, row.group_size, row.rotation, row.code.plain)
 
 
 def load(
@@ -497,15 +499,15 @@ def as_v2(row: Row) -> Row:
 
 def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
     """The rows of a QTensor that was made of a tensor of this dtype: its codes as one bit stream, flattened."""
-    parts = {part: to_numpy(getattr(q, part), f"{name}.{part}") for part in ("codes", "scale", "zero_point")}
+    arrays = {part: getattr(q, part) for part in ("codes", "scale", "zero_point")}
+    parts = {part: to_numpy(array, f"{name}.{part}") for part, array in arrays.items() if array is not None}
     stream, scales, zeros = to_stream(dataclasses.replace(q, **parts))
-    bits, spec = q.spec.bits, q.spec
-    size = spec.group_elements(q.shape)
+    spec, size = q.spec, q.spec.group_elements(q.shape)
     cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
     for start, stop in cuts:
         # One grid a tensor is repeated in each piece; and channels have one each even if they are empty.
         grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 and len(cuts) > 1 else slice(None)
-        data = stream[start * bits // 8 : -(-stop * bits // 8)]
+        data = stream[slice(*spec.coding.span(start, stop, q.shape))]
         yield Row(
             name, q.shape, dtype, data, stop - start, spec.quant_type,
             scales[grids], zeros[grids], spec.quant_axis, spec.group_size, spec.rotation,

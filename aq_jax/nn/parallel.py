@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from aq_jax.core.sharding import codes_shape
 from aq_jax.errors import ConfigError
 from aq_jax.nn.architecture import Architecture
 from aq_jax.nn.weights import match_names
@@ -71,7 +70,7 @@ def split(axis: int | None, info: RowInfo, count: int) -> PartitionSpec:
     axes = len(info.shape)
     if axis is None or not axis < axes <= 2:  # of a layer that is cut by inputs, the bias is added once, to the sum
         return PartitionSpec()
-    stored = codes_shape(info.shape, info.bits) if info.bits else info.shape
-    if info.shape[axis] % count or stored[axis] % count:
+    parts = [count if i == axis else 1 for i in range(axes)]
+    if info.shape[axis] % count or (info.code and info.code.divides(info.shape, parts)):
         return PartitionSpec()
     return PartitionSpec(*(AXIS if i == axis else None for i in range(axes)))

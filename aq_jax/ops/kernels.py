@@ -4,7 +4,7 @@
     rows             rows of a table         refuses(table)                 run(table, ids, inside)
     attention        over whole texts        refuses(query, heads, dtype)   run(query, key, value, mask, heads, dtype)
     cached_attention over a cache            refuses(query, keys, dtype)    run(query, keys, values, positions, dtype)
-    quantize         codes on given grids    refuses(size, bits)            run(w, grid, bits)
+    quantize         codes on given grids    refuses(size, code)            run(w, grid, code)
     dequantize       values of codes         refuses(w)                     run(w, dtype)
 
 Shapes are those of the first of each, `xla`. `refuses` says why a kernel does not take a call, or nothing; it is given

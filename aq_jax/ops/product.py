@@ -108,6 +108,8 @@ def _product_jvp(
 
 def lacks_for_integers(w: QTensor) -> str:
     """What W would need for integer products; nothing if they can be computed."""
+    if not w.spec.coding.even:
+        return "evenly spaced levels"
     if not w.by_row and w.scale.size != 1:
         return "grids that each lie in one row of W"
     if w.length // (w.scale.shape[-1] if w.by_row else 1) > MOST_PRODUCTS:

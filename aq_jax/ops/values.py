@@ -17,7 +17,7 @@ from aq_jax.ops.kernels import Kernel, choose
 def dequantize(
     q: QTensor | Prepared, dtype: DTypeLike = jnp.float32, *, kernel: str | None = None
 ) -> Float[Array, "*shape"]:
-    """The values that the codes stand for: (q - zero_point) * scale, computed in float32; a rotation is undone.
+    """The values that the codes stand for, such as (q - zero_point) * scale, in float32; a rotation is undone.
 
     Args:
         q: a quantized tensor; also as `prepare` makes it.

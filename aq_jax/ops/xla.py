@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Int8
 
-from aq_jax.codes import bits_jax
+from aq_jax.codes import Code, Grid, bits_jax
 from aq_jax.core.dispatch import FEWEST_ROWS, Activations
-from aq_jax.core.grid import Grid, decode, ends, place
+from aq_jax.core.grid import ends
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 
@@ -40,31 +40,21 @@ class Rows:
     def run(
         self, table: QTensor, ids: Int[Array, "*batch"], inside: Bool[Array, "*batch"]
     ) -> Float[Array, "*batch width"]:
-        codes = jnp.take(table.codes, ids, axis=0, mode="clip")
-        values = bits_jax.unpack_float(codes, table.spec.bits) if table.packed else codes.astype(jnp.float32)
-        if table.by_row:
-            scale = jnp.take(table.scale, ids, axis=0, mode="fill", fill_value=jnp.nan)
-            zero_point = jnp.take(table.zero_point, ids, axis=0, mode="clip")
-            grouped = values.reshape(*ids.shape, scale.shape[-1], -1)
-            return decode(grouped, scale, zero_point).reshape(*ids.shape, table.length)
-        element = ids[..., None].astype(jnp.int32) * table.length + bits_jax.multiples(1, table.length, ids.ndim + 1)
-        group = jnp.where(inside[..., None], element // table.spec.group_elements(table.shape), table.scale.size)
-        scale = jnp.take(table.scale, group, mode="fill", fill_value=jnp.nan)
-        return (values - jnp.take(table.zero_point, group, mode="clip")) * scale
+        return table.spec.coding.take(table, ids, inside)
 
 
 class Quantize:
-    """Codes of groups on their grids, or what is rounded to them when it is packed (see `core.grid.place`)."""
+    """Codes of groups on their grids, or what is rounded to them when it is packed (see `Code.place`)."""
 
-    def refuses(self, size: int, bits: int) -> str:
+    def refuses(self, size: int, code: Code) -> str:
         return ""
 
-    def run(self, w: Float[Array, "*groups size"], grid: Grid, bits: int) -> Float[Array, "*groups size"]:
-        return place(w, grid, bits)
+    def run(self, w: Float[Array, "*groups size"], grid: Grid, code: Code) -> Float[Array, "*groups size"]:
+        return code.place(w, grid)
 
 
 class Dequantize:
-    """(q - zero_point) * scale."""
+    """What codes stand for."""
 
     def refuses(self, w: QTensor) -> str:
         return ""

@@ -9,7 +9,8 @@ A config names an entry, or has the object itself. To add one, assign it: `QUANT
 
 from __future__ import annotations
 
-from aq_jax.core.grid import Grid, settle
+from aq_jax.codes import Grid
+from aq_jax.core.grid import settle
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.entry import Calibrated, Entry, Quantizer
 from aq_jax.quantizers.gptq import GPTQ

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aq_jax.core.grid import Grid, absmax_grid
+from aq_jax.codes import Code, Grid
+from aq_jax.core.grid import absmax_grid
 from aq_jax.quantizers.entry import Quantizer
 from aq_jax.quantizers.measure import Measure
 
 
 @dataclass(frozen=True)
 class AbsMax(Quantizer):
-    """scale = max|x| / qmax, zero_point = 0, q = round(x / scale)."""
+    """scale = max|x| / qmax, zero_point = 0, q = round(x / scale): to the nearest level of any code."""
 
     name = "absmax"
     grids = ("symmetric",)
 
-    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
-        return (absmax_grid(groups.lo, groups.hi, bits),)
+    def serves(self, code: Code) -> bool:
+        return code.top > 0
+
+    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+        return (absmax_grid(groups.lo, groups.hi, code),)

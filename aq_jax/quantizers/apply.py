@@ -14,11 +14,11 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
+from aq_jax.codes import Code, Grid
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
-from aq_jax.core.grid import Grid
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble
@@ -68,7 +68,7 @@ def quantize(
         return _half(array) if policy.quant_type == "fp16" else array
     quantizer = without_inputs(policy, name)
     spec = policy.spec_for(array.shape, name)
-    _, entry = choose("quantize", kernel, spec.group_elements(array.shape), spec.bits)
+    _, entry = choose("quantize", kernel, spec.group_elements(array.shape), spec.coding)
     q, sound, zeros = _quantize(array, spec, policy.symmetric, quantizer, entry)
     if isinstance(array, Tracer):
         return q
@@ -113,7 +113,7 @@ def fake_quant(
     else:
         quantizer = without_inputs(policy, name)
         spec = policy.spec_for(w.shape, name)
-        _, entry = choose("quantize", None, spec.group_elements(w.shape), spec.bits)
+        _, entry = choose("quantize", None, spec.group_elements(w.shape), spec.coding)
         q, *_ = _quantize(lax.stop_gradient(w), spec, policy.symmetric, quantizer, entry)
         seen = dequantize(q, dtype=w.dtype)
     return _straight_through(w, lax.stop_gradient(seen))
@@ -244,23 +244,23 @@ def _quantize(
     wide = w.astype(jnp.float32)
     rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
-    grids = quantizer(groups, spec.bits, symmetric)
-    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.bits, kernel)
+    grids = quantizer(groups, spec.coding, symmetric)
+    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.coding, kernel)
     zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
     return assemble(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
 
 
-def _smallest_error(groups: Groups, grids: tuple[Grid, ...], bits: int, kernel: Kernel) -> tuple[Array, ...]:
+def _smallest_error(groups: Groups, grids: tuple[Grid, ...], code: Code, kernel: Kernel) -> tuple[Array, ...]:
     """Codes, scales and zero points of the best candidate, and whether it is sound."""
 
     def placed(grid: Grid) -> tuple[Array, ...]:
-        return kernel.run(groups.w, grid, bits), grid.scale, grid.zero_point, jnp.all(grid.sound)
+        return kernel.run(groups.w, grid, code), grid.scale, grid.zero_point, jnp.all(grid.sound)
 
     if len(grids) == 1:
         return placed(grids[0])
     # Relative to the tensor's largest value, so that no square is out of range.
     unit = 1 / jnp.maximum(jnp.max(jnp.maximum(groups.hi, -groups.lo)), 2.0**-126)
-    errors = [jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), bits)) for grid in grids]
+    errors = [jnp.sum(groups.scaled(jnp.full_like(grid.scale, unit)).error(_times(grid, unit), code)) for grid in grids]
     best, least = placed(grids[0]), errors[0]
     for grid, error in zip(grids[1:], errors[1:], strict=True):
         take = error < least

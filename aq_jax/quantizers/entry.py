@@ -6,8 +6,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from aq_jax.codes import Code, Grid
 from aq_jax.config import QuantSpec
-from aq_jax.core.grid import Grid
 from aq_jax.core.qtensor import QTensor
 from aq_jax.quantizers.measure import Measure
 
@@ -29,6 +29,10 @@ class Described(Protocol):
     needs: Needs
     grids: tuple[Grids, ...] = ALL
 
+    def serves(self, code: Code) -> bool:
+        """Say whether it can choose such codes; by default, those of evenly spaced levels."""
+        return code.even
+
 
 @runtime_checkable
 class Quantizer(Described, Protocol):
@@ -43,8 +47,8 @@ class Quantizer(Described, Protocol):
     ...     name = "clipped"
     ...     grids = ("symmetric",)
     ...
-    ...     def __call__(self, groups, bits, symmetric):
-    ...         return (absmax_grid(groups.lo * self.share, groups.hi * self.share, bits),)
+    ...     def __call__(self, groups, code, symmetric):
+    ...         return (absmax_grid(groups.lo * self.share, groups.hi * self.share, code),)
     >>> q = quantize([[1.0, -0.5, 0.9]], QuantizationConfig("int8", solver=Clipped()))
     >>> q.codes.tolist(), round(q.scale.item() * 127, 4)
     ([[127, -71, 127]], 0.9)
@@ -52,12 +56,12 @@ class Quantizer(Described, Protocol):
 
     needs: Needs = "weights"
 
-    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         """Give candidates for the grids of some groups.
 
         Args:
             groups: what may be asked of the weights; JAX arrays within a program, NumPy's for one long group.
-            bits: of a code.
+            code: whose `bits` and `top` say which levels there are.
             symmetric: one constant zero point for the tensor, 0 or -0.5.
         """
         ...

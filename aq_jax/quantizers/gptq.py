@@ -26,9 +26,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.codes import Affine, check_even
+from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, code_range, decode, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
 from aq_jax.errors import ConfigError
@@ -188,6 +190,7 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
     Raises:
         ConfigError: naming `where`.
     """
+    check_even(spec.coding, f"{where}: solver = 'gptq'")
     size = spec.group_elements(shape)
     if len(shape) != 2 or spec.quant_axis < 0 or 0 in shape or shape[-1] % size:
         grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"
@@ -202,8 +205,8 @@ def _starting_grids(
 ) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
     """Scale and zero point of each group; of the two symmetric grids the one that was asked for, or fits better."""
     measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
-    grids = MSE()(measured, bits, symmetric)
-    errors = jnp.stack([jnp.sum(measured.error(grid, bits)) for grid in grids])
+    grids = MSE()(measured, Affine(bits), symmetric)
+    errors = jnp.stack([jnp.sum(measured.error(grid, Affine(bits))) for grid in grids])
     asked = (zero_point < 0).astype(jnp.int32)
     best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors).astype(jnp.int32), asked) if symmetric else 0
     scale, zero_point = (jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point"))
@@ -333,5 +336,5 @@ def _least_squares(
 
 def _error(w: Array, codes: Array, scale: Array, zero_point: Array, h: Array) -> Float[Array, "rows"]:
     grouped = codes.reshape(*scale.shape, -1)
-    change = decode(grouped, scale, zero_point).reshape(w.shape) - w
+    change = ((grouped - zero_point[..., None]) * scale[..., None]).reshape(w.shape) - w
     return jnp.einsum("ri,ri->r", change @ h, change)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from aq_jax.codes import CODES, Code
 from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.config.quantization import pick
 from aq_jax.config.schema import load_config
@@ -65,12 +66,14 @@ def _wrong(entry: Any) -> str:
 def quantizer_of(policy: QuantizationConfig) -> Entry:
     """Look up the quantizer of one tensor's policy (`QuantizationConfig.for_tensor`).
 
-    The model's gives way to the default where an override asks for grids of the kind that it does not make.
+    The model's gives way to the default where an override asks for grids of the kind that it does not make, or for a
+    code that it does not serve.
 
     >>> quantizer_of(QuantizationConfig("int8", symmetric=False)).name
     'minmax'
     """
-    if policy.solver is not None and _makes(found := find(policy.solver), policy.symmetric):
+    code = CODES.get(policy.quant_type)
+    if policy.solver is not None and _makes(found := find(policy.solver), policy.symmetric, code):
         return found
     return find(policy.default_solver)
 
@@ -118,31 +121,41 @@ def check_policy(config: QuantizationConfig) -> None:
     Raises:
         ConfigError: naming the override, if it is in one.
     """
-    _check(config.solver, config.symmetric)
+    _check(config.solver, config.symmetric, config.quant_type)
     for override in config.overrides:
         symmetric = config.symmetric if override.symmetric is None else override.symmetric
         try:
-            _check(override.solver, symmetric)
+            _check(override.solver, symmetric, override.quant_type or config.quant_type)
         except ConfigError as error:
             raise ConfigError(f"override {override.pattern!r}: {error}") from None
 
 
-def _check(solver: Any, symmetric: bool) -> None:
-    if solver is None or _makes(found := find(solver), symmetric):
-        return
-    others = [name for name, entry in QUANTIZERS.items() if _makes(entry, symmetric)]
-    raise ConfigError(
-        f"solver = {found.name!r} is {_kind(not symmetric)}: set symmetric = {str(not symmetric).lower()}, or solver = "
-        f"{' or '.join(map(repr, others))}"
-    )
+def _check(solver: Any, symmetric: bool, quant_type: str) -> None:
+    code = CODES.get(quant_type)
+    if solver is None:
+        if code is None:
+            return
+        solver = code.quantizer(symmetric)
+    found = find(solver)
+    if code is not None and not found.serves(code):
+        others = [name for name, entry in QUANTIZERS.items() if entry.serves(code)]
+        raise ConfigError(
+            f"solver = {found.name!r} cannot choose codes of {code.name}; set solver = {' or '.join(map(repr, others))}"
+        )
+    if not _makes(found, symmetric):
+        others = [name for name, entry in QUANTIZERS.items() if _makes(entry, symmetric)]
+        raise ConfigError(
+            f"solver = {found.name!r} is {_kind(not symmetric)}: set symmetric = {str(not symmetric).lower()}, or "
+            f"solver = {' or '.join(map(repr, others))}"
+        )
 
 
 def _kind(symmetric: bool) -> str:
     return "symmetric" if symmetric else "asymmetric"
 
 
-def _makes(entry: Entry, symmetric: bool) -> bool:
-    return _kind(symmetric) in entry.grids
+def _makes(entry: Entry, symmetric: bool, code: Code | None = None) -> bool:
+    return _kind(symmetric) in entry.grids and (code is None or entry.serves(code))
 
 
 def read_conversion(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -203,11 +216,11 @@ def with_entries(config: QuantizationConfig) -> QuantizationConfig:
 
 
 @lru_cache
-def candidates(entry: Entry, bits: int, symmetric: bool) -> int:
+def candidates(entry: Entry, code: Code, symmetric: bool) -> int:
     """Count the grids that a quantizer gives a tensor: the codes of all are held until the best is known."""
     if entry.needs == "inputs":
         return 1
     call = cast(Quantizer, entry)
     row = jax.ShapeDtypeStruct((1, 8), jnp.float32)
     pads = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return len(jax.eval_shape(lambda w, p: [grid[:4] for grid in call(Groups(w, p), bits, symmetric)], row, pads))
+    return len(jax.eval_shape(lambda w, p: [grid[:4] for grid in call(Groups(w, p), code, symmetric)], row, pads))

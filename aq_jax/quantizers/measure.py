@@ -14,7 +14,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from aq_jax.core.grid import Grid, code_range, decode, encode, finite_range
+from aq_jax.codes import Code, Grid
+from aq_jax.codes.affine import code_range
+from aq_jax.core.grid import finite_range
 
 _CHUNK = 1024
 
@@ -40,11 +42,11 @@ class Measure(Protocol):
         """The same groups, finite, times a factor each."""
         ...
 
-    def sums(self, grid: Grid, bits: int) -> Sums:
-        """The sums for least squares, with codes rounded to `grid`."""
+    def sums(self, grid: Grid, code: Code) -> Sums:
+        """The sums for least squares, with codes of evenly spaced levels rounded to `grid`."""
         ...
 
-    def error(self, grid: Grid, bits: int) -> Any:
+    def error(self, grid: Grid, code: Code) -> Any:
         """Sum of squared differences between the weights and their places on the grid."""
         ...
 
@@ -94,13 +96,13 @@ class Groups:
         position = lax.broadcasted_iota(jnp.float32, (1,) * (terms.ndim - 1) + terms.shape[-1:], terms.ndim - 1)
         return total(jnp.where(position < terms.shape[-1] - self.pads[..., None], terms, 0.0))
 
-    def sums(self, grid: Grid, bits: int) -> Sums:
-        u = encode(self.w, grid, bits) + offset(grid, bits)
+    def sums(self, grid: Grid, code: Code) -> Sums:
+        u = code.encode(self.w, grid) + offset(grid, code.bits)
         count = self.w.shape[-1] - self.pads
         return Sums(self._sum(u), self._sum(u * u), self._sum(u * self.w), self._sum(self.w), count)
 
-    def error(self, grid: Grid, bits: int) -> Float[Array, "*groups"]:
-        values = decode(encode(self.w, grid, bits), grid.scale, grid.zero_point)
+    def error(self, grid: Grid, code: Code) -> Float[Array, "*groups"]:
+        values = code.decode(code.encode(self.w, grid), grid.scale, grid.zero_point)
         return self._sum((values - self.w) ** 2)
 
     def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:

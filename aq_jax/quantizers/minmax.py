@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aq_jax.core.grid import Grid, minmax_grid
+from aq_jax.codes import Code, Grid
+from aq_jax.core.grid import minmax_grid
 from aq_jax.quantizers.entry import Quantizer
 from aq_jax.quantizers.measure import Measure
 
@@ -16,5 +17,5 @@ class MinMax(Quantizer):
     name = "minmax"
     grids = ("asymmetric",)
 
-    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
-        return (minmax_grid(groups.lo, groups.hi, bits),)
+    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+        return (minmax_grid(groups.lo, groups.hi, code),)

@@ -19,7 +19,10 @@ import jax
 import numpy as np
 from jax import lax
 
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, Grid, Rounding, code_range, round_mantissa, settle
+from aq_jax.codes import Code, Grid
+from aq_jax.codes.affine import code_range
+from aq_jax.codes.entry import Rounding
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa, settle
 from aq_jax.quantizers.entry import Quantizer
 from aq_jax.quantizers.measure import Measure, Sums
 
@@ -39,42 +42,42 @@ class MSE(Quantizer):
 
     name = "mse"
 
-    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
+    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         roundings: tuple[Rounding, ...] = ("tread", "rise") if symmetric else ("affine",)
-        return tuple(_best_grid(groups, bits, rounding) for rounding in roundings)
+        return tuple(_best_grid(groups, code, rounding) for rounding in roundings)
 
 
-def _best_grid(groups: Measure, bits: int, rounding: Rounding) -> Grid:
+def _best_grid(groups: Measure, code: Code, rounding: Rounding) -> Grid:
     xp = groups.lo.__array_namespace__()
     # Around one, no square over- or underflows; a power of two changes no bit of a mantissa.
     top = xp.maximum(groups.hi, -groups.lo)
     unit = round_mantissa(xp.clip(top, SCALE_MIN, SCALE_MAX), 0)
     scaled = groups.scaled(1 / unit)
 
-    sums = scaled.sums(_grid(scaled.hi, scaled.lo, scaled.lo, rounding), bits)
+    sums = scaled.sums(_grid(scaled.hi, scaled.lo, scaled.lo, rounding), code)
     mean = sums.w / sums.count
 
     def grid_at(start: Any) -> tuple[Any, Grid]:
-        scale, base = _start(scaled.lo, scaled.hi, mean, start, bits, rounding)
+        scale, base = _start(scaled.lo, scaled.hi, mean, start, code.bits, rounding)
         grid = _grid(scale, base, base, rounding)
-        grid = _stored(_rounds(scaled, grid, bits), bits)
-        return scaled.error(grid, bits), grid
+        grid = _stored(_rounds(scaled, grid, code), code.bits)
+        return scaled.error(grid, code), grid
 
-    found = scaled.best(grid_at, np.linspace(1.0, SMALLEST_START[bits], STARTS, dtype=np.float32))
-    return settle(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, bits, rounding)
+    found = scaled.best(grid_at, np.linspace(1.0, SMALLEST_START[code.bits], STARTS, dtype=np.float32))
+    return settle(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, code, rounding)
 
 
-def _rounds(groups: Measure, grid: Grid, bits: int) -> Grid:
+def _rounds(groups: Measure, grid: Grid, code: Code) -> Grid:
     """Least squares and rounding in turn."""
     times, rounding = ROUNDS[grid.rounding], grid.rounding
     if not isinstance(grid.scale, jax.Array):
         for _ in range(times):
-            grid = _refine(groups.sums(grid, bits), grid)
+            grid = _refine(groups.sums(grid, code), grid)
         return grid
 
     def once(_: int, arrays: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
         now = Grid(*arrays, rounding)
-        return _refine(groups.sums(now, bits), now)[:4]
+        return _refine(groups.sums(now, code), now)[:4]
 
     # A loop: unrolled, the rounds take longer to compile, and no less time to run.
     scale, zero_point, base, sound = lax.fori_loop(0, times, once, grid[:4])

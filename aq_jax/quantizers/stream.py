@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aq_jax.core.grid import AnyArray, Grid, Rounding
+from aq_jax.codes import Code, Grid
+from aq_jax.codes.entry import Rounding
+from aq_jax.core.grid import AnyArray
 from aq_jax.quantizers.measure import Groups, Sums
 from aq_jax.quantizers.screen import float32
 
@@ -45,35 +47,35 @@ class Stream:
                 values = np.pad(values, (0, TILE - values.size), mode="edge")
             yield at, values.reshape(1, TILE), pads
 
-    def _ask(self, grid: Grid, bits: int) -> np.ndarray:
-        answers = [_stream_sums(t, p, self.factor, grid[:4], bits, grid.rounding) for _, t, p in self.tiles()]
+    def _ask(self, grid: Grid, code: Code) -> np.ndarray:
+        answers = [_stream_sums(t, p, self.factor, grid[:4], code, grid.rounding) for _, t, p in self.tiles()]
         return np.asarray(sum(np.asarray(a, np.float64) for a in answers), np.float32)
 
-    def sums(self, grid: Grid, bits: int) -> Sums:
-        answer = self._ask(grid, bits)
+    def sums(self, grid: Grid, code: Code) -> Sums:
+        answer = self._ask(grid, code)
         return Sums(*answer[:4], count=np.array([self.flat.size], np.float32))
 
-    def error(self, grid: Grid, bits: int) -> np.ndarray:
-        return self._ask(grid, bits)[4]
+    def error(self, grid: Grid, code: Code) -> np.ndarray:
+        return self._ask(grid, code)[4]
 
     def best(self, grid_at: Callable[[Any], tuple[Any, Grid]], starts: np.ndarray) -> Grid:
         return min((grid_at(start) for start in starts), key=lambda found: found[0][0])[1]
 
 
-@partial(jax.jit, static_argnames=("bits", "rounding"))
+@partial(jax.jit, static_argnames=("code", "rounding"))
 def _stream_sums(
     w: Float[AnyArray, "1 size"],
     pads: Float[AnyArray, "1"],
     factor: Float[AnyArray, ""],
     grid: tuple[Any, Any, Any, Any],
-    bits: int,
+    code: Code,
     rounding: Rounding,
 ) -> Float[Array, "5 1"]:
     # They are NumPy arrays where nothing is compiled (jax_disable_jit).
     groups = Groups(jnp.asarray(w), jnp.asarray(pads)).scaled(jnp.asarray(factor)[None])
     whole = Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
-    s = groups.sums(whole, bits)
-    return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, bits)])
+    s = groups.sums(whole, code)
+    return jnp.stack([s.u, s.uu, s.uw, s.w, groups.error(whole, code)])
 
 
 def _finite_range(values: np.ndarray) -> tuple[float, float, bool]:

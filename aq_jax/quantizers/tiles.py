@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from aq_jax.codes import bits_jax
+from aq_jax.codes import Code, Grid, bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.codes.entry import Rounding
 from aq_jax.codes.rotation import rotate_rows
+from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, Grid, Rounding, decode, round_mantissa
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, round_mantissa
 from aq_jax.errors import AqError
 from aq_jax.ops.kernels import Kernel, choose
 from aq_jax.quantizers import Quantizer
@@ -46,7 +48,7 @@ class Quantized:
 
     Args:
         data: uint8, the bit stream of the codes.
-        scales: float32, one a group; zero_points likewise.
+        scales: float32, one a group; zero_points likewise, none where the code has none.
         cosine: between the weights and what the codes stand for, computed in float64 from sums of tiles.
         rel_mse: squared error over squared weights.
     """
@@ -88,8 +90,8 @@ def quantize_pieces(
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
         count = spec.group_count(array.shape)
-        nothing = Quantized(np.empty(0, np.uint8), np.ones(count, np.float32), np.zeros(count, np.float32), 1.0, 0.0)
-        return iter([nothing])
+        zeros = np.zeros(count if spec.coding.zero_points else 0, np.float32)
+        return iter([Quantized(np.empty(0, np.uint8), np.ones(count, np.float32), zeros, 1.0, 0.0)])
     size = spec.group_elements(array.shape)
     road = _Short if size <= TILE and spec.quant_axis == 0 else _Long
     turned = rotate_rows(float32(flat), spec.rotation) if spec.rotation else flat
@@ -107,9 +109,9 @@ def quantize_pieces(
             raise AqError(str(why))
         return why
     if len(pieces) == 1:
-        return iter([best.finish(spec.bits)])
+        return iter([best.finish(spec.coding)])
     index = whole.index(best)
-    return (run.candidates(start, stop, keep=True)[index].finish(spec.bits) for start, stop in pieces)
+    return (run.candidates(start, stop, keep=True)[index].finish(spec.coding) for start, stop in pieces)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,15 +131,16 @@ class _Candidate:
         ww, wd, dd, unit = (float(x) for x in sums)
         self.sums += np.array([ww, ww - 2 * wd + dd, ww - wd, dd]) * unit**2
 
-    def finish(self, bits: int) -> Quantized:
+    def finish(self, code: Code) -> Quantized:
         data = self.data
         if self.codes is not None:
-            data = pack_codes(self.codes, bits)
-        elif spare := -self.count * bits % 8:
+            data = pack_codes(self.codes, code.bits)
+        elif spare := -self.count * code.bits % 8:
             data[-1] &= 0xFF >> spare
         ww, vv, wv, ee = (float(s) for s in self.sums)
         cosine = wv / math.sqrt(ww * vv) if ww and vv else float(ww == vv)
-        return Quantized(data, self.scales, self.zero_points, min(cosine, 1.0), ee / ww if ww else 0.0)
+        zero_points = self.zero_points if code.zero_points else self.zero_points[:0]
+        return Quantized(data, self.scales, zero_points, min(cosine, 1.0), ee / ww if ww else 0.0)
 
 
 class _Road:
@@ -146,7 +149,7 @@ class _Road:
     def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
         self.flat, self.size, self.spec = flat, size, spec
         self.quantizer, self.symmetric = quantizer, symmetric
-        _, self.kernel = choose("quantize", None, size, spec.bits)
+        _, self.kernel = choose("quantize", None, size, spec.coding)
 
     def _room(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
         count = stop - start
@@ -190,10 +193,10 @@ class _Short(_Road):
         step = self.rows * self.size
         for first in range(start, stop, step):
             count = self._fill(first, min(first + step, stop))
-            answers = _solve_tile(self.tile, self.pads, self.spec.bits, self.symmetric, self.quantizer, self.kernel)
+            answers = _solve_tile(self.tile, self.pads, self.spec.coding, self.symmetric, self.quantizer, self.kernel)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
-            whole = self.width == self.size or bits_jax.fills_bytes(self.size, self.spec.bits)
+            whole = self.width == self.size or fills_bytes(self.size, self.spec.bits)
             rooms = rooms or [self._room(start, stop, keep, whole) for _ in codes]
             group = (first - start) // self.size
             for room, packed, (scale, zero_point, sound), sums in zip(rooms, codes, *_numbers(numbers), strict=True):
@@ -240,7 +243,7 @@ class _Long(_Road):
             stream = Stream(self.flat[first : min(first + self.size, stop)])
             for index, grid in enumerate(self._solved(first)):
                 if group == 0:
-                    whole = self.size >= stop - start or bits_jax.fills_bytes(self.size, self.spec.bits)
+                    whole = self.size >= stop - start or fills_bytes(self.size, self.spec.bits)
                     rooms.append(self._room(start, stop, keep, whole))
                 self._encode(stream, grid, rooms[index], group, first - start)
         return rooms
@@ -251,7 +254,7 @@ class _Long(_Road):
         if group not in self.grids:
             stream = Stream(self.flat[group * self.size : (group + 1) * self.size])
             with np.errstate(over="ignore"):  # an overflow makes the group unsound
-                found = self.quantizer(stream, self.spec.bits, self.symmetric)
+                found = self.quantizer(stream, self.spec.coding, self.symmetric)
             self.grids[group] = tuple(g._replace(sound=g.sound & stream.finite) for g in found)
         return self.grids[group]
 
@@ -259,18 +262,18 @@ class _Long(_Road):
         room.scales[group], room.zero_points[group] = grid.scale[0], grid.zero_point[0]
         room.sound &= bool(grid.sound[0])
         for at, tile, pads in stream.tiles():
-            answers = _encode_tile(tile, pads, grid[:4], self.spec.bits, grid.rounding, self.kernel)
+            answers = _encode_tile(tile, pads, grid[:4], self.spec.coding, grid.rounding, self.kernel)
             packed, sums = map(np.asarray, answers)
             room.add(sums)
             valid = TILE - int(pads[0])
             self._put(room, position + at, packed, TILE, valid, valid)
 
 
-@partial(jax.jit, static_argnames=("bits", "symmetric", "quantizer", "kernel"))
+@partial(jax.jit, static_argnames=("code", "symmetric", "quantizer", "kernel"))
 def _solve_tile(
     w: Float[AnyArray, "groups size"],
     pads: Float[AnyArray, "groups"],
-    bits: int,
+    code: Code,
     symmetric: bool,
     quantizer: Any,
     kernel: Kernel,
@@ -279,11 +282,11 @@ def _solve_tile(
     w = jnp.asarray(w)  # which is a NumPy array where nothing is compiled (jax_disable_jit)
     groups = Groups(w, jnp.asarray(pads))
     codes, numbers = [], []
-    for grid in quantizer(groups, bits, symmetric):
-        q = jnp.round(kernel.run(w, grid, bits))
+    for grid in quantizer(groups, code, symmetric):
+        q = jnp.round(kernel.run(w, grid, code))
         sound = (grid.sound & groups.finite).astype(jnp.float32)
-        codes.append(_packed(q, bits))
-        numbers.append(jnp.concatenate([grid.scale, grid.zero_point, sound, _products(groups, q, grid)]))
+        codes.append(_packed(q, code))
+        numbers.append(jnp.concatenate([grid.scale, grid.zero_point, sound, _products(groups, q, grid, code)]))
     return jnp.stack(codes), jnp.stack(numbers)
 
 
@@ -293,26 +296,26 @@ def _numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:, :-4].reshape(-1, 3, rows), numbers[:, -4:]
 
 
-@partial(jax.jit, static_argnames=("bits", "rounding", "kernel"))
+@partial(jax.jit, static_argnames=("code", "rounding", "kernel"))
 def _encode_tile(
     w: Float[AnyArray, "1 size"],
     pads: Float[AnyArray, "1"],
     grid: tuple[Any, Any, Any, Any],
-    bits: int,
+    code: Code,
     rounding: Rounding,
     kernel: Kernel,
 ) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
     w, whole = jnp.asarray(w), Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
-    q = jnp.round(kernel.run(w, whole, bits))
-    return _packed(q, bits), _products(Groups(w, jnp.asarray(pads)), q, whole)
+    q = jnp.round(kernel.run(w, whole, code))
+    return _packed(q, code), _products(Groups(w, jnp.asarray(pads)), q, whole, code)
 
 
-def _packed(codes: Float[Array, "groups size"], bits: int) -> Array:
+def _packed(codes: Float[Array, "groups size"], code: Code) -> Array:
     """The bit stream of a tile. Rows of odd lengths run on into each other, as they do in the tensor."""
-    return bits_jax.pack(codes.reshape(-1), bits)
+    return bits_jax.pack(codes.reshape(-1), code.bits)
 
 
-def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
+def _products(groups: Groups, codes: Array, grid: Grid, code: Code) -> Float[Array, "4"]:
     """w.w, w.d, d.d over a tile, d being what quantization changes, both divided by the last number, a power of two.
 
     From these three nothing is lost where d is small beside w.
@@ -320,7 +323,7 @@ def _products(groups: Groups, codes: Array, grid: Grid) -> Float[Array, "4"]:
     top = jnp.max(jnp.maximum(groups.hi, -groups.lo))
     unit = round_mantissa(jnp.clip(top, SCALE_MIN, SCALE_MAX), 0)
     w = groups.w / unit
-    d = (groups.w - decode(codes, grid.scale, grid.zero_point)) / unit
+    d = (groups.w - code.decode(codes, grid.scale, grid.zero_point)) / unit
     rows, size = w.shape
     if rows == 1:  # fillings may outnumber elements, so that to take their share away would leave nothing exact
         real = jnp.arange(size, dtype=jnp.float32)[None] < size - groups.pads[:, None]

@@ -14,7 +14,7 @@ from aq_jax.quantizers import Entry
 from aq_jax.quantizers.lookup import candidates, quantizer_of
 from aq_jax.quantizers.screen import is_floating
 from aq_jax.store import pieces
-from aq_jax.store.layout import data_bytes
+from aq_jax.store.layout import column_bytes
 from aq_jax.store.schema import GROUP_BYTES
 
 # Stacked over layers or heads, norms have two axes and biases two or more. "ln" is a word of its own, as in ln_1, ln_f.
@@ -56,7 +56,7 @@ class Treatment:
     @property
     def stored_bytes(self) -> int:
         """Bytes of a table's large columns at most: scales and zero points count in full."""
-        return sum(self._columns())
+        return sum(self._columns(math.prod(self.shape)).values())
 
     @property
     def compressed_bits(self) -> int:
@@ -65,8 +65,9 @@ class Treatment:
         >>> treat(QuantizationConfig("int2", group_size=128), "w", (4, 256), np.dtype("float32")).compressed_bits / 1024
         2.125
         """
-        data, grids = self._columns()
-        return 8 * data + grids // 8 * SCALE_BITS * (1 if self.policy.symmetric else 2)
+        found = self._columns(math.prod(self.shape))
+        floats = found["scales"] + (0 if self.policy.symmetric else found["zero_points"])
+        return 8 * found["data"] + floats // 4 * SCALE_BITS
 
     def peak_bytes(self, compression: Compression = "none") -> int:
         """Bytes of memory at most, beside the tensor itself, while it is quantized and written.
@@ -77,26 +78,26 @@ class Treatment:
         # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
         copies = 2 if compression == "none" else 3
         spec, count = self.spec, math.prod(self.shape)
-        axis, size = (-1, 0) if spec is None else (spec.quant_axis, spec.group_size)
-        cuts = pieces(self.shape, self.dtype.name, spec and spec.quant_type, axis, size)
+        cuts = pieces(self.shape, self.dtype.name, spec and spec.quant_type, *self._grouping)
         largest = max(stop - start for start, stop in cuts)
         if spec is None or self.quantizer is None:
             return (
                 2 * (count + copies * largest) if self.half else copies * largest * self.dtype.itemsize
             ) + GROUP_BYTES
-        codes = data_bytes(largest, self.dtype.name, spec.quant_type)
-        made = codes * candidates(self.quantizer, spec.bits, self.policy.symmetric)
+        codes = self._columns(largest)["data"]
+        made = codes * candidates(self.quantizer, spec.coding, self.policy.symmetric)
         if largest * spec.bits % 8 or spec.group_elements(self.shape) * spec.bits % 8:
             made += 2 * largest  # a byte a code, until all can be packed
         turned = 4 * count if spec.rotation else 0
-        return made + copies * codes + 6 * self._columns()[1] + turned + GROUP_BYTES
+        grids = self.stored_bytes - self._columns(count)["data"]
+        return made + copies * codes + 6 * grids + turned + GROUP_BYTES
 
-    def _columns(self) -> tuple[int, int]:
-        """Bytes of data, and of scales and zero points together."""
-        count = math.prod(self.shape)
-        if self.spec is None:
-            return count * (2 if self.half else self.dtype.itemsize), 0
-        return data_bytes(count, self.dtype.name, self.spec.quant_type), 8 * self.spec.group_count(self.shape)
+    @property
+    def _grouping(self) -> tuple[int, int]:
+        return (-1, 0) if self.spec is None else (self.spec.quant_axis, self.spec.group_size)
+
+    def _columns(self, count: int) -> dict[str, int]:
+        return column_bytes(count, self.shape, self.dtype.name, self.quant_type, *self._grouping)
 
 
 def treat(config: QuantizationConfig | None, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Treatment:

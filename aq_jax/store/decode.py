@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.rotation import unrotate_rows
 from aq_jax.errors import FormatError
 from aq_jax.store.layout import group_length, stored_dtype
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from aq_jax.store.rows import Row
 
 _ALIGNMENT = 64
-_BLOCK = 1 << 15
-_TINY = np.float32(2.0**-126)
-_SAFE = 2.0**-60
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.ndarray:
@@ -38,7 +34,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.nd
 
 
 def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
-    """The tensor of quantized rows: float32(q) - zero_point, times scale, in float32; new memory, aligned.
+    """The tensor of quantized rows in float32, by their code; new memory, aligned.
 
     Results below 2^-126 become 0, as they do in XLA. The rotation of rotated rows is undone.
     """
@@ -46,49 +42,15 @@ def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
     flat = aligned_empty((elements(first),), np.float32)
     start = 0
     for row in pieces:
-        _dequantize(row, flat[start : start + row.num_params])
+        assert row.code is not None  # noqa: S101
+        out = flat[start : start + row.num_params]
+        if out.size:
+            group = group_length(row.shape, row.quant_axis, row.group_size) or row.num_params
+            row.code.read(row.data, row.scales, row.zero_points, group, row.shape, out)
         start += row.num_params
     if first.rotation:
         flat[...] = unrotate_rows(flat, first.rotation)
     return flat.reshape(first.shape)
-
-
-def _dequantize(row: Row, out: np.ndarray) -> None:
-    if not out.size:
-        return
-    assert row.bits is not None  # noqa: S101
-    codes = unpack_codes(row.data, row.bits, row.num_params)
-    length = group_length(row.shape, row.quant_axis, row.group_size) or row.num_params
-    scales, zeros = row.scales, row.zero_points
-    tiny = bool((scales < _SAFE).any() or ((zeros != 0) & (abs(zeros) < _SAFE)).any())
-    if tiny:  # XLA takes such inputs for zero as well
-        zeros = np.where(abs(zeros) < _TINY, np.float32(0), zeros)
-    whole = row.num_params // length
-    with np.errstate(over="ignore", under="ignore"):
-        if whole:
-            body = whole * length
-            shape = (whole, length)
-            _affine(codes[:body].reshape(shape), scales[:whole, None], zeros[:whole, None], out[:body].reshape(shape))
-        if whole < len(scales):
-            rest = slice(whole * length, None)
-            _affine(codes[None, rest], scales[whole:, None], zeros[whole:, None], out[None, rest])
-        if tiny:
-            out[abs(out) < _TINY] *= 0
-
-
-def _affine(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, out: np.ndarray) -> None:
-    """(codes - zeros) * scales, a block at a time: each block stays in the cache for all its steps."""
-    groups, length = codes.shape
-    shifted = bool(zeros.any())
-    rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
-    for top in range(0, groups, rows):
-        for left in range(0, length, columns):
-            block = np.s_[top : top + rows, left : left + columns]
-            target = out[block]
-            target[...] = codes[block]
-            if shifted:
-                target -= zeros[top : top + rows]
-            target *= scales[top : top + rows]
 
 
 def raw_array(pieces: Sequence[Row]) -> np.ndarray:

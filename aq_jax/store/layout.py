@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import lcm, prod
+from math import prod
 from typing import TYPE_CHECKING
 
 from aq_jax.codes import CODES
@@ -12,15 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def data_bytes(count: int, dtype: str, quant_type: str | None) -> int:
-    """Bytes that `count` values of a row take in its `data` column.
+def column_bytes(
+    count: int,
+    shape: Sequence[int],
+    dtype: str,
+    quant_type: str | None,
+    quant_axis: int = -1,
+    group_size: int = 0,
+) -> dict[str, int]:
+    """Bytes that `count` values of a tensor take in each of the three large columns.
 
-    >>> data_bytes(231, "float32", "int2"), data_bytes(231, "bfloat16", None)
-    (58, 462)
+    >>> column_bytes(231, (7, 33), "float32", "int2", 0, 128), column_bytes(231, (7, 33), "bfloat16", None)["data"]
+    ({'data': 58, 'scales': 8, 'zero_points': 8}, 462)
     """
-    if code := CODES.get(quant_type or ""):
-        return code.data_bytes(count)
-    return count * DTYPES[stored_dtype(dtype, quant_type)].itemsize
+    code = CODES.get(quant_type or "")
+    if code is None:
+        return {"data": count * DTYPES[stored_dtype(dtype, quant_type)].itemsize, "scales": 0, "zero_points": 0}
+    floats = 4 * group_count(count, shape, quant_axis, group_size)
+    return {
+        "data": code.data_bytes(count, shape), "scales": floats, "zero_points": floats if code.zero_points else 0
+    }  # fmt: skip
 
 
 def stored_dtype(dtype: str, quant_type: str | None) -> str:
@@ -48,9 +59,9 @@ def group_count(count: int, shape: Sequence[int], quant_axis: int, group_size: i
 
 
 def cut_step(shape: Sequence[int], quant_type: str | None, quant_axis: int, group_size: int) -> int:
-    """Pieces of a tensor start at multiples of this many elements: whole groups and whole bytes."""
-    length = group_length(shape, quant_axis, group_size) if quant_type in CODES else 1
-    return lcm(length or 1, 8)
+    """Pieces of a tensor start at multiples of this many elements, such as whole groups and whole bytes."""
+    code = CODES.get(quant_type or "")
+    return 8 if code is None else code.piece(group_length(shape, quant_axis, group_size) or 1, shape)
 
 
 def pieces(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.codes.bits import run_of, unpack_codes
+from aq_jax.codes.bits import unpack_codes
 from aq_jax.store.decode import decode
 from aq_jax.store.layout import group_length
-from aq_jax.store.rows import Row, elements
+from aq_jax.store.rows import Row, elements, span
 from aq_jax.store.schema import DTYPES
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ class Parts:
         infos = table.pieces(name)
         self.info: RowInfo = infos[0]
         self._total = elements(self.info)
-        # Codes that fill whole bytes, and blocks that were rotated together.
-        bits = self.info.bits or 8
-        self._step = lcm(run_of(bits)[0], self.info.rotation or 1)
+        # Codes that can be read by themselves, and blocks that were rotated together.
+        self._step = lcm(self.info.code.unit(self.info.shape) if self.info.code else 1, self.info.rotation or 1)
         self._wanted = merged(map(self._widened, ranges))
         # Pieces of a tensor of one grid repeat it.
         self._group = group_length(self.info.shape, self.info.quant_axis, self.info.group_size) or max(self._total, 1)
@@ -74,7 +73,7 @@ class Parts:
         rows = self._cut(first, last)
         if not rows:
             return np.empty(0, np.float32 if self.info.quantized else DTYPES[self.info.dtype])
-        return decode(rows)[start - first : stop - first]
+        return decode(rows).reshape(-1)[start - first : stop - first]
 
     def codes(self, start: int, stop: int) -> np.ndarray:
         """Codes of a quantized tensor, int8."""
@@ -133,24 +132,24 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
-    """A row of some of a row's elements: part of a tensor that has one axis of `total` elements.
+    """A row of some of a row's elements: part of a tensor of `total` elements.
 
     Groups that begin or end inside are cut into equal ones, as long as possible.
     """
-    bits = row.bits
-    if bits is None:
-        item = row.data.nbytes // max(row.num_params, 1)
-        return replace(row, shape=(total,), data=row.data[start * item : stop * item], num_params=stop - start)
+    first, last = span(row, start, stop)
+    if row.code is None:
+        return replace(row, shape=(total,), data=row.data[first:last], num_params=stop - start)
     length = group_length(row.shape, row.quant_axis, row.group_size) or max(row.num_params, 1)
     size = gcd(start, length)
     groups = np.arange(start, stop, size) // length
+    columns = max(row.shape[-1:], default=1)
     return replace(
         row,
-        shape=(total,),
-        data=row.data[start * bits // 8 : -(-stop * bits // 8)],
+        shape=(total // columns, columns) if total % columns == 0 else (total,),
+        data=row.data[first:last],
         num_params=stop - start,
         scales=row.scales[groups],
-        zero_points=row.zero_points[groups],
+        zero_points=row.zero_points[groups] if row.zero_points.size else row.zero_points,
         quant_axis=0,
         group_size=size,
     )

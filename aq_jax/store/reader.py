@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import row_digest
-from aq_jax.store.layout import data_bytes, stored_dtype
 from aq_jax.store.manifest import check_entry, files_of
 from aq_jax.store.metadata import Metadata, check_aliases
-from aq_jax.store.rows import Row, RowInfo, RowOrder, at
-from aq_jax.store.schema import DTYPES
+from aq_jax.store.rows import Row, RowInfo, RowOrder, at, row_bytes, span
 from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
@@ -133,9 +131,8 @@ class TableReader:
             FormatError, IntegrityError: as `read`.
         """
         shard, info = self._shard(position), self.infos[position]
-        bits = info.bits or 8 * DTYPES[stored_dtype(info.dtype, info.quant_type)].itemsize
-        wanted = sum(-(-stop * bits // 8) - start * bits // 8 for start, stop in ranges)
-        whole = wanted == data_bytes(info.num_params, info.dtype, info.quant_type)
+        wanted = sum(last - first for first, last in (span(info, *each) for each in ranges))
+        whole = wanted == row_bytes(info)["data"]
         if whole and verify and info.digest is None:
             return self.read(position, verify)  # with the container's checksums
         with self._lock:
@@ -144,7 +141,8 @@ class TableReader:
             row = (shard.mapped if ranges else shard.grids)(position - shard.start, groups)
             if row is not None:
                 asked = row.scales.size if groups is None or not shard.maps_grids else sum(b - a for a, b in groups)
-                self.bytes_read += wanted + 8 * min(asked, row.scales.size)
+                share = min(asked, row.scales.size) / max(row.scales.size, 1)
+                self.bytes_read += wanted + int(share * (row.scales.nbytes + row.zero_points.nbytes))
                 if not whole:
                     self._partly_read.add(info.layer_name)
         if row is None:

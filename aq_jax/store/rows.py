@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from aq_jax.codes import CODES
+from aq_jax.codes import CODES, Code
 from aq_jax.errors import FormatError
-from aq_jax.store.layout import cut_step, data_bytes, group_count
+from aq_jax.store.layout import column_bytes, cut_step, stored_dtype
 from aq_jax.store.schema import (
     DTYPES,
     MAX_AXES,
@@ -42,15 +42,19 @@ class _Derived:
     quant_type: str | None
 
     @property
+    def code(self) -> Code | None:
+        """What `data` holds, None where nothing is quantized."""
+        return CODES.get(self.quant_type or "")
+
+    @property
     def bits(self) -> int | None:
         """Bits a code, None where nothing is quantized."""
-        code = CODES.get(self.quant_type or "")
-        return None if code is None else code.bits
+        return None if self.code is None else self.code.bits
 
     @property
     def quantized(self) -> bool:
         """Whether `data` holds codes."""
-        return self.bits is not None
+        return self.code is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,15 +155,15 @@ def describe(row: Described) -> str:
 
 def row_bytes(row: Described) -> dict[str, int]:
     """Bytes that each of the three large columns must hold for this row."""
-    floats = 4 * groups(row)
-    return {"data": data_bytes(row.num_params, row.dtype, row.quant_type), "scales": floats, "zero_points": floats}
+    return column_bytes(row.num_params, row.shape, row.dtype, row.quant_type, row.quant_axis, row.group_size)
 
 
-def groups(row: Described) -> int:
-    """Scales, and zero points, that this row must have."""
-    if row.quant_type not in CODES:
-        return 0
-    return group_count(row.num_params, row.shape, row.quant_axis, row.group_size)
+def span(row: Row | RowInfo, start: int, stop: int) -> tuple[int, int]:
+    """Say which bytes of `data` elements lie in; of codes, those between two that can be read by themselves."""
+    if row.code is not None:
+        return row.code.span(start, stop, row.shape)
+    size = DTYPES[stored_dtype(row.dtype, row.quant_type)].itemsize
+    return start * size, stop * size
 
 
 def check(row: Row | RowInfo, where: str) -> None:
@@ -219,7 +223,8 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
         )
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
-    if row.quant_type in CODES and CODES[row.quant_type].rotated:
+    code = row.code
+    if code and (code.name != code.plain or (row.rotation and code.name == code.turned)):
         length = row.shape[-1] if row.shape else 1
         if row.rotation not in ROTATIONS or length % row.rotation:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"

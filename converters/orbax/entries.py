@@ -11,7 +11,6 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from aq_jax.codes import CODES
-from aq_jax.codes.bits_jax import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.converters.orbax.disk import Like
 from aq_jax.core.qtensor import scale_shape
@@ -20,6 +19,7 @@ from aq_jax.store import DTYPES
 from aq_jax.store.schema import MAX_AXES, ROTATIONS
 
 PARTS = ("codes", "scale", "zero_point")
+"""The arrays of a QTensor; the last is there where its code has zero points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class TensorEntry:
     spec: QuantSpec | None
     length: int
     row: Mapping[str, Any]
+    rows: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +49,7 @@ class TensorEntry:
     @property
     def shape(self) -> tuple[int, ...]:
         first = next(iter(self.arrays.values())).like.shape
-        return (*first[:-1], self.length) if self.spec else first
+        return self.spec.coding.shape(first, self.length, self.rows) if self.spec else first
 
     @property
     def dtype(self) -> np.dtype:
@@ -75,27 +76,29 @@ def tensor_entry(folder: Path, name: str, entry: Any) -> TensorEntry:
     row = entry.get("row", {})
     if not isinstance(row, dict) or not isinstance(dtype := row.get("dtype", "float32"), str) or dtype not in DTYPES:
         raise nonsense(folder, name, "row", row)
-    arrays = {part: _array_entry(folder, name, part, entry.get(part)) for part in (PARTS if quantized else ("array",))}
-    if not quantized:
+    spec = _spec(folder, name, entry["spec"]) if quantized else None
+    parts = ("array",) if spec is None else PARTS if spec.coding.zero_points else PARTS[:2]
+    arrays = {part: _array_entry(folder, name, part, entry.get(part)) for part in parts}
+    if spec is None:
         if row.get("quant_type") == "fp16" and arrays["array"].like.dtype != np.float16:
             raise nonsense(folder, name, "row", f"{row} for {arrays['array'].like.dtype}")
         return TensorEntry(arrays, None, 0, row)
-    spec, length = _spec(folder, name, entry["spec"]), entry.get("length")
-    codes, scale, zero_point = (arrays[part].like for part in PARTS)
+    length, rows, codes = entry.get("length"), entry.get("rows"), arrays["codes"].like
     if not _is_size(length) or not codes.shape:
         raise nonsense(folder, name, "length", length)
-    packed = codes.dtype == np.uint8
-    if codes.dtype != np.int8 and not (packed and spec.bits < 8 and fills_bytes(length, spec.bits)):
-        raise nonsense(folder, name, "codes", f"{codes.dtype} codes of {spec.bits} bits, {length} a row")
-    if codes.shape[-1] != (length * spec.bits // 8 if packed else length):
-        raise nonsense(folder, name, "codes", f"{list(codes.shape)} for rows of {length} codes of {spec.bits} bits")
-    shape = (*codes.shape[:-1], length)
+    if rows is not None and not _is_size(rows):
+        raise nonsense(folder, name, "rows", rows)
+    shape = spec.coding.shape(codes.shape, length, rows)
+    if (codes.shape, codes.dtype.name) not in (spec.coding.codes_like(shape), (shape, "int8")):
+        found = f"{codes.dtype}{list(codes.shape)} for rows of {length} codes of {spec.bits} bits"
+        raise nonsense(folder, name, "codes", found)
     # A batch, made by `vmap`, has the grids of each of its tensors.
     grids = {(*shape[:batch], *scale_shape(shape[batch:], spec)) for batch in range(len(shape))}
-    for part, found in (("scale", scale), ("zero_point", zero_point)):
-        if found.dtype != np.float32 or found.shape not in grids or found.shape != scale.shape:
+    for part in parts[1:]:
+        found = arrays[part].like
+        if found.dtype != np.float32 or found.shape not in grids or found.shape != arrays["scale"].like.shape:
             raise nonsense(folder, name, part, f"{found.dtype}{list(found.shape)} for {spec} of shape {list(shape)}")
-    return TensorEntry(arrays, spec, length, row)
+    return TensorEntry(arrays, spec, length, row, rows)
 
 
 def _array_entry(folder: Path, name: str, part: str, entry: Any) -> ArrayEntry:
@@ -112,8 +115,11 @@ def _spec(folder: Path, name: str, entry: Any) -> QuantSpec:
     """Release 1 wrote `symmetric` too, which decoding does not need."""
     fields = {field.name: type(field.default) for field in dataclasses.fields(QuantSpec)}
     known = {key: value for key, value in entry.items() if key != "symmetric"} if isinstance(entry, dict) else {}
-    if {key: type(value) for key, value in known.items()} == fields and type(entry.get("symmetric", True)) is bool:
+    types = {key: type(value) for key, value in ({"code": ""} | known).items()}
+    if types == fields and type(entry.get("symmetric", True)) is bool:
         spec = QuantSpec(**known)
+        if spec.code not in ("", *CODES) or (spec.code and CODES[spec.code].bits != spec.bits):
+            raise nonsense(folder, name, "spec", entry)
         sizes = 0 <= spec.group_size < 2**31 and spec.rotation in (0, *ROTATIONS)
         if spec.quant_type in CODES and sizes and not (spec.per_channel and spec.group_size):
             return spec

@@ -44,10 +44,10 @@ def _part_shardings(name: str, tensor: TensorEntry, sharding: Any) -> tuple[Shar
     shapes = [array.like.shape for array in tensor.arrays.values()]
     parts: tuple[Any, ...] = (sharding,)
     if tensor.spec and isinstance(sharding, QTensor):
-        parts = tuple(getattr(sharding, part) for part in PARTS)
+        parts = tuple(getattr(sharding, part) for part in tensor.arrays)
     elif tensor.spec and isinstance(sharding, Sharding):
-        codes, grids = qtensor_shardings(sharding, (*shapes[0][:-1], tensor.length), tensor.spec, name)
-        parts = (codes, grids, grids)
+        codes, grids = qtensor_shardings(sharding, tensor.shape, tensor.spec, name)
+        parts = (codes, *(grids for _ in shapes[1:]))
     if not all(isinstance(part, Sharding) for part in parts):
         raise FormatError(f"shardings: {name} is {sharding!r}; wanted jax.sharding.Sharding, or a QTensor of them")
     for shape, part in zip(shapes, parts, strict=True):
@@ -59,7 +59,7 @@ def place(value: Any, shardings: tuple[Sharding, ...]) -> Any:
     """An array, or the arrays of a QTensor, over the devices of their shardings."""
     if not isinstance(value, QTensor):
         return _put(value, *shardings)
-    leaves = {part: _put(getattr(value, part), on) for part, on in zip(PARTS, shardings, strict=True)}
+    leaves = {part: _put(getattr(value, part), on) for part, on in zip(PARTS, shardings, strict=False)}
     return dataclasses.replace(value, **leaves)
 
 

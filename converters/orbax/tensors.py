@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,10 +51,12 @@ def write_tensors(
     arrays: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
-        parts = {part: getattr(value, part) for part in PARTS} if isinstance(value, QTensor) else {"array": value}
+        parts: dict[str, Any] = {"array": value}
         entry: dict[str, Any] = {"row": dict(rows[name])} if rows else {}
         if isinstance(value, QTensor):
-            entry |= {"spec": dataclasses.asdict(value.spec), "length": value.length}
+            parts = {part: getattr(value, part) for part in (PARTS if value.zero_point is not None else PARTS[:2])}
+            entry |= {"spec": value.spec.to_dict(), "length": value.length}
+            entry |= {} if value.rows is None else {"rows": value.rows}
         for part, leaf in parts.items():
             array = _host(f"{name}.{part}" if len(parts) > 1 else name, leaf)
             entry[part] = {"shape": list(array.shape), "dtype": array.dtype.name, "digest": _digest(array)}
@@ -90,7 +91,10 @@ def read_tensors(folder: Path, known: Known, names: Iterable[str]) -> dict[str, 
             here = f"{name}.{part}" if tensor.spec else name
             empty = np.empty(array.like.shape, array.stored.dtype)
             parts[part] = _verified(f"{folder}: {here}", found.pop(_key(name, part), empty), array)
-        out[name] = QTensor(**parts, spec=tensor.spec, length=tensor.length) if tensor.spec else parts["array"]
+        out[name] = parts.get("array")
+        if tensor.spec:
+            arrays = (parts.get(part) for part in PARTS)
+            out[name] = QTensor(*arrays, spec=tensor.spec, length=tensor.length, rows=tensor.rows)
     return out
 
 

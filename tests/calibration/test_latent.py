@@ -9,8 +9,8 @@ import pytest
 
 from aq_jax import QTensor, QuantSpec, dequantize
 from aq_jax.calibration.latent import BEYOND, START, Latent, bounded, latent, settled, value
+from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
-from aq_jax.core.grid import code_range
 from aq_jax.quantizers.gptq import gptq, metric
 
 SPECS = [

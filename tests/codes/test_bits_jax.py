@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aq_jax.codes import bits_jax
-from aq_jax.codes.bits import run_of
+from aq_jax.codes.runs import fills_bytes, run_of
 
 # Few lengths: every new one is compiled. Multiples of 8 are whole bytes at every width.
 LENGTHS = (8, 24)
@@ -109,7 +109,7 @@ def test_rows_of_length_zero(bits: int) -> None:
     [(1, 8, True), (3, 4, False), (2, 4, True), (3, 2, False), (4, 2, True), (4, 3, False), (8, 3, True), (0, 3, True)],
 )
 def test_which_rows_are_whole_bytes(length: int, bits: int, whole: bool) -> None:
-    assert bits_jax.fills_bytes(length, bits) is whole
+    assert fills_bytes(length, bits) is whole
     if not whole:
         with pytest.raises(ValueError, match=f"{length} codes of {bits} bits are no whole number of bytes"):
             bits_jax.pack(jnp.zeros(length, jnp.int8), bits)

@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aq_jax.codes import Affine, Grid
+from aq_jax.codes.affine import code_range
 from aq_jax.core.grid import (
     SCALE_MAX,
     SCALE_MIN,
-    Grid,
     absmax_grid,
-    code_range,
-    decode,
-    encode,
     finite_range,
     minmax_grid,
     round_mantissa,
@@ -28,6 +26,7 @@ from aq_jax.core.grid import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+decode = Affine(8).decode  # whatever the width
 GRIDS = {"absmax": absmax_grid, "minmax": minmax_grid}
 
 
@@ -38,10 +37,10 @@ def _overflow_is_handled() -> Iterator[None]:
         yield
 
 
-def rise_grid(lo: np.ndarray, hi: np.ndarray, bits: int) -> Grid:
+def rise_grid(lo: np.ndarray, hi: np.ndarray, code: Affine) -> Grid:
     """Mid-rise over the full range: the widest level is half a step inside it."""
-    scale = np.maximum(hi, -lo) / np.float32(code_range(bits)[1] + 1)
-    return settle(scale, np.zeros_like(scale), np.zeros_like(scale), lo, hi, bits, "rise")
+    scale = np.maximum(hi, -lo) / np.float32(code.top + 1)
+    return settle(scale, np.zeros_like(scale), np.zeros_like(scale), lo, hi, code, "rise")
 
 
 def samples(rng: np.random.Generator) -> np.ndarray:
@@ -73,12 +72,12 @@ def test_numpy_and_jax_agree_in_every_bit(kind: str, bits: int, rng: np.random.G
     @jax.jit
     def both(w: jax.Array) -> tuple[jax.Array, ...]:
         lo, hi, _ = finite_range(w)
-        grid = GRIDS[kind](lo, hi, bits)
-        codes = encode(w, grid, bits)
+        grid = GRIDS[kind](lo, hi, Affine(bits))
+        codes = Affine(bits).encode(w, grid)
         return *grid[:4], codes, decode(codes, grid.scale, grid.zero_point)
 
-    grid = GRIDS[kind](*ends(w), bits)
-    codes = encode(w, grid, bits)
+    grid = GRIDS[kind](*ends(w), Affine(bits))
+    codes = Affine(bits).encode(w, grid)
     values = decode(codes, grid.scale, grid.zero_point)
     names = ("scale", "zero_point", "base", "sound", "codes", "values")
     for name, ours, theirs in zip(names, both(w), (*grid[:4], codes, values), strict=True):
@@ -91,8 +90,8 @@ def test_numpy_and_jax_agree_in_every_bit(kind: str, bits: int, rng: np.random.G
 @pytest.mark.parametrize("kind", ["absmax", "minmax", "rise"])
 def test_the_error_is_at_most_half_a_step(kind: str, bits: int, rng: np.random.Generator) -> None:
     w = samples(rng)
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), bits)
-    codes = encode(w, grid, bits)
+    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    codes = Affine(bits).encode(w, grid)
     qmin, qmax = code_range(bits)
     assert np.array_equal(codes, np.round(codes))
     assert codes.min() >= qmin
@@ -111,9 +110,9 @@ def test_encoding_a_dequantized_tensor_gives_the_same_codes(kind: str, bits: int
     w = samples(rng)
     # A group whose offset is thousands of times its range has no digits left to be encoded again.
     w = w[(np.abs(w).max(axis=-1) < 1000 * np.ptp(w, axis=-1)) | (np.ptp(w, axis=-1) == 0)]
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), bits)
-    codes = encode(w, grid, bits)
-    again = encode(decode(codes, grid.scale, grid.zero_point), grid, bits)
+    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    codes = Affine(bits).encode(w, grid)
+    again = Affine(bits).encode(decode(codes, grid.scale, grid.zero_point), grid)
     assert np.array_equal(again, codes)
 
 
@@ -122,8 +121,8 @@ def test_encoding_a_dequantized_tensor_gives_the_same_codes(kind: str, bits: int
 @pytest.mark.parametrize("bits", [8, 2])
 def test_a_constant_group_is_exact(kind: str, c: float, bits: int) -> None:
     w = np.full((1, 8), c, np.float32)
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), bits)
-    codes = encode(w, grid, bits)
+    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    codes = Affine(bits).encode(w, grid)
     assert grid.sound.all()
     assert np.array_equal(decode(codes, grid.scale, grid.zero_point), w)
     if c == 0:
@@ -137,7 +136,7 @@ def test_a_constant_group_is_exact(kind: str, c: float, bits: int) -> None:
 
 def test_two_bit_mid_rise_has_four_levels_around_zero() -> None:
     grid = Grid(*np.array([[2.0], [-0.5], [0.0]], np.float32), np.array([True]), "rise")
-    codes = encode(np.array([[-9, -2, -0.1, 0.1, 1.9, 2, 9]], np.float32), grid, 2)
+    codes = Affine(2).encode(np.array([[-9, -2, -0.1, 0.1, 1.9, 2, 9]], np.float32), grid)
     assert codes.tolist() == [[-2, -1, -1, 0, 0, 1, 1]]
     assert decode(codes, grid.scale, grid.zero_point).tolist() == [[-3, -1, -1, 1, 1, 3, 3]]
 
@@ -151,7 +150,7 @@ def test_two_bit_mid_rise_has_four_levels_around_zero() -> None:
 def test_a_scale_out_of_bounds_is_not_sound(kind: str, w: list[float]) -> None:
     values = np.array([w], np.float32)
     bits = 2 if values.max() > 1 else 8
-    grid = GRIDS[kind](*ends(values), bits)
+    grid = GRIDS[kind](*ends(values), Affine(bits))
     assert not grid.sound.any()
     assert SCALE_MIN <= grid.scale[0] <= SCALE_MAX
 
@@ -164,17 +163,19 @@ def test_a_scale_out_of_bounds_is_not_sound(kind: str, w: list[float]) -> None:
 def test_an_asymmetric_grid_whose_arithmetic_overflows_is_not_sound(w: list[float]) -> None:
     # Their scales are within bounds, but x - base would be infinite, and the code of 1e38 that of 3e38.
     values = np.array([w], np.float32)
-    assert not minmax_grid(*ends(values), 8).sound.any()
-    assert not jax.jit(lambda x: minmax_grid(*finite_range(x)[:2], 8).sound)(values).any()
+    assert not minmax_grid(*ends(values), Affine(8)).sound.any()
+    assert not jax.jit(lambda x: minmax_grid(*finite_range(x)[:2], Affine(8)).sound)(values).any()
     if w[0] == w[1]:
-        assert absmax_grid(*ends(values), 8).sound.all()
+        assert absmax_grid(*ends(values), Affine(8)).sound.all()
 
 
 def test_nan_has_the_code_zero_and_infinities_saturate() -> None:
+    eight = Affine(8)
+
     @jax.jit
     def found(w: jax.Array) -> tuple[jax.Array, ...]:
         lo, hi, finite = finite_range(w)
-        return lo, hi, finite, *(encode(w, grid(lo, hi, 8), 8) for grid in (absmax_grid, minmax_grid))
+        return lo, hi, finite, *(eight.encode(w, grid(lo, hi, eight)) for grid in (absmax_grid, minmax_grid))
 
     lo, hi, finite, symmetric, asymmetric = found(np.array([[1.0, -1.0, np.nan, np.inf, -np.inf, 0.25]], np.float32))
     assert (lo.tolist(), hi.tolist(), bool(finite)) == ([-1.0], [1.0], False)

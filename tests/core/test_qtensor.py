@@ -14,10 +14,10 @@ import numpy as np
 import oracle
 import pytest
 
-from aq_jax import QTensor, QuantizationConfig, dequantize, quantize
+from aq_jax import ConfigError, QTensor, QuantizationConfig, dequantize, quantize
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream
-from aq_jax.core.qtensor import from_groups, scale_shape, to_groups
+from aq_jax.core.qtensor import _from_json, _to_json, from_groups, scale_shape, to_groups
 
 INT4 = QuantizationConfig(quant_type="int4", group_size=16, solver="absmax")
 FLAT = QuantizationConfig(quant_type="int4", group_size=24, solver="absmax")  # groups that cross rows of 64
@@ -115,6 +115,20 @@ def test_jit_does_not_retrace_for_an_equal_tensor(q: QTensor, weight: np.ndarray
     assert jax.tree.structure(host) == jax.tree.structure(q)
     f(jax.device_put(host))
     assert len(traces) == 1
+
+
+def test_what_an_exported_program_keeps_of_a_tensor_is_what_it_was() -> None:
+    spec = QuantSpec(4, group_size=16)
+    old = b'{"spec": {"bits": 4, "per_channel": false, "group_size": 16, "rotation": 0}, "length": 64}'
+    assert _from_json(old) == (spec, 64, None)
+    assert _to_json((spec, 64, None)) == old
+    assert _from_json(_to_json((QuantSpec(4, code="levels"), 64, 16))) == (QuantSpec(4, code="levels"), 64, 16)
+
+
+def test_a_code_has_one_spelling() -> None:
+    assert QuantSpec(4, code="int4") == QuantSpec(4)
+    with pytest.raises(ConfigError, match=r"code='levels'\): there is no code 'levels'; known are int8"):
+        _ = QuantSpec(4, code="levels").coding
 
 
 def test_the_structure_knows_numerics_and_length(q: QTensor, weight: np.ndarray) -> None:

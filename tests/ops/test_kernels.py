@@ -196,7 +196,7 @@ class Wrong:
     """Codes that are all 1, and values that are all 2."""
 
     def refuses(self, *what: Any) -> str:
-        return "" if len(what) == 1 or what[1] == 4 else f"has codes of 4 bits only, found {what[1]}"
+        return "" if len(what) == 1 or what[1].bits == 4 else f"has codes of 4 bits only, found {what[1].bits}"
 
     def run(self, w: Any, *rest: Any) -> jax.Array:
         return jnp.full(w.shape, 2, rest[0]) if isinstance(w, QTensor) else jnp.ones_like(w)

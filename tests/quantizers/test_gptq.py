@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
+from aq_jax.codes.affine import code_range
 from aq_jax.codes.bits_jax import unpack_float
 from aq_jax.config import QuantizationConfig
-from aq_jax.core.grid import code_range
 from aq_jax.quantizers.gptq import ROWS, gptq, gptq_tiled, metric
 
 ROW, WIDTH = 24, 96

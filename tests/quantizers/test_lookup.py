@@ -10,6 +10,7 @@ import pytest
 
 import aq_jax as aq
 from aq_jax import QUANTIZERS, ConfigError, Override, QuantizationConfig, TrainingConfig
+from aq_jax.codes import Affine
 from aq_jax.quantizers import Quantizer
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.lookup import candidates, quantizer_of
@@ -80,7 +81,7 @@ def test_a_quantizer_stays_where_an_override_asks_for_the_grids_that_it_makes() 
 
 def test_candidates_are_counted() -> None:
     found = {
-        (name, symmetric): candidates(entry, 4, symmetric)
+        (name, symmetric): candidates(entry, Affine(4), symmetric)
         for name, entry in QUANTIZERS.items()
         for symmetric in (True, False)
     }

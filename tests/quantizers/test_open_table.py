@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import aq_jax as aq
 from aq_jax import QUANTIZERS, ConfigError, Override, QTensor, QuantizationConfig
+from aq_jax.codes import Code
 from aq_jax.conversion.shards import engines
 from aq_jax.core.grid import absmax_grid
 from aq_jax.quantizers import Grid, Measure, Quantizer
@@ -32,8 +33,8 @@ class Clipped(Quantizer):
     name = "clipped"
     grids = ("symmetric",)
 
-    def __call__(self, groups: Measure, bits: int, symmetric: bool) -> tuple[Grid, ...]:
-        return (absmax_grid(groups.lo * self.share, groups.hi * self.share, bits),)
+    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+        return (absmax_grid(groups.lo * self.share, groups.hi * self.share, code),)
 
 
 HALF = Clipped(0.5)  # a power of two, so that compilers have nothing to round
