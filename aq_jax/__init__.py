@@ -70,7 +70,7 @@ _PUBLIC = {
     "QUANTIZERS": "quantizers",
     "WeightLoader": "io.loader",
     "load": "io.loader",
-    "save": "io.loader",
+    "save": "io.save",
     "quantize_file": "converters.convert",
     "dequantize_file": "converters.convert",
     "convert": "converters.convert",
@@ -93,7 +93,8 @@ if TYPE_CHECKING:
     from aq_jax.converters.convert import convert, dequantize_file, quantize_file
     from aq_jax.core.qtensor import QTensor
     from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
-    from aq_jax.io.loader import WeightLoader, load, save
+    from aq_jax.io.loader import WeightLoader, load
+    from aq_jax.io.save import save
     from aq_jax.nn import load_model
     from aq_jax.ops import dequantize, prepare, qdot, qembed
     from aq_jax.quantizers import QUANTIZERS

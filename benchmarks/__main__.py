@@ -32,17 +32,27 @@ VARIABLES = """environment variables:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the suites that were asked for, or all of a kind; 1 if one of them failed."""
-    from benchmarks.suites import QUICK, SUITES
+def make_parser() -> argparse.ArgumentParser:
+    """Say what can be asked for."""
+    from benchmarks.suites import QUESTIONS
 
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, epilog=VARIABLES, formatter_class=raw)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"suites: {', '.join(SUITES)}; default all")
+    questions = "suites:\n" + "".join(f"  {name:<19}{question}\n" for name, question in QUESTIONS.items())
+    epilog = f"{questions}\n{VARIABLES}"
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, epilog=epilog, formatter_class=raw)
+    parser.add_argument("names", nargs="*", metavar="name", help="suites, of those below; default all")
     parser.add_argument("--suite", choices=("quick", "full"), default="full", help="4 minutes, or 30; default full")
     parser.add_argument("--record", action="store_true", help="keep the results, to compare later ones with")
     parser.add_argument("--output", default="build/bench.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites that were asked for, or all of a kind; 1 if one of them failed."""
+    from benchmarks.suites import QUICK, SUITES
+
+    parser = make_parser()
     args = parser.parse_args(arguments)
     if args.child:
         return run_suite(args.child, args.suite == "full")
@@ -74,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(report.text(found))
     if args.record and not failed:
-        print(f"\nrecorded: {report.record(found)}; now: python -m benchmarks.readme")
+        print(f"\nrecorded: {report.record(found)}; now: python -m benchmarks.docs")
     if failed:
         print(f"failed, and nothing recorded: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -39,7 +39,7 @@ def measure(path: str) -> tuple[str, ...]:
     """Print a row of the table."""
     from aq_jax import load
     from aq_jax.converters.convert import convert
-    from aq_jax.store.verification import verify_table
+    from aq_jax.store.verify import verify_table
 
     config = load_config(path)
     start = time.perf_counter()

@@ -1,32 +1,33 @@
-"""The README's tables of memory and accuracy, and the marks that lead to what stands below a table."""
+"""Lay out the tables of docs/benchmarks.md, and the marks that lead to what stands below a table."""
 
 from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 class Marks:
-    """Letters for notes, in the order in which they come."""
+    """Give notes letters, in the order in which they come."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
     def __call__(self, notes: Sequence[str]) -> str:
-        """What stands behind a figure."""
+        """Write the letters behind a figure."""
         letters = [self._letters.setdefault(note, chr(ord("a") + len(self._letters))) for note in notes]
         return f" <sup>{' '.join(letters)}</sup>" if letters else ""
 
     def lines(self) -> list[str]:
-        """What stands below a table."""
+        """Write the notes below a table."""
         text = "; ".join(f"<sup>{letter}</sup> {note}" for note, letter in self._letters.items())
-        return [text, ""] if text else []
+        return [*textwrap.wrap(text, 120), ""]
 
 
 def memory_table(found: list[dict[str, Any]]) -> list[str]:
-    """MB that each adds, ours first."""
+    """Lay out the MB that each adds, ours first."""
     cells: dict[str, dict[str, str]] = {}
     for result in found:
         match = re.match(
@@ -42,7 +43,7 @@ def memory_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
-    """Each other way, and ours at as many bits or fewer; bold where it is higher than ours without data."""
+    """Lay out each library beside ours at as many bits or fewer; bold where it beats ours without data."""
     parts = "bits | in a table | mean | 1st percentile"
     lines = [
         "| other | bits a weight | cosine, mean | 1st percentile "
@@ -70,13 +71,26 @@ def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
     return [*lines, "", *marks.lines()] if len(lines) > 2 else []
 
 
+def plain_table(found: list[dict[str, Any]]) -> list[str]:
+    """Lay out one figure a line, with what must be and with its notes."""
+    lines = ["| what | measured | at least | also |", "|---|---|---|---|"]
+    for result in found:
+        figures = [f"{name} {value:.4g}" for name, value in result.get("figures", {}).items()]
+        also = "; ".join(part for part in (*figures, result.get("note", "")) if part)
+        beside = f" / {result['peer']}" if "peer" in result else ""
+        least = result.get("least", "").replace("reported", "")
+        value = f"{result['value']:.6g} {result['unit']}".strip()
+        lines.append(f"| {result['case']}{beside} | {value} | {least} | {also} |")
+    return lines
+
+
 def name_in(result: Mapping[str, Any]) -> str:
-    """Of what a cosine is."""
+    """Name what a cosine is of."""
     return result["case"].removesuffix(": embedding cosine")
 
 
 def provenance(made: Mapping[str, Any]) -> str:
-    """On what a table was calibrated."""
+    """Say on what a table was calibrated."""
     text = made["calibration"]
     name = "Python's manual, of which the judged text is" if text["text"] == "pydoc_data.topics" else text["text"]
     said = f"calibrated on {text['sentences']:,} lines of {name} (digest {text['digest'][:8]})"

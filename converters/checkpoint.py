@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 
 from aq_jax.conversion.prequantized import read_config
 from aq_jax.conversion.sidefiles import SideFiles, side_files
-from aq_jax.converters.extents import Extent, Extents
-from aq_jax.core.frameworks import identity, to_numpy, torch_module
+from aq_jax.converters.extents import Extents
+from aq_jax.core.frameworks import identity, to_numpy
+from aq_jax.core.torch_tensors import torch_module
 from aq_jax.errors import FormatError
+from aq_jax.io.tensorfile import Extent, read_header
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import transformer_path
-from aq_jax.store.schema import MAX_AXES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHTS = (SINGLE, INDEX, PICKLE, PICKLE_INDEX)
 # Tensors that models tie to their embedding, of which checkpoints may list the name and not hold the values.
 _TIED = re.compile(r"(^|\.)((lm_head|embed_out|embed_tokens|output_embeddings)\.weight|decoder\.(weight|bias))$")
-# How safetensors spells what the table can hold.
-SAFE_DTYPES: Mapping[str, str] = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
-}  # fmt: skip
 # Before 2.10 a crafted pickle gets around weights_only (CVE-2025-32434, CVE-2026-24747).
 SAFE_TORCH = (2, 10)
 _EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|shared)\.weight$")
 _TIES = "tie_word_embeddings"
-# Bytes of JSON that are taken: each becomes up to fifteen of memory, here and in the library, which takes 100 MB of it.
-_MAX_HEADER = 8 << 20
-_MAX_INDEX = 16 << 20
 
 
 class Checkpoint(Extents):
@@ -141,12 +127,10 @@ def _check_pickle(folder: Folder, name: str, allowed: bool) -> None:
 def _read_shards(index: str, found: Checkpoint, read: Callable[[str, Checkpoint], None]) -> None:
     folder = found.folder
     path = folder.at(index)
-    if (state := folder.state(index)) is not None and state.size > _MAX_INDEX:
-        raise FormatError(f"{path}: has {state.size} bytes; an index is read up to {_MAX_INDEX}")
     try:
-        places = json.loads(folder.read(index))["weight_map"]
+        places = (read_json(folder, index, dict) or {})["weight_map"]
         files = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (FormatError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             f"{path}: has no weight_map of names and files ({repr(error)[:200]}); fetch it again"
         ) from None
@@ -186,70 +170,19 @@ def _is_plain(file: str) -> bool:
 
 
 def _read_safetensors(file: str, found: Checkpoint) -> None:
-    """The places of tensors in a safetensors file, whose header the library checks: bounds, overlaps, sizes."""
-    path = found.folder.at(file)
-    start = 8 + int.from_bytes(found.folder.read(file, 0, 8), "little")
-    if start > 8 + _MAX_HEADER:
-        raise FormatError(
-            f"{path}: not a safetensors file, or one of very many tensors: its header would have {start - 8} bytes; "
-            f"{_MAX_HEADER} are read: save it in shards"
-        )
-    text = found.folder.read(file, 0, start)
-    try:
-        with _checked(found.folder, file, text) as handle:
-            notes = handle.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: not a safetensors file: {str(error)[:300]}") from None
-    header = json.loads(text[8:], object_pairs_hook=lambda pairs: _distinct(pairs, path))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        if entry["dtype"] not in SAFE_DTYPES:
-            raise FormatError(
-                f"{path}: {name[:80]} has dtype {entry['dtype'][:40]}; known are {', '.join(SAFE_DTYPES)}"
-            )
-        _check_shape(entry["shape"], f"{path}: {name[:80]}")
-        first = start + entry["data_offsets"][0]
-        found.add(name, Extent(file, first, tuple(entry["shape"]), SAFE_DTYPES[entry["dtype"]]))
+    """Take in the tensors of a safetensors file."""
+    extents, notes = read_header(found.folder, file)
+    for name, extent in extents.items():
+        found.add(name, extent)
     # safetensors stores a tied tensor once and notes the name it dropped, as {dropped: kept}; "format" is its own note.
     for alias, kept in notes.items():
-        if kept not in header or alias in header or alias == "format":
+        if kept not in extents or alias in extents or alias == "format":
             continue
         if found.aliases.setdefault(alias, kept) != kept:
             # Two files that say so of two tensors mean something else by it.
-            found.notes.append(f"{path}: its note {alias!r} is {kept!r}, and another in another file: it ties nothing")
+            where = found.folder.at(file)
+            found.notes.append(f"{where}: its note {alias!r} is {kept!r}, and another in another file: it ties nothing")
             found.untied.add(alias)
-
-
-def _check_shape(shape: list[int], where: str) -> None:
-    """Refuses shapes that NumPy has no array of: an empty axis may hide others of any size from the library."""
-    if len(shape) > MAX_AXES:
-        raise FormatError(f"{where} has {len(shape)} axes, at most {MAX_AXES} are allowed")
-    if any(n >= 2**63 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**59:
-        raise FormatError(f"{where} has shape {shape}, which is too large for any memory")
-
-
-@contextmanager
-def _checked(folder: Folder, file: str, head: bytes) -> Iterator[Any]:
-    """The file as the library opens it: elsewhere, its head with nothing behind it but the right number of bytes."""
-    if folder.local is not None:
-        with safetensors.safe_open(folder.local / file, framework="numpy") as handle:
-            yield handle
-        return
-    state = folder.state(file)
-    with tempfile.NamedTemporaryFile() as stand_in:
-        stand_in.write(head)
-        stand_in.truncate(state.size if state else len(head))  # which takes no room on the disk
-        stand_in.flush()
-        with safetensors.safe_open(stand_in.name, framework="numpy") as handle:
-            yield handle
-
-
-def _distinct(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
-    """A JSON object whose keys are all different: of two that are equal, readers would silently keep one."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise FormatError(f"{path}: the header repeats a name; fetch the file again")
-    return found
 
 
 def _read_pickle(file: str, found: Checkpoint) -> None:

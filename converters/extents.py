@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from aq_jax.conversion.source import Opener, Source
 from aq_jax.errors import FormatError
+from aq_jax.io.tensorfile import Extent
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
 from aq_jax.store.mapping import map_file
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where a tensor's bytes are: in which file of a folder, and from which byte on."""
-
-    file: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        """Bytes.
-
-        >>> Extent("model.safetensors", 8, (3, 5), "bfloat16").size
-        30
-        """
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class Extents(Source):

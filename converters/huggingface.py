@@ -16,10 +16,11 @@ from aq_jax.conversion import corridor
 from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, model_place, side_files
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import Written
-from aq_jax.converters.checkpoint import SAFE_DTYPES, SINGLE, open_checkpoint
+from aq_jax.converters.checkpoint import SINGLE, open_checkpoint
 from aq_jax.converters.formats.locations import resolve_source, source_folder
 from aq_jax.converters.tables import open_tables
 from aq_jax.errors import FormatError
+from aq_jax.io.tensorfile import SAFE_DTYPES
 from aq_jax.progress import Progress
 from aq_jax.store.files import replacing
 from aq_jax.store.folders import Folder

@@ -15,7 +15,7 @@ from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same, side_files, 
 from aq_jax.conversion.source import Source
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.io.loader import packed_tensor
+from aq_jax.io.qtensors import packed_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, entries_of
@@ -42,18 +42,15 @@ class TableSource(Source):
         shapes = {name: (first.shape, DTYPES[first.dtype]) for name, (first, *_) in infos.items()}
         super().__init__(Folder(path if path.is_dir() else path.parent), shapes, table.aliases, table.files)
         self.quantized = {n: str(first.quant_type) for n, (first, *_) in infos.items() if first.quantized}
-        self._sizes = (
-            {}
-            if not packed
-            else {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
-        )
-        self._config = table.metadata.config if table.metadata else {}
+        of_rows = {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
+        self._sizes = of_rows if packed else {}
+        self._config = table.config
         if packed:
             self.made = self._config
             self.rows = {name: _known(pieces) for name, pieces in infos.items()}
 
     def read(self, name: str) -> np.ndarray | QTensor:
-        rows = [self._table.read(info.position) for info in self._table.pieces(name)]
+        rows = self._table.read_tensor(name)
         if self._packed and rows[0].quantized:
             return packed_tensor(rows)
         if self._packed and rows[0].quant_type == "fp16":

@@ -20,7 +20,7 @@ from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.core.sharding import build, qtensor_shardings
-from aq_jax.io import loader as loader_module
+from aq_jax.io import dense, qtensors
 from aq_jax.store import aligned_empty, pieces
 
 P = PartitionSpec
@@ -89,7 +89,8 @@ ALL = {**QUANTIZED, **ROTATED, **PLAIN}
 
 def write_pieces(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "pieces", functools.partial(pieces, limit=200))
+        for module in (dense, qtensors):
+            patch.setattr(module, "pieces", functools.partial(pieces, limit=200))
         aq.save(path, ALL)
 
 

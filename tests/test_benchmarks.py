@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -15,14 +16,14 @@ import small_contenders
 
 from aq_jax import CalibrationConfig
 from aq_jax.calibration.text import read_text
-from aq_jax.io.loader import as_v2, plain_rows
+from aq_jax.io.dense import as_v2, plain_rows
 from aq_jax.store import TableWriter
 from benchmarks import __main__ as command
-from benchmarks import machine, models, peers, readme, report
+from benchmarks import chart, docs, machine, models, peers, report
 from benchmarks.calibrated import VARIABLE, described
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import Absent
-from benchmarks.suites import PLACES, QUICK, SUITES, memory, suite_at
+from benchmarks.suites import PLACES, QUESTIONS, QUICK, SUITES, memory, suite_at
 from benchmarks.suites.accuracy import Fit, best_within, calibrated, line_of
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Result, Skipped, Timing, beside, race, ratio
@@ -181,7 +182,8 @@ def test_a_suite_runs_and_is_recorded(
 
 
 def test_suites_are_there() -> None:
-    assert set(QUICK) < set(SUITES)
+    assert set(QUICK) < set(SUITES) == set(QUESTIONS)
+    assert all(question.endswith("?") for question in QUESTIONS.values())
     assert all(callable(suite_at(place)) for place in PLACES.values())  # and none needs a library to be imported
 
 
@@ -235,7 +237,7 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
         report.record(made(results=[other], versions={"numpy": numpy}), tmp_path)
     found = json.loads(first.read_text())
     assert found["earlier"] == {"s": {"python": "3.11", "malloc": "as it comes", "numpy": "2"}}
-    assert "Measured with numpy 2: s." in readme.tables(found)
+    assert "Measured with numpy 2: s." in docs.page(found)
     assert report.record(made(cores=4), tmp_path) != first
     with pytest.raises(ValueError, match="quick ones do not replace them"):
         report.record(made(suite="quick"), tmp_path)
@@ -304,12 +306,32 @@ def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: p
     assert len(lines) == len(models.held_out(10**6)) - 100
 
 
-# ------------------------------------------------------------------------------------------------ the README
+# ------------------------------------------------------------------------------------------------ the page of figures
 
 
-def test_the_readmes_figures_are_the_recorded_ones() -> None:
-    text = readme.README.read_text()
-    assert readme.replaced(text, readme.tables(report.latest())) == text, "python -m benchmarks.readme"
+def test_the_pages_figures_are_the_recorded_ones() -> None:
+    for name, text in docs.files(report.latest()).items():
+        assert (docs.DOCS / name).read_text() == text, f"{name}: python -m benchmarks.docs"
+
+
+def test_the_chart_has_a_mark_for_each_recorded_point() -> None:
+    found = report.latest()
+    assert found is not None
+    cosines = [result for result in found["results"] if result["unit"] == "cosine"]
+    theirs = [result for result in cosines if "note" not in result and not result["case"].startswith("float16")]
+    ours = {name: chart.front(chart.points(cosines)[name]) for name in chart.OURS}
+    for theme in chart.THEMES.values():
+        drawn = ET.fromstring(chart.draw(cosines, theme))
+        marks = [path for path in drawn.findall(".//{*}path") if "transform" in path.attrib]
+        assert len(marks) == len(theirs) + len(chart.PEERS)  # and the legend
+        circles = drawn.findall(".//{*}circle")
+        assert len(circles) == sum(map(len, ours.values()))
+    # Read back from a pixel: the axis has the logarithm of what is missing to 1.
+    (bits, cosine), circle = ours["calibrated"][-1], circles[len(ours["calibrated"]) - 1]
+    up = (chart.BOTTOM - float(circle.attrib["cy"])) / (chart.BOTTOM - chart.TOP)
+    across = (float(circle.attrib["cx"]) - chart.LEFT) / (chart.RIGHT - chart.LEFT)
+    assert 1 - 10 ** (-4 * up) == pytest.approx(cosine, abs=1e-4)
+    assert 2 + 7 * across == pytest.approx(bits, abs=1e-3)
 
 
 def test_tables_are_made_of_what_is_recorded() -> None:
@@ -325,20 +347,15 @@ def test_tables_are_made_of_what_is_recorded() -> None:
             result("quantize", "quantize int4", 9.0, "aq_jax mse"),  # no column
             result("load", "load int8 .arrow", 0.5, "safetensors float32 to JAX", "x time"),
             result("memory", "MiniLM int2 in memory, hqq: anonymous memory added", 90.0, "", "MB", low=90, high=91),
-            result("accuracy", "hqq 2 bits, g64: embedding cosine", 0.5, "", "cosine", figures=figures),
+            result("accuracy@2", "hqq 2 bits, g64: embedding cosine", 0.5, "", "cosine", figures=figures),
         ],
         skipped=[{"suite": "quantize", "case": "qwix", "reason": "qwix is not installed"}],
     )
-    said = readme.tables(found)
+    said = docs.page(found)
     assert "| quantize int4 | 12 | **0.25** <sup>a</sup> |" in said  # the best of a library, in bold where it is better
     assert "<sup>a</sup> theirs in groups of 32" in said
     assert "| load int8 .arrow | 2.0 |" in said  # in time: the other way around
     assert "| hqq |  | 90 (90 to 91) |" in said
     assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | 2.40 |" in said
-    assert "Left out: qwix: qwix is not installed." in said
-    assert readme.tables(None) == readme.NOTHING
-
-
-def test_a_readme_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="no <!-- figures"):
-        readme.replaced("nothing", "x")
+    assert "## Left out\n\n- qwix: qwix is not installed" in said
+    assert docs.page(None).endswith(docs.NOTHING)

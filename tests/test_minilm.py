@@ -22,7 +22,7 @@ from aq_jax.converters import huggingface
 from aq_jax.converters.convert import plan
 from aq_jax.store import Row, open_table
 from aq_jax.store.inspection import inspect_table
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 
 if TYPE_CHECKING:
     from aq_jax.conversion.write import Written

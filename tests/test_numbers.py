@@ -24,9 +24,10 @@ from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.conversion import write
 from aq_jax.conversion.write import Written, quantized_rows
 from aq_jax.converters import huggingface
-from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
+from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.convert import plan
-from aq_jax.io.loader import plain_rows
+from aq_jax.io.dense import plain_rows
+from aq_jax.io.tensorfile import SAFE_DTYPES
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.tiles import Quantized, _Short
 from aq_jax.store import DTYPES, Row

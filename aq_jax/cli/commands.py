@@ -28,7 +28,7 @@ from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.converters.convert import allocate, convert, dequantize_file, plan, quantize_file
 from aq_jax.errors import ConfigError
 from aq_jax.store.inspection import Layer, inspect_table
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 
 SHOWN = 20
 """Errors and names that `verify` lists."""
@@ -126,7 +126,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     verdict = verify_table(args.file)
     if args.json:
-        say(json.dumps(dataclasses.asdict(verdict) | {"ok": verdict.ok}))
+        say(json.dumps(verdict.record()))
         return DONE if verdict.ok else NO
     for error in verdict.errors[:SHOWN]:
         say(clean(error))

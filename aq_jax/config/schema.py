@@ -1,16 +1,12 @@
-"""TOML files to dataclasses: unknown keys and wrong types are refused by name."""
+"""TOML files of conversions and plans to dataclasses."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from aq_jax.config import (
     AllocationConfig,
@@ -21,14 +17,13 @@ from aq_jax.config import (
     ShardsConfig,
     TrainingConfig,
 )
+from aq_jax.config.fields import build
 from aq_jax.errors import ConfigError
 
 T = TypeVar("T")
 _MAX_BYTES, _MAX_DOTS = 1 << 18, 32
 """Of a file, and of a line in it: tomllib takes time that grows with the square of a key's parts, and much memory."""
 _MAX_TEXT = 1000
-_SPELLED = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-"""What of a field's types TOML can hold."""
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -158,62 +153,3 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"--set {assignment!r}: {'.'.join(parts[:-1])} is no table")
     node[parts[-1]] = value
-
-
-def build(cls: type, given: object, where: str, known: tuple[str, ...] | None = None, **extra: object) -> Any:
-    """A dataclass from a TOML table, refusing unknown keys and wrong types by name.
-
-    Args:
-        cls: the dataclass.
-        given: the table.
-        where: what errors begin with.
-        known: the keys that errors list; by default the fields.
-        extra: fields that the table does not give.
-
-    Raises:
-        ConfigError: for unknown, missing and refused keys, and for values of another type.
-
-    >>> build(CalibrationConfig, {"seed": 3}, "c.toml: calibration").seed
-    3
-    """
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: wanted a table of keys, found {given!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in extra}
-    for key, value in given.items():
-        if key not in fields:
-            names = known or tuple(fields)
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(names)}{hint}")
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{where}: {key} = {value!r}: wanted {_spell(hints[key])}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in given]
-    if missing:
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
-    try:
-        return cls(**given, **extra)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _fits(value: object, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return isinstance(value, str)  # which string is checked by the dataclass, with a better text
-    if origin is tuple:
-        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
-    return type(value) is hint or (hint is float and type(value) is int)
-
-
-def _spell(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return " or ".join(_spell(arg) for arg in args if arg in _SPELLED or typing.get_origin(arg))
-    if origin is Literal:
-        return " or ".join(map(repr, args))
-    if origin is tuple:
-        return f"a list of {_spell(args[0]).split()[-1]}s"
-    return _SPELLED[hint]

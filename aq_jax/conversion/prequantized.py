@@ -6,7 +6,6 @@ shapes, dtypes and config.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from aq_jax.errors import FormatError
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -139,14 +139,10 @@ def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[s
 
 def read_config(folder: Folder) -> dict[str, Any]:
     """What config.json says; nothing if it is not there, or no JSON object, of which its readers complain."""
-    state = folder.state("config.json")
-    if state is None or state.size > _MAX_CONFIG:
-        return {}
     try:
-        found = json.loads(folder.read("config.json"))
-    except (ValueError, RecursionError):
+        return read_json(folder, "config.json", dict, _MAX_CONFIG) or {}
+    except FormatError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _by_its_name(name: str, shapes: Shapes, coded: Collection[str]) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.io.loader import as_v2, packed_rows, plain_rows
+from aq_jax.io.dense import as_v2, plain_rows
+from aq_jax.io.qtensors import packed_rows
 from aq_jax.ops import dequantize
 from aq_jax.quantizers.lookup import fallback, quantizer_of
 from aq_jax.quantizers.screen import Refused, to_half

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,25 +10,17 @@ import numpy as np
 
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
+from aq_jax.core.torch_tensors import from_torch, is_torch, to_torch, torch_module
 from aq_jax.errors import AqError, ConfigError
-from aq_jax.store import DTYPES, aligned_empty
+from aq_jax.store import DTYPES
 
 Framework = Literal["jax", "torch", "numpy"]
 FRAMEWORKS = ("jax", "torch", "numpy")
-# NumPy has no names for these, so torch takes and gives their bits.
-_BITS_OF = {1: np.uint8, 2: np.int16}
 
 
 def check_framework(framework: str) -> None:
     if framework not in FRAMEWORKS:
         raise ConfigError(f"framework = {framework!r}: wanted one of {', '.join(FRAMEWORKS)}")
-
-
-def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """A copy in memory of its own, aligned so that JAX can take it over without another one."""
-    out = aligned_empty(array.shape, array.dtype)
-    out[...] = array
-    return out
 
 
 def to_framework(array: np.ndarray, framework: Framework, name: str) -> Any:
@@ -45,7 +36,7 @@ def to_framework(array: np.ndarray, framework: Framework, name: str) -> Any:
     if framework == "numpy":
         return array
     if framework == "torch":
-        return _to_torch(array, name)
+        return to_torch(array, name)
     import jax
 
     return jax.device_put(canonical(array, name))
@@ -78,7 +69,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     """
     value = unwrapped(value)
     if is_torch(value):
-        return _from_torch(value, name)
+        return from_torch(value, name)
     refuse_mask(value, name)
     if isinstance(value, Mapping):
         raise AqError(f"{name}: is a {type(value).__name__}; wanted an array or a QTensor: names are flat, as 'a.b'")
@@ -116,7 +107,7 @@ def to_jax(value: Any, name: str) -> Any:
         )
     refuse_mask(value, name)
     if is_torch(value):
-        return jax.numpy.asarray(_from_torch(value, name))
+        return jax.numpy.asarray(from_torch(value, name))
     try:
         return jax.numpy.asarray(native(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value)
     except (TypeError, ValueError) as error:
@@ -156,11 +147,6 @@ def unwrapped(value: Any) -> Any:
     return value.get_value() if is_variable(value) else value
 
 
-def is_torch(value: Any) -> bool:
-    """Whether it is a torch tensor, of torch's own class or of one made from it; torch is not imported to see."""
-    return any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__)
-
-
 def identity(value: Any) -> object:
     """What two values share if they are one: the object or, since torch makes new ones for the same memory, that.
 
@@ -176,38 +162,6 @@ def identity(value: Any) -> object:
         return id(value)
     place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
     return (*place, value.dtype, value.device, value.is_conj(), value.is_neg())
-
-
-def torch_module() -> types.ModuleType:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError("framework='torch' needs torch; install it with: pip install 'aq-jax[torch]'") from None
-    return torch
-
-
-def _to_torch(array: np.ndarray, name: str) -> Any:
-    torch = torch_module()
-    if not array.flags.writeable or not array.flags.c_contiguous:
-        array = aligned_copy(array)
-    if array.dtype.isbuiltin == 1:
-        return torch.from_numpy(array)
-    dtype = getattr(torch, array.dtype.name, None)
-    if dtype is None:
-        raise AqError(f"{name}: torch has no dtype {array.dtype.name}; load with framework='numpy'")
-    return torch.from_numpy(array.view(_BITS_OF[array.dtype.itemsize])).view(dtype)
-
-
-def _from_torch(tensor: Any, name: str) -> np.ndarray:
-    torch = torch_module()
-    dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
-        raise AqError(f"{name}: {tensor.layout} {tensor.dtype} tensor on {tensor.device} has no plain values to store")
-    tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
-    if dtype.isbuiltin == 1:
-        return tensor.numpy()
-    bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.uint8)
-    return bits.numpy().view(dtype)
 
 
 def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:

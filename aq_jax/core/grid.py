@@ -1,6 +1,13 @@
 """Where the codes of a group lie: its range, and the grids that the range alone says.
 
 The functions of a grid follow the array they are given: NumPy arrays are computed by NumPy, JAX arrays by JAX.
+
+A jitted `quantize` by `absmax` or `minmax` reads its input twice: `ends` finds the ranges in one reduction, a second
+loop scales, rounds, clips and packs. XLA's CPU compiler makes vector code of both: on 4096 x 4096 weights, one AVX2
+core that copies 8 to 9 GB/s took 6.0 ms for the ranges and 5.8 (int4, int8) to 6.4 ms (int2) for the codes. Slower
+there: minimum and maximum as two reductions (5.9 instead of 11.5 GB/s); reductions of `where(isfinite(w), w, ...)` or
+`abs(w)`, which are not vectorized (0.5 to 1.1 GB/s); packing by multiplication with powers of two, or in 8- or 16-bit
+lanes (by 5 % to ten times). No faster: `lax.map` over 8 to 256 blocks that stay in the cache (0.93 to 1.12).
 """
 
 from __future__ import annotations

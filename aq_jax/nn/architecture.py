@@ -10,10 +10,10 @@ from typing import Any
 
 from aq_jax.core.dispatch import Activations
 from aq_jax.errors import FormatError
-from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.models import FAMILIES, Family, Model, family_of
 from aq_jax.nn.weights import Mapped, abstract, fill
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import transformer_path
 
 
@@ -49,7 +49,7 @@ def read_architecture(folder: Path) -> Architecture:
         FormatError: if there is none, or it is of a model that is not computed here.
     """
     file = folder / transformer_path(Folder(folder)) / "config.json"
-    fields = read_json(file, dict)
+    fields = read_json(file.parent, file.name, dict)
     if fields is None:
         raise FormatError(f"{file}: no such file; wanted the model's config, which `convert` copies there")
     family = family_of(fields)

@@ -15,11 +15,11 @@ from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
-from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.sentences import read_prepared, read_sentences
 from aq_jax.ops import lacks_for_integers
+from aq_jax.store.jsonfile import read_json
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -116,6 +116,6 @@ def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where
 
 def read_ends(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:
     """The ids that end a text: of generation_config.json, or else of config.json."""
-    found = (fields | (read_json(folder / "generation_config.json", dict) or {})).get("eos_token_id")
+    found = (fields | (read_json(folder, "generation_config.json", dict) or {})).get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return tuple(i for i in ids if isinstance(i, int))

@@ -17,11 +17,11 @@ from blake3 import blake3
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.errors import AqError, FormatError
-from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.pooling import Dense, Pooling, Stage, embed, unit
 from aq_jax.nn.stages import read_stages
 from aq_jax.nn.tokenizer import CONFIG, lower_case, read_tokenizer, valid
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import MODULES, read_modules, transformer_path
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def read_sentences(folder: Path, positions: int, width: int | None = None, least
             warnings.warn(note, stacklevel=3)
         return Sentences(max_tokens=limit)
     stages = read_stages(folder, modules, width)
-    settings = read_json(folder / SETTINGS, dict) or {}
+    settings = read_json(folder, SETTINGS, dict) or {}
     where = folder / SETTINGS
     if (kind := settings.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
         raise FormatError(f"{where}: model_type is {kind!r}; wanted 'SentenceTransformer': one vector for a text")
@@ -197,7 +197,7 @@ def read_own(folder: Path) -> tuple[Path, dict[str, Any], str]:
     if not (folder / MODULES).exists():
         return here, {}, OWN[0]  # sentence-transformers reads none then
     for file in OWN:
-        if found := read_json(here / file, dict):
+        if found := read_json(here, file, dict):
             break
     else:
         return here, {}, OWN[0]
@@ -247,7 +247,7 @@ def read_limit(here: Path, own: Mapping[str, Any], file: str, positions: int, le
     Raises:
         FormatError: for what is no number, or leaves no room.
     """
-    general = read_json(here / CONFIG, dict) or {}
+    general = read_json(here, CONFIG, dict) or {}
     given = _of_tokenizer(own, here / file)
     # Hugging Face writes 10^30 where there is no limit.
     limits = (

@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from aq_jax.errors import FormatError
-from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Mode, Normalize, Pooling, Stage
 from aq_jax.nn.tensorfile import read_tensors
+from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import MODULES, Module
 
 FLAGS = {  # of a pooling in the old spelling, in the order in which they are put side by side
@@ -59,7 +59,7 @@ def read_pooling(folder: Path) -> Pooling:
         FormatError: for poolings that there are none of, and other settings.
     """
     file = folder / "config.json"
-    fields = read_json(file, dict)
+    fields = read_json(folder, file.name, dict)
     if fields is None:
         raise FormatError(f"{file}: no such file; wanted the pooling, which {MODULES} says is there")
     known = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *FLAGS}
@@ -85,7 +85,7 @@ def read_dense(folder: Path) -> Dense:
         FormatError: for settings that are not computed here, and for weights that are not those of its config.
     """
     file = folder / "config.json"
-    fields = read_json(file, dict) or {}
+    fields = read_json(folder, file.name, dict) or {}
     wanted = {"in_features", "out_features", "bias", "activation_function", "use_residual", *_names(fields, file)}
     if more := sorted(fields.keys() - wanted):
         raise FormatError(f"{file}: has {', '.join(more)}; known are {', '.join(sorted(wanted))}")
@@ -120,7 +120,7 @@ def read_norm(folder: Path) -> LayerNorm:
         FormatError: for settings that are not known, and for weights that are not those of its config.
     """
     file = folder / "config.json"
-    fields = read_json(file, dict) or {}
+    fields = read_json(folder, file.name, dict) or {}
     size = _size(fields, "dimension", file)
     if more := sorted(fields.keys() - {"dimension"}):
         raise FormatError(f"{file}: has {', '.join(more)}; known is dimension")
@@ -135,7 +135,7 @@ def read_normalize(folder: Path) -> Normalize:
         FormatError: if others than those of sentences are.
     """
     file = folder / "config.json"
-    _names(read_json(file, dict) or {}, file)
+    _names(read_json(folder, file.name, dict) or {}, file)
     return Normalize()
 
 

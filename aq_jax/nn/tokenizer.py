@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import AqError, FormatError
-from aq_jax.nn.jsonfile import read_json
 from aq_jax.nn.models import family_of
+from aq_jax.store.jsonfile import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -50,8 +50,8 @@ def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Toke
     from tokenizers import Tokenizer
 
     file = folder / FILE
-    said = (read_json(folder / CONFIG, dict) or {}) | dict(extra or {})
-    model = read_json(folder / "config.json", dict) or {}
+    said = (read_json(folder, CONFIG, dict) or {}) | dict(extra or {})
+    model = read_json(folder, "config.json", dict) or {}
     try:
         if file.exists():
             found = Tokenizer.from_file(str(file))
@@ -91,7 +91,7 @@ def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any],
     if not is_bert and kind not in PLAIN:
         return False
     added, known = found.get_added_tokens_decoder(), "added_tokens_decoder" in said
-    tokens = said if known else said | (read_json(folder / "special_tokens_map.json", dict) or {})
+    tokens = said if known else said | (read_json(folder, "special_tokens_map.json", dict) or {})
     named = {name: _content(tokens[name]) for name in NAMED if tokens.get(name) is not None}
     if is_bert:
         named = BERT_TOKENS | named

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -24,7 +21,6 @@ from aq_jax.ops import dequantize
 Transform = Callable[[Array], Array]
 # (pattern of the whole stored name, path in the model or None to leave it out, what is done to a float array)
 Mapped = tuple[str, str | None, Transform]
-C = TypeVar("C")
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -139,41 +135,3 @@ def _set(parent: Any, key: Any, value: Any) -> None:
         parent[key] = value
     else:
         setattr(parent, key, value)
-
-
-def read_fields(cls: type[C], fields: Mapping[str, Any], where: str, allowed: Mapping[str, tuple[Any, ...]]) -> C:
-    """A dataclass of numbers and strings from a parsed config.json; other fields of the file are not looked at.
-
-    Args:
-        cls: a dataclass; fields without a default must be there.
-        fields: the JSON object.
-        where: the file's name, for errors.
-        allowed: the values that a field may have, if it is there.
-
-    Raises:
-        FormatError: naming the field, what was found and what was wanted.
-    """
-    for name, values in allowed.items():
-        if name in fields and fields[name] not in values:
-            raise FormatError(f"{where}: {name} is {fields[name]!r}; wanted {' or '.join(map(repr, values))}")
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name not in fields:
-            if field.default is dataclasses.MISSING:
-                raise FormatError(f"{where}: no {field.name}; wanted {_spelled(hints[field.name])}")
-            continue
-        value, hint = fields[field.name], hints[field.name]
-        if hint is float and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        in_range = 0 < value < math.inf if type(value) is float else type(value) is not int or 0 < value < 2**31
-        if type(value) not in kinds or not in_range:
-            raise FormatError(f"{where}: {field.name} is {value!r}; wanted {_spelled(hint)}")
-        found[field.name] = value
-    return cls(**found)
-
-
-def _spelled(hint: Any) -> str:
-    spelled = {int: "a positive integer", float: "a positive number", str: "a string", bool: "true or false"}
-    return spelled.get(hint, str(hint))

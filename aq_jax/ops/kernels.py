@@ -83,7 +83,8 @@ def choose(operation: str, kernel: str | None, *what: Any, first: str = "") -> t
     if kernel is not None and kernel not in known:
         raise ConfigError(f"kernel = {kernel!r}: {operation} has {', '.join(known)}")
     reasons: list[str] = []
-    for name in sorted(known, key=lambda name: name != first) if kernel is None else [kernel]:
+    tried = [kernel] if kernel is not None else dict.fromkeys((first, *known)) if first in known else known
+    for name in tried:
         if not (why := known[name].refuses(*what)):
             return name, known[name]
         reasons.append(f"kernel {name!r}: {why}")

@@ -18,10 +18,11 @@ from aq_jax.codes import Code, Grid
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.bitstream import from_stream
-from aq_jax.core.frameworks import is_torch, is_variable, native, refuse_mask, to_jax, to_numpy
+from aq_jax.core.frameworks import is_variable, native, refuse_mask, to_jax, to_numpy
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble
+from aq_jax.core.torch_tensors import is_torch
 from aq_jax.errors import AqError
 from aq_jax.ops import dequantize
 from aq_jax.ops.kernels import Kernel, choose

@@ -2,6 +2,11 @@
 
 A quantizer is written once, against this protocol. `Groups` answers it inside a compiled function for many groups
 at a time; `stream.Stream` answers it for one group that is too long to hold, by reading it again for each question.
+Otherwise a grid for a whole tensor, which may be larger than memory, would need each quantizer a second time.
+
+`best` scans over the starting points of `mse`. One array axis for all of them was tried: 16 starts ran five times
+slower, because the intermediate arrays left the cache. Groups mask their fillings; to subtract the fillings' share
+instead was no faster, and nothing exact is left where fillings outnumber elements.
 """
 
 from __future__ import annotations

@@ -8,6 +8,16 @@ compiled function, and its bytes are appended to the result. What differs is onl
     long groups   [1, TILE]                               a whole tensor, or a channel longer than a tile: the group is
                                                           read once for its range, again for each question that its
                                                           quantizer asks, and once more for its codes
+
+JAX compiles once a shape, and a program of `mse` takes most of a second to compile: MiniLM alone has six shapes of
+matrices. Memory is that of a tile and of one tensor's codes. `apply.quantize`, of one array in memory, compiles once a
+shape instead, and runs on any device and under any transformation. A tensor of a few numbers costs a full tile: at two
+bits 1.5 ms with `absmax`, 14 with symmetric and 44 with asymmetric `mse`.
+
+Measured, and decided by it: a tile gives two arrays, codes and all numbers in one, because fetching an array costs 25
+microseconds. Tiles of a quarter of the size suit small matrices better, and yet took MiniLM to an int2 table at 1.7
+times NumPy's speed instead of 2.5. A mask over fillings in the sums behind `cosine` doubled a tile's time; fillings are
+copies of their row's last element, so they are counted and taken away.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 docs/format.md describes the format.
 """
 
-from aq_jax.store.decode import aligned_empty, decode, dequantize_rows, raw_array
+from aq_jax.store.decode import aligned_copy, aligned_empty, decode, dequantize_rows, raw_array
 from aq_jax.store.digest import row_digest, statistics_digest, table_digest
 from aq_jax.store.layout import pieces
 from aq_jax.store.metadata import Metadata
@@ -24,6 +24,7 @@ __all__ = [
     "RowInfo",
     "TableReader",
     "TableWriter",
+    "aligned_copy",
     "aligned_empty",
     "check",
     "check_table",

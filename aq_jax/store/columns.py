@@ -13,7 +13,10 @@ from aq_jax.errors import FormatError
 from aq_jax.store.schema import V1, V2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+Columns = dict[str, list[pa.Array]]
+"""Arrays by the name of their column, one for each batch."""
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -82,6 +85,15 @@ def plain(batch: pa.RecordBatch, limits: Mapping[str, int]) -> dict[str, pa.Arra
     return columns
 
 
+def gather(batches: Sequence[pa.RecordBatch], limits: Mapping[str, int]) -> Columns:
+    """Put the columns of batches together, each checked as `plain` does."""
+    columns: Columns = {}
+    for batch in batches:
+        for name, array in plain(batch, limits).items():
+            columns.setdefault(name, []).append(array)
+    return columns
+
+
 def _shared_bytes(array: pa.Array) -> int:
     """Bytes that values which may be stored once for many rows take when each row has its own; 0 for other arrays."""
     if not len(array):
@@ -126,6 +138,11 @@ def byte_views(array: pa.Array) -> list[np.ndarray | None]:
     if array.null_count:
         views = [view if valid else None for view, valid in zip(views, array.is_valid().to_pylist(), strict=True)]
     return views
+
+
+def all_views(arrays: Iterable[pa.Array]) -> list[np.ndarray | None]:
+    """Give all values of a large column as `byte_views` does."""
+    return [view for array in arrays for view in byte_views(array)]
 
 
 _EMPTY = np.empty(0, np.uint8)

@@ -1,4 +1,12 @@
-"""Rows to NumPy arrays: codes are unpacked and dequantized, raw bytes get their dtype and shape."""
+"""Decode rows into NumPy arrays: unpack and dequantize codes, give raw bytes their dtype and shape.
+
+One decoder serves every framework: JAX and torch take over its fresh, aligned memory without a copy, and agree bit for
+bit by construction. A load compiles nothing, and page faults bound it, not arithmetic. XLA flushes results below 2^-126
+to zero, so the decoder does as well, and `dequantize` of a packed tensor gives the same.
+
+One jitted function over the tree, or one a shape, was tried on MiniLM's packed tensors: 0.9 to 1.1 of the decoder's
+time at eight and two bits, and a few tenths of a second more for the first load.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +39,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.nd
     memory = np.empty(count * dtype.itemsize + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """Copy an array into memory of its own, aligned so that JAX can take it over without another copy."""
+    out = aligned_empty(array.shape, array.dtype)
+    out[...] = array
+    return out
 
 
 def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:

@@ -59,7 +59,7 @@ def statistics_digest(rows: Iterable[Row | RowInfo]) -> bytes:
     return state.digest()
 
 
-def table_digest(metadata: Mapping[str, object], row_digests: Iterable[bytes]) -> bytes:
+def table_digest(metadata: Mapping[str, object], row_digests: Iterable[bytes] = ()) -> bytes:
     """32 bytes over the metadata, less its own `digest`, and then every row's digest in order."""
     state = blake3(canonical_json({key: value for key, value in metadata.items() if key != "digest"}))
     for digest in row_digests:

@@ -61,12 +61,5 @@ def write_embeddings(
                 np.save(file, values)
         else:
             column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-            pq.write_table(
-                pa.table(
-                    {
-                        "text": pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.string()),
-                        "embedding": column,
-                    }
-                ),
-                temporary,
-            )
+            lines = pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.string())
+            pq.write_table(pa.table({"text": lines, "embedding": column}), temporary)

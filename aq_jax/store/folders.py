@@ -96,18 +96,15 @@ class Folder:
 
     def exists(self) -> bool:
         """Whether there is such a folder; a bucket has no folders but those that hold files."""
-        with self._named(""):
-            return self._system.get_file_info(self._base).type == fs.FileType.Directory
+        return self._info("").type == fs.FileType.Directory
 
     def holds(self, name: str) -> bool:
         """Whether there is anything of that name: a file, or a folder."""
-        with self._named(name):
-            return self._system.get_file_info(self._path(name)).type != fs.FileType.NotFound
+        return self._info(name).type != fs.FileType.NotFound
 
     def state(self, name: str) -> FileState | None:
         """Of a file; None if there is none of that name."""
-        with self._named(name):
-            info = self._system.get_file_info(self._path(name))
+        info = self._info(name)
         if info.type != fs.FileType.File:
             return None
         return FileState(int(info.size), None if info.mtime is None else info.mtime_ns)
@@ -121,8 +118,7 @@ class Folder:
         if self.local is not None:
             with os.scandir(self.local / name) as found:
                 return sorted((self._entry(item, name) for item in found), key=lambda entry: entry.name)
-        with self._named(name):
-            infos = self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
+        infos = self._infos(name)
         kinds: dict[fs.FileType, Literal["file", "folder"]] = {
             fs.FileType.File: "file", fs.FileType.Directory: "folder",
         }  # fmt: skip
@@ -231,18 +227,24 @@ class Folder:
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder in it, with all that it holds, if it is there."""
-        with self._named(name):
-            if self._system.get_file_info(self._path(name)).type == fs.FileType.Directory:
+        if self._info(name).type == fs.FileType.Directory:
+            with self._named(name):
                 self._system.delete_dir(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}" if name else self._base
 
-    def _list(self, name: str) -> list[tuple[str, bool]]:
+    def _info(self, name: str) -> fs.FileInfo:
         with self._named(name):
-            found = self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
+            return self._system.get_file_info(self._path(name))
+
+    def _infos(self, name: str) -> list[fs.FileInfo]:
+        with self._named(name):
+            return self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
+
+    def _list(self, name: str) -> list[tuple[str, bool]]:
         kinds = (fs.FileType.File, fs.FileType.Directory)
-        return [(info.base_name, info.type == kinds[0]) for info in found if info.type in kinds]
+        return [(info.base_name, info.type == kinds[0]) for info in self._infos(name) if info.type in kinds]
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:

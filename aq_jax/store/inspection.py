@@ -72,8 +72,7 @@ def inspect_table(path: str | os.PathLike[str]) -> Inspection:
     """
     with open_table(path) as table:
         layers = tuple(_layer(table.pieces(name)) for name in table.names)
-        config = table.metadata.config if table.metadata else {}
-        return Inspection(str(path), table.version, _size(Path(path)), layers, dict(table.aliases), config)
+        return Inspection(str(path), table.version, _size(Path(path)), layers, dict(table.aliases), table.config)
 
 
 def _layer(rows: list[RowInfo]) -> Layer:

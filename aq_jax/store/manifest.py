@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from blake3 import blake3
-
 from aq_jax._version import __version__
 from aq_jax.errors import FormatError, IntegrityError
-from aq_jax.store.digest import canonical_json
+from aq_jax.store.container import KINDS
+from aq_jax.store.digest import table_digest
+from aq_jax.store.jsonfile import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object])
         "bytes": sum(shard.bytes for shard in shards),
         "shards": [asdict(shard) | {"tensors": list(shard.tensors)} for shard in shards],
     }
-    entries["digest"] = blake3(canonical_json(entries)).hexdigest()
+    entries["digest"] = table_digest(entries).hex()
     text = json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if len(text) > _MAX_BYTES:
         raise FormatError(f"the manifest of {len(shards)} files would be {len(text)} bytes long, above {_MAX_BYTES}")
@@ -83,17 +83,14 @@ def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
         FormatError: it is not JSON, of another version, or an entry is missing or cannot be.
         IntegrityError: it was changed.
     """
-    try:
-        found = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not a JSON file: {error}") from None
+    found = parse_json(text, where, object)
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise FormatError(f"{where}: not the manifest of a table; wanted kind {KIND!r}")
     if str(found.get("version")).partition(".")[0] != VERSION.partition(".")[0]:
         version = str(found.get("version"))[:20]
         raise FormatError(f"{where}: version {version!r} is unknown; this release reads {VERSION}: use a newer aq_jax")
     try:
-        digest = blake3(canonical_json({key: value for key, value in found.items() if key != "digest"})).hexdigest()
+        digest = table_digest(found).hex()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: {error}") from None
     shards = found.get("shards")
@@ -126,7 +123,7 @@ def _entry(entry: object, where: str) -> ShardEntry:
 
 def _is_plain(file: str) -> bool:
     plain = file.isprintable() and not file.startswith(".") and not set(file) & set('/\\:"')
-    return plain and file.endswith((".parquet", ".arrow")) and len(file.encode()) <= 255
+    return plain and file.endswith(tuple(KINDS)) and len(file.encode()) <= 255
 
 
 def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
@@ -148,8 +145,7 @@ def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
             if (size := file.stat().st_size) != entry.bytes:
                 raise IntegrityError(f"{file}: has {size} bytes, its manifest says {entry.bytes}; fetch it again")
         return [folder / entry.file for entry in entries], entries
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".parquet", ".arrow"))
-    files = [file for file in files if not file.name.startswith(".")]
+    files = tables_in(folder)
     for file in files:
         if file.is_symlink() and not file.exists():
             raise FormatError(f"{file}: is a link to a file that is not there; fetch it, or remove the link")
@@ -158,6 +154,11 @@ def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
         raise FormatError(f"{folder}: the folder holds no .parquet or .arrow file")
     _refuse_gaps(folder, [file.name for file in files])
     return files, None
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """List what is called a table in a folder, by name, whatever it is; hidden files are passed over."""
+    return sorted(file for file in folder.iterdir() if file.suffix in KINDS and not file.name.startswith("."))
 
 
 def entries_of(folder: Path) -> tuple[ShardEntry, ...] | None:

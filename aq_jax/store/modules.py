@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
 from aq_jax.errors import FormatError
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 
 MODULES = "modules.json"
 OWNER = "sentence_transformers."
@@ -31,7 +31,7 @@ def read_modules(folder: Folder) -> list[Module] | None:
     """Read modules.json; None if there is none.
 
     Raises:
-        FormatError: if it is damaged, or names a folder that is not inside this one.
+        FormatError: as `read_json`, and if it names a folder that is not inside this one.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
@@ -39,16 +39,10 @@ def read_modules(folder: Folder) -> list[Module] | None:
     >>> read_modules(folder)
     [Module(kind='Transformer', path='0_Transformer')]
     """
-    state, where = folder.state(MODULES), folder.at(MODULES)
-    if state is None:
+    entries, where = read_json(folder, MODULES, list, _MAX_BYTES), folder.at(MODULES)
+    if entries is None:
         return None
-    if state.size > _MAX_BYTES:
-        raise FormatError(f"{where}: has {state.size} bytes; wanted a list of modules, of at most {_MAX_BYTES}")
-    try:
-        entries = json.loads(folder.read(MODULES))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: no JSON: {error}") from None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not all(isinstance(entry, dict) for entry in entries):
         raise FormatError(f"{where}: wanted a JSON array of objects, one a module")
     found = []
     for entry in entries:

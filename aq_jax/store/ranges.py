@@ -31,7 +31,6 @@ class Parts:
         table: that holds it.
         name: under which it is stored.
         ranges: the elements that will be asked for, in any order.
-        verify: compare rows that are read whole with their digests; see `TableReader.read_part`.
         groups: of the tensor's, those whose scales and zero points will be asked for, beside those of the elements.
 
     Raises:
@@ -39,9 +38,7 @@ class Parts:
         FormatError, IntegrityError: as `TableReader.read_part`.
     """
 
-    def __init__(
-        self, table: TableReader, name: str, ranges: Iterable[Range], verify: bool, *, groups: Iterable[Range] = ()
-    ) -> None:
+    def __init__(self, table: TableReader, name: str, ranges: Iterable[Range], *, groups: Iterable[Range] = ()) -> None:
         infos = table.pieces(name)
         self.info: RowInfo = infos[0]
         self._total = elements(self.info)
@@ -63,7 +60,7 @@ class Parts:
                 asked = _inside(grids, start // self._group, -(-stop // self._group))
                 own = merged([*asked, *((a // self._group, -(-b // self._group)) for a, b in inside)])
             if inside or own or not info.num_params:
-                self.rows.append(table.read_part(info.position, inside, verify, own))
+                self.rows.append(table.read_part(info.position, inside, own))
                 self._starts.append(start)
             start = stop
 

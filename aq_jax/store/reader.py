@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import difflib
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -18,31 +19,37 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
     from types import TracebackType
+    from typing import Any
 
     from aq_jax.store.schema import Version
 
 
-def open_table(path: str | os.PathLike[str]) -> TableReader:
-    """Opens a table, or a folder of `.parquet` and `.arrow` tables that together are one model.
+def open_table(path: str | os.PathLike[str], verify: bool = True) -> TableReader:
+    """Open a table, or a folder of `.parquet` and `.arrow` tables that together are one model.
 
     Only the small columns are read. Files are told apart by their first bytes, not by their names.
 
     >>> with open_table("m.parquet") as table:  # doctest: +SKIP
-    ...     rows = [table.read(info.position) for info in table.pieces("encoder.weight")]
+    ...     rows = table.read_tensor("encoder.weight")
+
+    Args:
+        path: of the table.
+        verify: compare each row that is read with its digest, or, where it has none, with Parquet's page checksums.
 
     Raises:
         FileNotFoundError: there is no such file.
         FormatError: it is not a table of this format, or a row breaks one of its rules.
         IntegrityError: rows or metadata are not those that were written.
     """
-    return TableReader(Path(path))
+    return TableReader(Path(path), verify)
 
 
 class TableReader:
-    """An open table; threads may share it. See `open_table`."""
+    """An open table: its rows by position, its tensors by name. Threads may share it. See `open_table`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verify: bool = True) -> None:
         self.path = path
+        self._verify = verify
         self.bytes_read = 0
         """Of data, scales and zero points, uncompressed; what is read twice counts twice."""
         self._partly_read: set[str] = set()
@@ -78,21 +85,39 @@ class TableReader:
         for info in self.infos:
             self._pieces.setdefault(info.layer_name, []).append(info)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the table says of how it was made; nothing for tables of other writers."""
+        return self.metadata.config if self.metadata else {}
+
     def pieces(self, name: str) -> list[RowInfo]:
-        """The rows of one tensor, in order.
+        """List what is known of the rows of one tensor, in order.
 
         Raises:
-            KeyError: no tensor of that name is stored; aliases are not followed.
+            KeyError: there is no tensor of that name, and no alias; the nearest name is said.
         """
-        self._refuse_closed()
-        return list(self._pieces[name])
+        self.opened()
+        try:
+            return list(self._pieces[self.aliases.get(name, name)])
+        except KeyError:
+            near = difflib.get_close_matches(str(name), [*self.names, *self.aliases], 1, cutoff=0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else "; the table is empty"
+            raise KeyError(f"{self.path}: no layer {name!r}{hint}") from None
 
-    def read(self, position: int, verify: bool = True) -> Row:
-        """One row; its arrays are read-only views of the file's memory where that is possible.
+    def read_tensor(self, name: str) -> list[Row]:
+        """Read all rows of one tensor, in order.
+
+        Raises:
+            KeyError: as `pieces`.
+            FormatError, IntegrityError: as `read`.
+        """
+        return [self.read(info.position) for info in self.pieces(name)]
+
+    def read(self, position: int) -> Row:
+        """Read one row; its arrays are read-only views of the file's memory where that is possible.
 
         Args:
             position: index into `infos`.
-            verify: compare the row with its digest, or, where it has none, with Parquet's page checksums.
 
         Raises:
             FormatError: the row breaks a rule of the format.
@@ -100,10 +125,10 @@ class TableReader:
         """
         shard = self._shard(position)
         with self._lock:
-            self._refuse_closed()
-            row = shard.read(position - shard.start, verify)
+            self.opened()
+            row = shard.read(position - shard.start, self._verify)
             self.bytes_read += row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
-        if verify and row.digest is not None:
+        if self._verify:
             _compare_digest(row, shard, position)
         return row
 
@@ -111,20 +136,18 @@ class TableReader:
         self,
         position: int,
         ranges: Sequence[tuple[int, int]],
-        verify: bool = True,
         groups: Sequence[tuple[int, int]] | None = None,
     ) -> Row:
-        """One row, of whose elements none but those in `ranges` may be looked at: no other bytes of `data` are read.
+        """Read one row, of whose elements only those in `ranges` may be looked at: no other bytes of `data` are read.
 
         The row is read whole, as `read` does, if the ranges are all of it, or if the file does not hold the bytes as
-        they are: compressed, for example. Otherwise it can be compared with no digest, whatever `verify` says, and its
-        name is in `partly_read` from then on; the rules of scales and zero points are checked. Those are read whole
-        from Parquet, where they are compressed; of Arrow IPC none but those of `groups` are, or may be looked at.
+        they are: compressed, for example. Otherwise it can be compared with no digest, and its name is in `partly_read`
+        from then on; the rules of scales and zero points are checked. Those are read whole from Parquet, where they are
+        compressed; of Arrow IPC none but those of `groups` are, or may be looked at.
 
         Args:
             position: index into `infos`.
             ranges: of the row's elements, (start, stop); ascending, none touches another.
-            verify: as in `read`, where the row is read whole.
             groups: of the row's groups, those whose scales and zero points are asked for, as `ranges`; None for all.
 
         Raises:
@@ -133,10 +156,10 @@ class TableReader:
         shard, info = self._shard(position), self.infos[position]
         wanted = sum(last - first for first, last in (span(info, *each) for each in ranges))
         whole = wanted == row_bytes(info)["data"]
-        if whole and verify and info.digest is None:
-            return self.read(position, verify)  # with the container's checksums
+        if whole and self._verify and info.digest is None:
+            return self.read(position)  # with the container's checksums
         with self._lock:
-            self._refuse_closed()
+            self.opened()
             groups = None if whole else groups
             row = (shard.mapped if ranges else shard.grids)(position - shard.start, groups)
             if row is not None:
@@ -146,8 +169,8 @@ class TableReader:
                 if not whole:
                     self._partly_read.add(info.layer_name)
         if row is None:
-            return self.read(position, verify)
-        if whole and verify:
+            return self.read(position)
+        if whole and self._verify:
             _compare_digest(row, shard, position)
         return row
 
@@ -162,40 +185,45 @@ class TableReader:
             raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
         return self._shards[bisect.bisect_right(self._starts, position) - 1]
 
-    def rows(self, verify: bool = True) -> Iterator[Row]:
-        """All rows in order."""
+    def rows(self) -> Iterator[Row]:
+        """Read all rows in order."""
         for info in self.infos:
-            yield self.read(info.position, verify)
+            yield self.read(info.position)
 
     def verify_table(self) -> None:
-        """Compares each file's metadata with its rows; reads no tensor data, so that opening does it too.
+        """Compare each file's metadata with its rows; reads no tensor data, so that opening does it too.
 
         Raises:
             IntegrityError: rows, their statistics or the metadata are not those that were written.
         """
-        self._refuse_closed()
+        self.opened()
         for shard in self._shards:
             shard.verify()
 
     def close(self) -> None:
-        """Closes the files; arrays that were read stay valid."""
+        """Close the files; arrays that were read stay valid."""
         with self._lock:
             self._closed = True
             for shard in self._shards:
                 shard.close()
 
-    def __enter__(self) -> Self:
-        self._refuse_closed()
+    def opened(self) -> Self:
+        """Give the table itself, as long as it is open.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
         return self
+
+    def __enter__(self) -> Self:
+        return self.opened()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ValueError(f"{self.path} is closed")
 
     def _merge_aliases(self) -> dict[str, str]:
         merged: dict[str, str] = {}

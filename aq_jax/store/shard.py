@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aq_jax.errors import FormatError
-from aq_jax.store.columns import byte_views, cells
-from aq_jax.store.containers import Container, open_container, translated
+from aq_jax.store.columns import all_views, cells
+from aq_jax.store.container import Container, open_container
+from aq_jax.store.limits import translated
 from aq_jax.store.metadata import Metadata, parse, verify
 from aq_jax.store.rows import Row, RowInfo, at, check, check_arrays, row_bytes
 from aq_jax.store.schema import HEAVY, parse_dtype
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 Views = dict[str, list[np.ndarray | None]]
+_SMALL = tuple(field.name for field in fields(Row) if field.name not in HEAVY)
 
 
 class Shard:
@@ -57,10 +59,9 @@ class Shard:
             verify(self.metadata, self.infos, self.where)
 
     def read(self, index: int, verify: bool) -> Row:
-        group, place = self._locations[index]
         with translated(self.where):
-            columns = self._load(group, checksums=verify and not self._has_digests)
-        return self._row(index, {name: views[place] for name, views in columns.items()})
+            columns = self._load(self._locations[index][0], checksums=verify and not self._has_digests)
+        return self._row(index, columns)
 
     @property
     def maps_grids(self) -> bool:
@@ -76,22 +77,22 @@ class Shard:
         group, place = self._locations[index]
         with translated(self.where):
             data, grids = self._map(group)
-        if data is None:
-            return None
-        return self._row(index, {"data": data[place]} | {name: views[place] for name, views in grids.items()}, groups)
+        return None if data is None else self._row(index, grids, groups, data[place])
 
     def grids(self, index: int, groups: Groups = None) -> Row:
         """As `read`, but nothing of `data` is read: what stands there is zeros, which take no memory."""
-        group, place = self._locations[index]
         with translated(self.where):
-            _, grids = self._map(group)
+            _, grids = self._map(self._locations[index][0])
         nothing = np.broadcast_to(np.zeros((), np.uint8), (row_bytes(self.infos[index])["data"],))
-        return self._row(index, {"data": nothing} | {name: views[place] for name, views in grids.items()}, groups)
+        return self._row(index, grids, groups, nothing)
 
-    def _row(self, index: int, columns: Mapping[str, np.ndarray | None], groups: Groups = None) -> Row:
-        info = self.infos[index]
+    def _row(self, index: int, columns: Views, groups: Groups = None, data: np.ndarray | None = None) -> Row:
+        info, place = self.infos[index], self._locations[index][1]
+        found = {name: views[place] for name, views in columns.items()}
+        if data is not None:
+            found["data"] = data
         looked_at = groups if self.maps_grids else None
-        return make_row(info, columns, at(self.where, index, info.layer_name), looked_at)
+        return make_row(info, found, at(self.where, index, info.layer_name), looked_at)
 
     def close(self) -> None:
         self._cached = self._mapped = None
@@ -145,8 +146,7 @@ class Shard:
         return self._mapped[1:]
 
     def _views(self, group: int, needs: dict[str, int], checksums: bool) -> Views:
-        columns = self._container.heavy(group, needs, checksums)
-        return {name: [view for array in arrays for view in byte_views(array)] for name, arrays in columns.items()}
+        return {name: all_views(arrays) for name, arrays in self._container.heavy(group, needs, checksums).items()}
 
 
 def read_metadata(container: Container, where: str) -> Metadata | None:
@@ -195,7 +195,7 @@ def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str,
     Raises:
         FormatError: a large cell is null, or not what the small ones need.
     """
-    arrays: dict[str, np.ndarray] = {}
+    values: dict[str, Any] = {name: getattr(info, name) for name in _SMALL}
     if "data" not in columns:  # a damaged footer may name a column, and call its chunk by another name
         raise FormatError(f"{here}: its row group has no data")
     for name, view in columns.items():
@@ -205,21 +205,7 @@ def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str,
             if view.nbytes % 4:
                 raise FormatError(f"{here}: {name} holds {view.nbytes} bytes, which is no number of float32")
             view = view.view("<f4")
-        arrays[name] = view
-    row = Row(
-        layer_name=info.layer_name,
-        shape=info.shape,
-        dtype=info.dtype,
-        num_params=info.num_params,
-        quant_type=info.quant_type,
-        quant_axis=info.quant_axis,
-        group_size=info.group_size,
-        rotation=info.rotation,
-        solver=info.solver,
-        cosine=info.cosine,
-        rel_mse=info.rel_mse,
-        digest=info.digest,
-        **arrays,
-    )
+        values[name] = view
+    row = Row(**values)
     check_arrays(row, here, groups)
     return row

@@ -9,84 +9,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from aq_jax.codes import CODES
 from aq_jax.config import Compression
 from aq_jax.errors import FormatError
+from aq_jax.store.container import KINDS, Sink
 from aq_jax.store.digest import row_digest
 from aq_jax.store.files import replacing
 from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose
 from aq_jax.store.rows import Row, RowOrder, at, check
-from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY, PLAIN_TYPES, V1, V2, Version, written_dtype
+from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version, written_dtype
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
     from types import TracebackType
-
-
-_LEAVES = {"shape": "shape.list.element"}  # Parquet knows a list by its innermost column
-
-
-class _ParquetSink:
-    """Parquet: checksums in every page, and neither statistics nor dictionaries, which only cost."""
-
-    def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
-        # zero_points of symmetric rows are one constant, and scales have few mantissa bits: both shrink well.
-        codecs: Any = {_LEAVES.get(name, name): "none" for name in schema.names}
-        levels: dict[str, int] = {}
-        for name in HEAVY:
-            if name in codecs and (name != "data" or compression == "zstd"):
-                codecs[name], levels[name] = "zstd", 1 if name == "data" else 3
-        self._file = pa.OSFile(str(path), "wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            schema,
-            compression=codecs,
-            compression_level=levels or None,
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-            store_schema=False,
-            data_page_size=GROUP_BYTES,
-        )
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_table(pa.Table.from_batches([batch]), row_group_size=batch.num_rows)
-
-    def finish(self, metadata: bytes) -> None:
-        self._writer.add_key_value_metadata({METADATA_KEY: metadata})
-        self.close()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._file.close()
-
-
-class _IpcSink:
-    """Arrow IPC: uncompressed, so that it can be mapped; the metadata rides on a last, empty batch."""
-
-    def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
-        self._schema = schema
-        self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._file, schema)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
-
-    def finish(self, metadata: bytes) -> None:
-        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
-        self._writer.write_batch(empty, custom_metadata={METADATA_KEY: metadata})
-        self.close()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._file.close()
-
-
-_SINKS = {".parquet": _ParquetSink, ".arrow": _IpcSink}
 
 
 def check_table(path: str | os.PathLike[str], compression: Compression = "none") -> None:
@@ -102,7 +40,7 @@ def check_table(path: str | os.PathLike[str], compression: Compression = "none")
         OSError: its folder cannot be written to, or cannot be made.
     """
     file = Path(path)
-    if file.suffix not in _SINKS:
+    if file.suffix not in KINDS:
         raise FormatError(f"{file}: a table's name ends in .parquet or .arrow, not {file.suffix!r}")
     if file.is_dir():
         raise FormatError(f"{file}: is a folder; name a file in it")
@@ -142,7 +80,8 @@ class TableWriter:
         if version not in (1, 2):
             raise FormatError(f"{self.path}: version {version!r} must be 1 or 2")
         check_table(path, compression)  # now, and not when minutes have been spent on what is to be written
-        self._version, self._compression = version, compression
+        self._version: Version = version
+        self._compression: Compression = compression
         self._config = dict(config or {})
         self._schema = V1 if version == 1 else V2
         self._aliases: dict[str, str] = {}
@@ -152,12 +91,12 @@ class TableWriter:
         self._waiting_bytes = 0
         self._arena = np.empty(GROUP_BYTES, np.uint8)
         self._arena_end = 0
-        self._sink: _ParquetSink | _IpcSink | None = None
+        self._sink: Sink | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(self.path))
-            self._sink = _SINKS[self.path.suffix](temporary, self._schema, self._compression)
+            self._sink = KINDS[self.path.suffix].create(temporary, self._schema, self._compression)
             stack.callback(self._close)  # before the file is renamed, or removed
             self._stack = stack.pop_all()
         return self

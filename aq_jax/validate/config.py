@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.config import ConversionConfig
-from aq_jax.config.schema import build, load_config, load_toml
+from aq_jax.config.fields import build
+from aq_jax.config.schema import load_config, load_toml
 from aq_jax.converters.huggingface import resolve_source
 from aq_jax.core.dispatch import ACTIVATIONS
 from aq_jax.errors import ConfigError

@@ -18,7 +18,7 @@ from aq_jax.core.dispatch import Activations
 from aq_jax.nn.load import load_model
 from aq_jax.store import decode, open_table
 from aq_jax.store.inspection import inspect_table
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 from aq_jax.validate.config import Case
 from aq_jax.validate.metrics import distribution
 from aq_jax.validate.outputs import Judge
@@ -139,7 +139,7 @@ def load_seconds(path: str) -> dict[str, float]:
         marks = [time.perf_counter()]
         with open_table(path) as table:
             marks.append(time.perf_counter())
-            rows = {name: [table.read(info.position) for info in table.pieces(name)] for name in table.names}
+            rows = {name: table.read_tensor(name) for name in table.names}
             marks.append(time.perf_counter())
             for each in rows.values():
                 decode(each)

@@ -30,6 +30,24 @@ PLACES: Mapping[str, str] = {
     "train@2": "training:train",
     "scale": "scale:scale",
 }
+QUESTIONS: Mapping[str, str] = {
+    "memory": "How much memory does quantizing a model add to a process?",
+    "quantize": "How long does a matrix take to codes and back?",
+    "pack": "How long do codes take into packed bytes and back?",
+    "road": "How long does a model take from safetensors to a table?",
+    "load": "How soon are the weights of a table in JAX?",
+    "qdot": "How fast is a product with quantized weights?",
+    "encode": "How fast does a quantized MiniLM embed sentences on one core?",
+    "encode@2": "How fast does it on two cores?",
+    "accuracy@2": "How near do a quantized model's embeddings stay to the float32 model's, at equal bits?",
+    "quality": "What do rounded activations change, and what does a model take once it runs?",
+    "size": "How small are the files, and how well do their weights fit?",
+    "gaussian": "How well does `mse` fit normally distributed weights at two bits?",
+    "start": "How soon does a new process embed its first sentences?",
+    "stories": "What does each width cost a language model?",
+    "train@2": "How long does a step of training take, and what takes it?",
+    "scale": "Do the time for a byte and the memory stay the same as models grow?",
+}
 QUICK = ("quantize", "pack", "road", "load", "qdot", "encode", "accuracy@2", "size", "gaussian")
 
 

@@ -89,7 +89,7 @@ def our_road(path: Path, config: Any) -> None:
 def numpy_road(path: Path, config: Any) -> None:
     """Write the same table, as far as plain NumPy can make it."""
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.io.loader import as_v2, plain_rows
+    from aq_jax.io.dense import as_v2, plain_rows
     from aq_jax.store import Row, TableWriter
 
     peer = NumpyVectorized()

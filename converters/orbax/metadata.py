@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from aq_jax._version import __version__
 from aq_jax.converters.orbax.disk import METADATA, read_json, short
 from aq_jax.converters.orbax.entries import TensorEntry, nonsense, tensor_entry
 from aq_jax.converters.orbax.trees import leaf_names
 from aq_jax.errors import FormatError, IntegrityError
-from aq_jax.store.digest import canonical_json
+from aq_jax.store.digest import table_digest
 
 FORMAT, VERSION = "aq_jax.orbax", "1.0"
 
@@ -57,7 +55,7 @@ def new_metadata(tree: Any, tensors: Mapping[str, Any], config: Mapping[str, Any
         "format": FORMAT, "version": VERSION, "writer": f"aq_jax {__version__}", "config": dict(config),
         "tree": tree, "tensors": tensors,
     }  # fmt: skip
-    return known | {"digest": metadata_digest(known)}
+    return known | {"digest": table_digest(known).hex()}
 
 
 def read_metadata(folder: Path) -> Known:
@@ -76,7 +74,7 @@ def read_metadata(folder: Path) -> Known:
             f"{folder}: format version {version[:20]!r} is unknown; this release reads {VERSION}: use a newer aq_jax"
         )
     try:
-        digest = metadata_digest(raw)
+        digest = table_digest(raw).hex()
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{folder}: its {METADATA} is damaged: {short(error)}; fetch it again") from None
     if digest != raw.get("digest"):
@@ -92,8 +90,3 @@ def read_metadata(folder: Path) -> Known:
     if len(dict(pairs)) != len(pairs) or {stored for _, stored in pairs} != set(tensors):
         raise nonsense(folder, METADATA, "tree", pairs)
     return Known(raw.get("tree"), dict(pairs), tensors, raw["config"])
-
-
-def metadata_digest(known: Mapping[str, Any]) -> str:
-    """Over all entries but the digest itself."""
-    return blake3(canonical_json({key: value for key, value in known.items() if key != "digest"})).hexdigest()

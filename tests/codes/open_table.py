@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from aq_jax.store.verify import verify_table
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -31,7 +32,6 @@ from aq_jax.io import loader as loading
 from aq_jax.nn import quantize_module
 from aq_jax.store import pieces
 from aq_jax.store.inspection import inspect_table
-from aq_jax.store.verification import verify_table
 
 LEVELS = np.float32([-1, -0.7, -0.52, -0.39, -0.28, -0.18, -0.09, 0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1])
 

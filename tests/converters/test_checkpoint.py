@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
+from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import FormatError
+from aq_jax.io.tensorfile import SAFE_DTYPES
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")

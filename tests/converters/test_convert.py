@@ -17,7 +17,7 @@ from aq_jax.config import ConversionConfig, Override, QuantizationConfig
 from aq_jax.converters.convert import plan
 from aq_jax.store import DTYPES, Row, open_table, write_table
 from aq_jax.store.inspection import inspect_table
-from aq_jax.store.verification import Verdict, verify_table
+from aq_jax.store.verify import Verdict, verify_table
 
 BFLOAT16 = DTYPES["bfloat16"]
 
@@ -380,7 +380,7 @@ def test_damaged_rows_are_named_and_good_ones_counted(tmp_path: Path) -> None:
     path = tmp_path / "m.arrow"
     tensors = {f"w{i}": np.full(64, 100 + i, np.uint8) for i in range(5)}
     aq.save(path, tensors)
-    assert verify_table(path) == Verdict(str(path), 5, 0, (), tuple(tensors))
+    assert verify_table(path) == Verdict(str(path), 5, 0, tuple(tensors))
     damaged = path.read_bytes()
     for i in (1, 3):
         damaged = damaged.replace(tensors[f"w{i}"].tobytes(), tensors[f"w{i}"].tobytes()[:-1] + b"!")

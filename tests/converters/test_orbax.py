@@ -27,9 +27,9 @@ import aq_jax as aq
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters import orbax
 from aq_jax.converters.orbax.disk import read_arrays
-from aq_jax.converters.orbax.metadata import metadata_digest
 from aq_jax.core.qtensor import QTensor, scale_shape
 from aq_jax.store import DTYPES, open_table
+from aq_jax.store.digest import table_digest
 
 # What Orbax leaves of a load that failed; `gc.collect` at the end of such a test keeps it there.
 failed_loads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -373,7 +373,7 @@ def edit(path: Path, change: Callable[[Any], Any], sign: bool = False) -> None:
     known = json.loads(file.read_text())
     change(known)
     if sign:
-        known["digest"] = metadata_digest(known)
+        known["digest"] = table_digest(known).hex()
     file.write_text(json.dumps(known))
 
 

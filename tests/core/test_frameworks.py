@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aq_jax.core.frameworks import aligned_copy, as_dtype, canonical, check_framework, to_framework, to_numpy
+from aq_jax.core.frameworks import as_dtype, canonical, check_framework, to_framework, to_numpy
 from aq_jax.errors import AqError, ConfigError
-from aq_jax.store import DTYPES
+from aq_jax.store import DTYPES, aligned_copy
 
 torch = pytest.importorskip("torch")
 

@@ -27,7 +27,7 @@ from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
 from aq_jax.quantizers.lookup import read_conversion
 from aq_jax.store import decode, open_table
-from aq_jax.store.survey import survey
+from aq_jax.store.verify import verify_table
 
 MEMORY = 300 << 20
 """Bytes over what the process has when everything is imported."""
@@ -45,7 +45,7 @@ def table(path: Path) -> Any:
         statistics = [(info.solver, info.cosine, info.rel_mse, info.quant_type) for info in found.infos]
         tensors = []
         for name in found.names:
-            array = decode([found.read(info.position) for info in found.pieces(name)])
+            array = decode(found.read_tensor(name))
             tensors.append((name, array.dtype.name, array.shape, array.tobytes()))
     return head, statistics, tensors
 
@@ -65,26 +65,26 @@ def config(path: Path) -> Any:
 
 
 def verdict(path: Path) -> Any:
-    """What `survey` says, which must be what a loader would."""
-    found = survey(path)
+    """What `verify_table` says, which must be what a loader would."""
+    found = verify_table(path)
     try:
         with open_table(path) as opened:
             names, rows = opened.names, len(list(opened.rows()))
     except AqError as error:
         if not found.problems:
             raise AssertionError(f"nothing is wrong, but a loader says: {error}") from error
-        raise FormatError("; ".join(problem.text for problem in found.problems)[:1000]) from None
+        raise FormatError("; ".join(problem.problem for problem in found.problems)[:1000]) from None
     if (found.good, found.rows, found.problems) != (names, rows, ()):
         raise AssertionError(f"a loader reads it, but: {found}"[:1000])
     return found
 
 
-READERS = {"table": table, "checkpoint": checkpoint, "config": config, "survey": verdict}
+READERS = {"table": table, "checkpoint": checkpoint, "config": config, "verify": verdict}
 REFUSALS = {
     "table": (FormatError, IntegrityError),
     "checkpoint": (FormatError,),
     "config": (ConfigError,),
-    "survey": (FormatError,),
+    "verify": (FormatError,),
 }
 
 

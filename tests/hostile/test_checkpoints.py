@@ -9,8 +9,9 @@ import safetensors
 from hostile import checkpoints, harness
 from hostile.case import Case
 
-from aq_jax.converters.checkpoint import SAFE_DTYPES, open_checkpoint
+from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import FormatError
+from aq_jax.io.tensorfile import SAFE_DTYPES
 
 
 @pytest.fixture

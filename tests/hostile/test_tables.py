@@ -85,5 +85,5 @@ def test_verify_finds_just_what_a_loader_refuses(good: list[Good], tmp_path: Pat
     cases += [*tables.row_lies("parquet"), *tables.row_losses("arrow"), *tables.metadata_lies("parquet")]
     cases += [case for case in tables.folders() if case.opens == "t"]
     harness.check(
-        harness.run([dataclasses.replace(case, kind="survey", expect="any", good="") for case in cases], tmp_path)
+        harness.run([dataclasses.replace(case, kind="verify", expect="any", good="") for case in cases], tmp_path)
     )

@@ -24,7 +24,7 @@ from aq_jax.converters import huggingface
 from aq_jax.converters.convert import convert
 from aq_jax.store import open_table
 from aq_jax.store.inspection import inspect_table
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 from aq_jax.validate.config import Case, ValidationConfig
 from aq_jax.validate.data import HeldOut, held_out
 from aq_jax.validate.measure import load_seconds

@@ -176,8 +176,8 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("{", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ("[]", "holds list; wanted a JSON object"),
         ("{}", "model_type is None; wanted 'bert' or 'llama'"),
         ('{"model_type": "roberta"}', "model_type is 'roberta'; wanted 'bert' or 'llama'"),

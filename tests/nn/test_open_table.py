@@ -18,10 +18,11 @@ from jax.sharding import AxisType, PartitionSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import aq_jax as aq
+from aq_jax.config.fields import read_fields
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.models import FAMILIES, Family, LanguageModel, Model
 from aq_jax.nn.parallel import shardings
-from aq_jax.nn.weights import kept, read_fields, turned
+from aq_jax.nn.weights import kept, turned
 
 WORDS, WIDTH, INNER = 40, 16, 32
 LINES = [" ".join(f"w{i}" for i in np.random.default_rng(n).integers(0, WORDS, 4)) for n in range(80)]

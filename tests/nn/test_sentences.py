@@ -365,7 +365,7 @@ def test_a_classifier_is_not_used_to_embed(st: Any, make: Callable[..., Path]) -
         ("2_Dense/config.json", {"activation_function": "my.code.Swish"}, "activation_function is 'my.code.Swish'"),
         ("2_Dense/config.json", {"activation_function": "torch.nn.Softmax"}, "activation_function is 'torch.nn.Softm"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name is 'token_embeddings'"),
-        ("2_Dense/config.json", {"in_features": 31}, r"linear\.weight is F32 of shape \[20, 32\]; wanted"),
+        ("2_Dense/config.json", {"in_features": 31}, r"linear\.weight is float32 of shape \[20, 32\]; wanted"),
         ("2_Dense/config.json", {"bias": False}, r"holds \['linear.bias', 'linear.weight'\]; wanted linear.weight"),
         ("3_LayerNorm/config.json", {"dimension": 2**40}, "dimension is 1099511627776"),
         ("3_LayerNorm/config.json", {"eps": 1.0}, "has eps; known is dimension"),

@@ -14,7 +14,7 @@ import pytest
 import aq_jax as aq
 from aq_jax.converters import orbax
 from aq_jax.store import open_table
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 
 CORPUS = Path(__file__).parent.parent / "golden" / "corpus"
 MEANING = json.loads((CORPUS / "meaning.json").read_text(encoding="utf-8"))

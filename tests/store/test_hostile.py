@@ -246,8 +246,8 @@ def test_verification_can_be_skipped(tmp_path: Path, v2_rows: list[Row]) -> None
     write_table(tmp_path / "m.parquet", v2_rows, version=2)
     table = pq.read_table(tmp_path / "m.parquet")
     pq.write_table(edited(table, "data", 4, b"\1" * 16), tmp_path / "bad.parquet")
-    with open_table(tmp_path / "bad.parquet") as bad:
-        assert bad.read(4, verify=False).data.tolist() == [1] * 16
+    with open_table(tmp_path / "bad.parquet", verify=False) as bad:
+        assert bad.read(4).data.tolist() == [1] * 16
 
 
 @pytest.fixture

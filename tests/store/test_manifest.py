@@ -16,7 +16,7 @@ import pytest
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store import Row, decode, open_table, write_table
 from aq_jax.store.manifest import MANIFEST, ShardEntry, compose_manifest, parse_manifest, shard_name
-from aq_jax.store.verification import verify_table
+from aq_jax.store.verify import verify_table
 
 
 def rows(*names: str) -> list[Row]:

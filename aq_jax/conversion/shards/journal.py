@@ -11,6 +11,7 @@ from aq_jax.conversion.shards.task import ShardDone, ShardTask
 from aq_jax.errors import FormatError
 from aq_jax.store.files import locked
 from aq_jax.store.folders import Folder
+from aq_jax.store.jsonfile import read_json
 from aq_jax.store.manifest import MANIFEST
 
 JOURNAL = ".converting"
@@ -104,10 +105,9 @@ class Journal:
 
     def _read_plan(self) -> object:
         try:
-            plan = json.loads(self.folder.read(_PLAN))
-        except ValueError:
+            return (read_json(self.folder, _PLAN, dict) or {}).get("fingerprint")
+        except FormatError:
             return None
-        return plan.get("fingerprint") if isinstance(plan, dict) else None
 
     def _begin_anew(self) -> None:
         # The old plan goes last: until then a run that is stopped here is known for what it is.

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
 from aq_jax.nn.models.family import Family, Model
-from aq_jax.nn.weights import Mapped, kept, read_fields, turned
+from aq_jax.nn.weights import Mapped, kept, turned
 from aq_jax.ops import attention
 
 ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}

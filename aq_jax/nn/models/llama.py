@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
 from aq_jax.nn.blocks import LLAMA3, rotate, rotations
 from aq_jax.nn.models.family import Cache, Family, LanguageModel
-from aq_jax.nn.weights import Mapped, kept, read_fields, turned
+from aq_jax.nn.weights import Mapped, kept, turned
 from aq_jax.ops import cached_attention
 
 

@@ -398,7 +398,7 @@ def test_a_tensor_of_more_than_two_gigabytes(tmp_path: Path, quantization: str) 
     peak = limited(tmp_path / "model", tmp_path / "out", 1_500_000_000, "1.5GB", quantization)
     assert peak < 1.5e9
     from aq_jax.converters.checkpoint import open_checkpoint
-    from aq_jax.store.verification import verify_table
+    from aq_jax.store.verify import verify_table
 
     assert verify_table(tmp_path / "out").ok
     with aq.WeightLoader(tmp_path / "out") as loader, open_checkpoint(tmp_path / "model") as checkpoint:

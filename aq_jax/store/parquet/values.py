@@ -3,7 +3,7 @@
 pyarrow copies a whole column chunk to give one of its values. Here only page headers are read, and the four bytes
 before each value, so that a part of a value can be read alone. What this module does not know is left to pyarrow.
 
-    page header (Thrift, see `footer`) | definition levels: their length (4 bytes), runs of them | values
+    page header (Thrift, see `wire`) | definition levels: their length (4 bytes), runs of them | values
     value                               its length (4 bytes), its bytes
 
 There is one definition level a value, 0 for a null and 1 for all else, and none at all in a column that is required.
@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from aq_jax.store.footer import Chunk, read_page_header
-
-_LONGEST_HEADER = 1 << 12
-_DATA_PAGE, _PLAIN, _RLE = 0, 0, 3
+from aq_jax.store.parquet.wire import DATA_PAGE, PLAIN_ENCODING, RUN_ENCODING, Chunk, read_pages
 
 
-def plain_values(file: np.ndarray, chunk: Chunk, optional: bool) -> list[np.ndarray] | None:
-    """The values of a column chunk of byte arrays, as views of the mapped file.
+def plain_values(file: memoryview, chunk: Chunk, optional: bool) -> list[np.ndarray] | None:
+    """Find the values of a column chunk of byte arrays, as views of the mapped file.
 
     Args:
-        file: uint8, the file's bytes.
+        file: its bytes.
         chunk: of one column without lists in it.
         optional: whether the column may have nulls.
 
@@ -31,33 +28,30 @@ def plain_values(file: np.ndarray, chunk: Chunk, optional: bool) -> list[np.ndar
         A view for each value; None if the chunk is compressed, holds nulls, dictionaries, or pages of another version,
         or cannot be made out, so that somebody else has to judge it.
     """
-    if not isinstance(chunk.first, int) or not 0 < chunk.first <= chunk.first + chunk.stored <= file.size:
+    if not chunk.plain or not 0 < chunk.start <= chunk.start + chunk.stored <= len(file):
         return None
-    at, end = chunk.first, chunk.first + chunk.stored
+    views = np.frombuffer(file, np.uint8)
     values: list[np.ndarray] = []
-    while at < end and len(values) < chunk.values:
-        try:
-            fields, size = read_page_header(file[at : min(end, at + _LONGEST_HEADER)].tobytes())
-        except ValueError:
-            return None
-        # PageHeader.type is 1, uncompressed_page_size 2, compressed_page_size 3, data_page_header 5.
-        # DataPageHeader.num_values is 1, encoding 2, definition_level_encoding 3.
-        length, page = fields.get(3), fields.get(5)
-        if fields.get(1) != _DATA_PAGE or fields.get(2) != length or not isinstance(page, dict):
-            return None
-        if page.get(2) != _PLAIN or (optional and page.get(3) != _RLE) or not isinstance(length, int):
-            return None
-        start, at = at + size, at + size + length
-        found = _page_values(file[start:at], page.get(1), optional) if start <= at <= end else None
-        if found is None:
-            return None
-        values += found
+    try:
+        for page in read_pages(file, chunk):
+            if page.kind != DATA_PAGE or page.encoding != PLAIN_ENCODING or page.unpacked != page.end - page.start:
+                return None
+            if optional and page.levels != RUN_ENCODING:
+                return None
+            found = _page_values(views[page.start : page.end], page.values, optional)
+            if found is None:
+                return None
+            values += found
+            if len(values) >= chunk.values:
+                break
+    except ValueError:
+        return None
     return values if len(values) == chunk.values else None
 
 
-def _page_values(page: np.ndarray, count: object, optional: bool) -> list[np.ndarray] | None:
-    """The values of one page, which fill it to its last byte; None if they do not."""
-    if not isinstance(count, int) or not 0 <= 4 * count <= page.size:
+def _page_values(page: np.ndarray, count: int, optional: bool) -> list[np.ndarray] | None:
+    """Find the values of one page, which fill it to its last byte; None if they do not."""
+    if 4 * count > page.size:
         return None
     at = 0
     if optional:

@@ -1,4 +1,4 @@
-"""Sizes of the column chunks of a Parquet file, from its footer, and of their pages, from the headers of these.
+"""Thrift: sizes of the column chunks of a Parquet file, from its footer, and of their pages, from their headers.
 
 pyarrow has them too, but its accessor ends the whole process on some damaged footers (a C++ exception that it does not
 catch), and it takes the memory that a page header asks for before it looks at the page. Both are Thrift structs in the
@@ -14,6 +14,7 @@ from typing import Any
 
 _BOOLS, _BYTE, _INTS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 _MAX_DEPTH = 16
+_LONGEST_HEADER = 1 << 24
 _MAX_ITEMS = 1 << 22
 """Fields and list items that are read of one struct: each takes many times the byte that it may have in the file."""
 
@@ -31,8 +32,8 @@ class Chunk:
     """Where they begin in the file."""
     dictionary: bool
     """Whether values may be stored once and named by their number."""
-    first: int | None = None
-    """Where in the file its pages begin; None where they are compressed, or encrypted, or use a dictionary."""
+    plain: bool
+    """Whether its pages are in this file as they are: neither compressed nor encrypted, and without a dictionary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,17 @@ class Page:
 
     kind: int
     unpacked: int
+    start: int
+    """Where what follows its header begins in the file."""
     end: int
     values: int
     encoding: int
+    levels: int
+    """How it says which values are null; of a page of the second version, something else."""
 
 
-DICTIONARY_PAGE = 2
+DATA_PAGE, DICTIONARY_PAGE = 0, 2
+PLAIN_ENCODING, RUN_ENCODING = 0, 3
 DICTIONARY_ENCODINGS = (2, 8)
 PREFIX_ENCODING = 7
 """DELTA_BYTE_ARRAY: a value may be all of the one before it and a byte more."""
@@ -68,8 +74,9 @@ def read_groups(footer: bytes) -> list[Group]:
     """
     try:
         # FileMetaData.row_groups is 4. RowGroup.columns is 1, num_rows 3. ColumnChunk.meta_data is 3.
-        # ColumnMetaData.encodings is 2, path_in_schema 3, num_values 5, total_uncompressed_size 6,
-        # total_compressed_size 7, data_page_offset 9, dictionary_page_offset 11.
+        # ColumnMetaData.encodings is 2, path_in_schema 3, codec 4 (0: uncompressed), num_values 5,
+        # total_uncompressed_size 6, total_compressed_size 7, data_page_offset 9, dictionary_page_offset 11.
+        # ColumnChunk.file_path is 1, crypto_metadata 8.
         groups: list[Group] = []
         for group in _Reader(footer).struct(0).get(4, []):
             chunks = [_chunk(column) for column in group[1]]
@@ -79,34 +86,13 @@ def read_groups(footer: bytes) -> list[Group]:
     return groups
 
 
-def read_page_header(data: bytes) -> tuple[dict[int, Any], int]:
-    """The header that a page begins with, by field number, and its length in bytes.
-
-    Raises:
-        ValueError: it is none.
-    """
-    reader = _Reader(data)
-    try:
-        return reader.struct(0), reader.at
-    except (IndexError, struct.error) as error:
-        raise ValueError(f"a Parquet page is damaged ({type(error).__name__} {error})") from error
-
-
-def _first_page(column: dict[int, Any]) -> int | None:
-    # ColumnChunk.file_path is 1, crypto_metadata 8. ColumnMetaData.codec is 4 (0: uncompressed), data_page_offset 9,
-    # dictionary_page_offset 11.
-    chunk = column[3]
-    plain = chunk.get(4) == 0 and not chunk.get(11) and not column.keys() & {1, 8}
-    return chunk.get(9) if plain else None
-
-
 def _chunk(column: dict[int, Any]) -> tuple[str, Chunk]:
     found = column[3]
     offset = found.get(11, 0)
     start = offset if 0 < offset < found[9] else found[9]
     coded = offset > 0 or any(encoding in DICTIONARY_ENCODINGS for encoding in found.get(2, ()))
-    chunk = Chunk(found[5], found[6], found[7], start, dictionary=coded, first=_first_page(column))
-    return b".".join(found[3]).decode(), chunk
+    plain = found.get(4) == 0 and not offset and not column.keys() & {1, 8}
+    return b".".join(found[3]).decode(), Chunk(found[5], found[6], found[7], start, coded, plain)
 
 
 def read_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
@@ -117,15 +103,17 @@ def read_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
     """
     at, end = chunk.start, chunk.start + chunk.stored
     while at < end:
-        reader = _Reader(data[:end], at)
+        reader = _Reader(data[: min(end, at + _LONGEST_HEADER)], at)
         try:
             # PageHeader.type is 1, uncompressed_page_size 2, compressed_page_size 3, data_page_header 5,
-            # dictionary_page_header 7, data_page_header_v2 8. In those num_values is 1, encoding 2, in the last 4.
+            # dictionary_page_header 7, data_page_header_v2 8. In those num_values is 1, encoding 2, in the last 4,
+            # and definition_level_encoding 3.
             header = reader.struct(0)
             kind, unpacked, stored = header[1], header[2], header[3]
             about: dict[int, Any] = header.get(5) or header.get(7) or header.get(8) or {}
             encoding = about.get(4 if 8 in header else 2, 0)
-            page = Page(kind, unpacked, reader.at + stored, about.get(1, 0), encoding)
+            values, levels = about.get(1, 0), about.get(3, 0)
+            page = Page(kind, unpacked, reader.at, reader.at + stored, values, encoding, levels)
             whole = stored >= 0 and unpacked >= 0 and page.values >= 0 and page.end <= end
         except (KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
             raise ValueError(f"the page header at byte {at} is damaged ({type(error).__name__} {error})") from error

@@ -13,16 +13,16 @@ from hostile.containers import Ipc, Parquet, patched
 from hostile.tables import GOLDEN, edited, stored, with_ipc_metadata
 
 from aq_jax.store import Row, open_table, write_table
-from aq_jax.store.survey import Survey, survey
+from aq_jax.store.verify import Verdict, verify_table
 
 with open_table(GOLDEN / "v2.parquet") as _table:
     NAMES, ROWS = _table.names, list(_table.rows())
 
 
-def judged(path: Path, content: bytes) -> Survey:
+def judged(path: Path, content: bytes) -> Verdict:
     path.write_bytes(content)
-    found = survey(path)
-    assert all(str(path) in problem.text for problem in found.problems)
+    found = verify_table(path)
+    assert all(str(path) in problem.problem for problem in found.problems)
     assert all(problem.file == str(path) for problem in found.problems)
     return found
 
@@ -36,7 +36,7 @@ def but(*names: str) -> tuple[str, ...]:
 def test_good_files_are_good(stem: str, suffix: str) -> None:
     name = f"{stem}.{suffix}"
     with open_table(GOLDEN / name) as table:
-        assert survey(GOLDEN / name) == Survey(table.names, len(table.infos), 0, ())
+        assert verify_table(GOLDEN / name) == Verdict(str(GOLDEN / name), len(table.infos), 0, table.names)
 
 
 def test_a_damaged_tensor_is_named_with_its_column_and_place(tmp_path: Path) -> None:
@@ -48,13 +48,13 @@ def test_a_damaged_tensor_is_named_with_its_column_and_place(tmp_path: Path) -> 
     assert (problem.row, problem.name) == (0, "embed.weight")
     chunk = Parquet(content).chunk("data")
     place = f"column data is damaged, within bytes {chunk[9]} to {chunk[9] + chunk[7]} of the file"
-    assert "row 0 (embed.weight): its bytes have digest" in problem.text
-    assert place in problem.text
+    assert "row 0 (embed.weight): its bytes have digest" in problem.problem
+    assert place in problem.problem
     content = (GOLDEN / "v2.arrow").read_bytes()
     message = Ipc(content).messages[1]
     found = judged(tmp_path / "m.arrow", patched(content, content.index(ROWS[0].data.tobytes()), b"\x7f"))
     assert found.good == but("embed.weight")
-    assert f"something in bytes {message.start} to {message.end} of the file was damaged" in found.problems[0].text
+    assert f"something in bytes {message.start} to {message.end} of the file was damaged" in found.problems[0].problem
 
 
 def test_a_column_that_cannot_be_read_takes_its_rows_with_it(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_column_that_cannot_be_read_takes_its_rows_with_it(tmp_path: Path) -> 
     found = judged(tmp_path / "m.parquet", patched(content, body, bytes(end - body)))
     assert found.good == ()
     assert {(problem.row, problem.name) for problem in found.problems} == set(enumerate(NAMES))
-    assert len({problem.text for problem in found.problems}) == 1
-    assert "column scales of row group 0, bytes" in found.problems[0].text
+    assert len({problem.problem for problem in found.problems}) == 1
+    assert "column scales of row group 0, bytes" in found.problems[0].problem
 
 
 def test_statistics_that_cannot_be_read_take_no_tensor_with_them(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_statistics_that_cannot_be_read_take_no_tensor_with_them(tmp_path: Path)
     _, body, _, _ = parquet.pages(parquet.chunk("cosine"))[0]
     found = judged(tmp_path / "m.parquet", patched(content, body + 12, b"\xff\xff"))
     assert found.good == NAMES
-    assert "column cosine of row group 0, bytes" in found.problems[0].text
+    assert "column cosine of row group 0, bytes" in found.problems[0].problem
 
 
 def test_names_that_cannot_be_read_leave_nothing(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_names_that_cannot_be_read_leave_nothing(tmp_path: Path) -> None:
     found = judged(tmp_path / "m.parquet", patched(content, end - 1, b"\xff"))
     assert found.good == ()
     assert [problem.row for problem in found.problems] == [None, *range(len(NAMES))]
-    assert "cannot be judged without its layer_name" in found.problems[1].text
+    assert "cannot be judged without its layer_name" in found.problems[1].problem
 
 
 EDITED: dict[str, tuple[dict[str, Any], str]] = {
@@ -104,7 +104,7 @@ def test_a_row_that_breaks_a_rule_takes_no_other_with_it(tmp_path: Path, suffix:
     found = judged(tmp_path / f"m.{suffix}", stored(table, suffix))
     assert found.good == but("int4.group")
     assert found.rows == len(NAMES) - 1
-    assert [(problem.row, text in problem.text) for problem in found.problems] == [(4, True)]
+    assert [(problem.row, text in problem.problem) for problem in found.problems] == [(4, True)]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_the_metadata_is_no_fault_of_the_rows(tmp_path: Path,
         found = judged(tmp_path / f"m.{suffix}", content)
         assert found.good == tuple(rows["layer_name"].to_pylist())
         assert {(problem.row, problem.name) for problem in found.problems} == {(None, None)}
-        return "\n".join(problem.text for problem in found.problems)
+        return "\n".join(problem.problem for problem in found.problems)
 
     assert "metadata and row digests have digest" in said(digest="0" * 64)
     assert "metadata and row digests have digest" in said(config={})
@@ -133,7 +133,7 @@ def test_what_is_wrong_with_the_metadata_is_no_fault_of_the_rows(tmp_path: Path,
     key = content.rindex(b"aq_jax", 0, content.rindex(b'{"aliases"') if suffix == "parquet" else None)
     found = judged(tmp_path / f"m.{suffix}", patched(content, key, b"b"))
     assert (found.good, len(found.problems)) == (NAMES, 1)
-    assert "the key of its aq_jax metadata is damaged" in found.problems[0].text
+    assert "the key of its aq_jax metadata is damaged" in found.problems[0].problem
 
 
 def test_a_damaged_record_batch_hides_no_other(tmp_path: Path) -> None:
@@ -156,13 +156,13 @@ def test_doubled_tensors_and_missing_pieces_are_not_whole(tmp_path: Path) -> Non
     table = pq.read_table(GOLDEN / "v2.parquet").replace_schema_metadata(None)
     found = judged(tmp_path / "m.parquet", stored(table.take([0, 1, 2, 0]), "parquet"))
     assert found.good == NAMES[1:3]
-    assert "row 3 (embed.weight): the name is there already, in row 0" in found.problems[0].text
+    assert "row 3 (embed.weight): the name is there already, in row 0" in found.problems[0].problem
     pieces = pq.read_table(GOLDEN / "rotated.parquet").replace_schema_metadata(None)
     count = len(pieces)
     found = judged(tmp_path / "m.parquet", stored(pieces.slice(0, count - 1), "parquet"))
     assert "int3h.pieces" not in found.good
     assert len(found.good) == count - 2
-    assert "int3h.pieces still lacks 40 of 64 elements" in found.problems[0].text
+    assert "int3h.pieces still lacks 40 of 64 elements" in found.problems[0].problem
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
@@ -173,7 +173,7 @@ def test_of_a_damaged_footer_it_says_why_nothing_can_be_read(tmp_path: Path, suf
         found = judged(tmp_path / f"m.{suffix}", damaged)
         (problem,) = found.problems
         assert (found.good, found.rows, problem.row) == ((), 0, None)
-        assert problem.text.endswith("; nothing of it can be read")
+        assert problem.problem.endswith("; nothing of it can be read")
 
 
 def test_each_file_of_a_folder_is_judged(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_each_file_of_a_folder_is_judged(tmp_path: Path) -> None:
     (tmp_path / "b.arrow").write_bytes((tmp_path / "b.arrow").read_bytes()[:-9])
     content = (tmp_path / "c.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(patched(content, content.index(ROWS[11].data.tobytes()), b"\xff"))
-    found = survey(tmp_path)
+    found = verify_table(tmp_path)
     with open_table(GOLDEN / "v1.parquet") as table:
         first = [name for name in table.names if name != "embed.weight"]  # which is in c too
     assert found.good == (*first, *but("embed.weight", NAMES[11]))
@@ -190,11 +190,11 @@ def test_each_file_of_a_folder_is_judged(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_writer_has_rows_that_cannot_be_checked() -> None:
-    found = survey(GOLDEN / "existing" / "v1.parquet")
+    found = verify_table(GOLDEN / "existing" / "v1.parquet")
     assert found.problems == ()
     assert found.unchecked == found.rows > 0
 
 
 def test_what_is_not_there_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        survey(tmp_path / "m.parquet")
+        verify_table(tmp_path / "m.parquet")

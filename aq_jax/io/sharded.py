@@ -1,0 +1,101 @@
+"""Tensors over many devices: each process reads the rows that its own devices hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from aq_jax.core.frameworks import as_dtype, canonical
+from aq_jax.core.qtensor import QTensor, scale_shape
+from aq_jax.core.sharding import build, own_rows, parts, qtensor_shardings
+from aq_jax.errors import FormatError
+from aq_jax.io.qtensors import grids_of, spec_of
+from aq_jax.store import DTYPES, Parts, RowInfo, TableReader
+
+_NO_FLOATS = np.empty(0, np.float32)
+
+
+def load_sharded(table: TableReader, name: str, sharding: Sharding, packed: bool, dtype: Any) -> jax.Array | QTensor:
+    """Read this process's part of one tensor; see `WeightLoader.load_sharded`."""
+    as_dtype(_NO_FLOATS, dtype)  # refused before anything is read
+    info = table.pieces(name)[0]
+    if packed and info.quantized:
+        return _load_codes(table, info, sharding)
+    parts(sharding, info.shape, name)
+    inner = math.prod(info.shape[1:])
+    ranges = [(start * inner, stop * inner) for start, stop in own_rows(sharding, info.shape)]
+    found = Parts(table, info.layer_name, ranges)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        array = as_dtype(found.values(start * inner, stop * inner), dtype)
+        part = name if not start else f"{name}, from row {start} on"
+        return canonical(array.reshape(stop - start, *info.shape[1:]), part)
+
+    kept = np.empty(0, np.float32 if info.quantized else DTYPES[info.dtype])
+    return build(info.shape, canonical(as_dtype(kept, dtype), name).dtype, sharding, rows)
+
+
+def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTensor:
+    name, shape, spec = info.layer_name, info.shape or (1,), spec_of(info)
+    code, laid = spec.coding, qtensor_shardings(sharding, info.shape, spec, info.layer_name)
+    (codes, dtype), grids = code.codes_like(shape), scale_shape(shape, spec)
+
+    def elements(start: int, stop: int) -> tuple[int, int]:
+        return code.element(start, shape), code.element(stop, shape)
+
+    inner, beside = math.prod(shape[1:]), math.prod(grids[1:])
+    groups = [(start * beside, stop * beside) for start, stop in own_rows(laid[1], grids)]
+    ranges = [elements(*own) for own in own_rows(laid[0], codes)]
+    found = Parts(table, name, ranges, groups=groups)
+    one = grids_of(found.rows) if info.quant_axis < 0 else None
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        first, last = elements(start, stop)
+        if dtype == "int8":
+            return found.codes(first, last).reshape(stop - start, *codes[1:])
+        return code.lay(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
+
+    def grid(which: int) -> jax.Array:
+        def rows(start: int, stop: int) -> np.ndarray:
+            values = one or found.grids(start * beside, stop * beside)
+            return values[which].reshape(stop - start, *grids[1:])
+
+        return build(grids, np.dtype(np.float32), laid[1], rows)
+
+    zeros = grid(1) if code.zero_points else None
+    return QTensor(
+        build(codes, np.dtype(dtype), laid[0], rows), grid(0), zeros, spec, shape[-1], code.rows(shape)
+    )  # fmt: skip
+
+
+def check_names(table: TableReader, shardings: Mapping[str, Sharding]) -> None:
+    """Refuse shardings that lack a layer, or name another: nothing is placed by guess.
+
+    Raises:
+        FormatError: naming them.
+    """
+    lacking = [name for name in table.names if name not in shardings]
+    unknown = sorted(set(shardings) - {*table.names, *table.aliases})
+    untied = [
+        f"{alias} (that of {stored} is another)"
+        for alias, stored in table.aliases.items()
+        if alias in shardings and stored in shardings and shardings[alias] != shardings[stored]
+    ]
+    wrong = [
+        f"{what}: {_some(names)}"
+        for what, names in (
+            ("lack a sharding", lacking), ("are no layers", unknown), ("are tied, and want one sharding", untied)
+        )
+        if names
+    ]  # fmt: skip
+    if wrong:
+        raise FormatError(f"{table.path}: shardings must name every layer, and no other; " + "; ".join(wrong))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
