@@ -1,4 +1,4 @@
-"""`make bench`: each suite in a process of its own, on one core (NAME@2: on two); a Markdown table, and JSON."""
+"""Run `make bench`: each suite in a process of its own, on one core (NAME@2: on two); a Markdown table, and JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from benchmarks import machine, report
 from benchmarks.timing import Result, Skipped
 
-# glibc gives larger blocks back to the system when they are freed: their pages would be measured, which each use takes
-# anew. With these, all keep what they had once.
+# glibc returns larger blocks to the system when they are freed, so that the page faults of each new use would be
+# measured. With these settings, all contenders keep their memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-# But for suites that count memory, and for loading, which a process does once, into memory that is new.
-AS_IT_COMES = ("memory", "scale", "load")
+# Not for suites that count memory, and not for loading, which a process does once, into new memory.
+DEFAULT_MALLOC = ("memory", "scale", "load")
 VARIABLES = """environment variables:
   AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) on which they were
                      calibrated, but for Python's manual; divided as PATH is. Nothing is judged by what they have seen.
@@ -33,7 +33,7 @@ VARIABLES = """environment variables:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Say what can be asked for."""
+    """Build the parser of the command line."""
     from benchmarks.suites import QUESTIONS
 
     raw = argparse.RawDescriptionHelpFormatter
@@ -91,14 +91,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
-    """Run a suite in a process of its own: print its lines as they come, and put them into `found`."""
+    """Run one suite in a process of its own; print its lines as they come, and put them into `found`."""
     command = [sys.executable, "-m", "benchmarks", "--child", name, "--suite", kind]
-    variables = dict(os.environ) if name in AS_IT_COMES else MALLOC | os.environ
+    variables = dict(os.environ) if name in DEFAULT_MALLOC else MALLOC | os.environ
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if not line.startswith("{"):
-                print(line, end="", file=sys.stderr)  # what a library printed
+                print(line, end="", file=sys.stderr)  # printed by a library
                 continue
             said = json.loads(line)
             if "reason" in said:
@@ -115,7 +115,7 @@ def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
 
 
 def run_suite(name: str, full: bool) -> int:
-    """Run a suite on as many cores as its name ends in, with as many threads in every library that has a pool."""
+    """Run one suite on as many cores as its name says, with as many threads in every library that has a pool."""
     cores = int(name.rpartition("@")[2]) if "@" in name else 1
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-cores:]))

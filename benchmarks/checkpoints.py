@@ -1,4 +1,4 @@
-"""Make checkpoints in the shape of a Llama, as large as is asked for: sparse files take no room for what is zero."""
+"""Write checkpoints of a Llama's shapes, as large as needed: sparse files take no room for zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def llama_shapes(layers: int, width: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """List names and shapes of a Llama's tensors."""
+    """List the names and shapes of a Llama's tensors."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for i in range(layers):
         at = f"model.layers.{i}"
@@ -26,13 +26,13 @@ def llama_shapes(layers: int, width: int, inner: int, vocabulary: int) -> dict[s
 
 
 def write_checkpoint(folder: Path, shapes: dict[str, tuple[int, ...]], file_bytes: int, filled: float = 1.0) -> int:
-    """Make safetensors in bfloat16 with an index; random numbers in the first part of each tensor, then zeros.
+    """Write a folder of safetensors in bfloat16 with an index: each tensor random numbers first, then zeros.
 
     Args:
-        folder: is made.
-        shapes: of the tensors.
-        file_bytes: about so many of them to a file.
-        filled: how much of each tensor holds numbers; the rest is a hole in the file.
+        folder: The folder to make.
+        shapes: The shapes of the tensors by name.
+        file_bytes: The approximate bytes of a file.
+        filled: The part of each tensor that holds numbers; the rest is a hole in the file.
 
     Returns:
         The bytes of all tensors.

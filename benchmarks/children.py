@@ -1,4 +1,4 @@
-"""Run contenders in processes of their own: libraries whose thread pools would disturb each other, timed in turn.
+"""Run contenders in processes of their own: their thread pools would disturb each other. They are timed in turn.
 
 A child is `python -m benchmarks.children module:function [JSON arguments]`. The function returns callables by name; the
 child lists them, and then runs the one that each line on its standard input names. It times the call itself, so that
@@ -17,27 +17,27 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from benchmarks.peers import Absent
+from benchmarks.peers import MissingLibrary
 from benchmarks.timing import seconds_of
 
-# Idle threads of these pools would spin beside the contender whose turn it is.
+# Keeps idle threads of these pools from spinning beside the contender whose turn it is.
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class ChildError(RuntimeError):
-    """A contender failed; the text says how."""
+    """The error of a contender that failed; the text says how."""
 
 
 class Child:
     """A process with contenders.
 
     Args:
-        target: "module:function", which returns callables by name. Their arguments and results are JSON; results that
-            are not are left out.
-        arguments: of the function.
+        target: The "module:function" that returns callables by name. Their arguments and results are JSON; other
+            results are dropped.
+        arguments: The arguments of the function.
 
     Raises:
-        Absent: if the function does, for want of a library.
+        MissingLibrary: if the function does, because a library is missing.
         ChildError: if it fails otherwise.
     """
 
@@ -59,7 +59,7 @@ class Child:
             raise
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a contender, and return its result.
+        """Call one of the callables, and return its result.
 
         Raises:
             ChildError: if it fails.
@@ -67,7 +67,7 @@ class Child:
         return self._ask("call", name, arguments)
 
     def seconds(self, name: str) -> float:
-        """Time a call (see `timing.seconds_of`).
+        """Time one of the callables (see `timing.seconds_of`).
 
         Raises:
             ChildError: if it fails.
@@ -76,12 +76,12 @@ class Child:
 
     def _ask(self, what: str, name: str, arguments: tuple[Any, ...]) -> Any:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died before: what it said is in its errors
+        with contextlib.suppress(BrokenPipeError):  # it died before: its error output says why
             print(json.dumps([what, name, arguments]), file=self._process.stdin, flush=True)
         return self._read()["value"]
 
     def remote(self, name: str) -> Remote:
-        """Make a contender for `race`."""
+        """Return one of the callables as a contender for `race`."""
         return Remote(self, name)
 
     def close(self) -> None:
@@ -112,14 +112,14 @@ class Child:
             raise ChildError(f"{self.target} ended: {said[-1] if said else 'without a word'}")
         answer = json.loads(line)
         if "absent" in answer:
-            raise Absent(answer["absent"])
+            raise MissingLibrary(answer["absent"])
         if "failed" in answer:
             raise ChildError(answer["failed"])
         return answer
 
 
 class Remote:
-    """A callable of a child, whose time is the one that the child measured."""
+    """A callable of a child, which measures its time itself."""
 
     def __init__(self, child: Child, name: str) -> None:
         self._child, self._name = child, name
@@ -133,8 +133,8 @@ class Remote:
 
 
 def serve(target: str, arguments: list[Any]) -> None:
-    """Answer calls until the input ends, or the function cannot be had."""
-    # What libraries print goes where errors go: standard output carries answers only.
+    """Serve calls as a child, until its input ends, or the function fails."""
+    # Libraries print to the error output: standard output carries answers only.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -144,24 +144,24 @@ def serve(target: str, arguments: list[Any]) -> None:
     module, _, function = target.partition(":")
     try:
         calls: Mapping[str, Callable[..., Any]] = getattr(importlib.import_module(module), function)(*arguments)
-    except Absent as absent:
+    except MissingLibrary as absent:
         return answer(absent=str(absent))
     except Exception as error:
-        return answer(failed=brief(error))
+        return answer(failed=shorten(error))
     answer(names=list(calls))
     for line in sys.stdin:
         what, name, given = json.loads(line)
         try:
             value = seconds_of(calls[name]) if what == "seconds" else calls[name](*given)
         except Exception as error:
-            answer(failed=brief(error))
+            answer(failed=shorten(error))
             continue
         answer(value=value if _is_json(value) else None)
     return None
 
 
-def brief(error: BaseException) -> str:
-    """Write an exception in one short line."""
+def shorten(error: BaseException) -> str:
+    """Shorten an exception to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

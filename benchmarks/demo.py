@@ -1,4 +1,4 @@
-"""`make demo`: quantize the real MiniLM by two configs, load it back, and print one table."""
+"""Run `make demo`: quantize the real MiniLM by two configs, load it back, and print one table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = ("config", "MB", "x f32", "x f16", "cosine", "min", "compile", "read", 
 
 
 def main() -> int:
-    """Print the table; 1 if a digest does not match."""
+    """Print the table; return 1 if a digest does not match."""
     use_compile_cache()
     try:
         rows = [measure(path) for path in CONFIGS]
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def measure(path: str) -> tuple[str, ...]:
-    """Print a row of the table."""
+    """Build one row of the table."""
     from aq_jax import load
     from aq_jax.converters.convert import convert
     from aq_jax.store.verify import verify_table

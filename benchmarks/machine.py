@@ -1,4 +1,4 @@
-"""Tell where and with what was measured."""
+"""Describe the machine and the packages of a measurement."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def cores() -> int:
 
 
 def processor(info: str | None = None) -> str:
-    """Read the processor's name, with the numbers that tell its generations apart where the name does not.
+    """Return the processor's name, with the numbers that distinguish generations of the same name.
 
     Args:
-        info: what /proc/cpuinfo says.
+        info: The text of /proc/cpuinfo.
     """
     file = Path("/proc/cpuinfo")
     info = info if info is not None else file.read_text() if file.exists() else ""
@@ -37,7 +37,7 @@ def processor(info: str | None = None) -> str:
 
 
 def slug(name: str) -> str:
-    """Write a processor's name as it stands in a file's name.
+    """Turn a processor's name into a part of a file name.
 
     >>> slug("AMD EPYC (family 25, model 17)")
     'amd-epyc-family-25-model-17'
@@ -46,7 +46,7 @@ def slug(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """List the versions of what takes part, as far as it is installed."""
+    """List the versions of the packages that take part, if installed."""
     found = {}
     for name in RECORDED:
         try:

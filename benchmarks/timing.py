@@ -15,11 +15,11 @@ SHORT = 0.01  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one contender.
+    """The seconds of one contender.
 
     Args:
-        times: of its rounds.
-        first: what the first call, before any round, took longer than the median: compilation, mostly.
+        times: The seconds of its rounds.
+        first: The seconds by which the first call, before any round, exceeded the median: mostly compilation.
     """
 
     times: tuple[float, ...]
@@ -32,7 +32,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Of two contenders: the median of the rounds' ratios, and their quartiles."""
+    """The ratio of two contenders: the median of the rounds' ratios, and their quartiles."""
 
     value: float
     low: float
@@ -40,8 +40,8 @@ class Ratio:
 
 
 def ratio(over: Timing, under: Timing) -> Ratio:
-    """over / under, round by round: what slowed a whole round is in neither."""
-    found = [a / b for a, b in zip(over.times, under.times, strict=False)]  # one may have left early
+    """Compute over / under round by round, so that a slow round slows both."""
+    found = [a / b for a, b in zip(over.times, under.times, strict=False)]  # one may have run fewer rounds
     low, value, high = np.quantile(found, (0.25, 0.5, 0.75))
     return Ratio(float(value), float(low), float(high))
 
@@ -52,9 +52,9 @@ def race(
     """Time each contender once a round; a call must not return before its work is done.
 
     Args:
-        contenders: by name. One with a method `seconds` is timed by that: it runs in another process.
-        rounds: at most.
-        patience: seconds; a contender whose first call took longer runs in one round only.
+        contenders: The contenders by name. One with a method `seconds`, in another process, is timed by that.
+        rounds: The largest number of rounds.
+        patience: The seconds of a first call after which a contender runs in one round only.
     """
     first, rest = {}, {name: [] for name in contenders}
     for name, call in contenders.items():
@@ -72,7 +72,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Time a call; of short ones, the mean of several that follow the first, which finds the caches cold."""
+    """Time one call; if it is short, the mean of several that follow the first, which finds the caches cold."""
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
@@ -87,19 +87,19 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the report: a ratio or a figure, and what it should be.
+    """One line of the report: a ratio or a figure, and its goal.
 
     Args:
-        case: what was measured.
-        value: the figure.
-        unit: of it; those that begin with "x " are ratios, which may be compared from day to day.
-        least: what it must be, as text.
-        goal: what it should be.
-        note: for readers.
-        peer: beside what, if it is a ratio.
-        low, high: quartiles over the rounds.
-        figures: what else was measured, by name.
-        made: of what it was made, by name: digests, texts, what it stands beside.
+        case: The name of the measurement.
+        value: The figure.
+        unit: The unit; "x ..." marks a ratio, which may be compared from day to day.
+        least: The limit that the figure must keep, as text.
+        goal: The value that it should reach, as text.
+        note: A note for readers.
+        peer: The peer of a ratio.
+        low, high: The quartiles over the rounds.
+        figures: Further figures by name.
+        made: The origin of the measured table, by name: digests, texts, the tables that it is compared with.
     """
 
     case: str
@@ -117,7 +117,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was not measured, and why."""
+    """A measurement that was skipped, and the reason."""
 
     case: str
     reason: str
@@ -126,10 +126,10 @@ class Skipped:
 Line = Result | Skipped
 
 
-def beside(
+def compare(
     case: str, peer: str, theirs: Timing, ours: Timing, least: str = "", goal: str = "", note: str = ""
 ) -> Result:
-    """Tell how many times as fast as a peer we are, with both medians in milliseconds."""
+    """Compare our speed with a peer's: the ratio, and both medians in milliseconds."""
     found = ratio(theirs, ours)
     figures = {"ms": 1e3 * ours.median, "their ms": 1e3 * theirs.median}
     return Result(case, found.value, "x speed", least, goal, note, peer, found.low, found.high, figures)

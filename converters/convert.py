@@ -1,4 +1,4 @@
-"""Weights, wherever they lie, through the corridor: converted, planned, quantized, or plain again."""
+"""Convert, quantize and dequantize weights, wherever they lie, or list what would be written."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from aq_jax.errors import ConfigError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from aq_jax.calibration.plan import Allocation
-    from aq_jax.conversion.dry_run import Planned
+    from aq_jax.calibration.allocation import Allocation
+    from aq_jax.conversion.dry_run import ExpectedRow
     from aq_jax.conversion.source import Source
-    from aq_jax.conversion.write import Written
+    from aq_jax.conversion.write import ConversionResult
     from aq_jax.progress import Progress
 
 _TABLES = ("table", "shards")
 
 
-def convert(config: ConversionConfig, progress: Progress | None = None) -> Written:
-    """Do what a TOML file says: weights become a table, config and tokenizer files beside it.
+def convert(config: ConversionConfig, progress: Progress | None = None) -> ConversionResult:
+    """Convert weights to a table as a config says, with config and tokenizer files beside it.
 
-    Where the output is a folder, the table is several files in it (see `conversion.shards.run.convert_to_shards`).
+    If the output is a folder, the table is several files in it (see `conversion.shards.run.convert_to_shards`).
 
     Args:
-        config: from `load_config`, or made by hand; its source is of any of `converters.FORMATS`.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        config: The conversion, from `load_config` or made by hand; its source is of any of `converters.FORMATS`.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         FileNotFoundError: if there is no such source.
@@ -45,8 +45,8 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
     """
     from aq_jax.conversion import corridor
 
-    with _opened(config) as source:
-        config = corridor.with_plan(source, config)
+    with _open(config) as source:
+        config = corridor.apply_plan(source, config)
         if config.in_shards:
             from aq_jax.conversion.shards.run import convert_to_shards
 
@@ -59,39 +59,41 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Writt
 
 
 def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:
-    """Choose the width of each tensor, as `config.allocate` asks for; nothing is written.
+    """Choose the width of each tensor, as `config.allocate` asks; no table is written.
 
     Args:
-        config: of the conversion.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        config: The conversion.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError, FormatError, AqError: as `calibration.plan.allocate`, and as `convert` for a source or an output.
+        ConfigError, FormatError, AqError: as `calibration.allocation.allocate`, and as `convert`.
     """
-    from aq_jax.conversion import corridor, dry_run
+    from aq_jax.conversion import corridor
+    from aq_jax.conversion.dry_run import check_output
 
     if config.allocate is None or config.quantization is None:
-        raise ConfigError("[allocate]: is not in the config; wanted target_bpw or min_cosine in it")
-    with _opened(config) as source:
-        dry_run.check_output(source, config)  # what could not be written is said before minutes are spent
+        raise ConfigError("[allocate]: is missing in the config; wanted it, with target_bpw or min_cosine")
+    with _open(config) as source:
+        check_output(source, config)  # refuse what cannot be written before minutes are spent
         return corridor.allocate(source, config.quantization, config.calibration, config.allocate, progress)
 
 
-def plan(config: ConversionConfig) -> list[Planned]:
-    """Say what `convert` will write. Only tensors that may be kept in float16 are looked at; nothing is written.
+def dry_run(config: ConversionConfig) -> list[ExpectedRow]:
+    """List the rows that `convert` would write, and write nothing; only tensors that may become float16 are read.
 
     Raises:
-        ConfigError, FormatError: as `convert` would, for a source or an output that cannot be.
+        ConfigError, FormatError: as `convert`, for a source or an output that it would refuse.
     """
-    from aq_jax.conversion import corridor, dry_run
+    from aq_jax.conversion import corridor
+    from aq_jax.conversion.dry_run import check_output, expected_rows
 
-    with _opened(config) as source:
-        config = corridor.with_plan(source, config)
-        dry_run.check_output(source, config)
+    with _open(config) as source:
+        config = corridor.apply_plan(source, config)
+        check_output(source, config)
         if config.allocate is not None and config.quantization is not None:
             widths = corridor.allocate(source, config.quantization, config.calibration, config.allocate)
             config = replace(config, allocate=None, quantization=widths.config)
-        return dry_run.dry_run(source, config)
+        return expected_rows(source, config)
 
 
 def quantize_file(
@@ -102,22 +104,23 @@ def quantize_file(
     calibration: CalibrationConfig | None = None,
     compression: Compression = "none",
     progress: Progress | None = None,
-) -> Written:
+) -> ConversionResult:
     """Quantize plain weights into a table, tensor by tensor; config and tokenizer files go with them.
 
     Args:
-        source: a V1 table, or a folder of them; or what any other of `converters.FORMATS` knows.
-        output: .parquet or .arrow; appears whole, or not at all, and may be the source.
-        config: or just a quant_type.
-        calibration: for solver = "gptq", which runs the model: config.json and tokenizer files are beside the table.
+        source: The path of a V1 table, or of a folder of them; or any location that `converters.FORMATS` recognizes.
+        output: The path of a .parquet or .arrow file; it appears whole, or not at all, and may be the source.
+        config: The quantization, or just a quant_type.
+        calibration: The text for solver = "gptq", which runs the model: config.json and tokenizer files must lie beside
+            the table.
         compression: "zstd" compresses the weights too (.parquet only).
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         FileNotFoundError: if there is no such source.
-        ConfigError: for a solver that is none.
-        FormatError: for a source of no known format, or that is quantized already, by us or by others; for an output
-            inside the folder of tables that is the source, or beside another model's config or tokenizer files.
+        ConfigError: for an unknown solver.
+        FormatError: for a source of no known format, or one that is quantized already, by us or by others; for an
+            output inside the folder of tables that is the source, or beside another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized, by name.
 
     >>> import numpy as np, tempfile
@@ -145,25 +148,25 @@ def dequantize_file(
     *,
     compression: Compression = "none",
     progress: Progress | None = None,
-) -> Written:
-    """Dequantize a table: into a V1 table or, where output is no .parquet or .arrow, a folder of safetensors.
+) -> ConversionResult:
+    """Dequantize a table into a V1 table or, if the output is no .parquet or .arrow, a folder of safetensors.
 
     Config and tokenizer files go with the weights.
 
     Args:
-        source: a table, or a folder of them; or what any other of `converters.FORMATS` knows.
-        output: appears whole, or not at all, and may be the source.
+        source: The path of a table, or of a folder of them; or any location that `converters.FORMATS` recognizes.
+        output: The path to write; it appears whole, or not at all, and may be the source.
         compression: "zstd" compresses the weights too (.parquet only).
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Returns:
-        What was written; of a folder, `path` is that of its model.safetensors.
+        The result; for a folder, its `path` is that of model.safetensors.
 
     Raises:
         FileNotFoundError: if there is no such source.
-        FormatError: for a source of no known format, or an output that cannot be, or that is a table inside the folder
-            of tables that is the source.
-        IntegrityError: if a row is not what was written.
+        FormatError: for a source of no known format; for an output that cannot be written, or that is a table inside
+            the folder of tables that is the source.
+        IntegrityError: if a row was damaged or changed.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq
@@ -182,7 +185,7 @@ def dequantize_file(
         return corridor.to_table(found, output, compression=compression, progress=progress)
 
 
-def _opened(config: ConversionConfig) -> AbstractContextManager[Source]:
+def _open(config: ConversionConfig) -> AbstractContextManager[Source]:
     from aq_jax.converters import open_source
     from aq_jax.quantizers.lookup import check_conversion
 

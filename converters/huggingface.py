@@ -1,4 +1,4 @@
-"""Hugging Face folders to tables, and back to folders that transformers and sentence-transformers load."""
+"""Convert Hugging Face folders to tables, and back to folders that transformers and sentence-transformers load."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
-from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, model_place, side_files
+from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, side_files, weights_path
 from aq_jax.conversion.source import Source
-from aq_jax.conversion.write import Written
+from aq_jax.conversion.write import ConversionResult
 from aq_jax.converters.checkpoint import SINGLE, open_checkpoint
 from aq_jax.converters.formats.locations import resolve_source, source_folder
 from aq_jax.converters.tables import open_tables
@@ -38,27 +38,27 @@ def to_table(
     allow_pickle: bool = False,
     compression: Compression = "none",
     progress: Progress | None = None,
-) -> Written:
-    """Write a folder of weights to a table, and copy what else a model is loaded from beside it: all but weights.
+) -> ConversionResult:
+    """Write a folder of weights as a table, and copy the model's other files beside it.
 
     Args:
-        model_dir: holds model.safetensors, or shards with model.safetensors.index.json, or pytorch_model.bin; may be
-            the URL of a folder, such as s3://bucket/model.
-        path: .parquet or .arrow, or a URL of one; appears whole, or not at all.
-        config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
-        allow_pickle: read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
+        model_dir: The path or URL (such as s3://bucket/model) of a folder that holds model.safetensors, or shards with
+            model.safetensors.index.json, or pytorch_model.bin.
+        path: The path or URL of a .parquet or .arrow file; it appears whole, or not at all.
+        config: The quantization (schema V2); None writes plain weights (V1).
+        allow_pickle: Whether to read pytorch_model.bin if there is nothing safer; needs torch >= 2.10.
         compression: "zstd" compresses the weights too.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: if the folder is inside a package that is not installed, or at a URL that is none; if it is not on
-            this machine, and weights are to be solved on the running model.
+        ConfigError: if the folder is inside a package that is not installed, or at an invalid URL; if it is not on this
+            machine, and a solver runs the model.
         FileNotFoundError: if there is no such folder.
-        FormatError: for files that are missing, damaged, or a pickle that was not asked for; for weights that are
+        FormatError: for files that are missing or damaged, or a pickle without allow_pickle; for weights that are
             quantized already, unless they are written as they are; for an output whose folder holds another model's
             config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
-        OSError: for an output that cannot be written, before anything takes long.
+        OSError: for an output that cannot be written, before any long work.
 
     >>> import safetensors.numpy, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -73,22 +73,22 @@ def to_table(
 def from_table(
     path: str | os.PathLike[str], out_dir: str | os.PathLike[str], config_from: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write a table as model.safetensors, dequantized, each tensor in the dtype that it had before.
+    """Write a table as model.safetensors, dequantized, each tensor in its dtype before quantization.
 
     Args:
-        path: a table of schema V1 or V2.
-        out_dir: the folder; model.safetensors in it appears whole, or not at all.
-        config_from: a model's folder, from which all is copied but weights; by default the folder of the table, from
-            which those files are copied that came there with the table (`write_folder` says what is left behind).
+        path: The path of a table of schema V1 or V2.
+        out_dir: The folder to write; model.safetensors in it appears whole, or not at all.
+        config_from: A model's folder, from which all files but weights are copied; by default the table's folder, from
+            which the files are copied that came with the table (`write_folder` notes what is left behind).
 
     Returns:
         The path of model.safetensors, which is in the folder that modules.json names, if that has the model's config.
 
     Raises:
         FileNotFoundError: if there is no such table.
-        FormatError: for a table or a folder that is none, a dtype that safetensors does not have, and a folder that
-            holds another model's config or tokenizer files.
-        IntegrityError: if a row is not what was written.
+        FormatError: for an invalid table or folder, a dtype that safetensors does not have, and a folder that holds
+            another model's config or tokenizer files.
+        IntegrityError: if a row was damaged or changed.
         OSError: for a folder that cannot be written to.
 
     >>> import safetensors.numpy, tempfile
@@ -106,12 +106,12 @@ def write_folder(
     out_dir: str | os.PathLike[str],
     config_from: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> Written:
-    """Do what `from_table` does, and say in `notes` what was left behind.
+) -> ConversionResult:
+    """Do what `from_table` does, and list in `notes` what was left behind.
 
     Args:
-        path, out_dir, config_from: as in `from_table`.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        path, out_dir, config_from: See `from_table`.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         As `from_table`.
@@ -132,12 +132,12 @@ def write_source(
     out_dir: str | os.PathLike[str],
     config_from: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> Written:
-    """Write any source as a folder of safetensors, with what goes beside it.
+) -> ConversionResult:
+    """Write any source as a folder of safetensors, with the files that go beside it.
 
     Args:
-        source: that gives no QTensors.
-        out_dir, config_from, progress: as in `write_folder`.
+        source: A source whose tensors are plain arrays.
+        out_dir, config_from, progress: See `write_folder`.
 
     Raises:
         FormatError, OSError: as `from_table`.
@@ -149,12 +149,12 @@ def write_source(
     found = source.side_files(target) if config_from is None else side_files(source_folder(config_from), target)
     check_side_files(found, target)
     target.check_writable(SINGLE)
-    beside = found.origin or source.home
-    place = model_place(beside) if isinstance(beside, Folder) else ""
-    done, started = Written(str(out / place / SINGLE)), time.perf_counter()
+    beside = found.origin or source.config_folder
+    subfolder = weights_path(beside) if isinstance(beside, Folder) else ""
+    done, started = ConversionResult(str(out / subfolder / SINGLE)), time.perf_counter()
     write_safetensors(source, Path(done.path), progress)
     copy_side_files(found, target)
-    done.source_bytes = sum(map(source.size, source.shapes))
+    done.source_bytes = sum(map(source.nbytes, source.shapes))
     done.bytes = os.stat(done.path).st_size
     done.seconds["write"] = time.perf_counter() - started
     done.notes += found.notes
@@ -172,7 +172,7 @@ def write_safetensors(source: Source, path: Path, progress: Progress | None = No
     for name, origin in stored.items():
         shape, dtype = source.shapes[origin]
         if name in header:
-            raise FormatError(f"{name}: is what safetensors calls its own notes; no tensor may have that name")
+            raise FormatError(f"{name}: is the name of safetensors' own metadata; rename the tensor")
         if dtype.name not in _TO_SAFE:
             raise FormatError(f"{name}: safetensors has no dtype {dtype.name}; known are {', '.join(_TO_SAFE)}")
         start, end = end, end + math.prod(shape) * dtype.itemsize

@@ -1,6 +1,6 @@
-"""llama2.c's model and tokenizer files to a table, and to a config and a tokenizer that transformers loads.
+"""Convert llama2.c's model and tokenizer files to a table, and to a config and a tokenizer that transformers loads.
 
-The files are those of version 0, which have no version: github.com/karpathy/llama2.c, run.c and export.py.
+The files are of version 0, which carry no version number: github.com/karpathy/llama2.c, run.c and export.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jaxtyping import Float32
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
-from aq_jax.conversion.sidefiles import Made, SideFiles, copy_side_files
+from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
-from aq_jax.conversion.write import Written
-from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing, read_pieces, tokenizer_config
+from aq_jax.conversion.write import ConversionResult
+from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing_file, read_pieces, tokenizer_config
 from aq_jax.errors import FormatError
 from aq_jax.progress import Progress
 from aq_jax.store.folders import Folder
@@ -31,12 +31,12 @@ from aq_jax.store.folders import Folder
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 FLOAT = np.dtype("<f4")
 _HEADER = struct.Struct("<7i")
-_MAGIC = 0x616B3432  # how files of version 1 and above begin
+_MAGIC = 0x616B3432  # files of version 1 and above begin with it
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The seven integers that a file begins with, in their order; `shared` is the sign of its vocab_size.
+    """The seven integers that a file begins with, in order; `shared` is the sign of vocab_size.
 
     >>> Header(dim=64, hidden_dim=172, n_layers=5, n_heads=8, n_kv_heads=4, vocab_size=512, seq_len=512).head_size
     8
@@ -57,7 +57,7 @@ class Header:
 
     @property
     def layer(self) -> dict[str, tuple[int, ...]]:
-        """What a layer holds, in the order of the file, which has each of them for all layers in turn."""
+        """List a layer's tensors in the order of the file, which holds each of them for all layers in turn."""
         d, h, kv = self.dim, self.hidden_dim, self.n_kv_heads * self.head_size
         return {
             "input_layernorm": (d,),
@@ -69,58 +69,58 @@ class Header:
 
     @property
     def file_bytes(self) -> int:
-        """How long the file is; cosines and sines, which nobody needs, lie before a head of its own."""
+        """Compute the file's length; cosines and sines, which nobody needs, lie before a separate head."""
         layers = self.n_layers * sum(math.prod(shape) for shape in self.layer.values())
         ends = (1 if self.shared else 2) * self.vocab_size * self.dim + self.dim + self.seq_len * self.head_size
         return _HEADER.size + FLOAT.itemsize * (layers + ends)
 
 
-class ModelFile(Source):
+class Llama2cFile(Source):
     """The tensors of a llama2.c file under their Hugging Face names, read through a memory map.
 
-    Beside them go config.json, tokenizer.json and tokenizer_config.json, which are made of both files.
+    Its side files are config.json, tokenizer.json and tokenizer_config.json, which are generated from both files.
 
     Args:
-        path: of version 0.
-        tokenizer: of as many tokens as the model's vocabulary has.
+        path: The path of a model file of version 0.
+        tokenizer: The path of a tokenizer with as many tokens as the model's vocabulary.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        FormatError: if it is none of version 0, or not as long as its header says.
+        FormatError: if it is not of version 0, or not as long as its header says.
     """
 
     def __init__(self, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] = "") -> None:
-        path = existing(path)
+        path = existing_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            self.header = h = _header(path, file.read(_HEADER.size), size)
+            self.header = h = _parse_header(path, file.read(_HEADER.size), size)
             self._floats = np.asarray(np.memmap(file, FLOAT, "r", offset=_HEADER.size))
         super().__init__(Folder(path.parent), None, {HEAD: EMBED} if h.shared else {}, [path.name])
         self._path, self._tokenizer = path, tokenizer
         self._starts: dict[str, int] = {}
 
         parts, start = [], h.vocab_size * h.dim
-        self._place(EMBED, (h.vocab_size, h.dim), 0)
+        self._add_tensor(EMBED, (h.vocab_size, h.dim), 0)
         for part, shape in h.layer.items():
             parts.append((part, shape, start))
             start += h.n_layers * math.prod(shape)
         for layer in range(h.n_layers):
             for part, shape, first in parts:
-                self._place(f"model.layers.{layer}.{part}.weight", shape, first + layer * math.prod(shape))
-        self._place(NORM, (h.dim,), start)
+                self._add_tensor(f"model.layers.{layer}.{part}.weight", shape, first + layer * math.prod(shape))
+        self._add_tensor(NORM, (h.dim,), start)
         if not h.shared:
-            self._place(HEAD, (h.vocab_size, h.dim), start + h.dim + h.seq_len * h.head_size)
+            self._add_tensor(HEAD, (h.vocab_size, h.dim), start + h.dim + h.seq_len * h.head_size)
 
-    def _place(self, name: str, shape: tuple[int, ...], start: int) -> None:
+    def _add_tensor(self, name: str, shape: tuple[int, ...], start: int) -> None:
         self.shapes[name] = (shape, FLOAT)
         self._starts[name] = start
 
     def side_files(self, target: Folder) -> SideFiles:
-        """Make the config and the tokenizer.
+        """Generate the config and the tokenizer.
 
         Raises:
             FileNotFoundError: if there is no tokenizer.
-            FormatError: for one that is damaged, or that no list of merges is equal to.
+            FormatError: for a tokenizer that is damaged, or that no list of merges can express.
         """
         pieces = read_pieces(self._tokenizer, self.header.vocab_size)
         files = {
@@ -128,7 +128,7 @@ class ModelFile(Source):
             "tokenizer.json": build_tokenizer(pieces, self._tokenizer).to_str(pretty=True) + "\n",
             "tokenizer_config.json": json.dumps(tokenizer_config(pieces, self.header.seq_len), indent=2) + "\n",
         }
-        made = Made(str(self._path), {name: text.encode() for name, text in files.items()})
+        made = GeneratedFiles(str(self._path), {name: text.encode() for name, text in files.items()})
         return SideFiles(list(files), origin=made)
 
     @contextmanager
@@ -138,24 +138,24 @@ class ModelFile(Source):
             yield Path(folder)
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor: a view, but for queries and keys, whose rows are put in another order."""
+        """Read one tensor: a view, except of queries and keys, whose rows are permuted."""
         shape, start = self.shapes[name][0], self._starts[name]
         array = self._floats[start : start + math.prod(shape)].reshape(shape)
         if name.endswith("q_proj.weight"):
-            return halves(array, self.header.n_heads)
-        return halves(array, self.header.n_kv_heads) if name.endswith("k_proj.weight") else array
+            return permute_rotary(array, self.header.n_heads)
+        return permute_rotary(array, self.header.n_kv_heads) if name.endswith("k_proj.weight") else array
 
 
-def halves(w: Float32[np.ndarray, "rows columns"], heads: int) -> Float32[np.ndarray, "rows columns"]:
-    """Rows for a rotation of halves, from rows for one of pairs: in a head, 2i becomes i, and 2i + 1 becomes d/2 + i.
+def permute_rotary(w: Float32[np.ndarray, "rows columns"], heads: int) -> Float32[np.ndarray, "rows columns"]:
+    """Permute rows from llama2.c's rotary embedding to Hugging Face's: in each head, 2i -> i, and 2i + 1 -> d/2 + i.
 
-    llama2.c turns (2i, 2i + 1) by the i-th angle, Hugging Face (i, d/2 + i).
+    llama2.c rotates the pair (2i, 2i + 1) by the i-th angle, Hugging Face the pair (i, d/2 + i).
 
     Args:
-        w: a query or key projection, [heads * d, inputs].
-        heads: how many there are.
+        w: A query or key projection, [heads * d, inputs].
+        heads: The number of heads.
 
-    >>> halves(np.arange(8, dtype=np.float32)[:, None], 2)[:, 0].tolist()
+    >>> permute_rotary(np.arange(8, dtype=np.float32)[:, None], 2)[:, 0].tolist()
     [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
     """
     return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
@@ -169,23 +169,23 @@ def to_table(
     *,
     compression: Compression = "none",
     progress: Progress | None = None,
-) -> Written:
-    """Write a llama2.c model to a table with Hugging Face's names, its config and tokenizer files beside it.
+) -> ConversionResult:
+    """Write a llama2.c model as a table with Hugging Face's names, its config and tokenizer files beside it.
 
     The files are config.json, tokenizer.json and tokenizer_config.json. A shared classifier is an alias of the
     embedding.
 
     Args:
-        model: such as stories15M.bin, of version 0.
-        tokenizer: such as tokenizer.bin, of as many tokens as the model's vocabulary has.
-        path: .parquet or .arrow; appears whole, or not at all.
-        config: None writes plain weights (schema V1), anything else quantizes them on the way (V2).
+        model: The path of a model file of version 0, such as stories15M.bin.
+        tokenizer: The path of a tokenizer with as many tokens as the model's vocabulary, such as tokenizer.bin.
+        path: The path of a .parquet or .arrow file; it appears whole, or not at all.
+        config: The quantization (schema V2); None writes plain weights (V1).
         compression: "zstd" compresses the weights too.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FileNotFoundError: if the model or the tokenizer is not there.
-        FormatError: for one that is damaged or of another version, a tokenizer that no list of merges is equal to, and
+        FileNotFoundError: if the model or the tokenizer does not exist.
+        FormatError: for one that is damaged or of another version, a tokenizer that no list of merges can express, and
             an output whose folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
 
@@ -206,15 +206,15 @@ def to_table(
     >>> Tokenizer.from_file(str(folder / "out" / "tokenizer.json")).encode("a").ids  # BOS, space, byte
     [1, 259, 100]
     """
-    source = ModelFile(model, tokenizer)
+    source = Llama2cFile(model, tokenizer)
     return corridor.to_table(source, path, config, compression=compression, progress=progress)
 
 
 def llama_config(header: Header) -> dict[str, object]:
-    """The config.json of a model, as transformers reads it.
+    """Build the config.json of a model, as transformers reads it.
 
     Args:
-        header: of the model file.
+        header: The header of the model file.
 
     >>> llama_config(Header(64, 172, 5, 8, 4, 512, 512, shared=False))["tie_word_embeddings"]
     False
@@ -237,14 +237,16 @@ def llama_config(header: Header) -> dict[str, object]:
         "mlp_bias": False,
         "tie_word_embeddings": header.shared,
         "bos_token_id": BOS,
-        "eos_token_id": [BOS, EOS],  # run.c stops at BOS, which stands between the texts that a model has seen
+        "eos_token_id": [BOS, EOS],  # run.c stops at BOS, which divides the texts that a model was trained on
         "dtype": "float32",
     }
 
 
-def _header(path: Path, data: bytes, size: int) -> Header:
+def _parse_header(path: Path, data: bytes, size: int) -> Header:
     if len(data) < _HEADER.size:
-        raise FormatError(f"{path}: holds {size} bytes; wanted {_HEADER.size} of header first: is it a llama2.c file?")
+        raise FormatError(
+            f"{path}: holds {size} bytes; wanted a header of {_HEADER.size} first: is it a llama2.c file?"
+        )
     fields = _HEADER.unpack(data)
     if fields[0] == _MAGIC:
         raise FormatError(f"{path}: is of version {fields[1]}; wanted version 0: export it with --version 0")
@@ -255,8 +257,8 @@ def _header(path: Path, data: bytes, size: int) -> Header:
             raise FormatError(f"{path}: {name} is {value}; wanted 1 or more: is it a llama2.c file?")
     if dim % (2 * heads) or heads % kv_heads:
         raise FormatError(
-            f"{path}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads}; wanted a dim that is an even number for each "
-            "of the heads, and as many heads for each of the key-value heads: is it a llama2.c file?"
+            f"{path}: has dim {dim}, n_heads {heads}, n_kv_heads {kv_heads}; wanted an even dim for each head, and as "
+            "many heads for each key-value head: is it a llama2.c file?"
         )
     if (wanted := header.file_bytes) != size:
         kind = f"cut, {wanted - size} bytes short" if size < wanted else f"{size - wanted} bytes too long"

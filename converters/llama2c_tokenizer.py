@@ -1,4 +1,4 @@
-"""llama2.c's tokenizer file to one that transformers and tokenizers load: github.com/karpathy/llama2.c, run.c."""
+"""Convert llama2.c's tokenizer file to one that transformers loads: github.com/karpathy/llama2.c, run.c."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from aq_jax.errors import FormatError
 
 BOS, EOS, BYTES = 1, 2, 3  # ids that run.c knows; the byte b is the token BYTES + b
-LONGEST = 4096  # bytes of a piece: more than any real one, and little enough to try every way to split it
+LONGEST = 4096  # bytes of a piece: more than any real one has, and few enough to try every split
 _PIECE = struct.Struct("<fi")
-_NEVER = -1e10  # run.c merges nothing whose score is not above this
+_LEAST_SCORE = -1e10  # run.c merges only pieces that score above this
 
 
 def read_pieces(path: str | os.PathLike[str], vocab_size: int) -> list[tuple[str, float]]:
-    """The pieces of a tokenizer file and their scores, in the order of their ids.
+    """Read the pieces of a tokenizer file and their scores, in the order of their ids.
 
     Args:
-        path: of the tokenizer.
-        vocab_size: how many tokens it must hold: it does not say so itself.
+        path: The path of the tokenizer.
+        vocab_size: The number of tokens that it must hold; the file does not state it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        FormatError: if it is cut, holds more, or pieces with which run.c could not encode every text.
+        FormatError: if it is truncated, holds more, or has pieces with which run.c could not encode every text.
     """
-    path = existing(path)
+    path = existing_file(path)
     with path.open("rb") as file:
         longest = int.from_bytes(file.read(4), "little", signed=True)
         if not 1 <= longest <= LONGEST:
@@ -66,20 +66,20 @@ def read_pieces(path: str | os.PathLike[str], vocab_size: int) -> list[tuple[str
 
 
 def build_tokenizer(pieces: list[tuple[str, float]], where: object = "tokenizer") -> Tokenizer:
-    """A byte-pair encoder that does what run.c does with these pieces, on any text but the names of BOS and EOS.
+    """Build a byte-pair encoder that equals run.c's on any text but the names of BOS and EOS.
 
-    run.c joins the neighbours whose piece has the best score, the leftmost of several; here each way to make a piece
-    of two is a merge, and the best is the first. BOS and EOS keep the names that the file gives them, spaces are
-    spaces. In a text that spells one of those two names out it is read as that token, unless
-    `encode_special_tokens` is set (tokenizer_config.json sets it for transformers).
+    run.c joins the neighbours whose piece has the best score, the leftmost first; here every split of a piece in two is
+    a merge, and the best piece comes first. BOS and EOS keep the names that the file gives them, spaces stay spaces. A
+    text that spells out one of those names gets that token, unless `encode_special_tokens` is set, as
+    tokenizer_config.json does for transformers.
 
     Args:
-        pieces: as `read_pieces` gives them.
-        where: what an error names.
+        pieces: The pieces and scores that `read_pieces` returns.
+        where: The name of the tokenizer, for errors.
 
     Raises:
-        FormatError: if two pieces that can be made have one score: between them run.c goes by their place in the text,
-            which a list of merges cannot say.
+        FormatError: if two pieces that merges can make have one score: between them run.c goes by their position in the
+            text, which a list of merges cannot express.
 
     >>> texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), " ", "a", " a"]
     >>> tokenizer = build_tokenizer([(text, -i) for i, text in enumerate(texts)])
@@ -92,15 +92,15 @@ def build_tokenizer(pieces: list[tuple[str, float]], where: object = "tokenizer"
     for piece, score in sorted(pieces, key=lambda pair: -pair[1]):
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         splits = [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
-        if not splits or score <= _NEVER:
+        if not splits or score <= _LEAST_SCORE:
             continue
         if before and before[0] == score:
             raise FormatError(
-                f"{where}: {before[1]!r} and {piece!r} both have score {score}; wanted different ones: which of two "
-                "such pieces run.c merges depends on their place in the text"
+                f"{where}: {before[1]!r} and {piece!r} both have score {score}; wanted different ones: which of them "
+                "run.c merges depends on their position in the text"
             )
         before = score, piece
-        merges += splits  # in any order: only one of them ever comes up, the halves that the piece alone ends in
+        merges += splits  # in any order: only one ever occurs, the halves that the piece alone ends in
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
@@ -112,11 +112,11 @@ def build_tokenizer(pieces: list[tuple[str, float]], where: object = "tokenizer"
 
 
 def tokenizer_config(pieces: list[tuple[str, float]], positions: int) -> dict[str, object]:
-    """The tokenizer_config.json without which transformers would build a Llama tokenizer of its own.
+    """Build tokenizer_config.json, without which transformers would build a Llama tokenizer of its own.
 
     Args:
-        pieces: as `read_pieces` gives them.
-        positions: how many tokens the model takes.
+        pieces: The pieces and scores that `read_pieces` returns.
+        positions: The number of tokens that the model takes.
 
     >>> tokenizer_config([("<unk>", 0), ("<s>", 0), ("</s>", 0)], 512)["eos_token"]
     '</s>'
@@ -131,13 +131,13 @@ def tokenizer_config(pieces: list[tuple[str, float]], positions: int) -> dict[st
     }
 
 
-def existing(path: str | os.PathLike[str]) -> Path:
-    """The path of a file.
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that exists.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: does not exist")
     return path

@@ -1,4 +1,4 @@
-"""Tables as sources: a file, or a folder of shards."""
+"""Read tables as sources: a file, or a folder of shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same, side_files, side_files_beside
+from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same_folder, side_files, side_files_beside
 from aq_jax.conversion.source import Source
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
@@ -21,18 +21,18 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, entries_of
 from aq_jax.store.rows import row_bytes
 
-# Of a tensor in several pieces, each has its own cosine and error.
-_OF_A_TENSOR = ("dtype", "quant_type", "solver")
-_OF_A_ROW = (*_OF_A_TENSOR, "cosine", "rel_mse")
+# The fields that the pieces of one tensor share; each piece has its own cosine and error.
+_TENSOR_FIELDS = ("dtype", "quant_type", "solver")
+_ROW_FIELDS = (*_TENSOR_FIELDS, "cosine", "rel_mse")
 
 
 class TableSource(Source):
     """A table as a source.
 
     Args:
-        table: open.
-        packed: quantized rows are QTensors, and what is kept in float16 is that; otherwise all is dequantized to the
-            dtype that it had before.
+        table: An open table.
+        packed: Whether quantized rows become QTensors, and float16 rows stay float16; otherwise all is dequantized to
+            its dtype before quantization.
     """
 
     def __init__(self, table: TableReader, packed: bool = False) -> None:
@@ -46,8 +46,11 @@ class TableSource(Source):
         self._sizes = of_rows if packed else {}
         self._config = table.config
         if packed:
-            self.made = self._config
-            self.rows = {name: _known(pieces) for name, pieces in infos.items()}
+            self._sizes = {
+                name: sum(sum(row_bytes(each).values()) for each in pieces) for name, pieces in infos.items()
+            }
+            self.provenance = self._config
+            self.row_metadata = {name: _row_metadata(pieces) for name, pieces in infos.items()}
 
     def read(self, name: str) -> np.ndarray | QTensor:
         rows = self._table.read_tensor(name)
@@ -57,24 +60,24 @@ class TableSource(Source):
             data = np.concatenate([row.data for row in rows])
             return data.view(np.float16).reshape(rows[0].shape)
         array = decode(rows)
-        return array if self._packed else narrowed(array, self.shapes[name][1])
+        return array if self._packed else cast_back(array, self.shapes[name][1])
 
-    def size(self, name: str) -> int:
-        return self._sizes[name] if self._packed else super().size(name)
+    def nbytes(self, name: str) -> int:
+        return self._sizes[name] if self._packed else super().nbytes(name)
 
-    def held(self, name: str) -> int:
-        return 2 * self.size(name)  # a row's bytes, and the tensor's
+    def read_memory(self, name: str) -> int:
+        return 2 * self.nbytes(name)  # a row's bytes, and the tensor's
 
     def check_target(self, target: Folder) -> None:
-        """Refuse to write a table among those that this is made of: one would be replaced, or read as one of them."""
-        if self._table.path.is_dir() and is_same(self.folder, target):
+        """Refuse to write a table among the source's own: it would replace one of them, or be read as one."""
+        if self._table.path.is_dir() and is_same_folder(self.folder, target):
             raise FormatError(
-                f"{target}: lies in {self.folder}, which is the source; wanted another folder, or one below"
+                f"{target}: is in {self.folder}, which is the source; wanted another folder, or one below it"
             )
 
     def side_files(self, target: Folder) -> SideFiles:
         path = self._table.path
-        if path.is_dir() and (shards := entries_of(path)):  # a folder of one model, and of nothing else
+        if path.is_dir() and (shards := entries_of(path)):  # the folder holds one model and nothing else
             return side_files(self.folder, target, {MANIFEST, *(shard.file for shard in shards)})
         return side_files_beside(self.folder, self._config.get(RECORD), target)
 
@@ -90,16 +93,16 @@ def open_tables(path: str | os.PathLike[str], packed: bool = False) -> Iterator[
         yield TableSource(table, packed)
 
 
-def _known(pieces: Sequence[RowInfo]) -> dict[str, Any]:
-    fields = _OF_A_TENSOR if len(pieces) > 1 else _OF_A_ROW
+def _row_metadata(pieces: Sequence[RowInfo]) -> dict[str, Any]:
+    fields = _TENSOR_FIELDS if len(pieces) > 1 else _ROW_FIELDS
     return {key: value for key in fields if (value := getattr(pieces[0], key)) is not None}
 
 
-def narrowed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Dequantized values in the dtype that they had before: an outermost level may lie beyond its largest number."""
+def cast_back(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast dequantized values to their dtype before quantization; an outermost level may exceed its largest number."""
     if array.dtype == dtype:
         return array
-    if dtype.kind in "iub":  # which another writer has quantized
+    if dtype.kind in "iub":  # another writer quantized integers
         return np.rint(array).astype(dtype)
     if dtype.itemsize < 4:
         most = ml_dtypes.finfo(dtype)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.peers import Absent
+from benchmarks.peers import MissingLibrary
 from benchmarks.timing import Line, Result, Skipped
 
 
@@ -29,7 +29,7 @@ def absent(module: str) -> dict[str, object]:
     """A child without its library, but for one."""
     if module == "there":
         return {"a": lambda: None}
-    raise Absent(f"{module} is not installed")
+    raise MissingLibrary(f"{module} is not installed")
 
 
 def remembering(module: str) -> dict[str, object]:

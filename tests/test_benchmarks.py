@@ -20,13 +20,13 @@ from aq_jax.io.dense import as_v2, plain_rows
 from aq_jax.store import TableWriter
 from benchmarks import __main__ as command
 from benchmarks import chart, docs, machine, models, peers, report
-from benchmarks.calibrated import VARIABLE, described
+from benchmarks.calibrated import VARIABLE, describe
 from benchmarks.children import Child, ChildError
-from benchmarks.peers import Absent
-from benchmarks.suites import PLACES, QUESTIONS, QUICK, SUITES, memory, suite_at
-from benchmarks.suites.accuracy import Fit, best_within, calibrated, line_of
+from benchmarks.peers import MissingLibrary
+from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, load_suite, memory
+from benchmarks.suites.accuracy import Measurement, best_within, calibrated, line_of
 from benchmarks.suites.contenders import peer_children
-from benchmarks.timing import Result, Skipped, Timing, beside, race, ratio
+from benchmarks.timing import Result, Skipped, Timing, compare, race, ratio
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,21 +42,21 @@ def matrix(rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize(("bits", "group"), [(8, peers.ROW), (4, 128), (2, 64)])
 def test_numpys_round_trip_stays_within_half_a_step(module: str, bits: int, group: int, matrix: np.ndarray) -> None:
     (peer,) = peers.load(module)
-    q = peer.quantize(peer.arrange(matrix), bits, group)
+    q = peer.quantize(peer.prepare(matrix), bits, group)
     back, size = peer.dequantize(q), group or matrix.shape[1]
     steps = np.abs(matrix.reshape(-1, size)).max(1) / (2 ** (bits - 1) - 1)
     assert (np.abs(back - matrix).reshape(-1, size) <= steps[:, None] * 0.5001).all()
-    assert peer.stored_bits(q) == peer.needed_bits(q) == matrix.size * bits + 32 * matrix.size // size
+    assert peer.stored_bits(q) == peer.packed_bits(q) == matrix.size * bits + 32 * matrix.size // size
 
 
 def test_ours_goes_by_the_protocol(matrix: np.ndarray) -> None:
     ours = peers.load("ours")[0]
-    q = ours.quantize(ours.arrange(matrix), 4, 128)
+    q = ours.quantize(ours.prepare(matrix), 4, 128)
     assert np.abs(ours.dequantize(q) - matrix).max() < 0.4
     assert ours.stored_bits(q) >= 4 * matrix.size  # as a table has it, name and digest too
-    assert ours.needed_bits(q) == 4 * matrix.size + 32 * matrix.size // 128  # zero points are all zero
+    assert ours.packed_bits(q) == 4 * matrix.size + 32 * matrix.size // 128  # zero points are all zero
     shifted = peers.load("ours")[1]
-    assert shifted.needed_bits(shifted.quantize(matrix, 4, 128)) == 4 * matrix.size + 64 * matrix.size // 128
+    assert shifted.packed_bits(shifted.quantize(matrix, 4, 128)) == 4 * matrix.size + 64 * matrix.size // 128
 
 
 @pytest.mark.parametrize("module", [m for m in peers.MODULES if m.endswith("_peer")])
@@ -64,7 +64,7 @@ def test_an_absent_library_gives_a_reason(module: str, monkeypatch: pytest.Monke
     # The name of a library is that of its adapter, without the ending; quanto's is a part of another.
     for name in ("torch", "qwix", "gguf", "gguf.quants", "onnxruntime", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Absent, match=r"is not installed|halted"):
+    with pytest.raises(MissingLibrary, match=r"is not installed|halted"):
         peers.load(module)
 
 
@@ -77,7 +77,11 @@ def test_every_adapter_is_listed_and_shadows_nothing() -> None:
 
 def test_the_nearest_group_is_taken() -> None:
     peer = peers.load("numpy_vectorized")[0]
-    assert (peers.nearest(peer, 8, peers.ROW), peers.nearest(peer, 4, 100), peers.nearest(peer, 2, 32)) == (0, 128, 32)
+    assert (
+        peers.nearest_group(peer, 8, peers.ROW),
+        peers.nearest_group(peer, 4, 100),
+        peers.nearest_group(peer, 2, 32),
+    ) == (0, 128, 32)
 
 
 # ------------------------------------------------------------------------------------------------ timing, children
@@ -137,13 +141,13 @@ def test_ratios_are_of_rounds() -> None:
     theirs, ours = Timing((2.0, 20.0, 2.0), 0.0), Timing((1.0, 10.0, 1.0), 0.0)
     found = ratio(theirs, ours)
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
-    line = beside("case", "peer", theirs, ours, "1", "2")
+    line = compare("case", "peer", theirs, ours, "1", "2")
     assert (line.value, line.unit, line.figures["ms"]) == (2.0, "x speed", 1000.0)
 
 
 def test_every_case_of_memory_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "TARGET", of_tests("remembering"))
-    line = memory.in_fresh_processes("peer", "peer|8", 2)
+    line = memory.measure_in_fresh_processes("peer", "peer|8", 2)
     assert isinstance(line, Result)
     assert (line.case, line.value) == ("MiniLM int8 in memory, peer: anonymous memory added", 1.0)
     assert (line.low, line.high) == (1.0, 1.0)
@@ -184,7 +188,7 @@ def test_a_suite_runs_and_is_recorded(
 def test_suites_are_there() -> None:
     assert set(QUICK) < set(SUITES) == set(QUESTIONS)
     assert all(question.endswith("?") for question in QUESTIONS.values())
-    assert all(callable(suite_at(place)) for place in PLACES.values())  # and none needs a library to be imported
+    assert all(callable(load_suite(target)) for target in TARGETS.values())  # and none needs a library to be imported
 
 
 # ------------------------------------------------------------------------------------------------ reports
@@ -244,13 +248,15 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
 
 
 def test_the_best_of_no_more_bits_is_shown() -> None:
-    fits = [Fit("a", 4.5, 4.5, 0.9, 0.8, "data-free"), Fit("b", 3.0, 3.0, 0.95, 0.8, "data-free"),
-            Fit("c", 4.6, 4.6, 0.99, 0.8, "data-free")]  # fmt: skip
+    fits = [Measurement("a", 4.5, 4.5, 0.9, 0.8, "data-free"), Measurement("b", 3.0, 3.0, 0.95, 0.8, "data-free"),
+            Measurement("c", 4.6, 4.6, 0.99, 0.8, "data-free")]  # fmt: skip
     best = best_within(fits, 4.5, "data-free")
     assert best is not None
     assert best.name == "b"
     assert best_within(fits, 2.0, "data-free") is None
-    line = line_of(Fit("peer", 4.5, 8.5, 0.9, 0.8, "peer"), [*fits, Fit("d", 4.4, 4.1, 1.0, 0.9, "calibrated")])
+    line = line_of(
+        Measurement("peer", 4.5, 8.5, 0.9, 0.8, "peer"), [*fits, Measurement("d", 4.4, 4.1, 1.0, 0.9, "calibrated")]
+    )
     assert line.made == {"data-free": "b", "calibrated": "d"}
     assert (line.figures["bits as stored"], line.figures["calibrated bits in a table"]) == (8.5, 4.1)
 
@@ -273,18 +279,18 @@ def test_what_calibrated_tables_have_seen_is_known(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"Sentence {i} of a text." for i in range(100)))
     path = calibrated_table(tmp_path / "m.parquet", str(text), 20)
-    found = described(path, {"text.txt": text})
+    found = describe(path, {"text.txt": text})
     assert found.name == "aq_jax gptq int2, g128, rotated"
     assert len(found.seen) == 20
     assert found.made["calibration"]["text"] == "text.txt"
     plan = {"widths": ["int2"], "bpw": 2.5, "sentences": 10}
-    planned = described(calibrated_table(path, str(text), 20, allocation=plan), {"text.txt": text})
+    planned = describe(calibrated_table(path, str(text), 20, allocation=plan), {"text.txt": text})
     assert len(planned.seen) == 20 + 3 * 5
     with pytest.raises(ValueError, match="which AQ_JAX_CALIBRATED does not name"):
-        described(path, {})
+        describe(path, {})
     text.write_text("Another text.")
-    with pytest.raises(ValueError, match=r"another text\.txt than the one"):
-        described(path, {"text.txt": text})
+    with pytest.raises(ValueError, match=r"another text\.txt than the given one"):
+        describe(path, {"text.txt": text})
 
 
 def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

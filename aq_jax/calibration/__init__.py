@@ -1,1 +1,1 @@
-"""What runs a model to quantize it: text, statistics of what its layers are given, weights solved on them."""
+"""Quantize a model by running it: on text, from the statistics of its layers' inputs."""

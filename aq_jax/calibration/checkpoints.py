@@ -1,4 +1,4 @@
-"""Where a training stands, in a folder of Orbax checkpoints: what is read back is what was written, or refused."""
+"""Keep a training's state in a folder of Orbax checkpoints, and refuse what is not read back as it was written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The last checkpoint of one training: a context, in which no other process trains there.
+    """A folder that holds one training's last checkpoint; a context, in which no other process trains there.
 
     Args:
-        folder: is made, and removed again if nothing was saved in it.
-        of: what the training depends on; a checkpoint of another is refused.
+        folder: The folder, which is made, and removed again if nothing was saved in it.
+        fingerprint: What the training depends on; a checkpoint of another is refused.
 
     >>> import tempfile
     >>> with Checkpoints(Path(tempfile.mkdtemp(), "run"), {"seed": 0}) as store:
@@ -33,8 +33,8 @@ class Checkpoints:
     (1, {'w': array([1., 1., 1.])}, {'seconds': 2.5})
     """
 
-    def __init__(self, folder: Path, of: Mapping[str, Any]) -> None:
-        self.folder, self._of = folder.absolute(), dict(of)
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder, self._fingerprint = folder.absolute(), dict(fingerprint)
         self._steps = self.folder / "steps"
 
     def __enter__(self) -> Checkpoints:
@@ -44,7 +44,7 @@ class Checkpoints:
             ConfigError: if it is no folder of checkpoints, or another process has it.
         """
         if self.folder.exists() and not (self.folder / LOCK).is_file():
-            raise ConfigError(f"{self.folder}: is there, and is no training's; move it, or choose another output")
+            raise ConfigError(f"{self.folder}: already exists and holds no training; move it, or choose another output")
         self._stack = ExitStack()
         self._stack.enter_context(
             locked(self.folder, "another process trains here; wait for it, or choose another output")
@@ -63,21 +63,23 @@ class Checkpoints:
             AqError: if it cannot be written.
         """
         leaves = jax.device_get(jax.tree.leaves(state))
-        known = {"of": self._of, "notes": dict(notes), "digest": _digest(leaves)}
+        metadata = {"of": self._fingerprint, "notes": dict(notes), "digest": _digest(leaves)}
         try:
             with self._open() as checkpointer:
-                checkpointer.save(step, leaves, custom_metadata=known, overwrite=True)
-        except (ValueError, OSError) as error:  # of a full disk Orbax says ValueError
-            raise AqError(f"{self.folder}: the checkpoint of step {step} cannot be written: {_short(error)}") from None
+                checkpointer.save(step, leaves, custom_metadata=metadata, overwrite=True)
+        except (ValueError, OSError) as error:  # Orbax raises ValueError when the disk is full
+            raise AqError(
+                f"{self.folder}: the checkpoint of step {step} cannot be written: {_shorten(error)}"
+            ) from None
 
     def load(self, like: T) -> tuple[int, T, dict[str, Any]] | None:
-        """Step, state and notes of the last checkpoint; None if there is none.
+        """Read step, state and notes of the last checkpoint; None if there is none.
 
         Args:
-            like: a pytree of the shapes and types that were saved.
+            like: A pytree of the shapes and dtypes that were saved.
 
         Raises:
-            ConfigError: if it is of another training.
+            ConfigError: if the checkpoint belongs to another training.
             IntegrityError: if what is read is not what was written.
         """
         if not self._steps.exists():
@@ -88,25 +90,25 @@ class Checkpoints:
                 last = checkpointer.latest
                 if last is None:
                     return None
-                known = cast(Any, checkpointer.metadata(last).custom_metadata)
-                of, notes, digest = known["of"], known["notes"], known["digest"]
+                metadata = cast(Any, checkpointer.metadata(last).custom_metadata)
+                fingerprint, notes, digest = metadata["of"], metadata["notes"], metadata["digest"]
                 read: Any = []
-                if of == self._of:
+                if fingerprint == self._fingerprint:
                     read = checkpointer.load(last, [np.empty(leaf.shape, leaf.dtype) for leaf in leaves])
         except Exception as error:  # Orbax raises what its parts do
             raise IntegrityError(
-                f"{self.folder}: holds no whole checkpoint: {_short(error)}; remove the folder to begin anew"
+                f"{self.folder}: holds no complete checkpoint: {_shorten(error)}; remove the folder to start over"
             ) from None
-        if of != self._of:
+        if fingerprint != self._fingerprint:
             raise ConfigError(
-                f"{self.folder}: found a training of {of}; wanted {self._of}, which it could go on with; remove the "
-                "folder to begin anew"
+                f"{self.folder}: holds the training {fingerprint}; wanted {self._fingerprint}, to continue it; remove "
+                "the folder to start over"
             )
         read = jax.device_get(read)
         if _digest(read) != digest:
             raise IntegrityError(
-                f"{self.folder}: the checkpoint of step {last.step} is not what was written; wanted digest {digest}, "
-                f"found {_digest(read)}; remove the folder to begin anew"
+                f"{self.folder}: the checkpoint of step {last.step} was damaged or changed; wanted digest {digest}, "
+                f"found {_digest(read)}; remove the folder to start over"
             )
         return last.step, jax.tree.unflatten(tree, read), notes
 
@@ -115,8 +117,8 @@ class Checkpoints:
         return ocp.training.Checkpointer(str(self._steps), preservation_policy=keep, cleanup_tmp_directories=True)
 
 
-def _short(error: Exception) -> str:
-    """The beginning of an error: Orbax's are pages."""
+def _shorten(error: Exception) -> str:
+    """Cut an error's text: Orbax's are pages."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

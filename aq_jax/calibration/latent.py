@@ -1,4 +1,4 @@
-"""Quantized weights that can be trained: codes held as floats, rounded on the way forward and not on the way back.
+"""Train quantized weights: hold their codes as floats, which the forward pass rounds and the backward pass does not.
 
 A weight is w = scale * (clip(round(u)) - zero_point), of which u, log(scale) and zero_point are trained. The gradient
 with respect to u is that of u itself where it lies on the grid, and none where it is clipped (Y. Bengio et al.,
@@ -25,17 +25,17 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import assemble
 from aq_jax.quantizers.mse import STORED_MANTISSA
 
-START = 0.4  # how far from its code a latent begins, at most: half a step is where the code changes
-BEYOND = 0.6  # how far beyond the outer codes latents may go
+START_RADIUS = 0.4  # how far from its code a latent starts, at most: half a step is where the code changes
+CLIP_MARGIN = 0.6  # how far beyond the outermost codes latents may go
 
 
 class Latent(NamedTuple):
-    """A matrix whose groups lie in rows, as it is trained.
+    """The trainable form of a matrix whose groups lie in rows.
 
     Args:
-        codes: as floats, on the grid's own scale; rotated, if the weight's spec says so.
-        log_scale: of each group.
-        zero_point: of each group; of a symmetric grid it is not trained.
+        codes: The codes as floats, in units of the grid's step; rotated, if the weight's spec says so.
+        log_scale: The logarithm of each group's scale.
+        zero_point: Each group's zero point; on a symmetric grid it is not trained.
     """
 
     codes: Float[Array, "rows inputs"]
@@ -44,8 +44,8 @@ class Latent(NamedTuple):
 
 
 @jax.jit
-def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
-    """Where training begins: at a float weight as far as that has the codes of its quantized one.
+def init_latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
+    """Build the latent weight to start from: the float weight, clipped to where it has the quantized one's codes.
 
     Raises:
         ConfigError: for codes whose levels are not evenly spaced.
@@ -53,7 +53,7 @@ def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     >>> from aq_jax import QuantizationConfig, dequantize, quantize
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
     >>> q = quantize(w, QuantizationConfig("int2", group_size=8))
-    >>> bool((value(latent(q, w), q.spec) == dequantize(q)).all())
+    >>> bool((latent_to_float(init_latent(q, w), q.spec) == dequantize(q)).all())
     True
     """
     check_even(q.spec.coding, "training")
@@ -62,42 +62,42 @@ def latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
     # The scale of a group of zeros is 1, and a code that moved would be a weight like no other.
     scale = jnp.where((w == 0).all(-1), jnp.median(q.scale), q.scale)
-    return Latent(jnp.clip(wanted, codes - START, codes + START), jnp.log(scale), q.zero_point)
+    return Latent(jnp.clip(wanted, codes - START_RADIUS, codes + START_RADIUS), jnp.log(scale), q.zero_point)
 
 
 @partial(jax.jit, static_argnames="spec")
-def value(of: Latent, spec: QuantSpec) -> Float[Array, "rows inputs"]:
-    """What the codes stand for, with straight-through gradients."""
-    scale, zero_point = _grid(of)
+def latent_to_float(weight: Latent, spec: QuantSpec) -> Float[Array, "rows inputs"]:
+    """Compute the values that the codes stand for, with straight-through gradients."""
+    scale, zero_point = _grid(weight)
     low, high = code_range(spec.bits)
-    inside = (of.codes > low - 0.5) & (of.codes < high + 0.5)
-    codes = _codes(of, spec) + jnp.where(inside, of.codes - lax.stop_gradient(of.codes), 0.0)
+    inside = (weight.codes > low - 0.5) & (weight.codes < high + 0.5)
+    codes = _codes(weight, spec) + jnp.where(inside, weight.codes - lax.stop_gradient(weight.codes), 0.0)
     values = spec.coding.decode(codes.reshape(*scale.shape, -1), scale, zero_point).reshape(codes.shape)
     return unrotate(values, spec.rotation) if spec.rotation else values
 
 
-def bounded(of: Latent, spec: QuantSpec) -> Latent:
-    """Latents that have gone too far are put where a small step brings them back."""
+def clip_latent(weight: Latent, spec: QuantSpec) -> Latent:
+    """Clip latents that went too far to where a small step brings them back."""
     low, high = code_range(spec.bits)
-    return of._replace(codes=jnp.clip(of.codes, low - BEYOND, high + BEYOND))
+    return weight._replace(codes=jnp.clip(weight.codes, low - CLIP_MARGIN, high + CLIP_MARGIN))
 
 
 @partial(jax.jit, static_argnames="spec")
-def settled(of: Latent, spec: QuantSpec) -> QTensor:
-    """The quantized tensor that `value` computes with."""
-    scale, zero_point = _grid(of)
-    return assemble(_codes(of, spec).reshape(*scale.shape, -1), scale, zero_point, of.codes.shape, spec)
+def latent_to_qtensor(weight: Latent, spec: QuantSpec) -> QTensor:
+    """Build the quantized tensor that `latent_to_float` computes with."""
+    scale, zero_point = _grid(weight)
+    return assemble(_codes(weight, spec).reshape(*scale.shape, -1), scale, zero_point, weight.codes.shape, spec)
 
 
-def _grid(of: Latent) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
-    scale = jnp.clip(jnp.exp(of.log_scale), SCALE_MIN, SCALE_MAX)
-    return _stored(scale), _stored(of.zero_point)
+def _grid(weight: Latent) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
+    scale = jnp.clip(jnp.exp(weight.log_scale), SCALE_MIN, SCALE_MAX)
+    return _round_as_stored(scale), _round_as_stored(weight.zero_point)
 
 
-def _stored(x: Array) -> Array:
-    """Rounded to the bits that are stored; not so on the way back."""
+def _round_as_stored(x: Array) -> Array:
+    """Round to the bits that are stored, with straight-through gradients."""
     return x + lax.stop_gradient(round_mantissa(x, STORED_MANTISSA) - x)
 
 
-def _codes(of: Latent, spec: QuantSpec) -> Float[Array, "rows inputs"]:
-    return jnp.clip(jnp.round(lax.stop_gradient(of.codes)), *code_range(spec.bits))
+def _codes(weight: Latent, spec: QuantSpec) -> Float[Array, "rows inputs"]:
+    return jnp.clip(jnp.round(lax.stop_gradient(weight.codes)), *code_range(spec.bits))

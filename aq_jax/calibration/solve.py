@@ -1,4 +1,4 @@
-"""From a source of weights and a folder with its model's config to calibrated, and trained, QTensors."""
+"""Turn a source of weights, and a folder with its model's config, into calibrated, and trained, QTensors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jaxtyping import Array
 
 from aq_jax._version import __version__
 from aq_jax.calibration.checkpoints import Checkpoints
-from aq_jax.calibration.layerwise import Calibrated, calibrate
-from aq_jax.calibration.sensitivity import Outputs
-from aq_jax.calibration.text import BUILT_IN, Text, padded_batches, read_text, tokenized
+from aq_jax.calibration.layerwise import CalibrationResult, calibrate
+from aq_jax.calibration.sensitivity import FloatOutputs
+from aq_jax.calibration.text import BUILT_IN, Text, pad_batches, read_text, tokenize
 from aq_jax.calibration.train import train
 from aq_jax.config import CalibrationConfig, QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError, ConfigError, FormatError
 from aq_jax.nn.architecture import Architecture, read_architecture
 from aq_jax.nn.models import Model, model_types
-from aq_jax.nn.sentences import Sentences, read_prepared, read_sentences
+from aq_jax.nn.sentences import SentenceSettings, read_sentence_tokenizer, read_sentences
 from aq_jax.nn.weights import match_names
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
@@ -37,22 +37,22 @@ from aq_jax.quantizers.treatment import is_weight
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
-FEW = 64  # lines; with fewer, training is said to have had few
+FEW_LINES = 64  # with fewer, a note says that training had little text
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
-    """Weights that were quantized before, on the running model.
+class SolvedWeights:
+    """Weights that were quantized on the running model.
 
     Args:
         weights: QTensors by the tensors' names.
-        fallbacks: why a tensor was not solved, and by what it is quantized instead, by name.
-        notes: what to know of the text.
-        record: of how they were made, for the table's metadata.
-        seconds: that it took.
-        allocation: how widths were chosen, and what came of it, for the table's metadata.
-        replaced: what norms and biases have become, in the source's dtypes, by name.
-        training: how weights were trained, and what came of it, for the table's metadata.
+        fallbacks: The reason why a tensor was not solved, and the quantizer that takes it instead, by name.
+        notes: Notes about the text.
+        record: The record of the calibration, for the table's metadata.
+        seconds: The time that the calibration took.
+        allocation: The record of the chosen widths, for the table's metadata.
+        replaced: Trained norms and biases in the source's dtypes, by name.
+        training: The record of the training, for the table's metadata.
     """
 
     weights: Mapping[str, QTensor]
@@ -66,13 +66,13 @@ class Solved:
 
 
 @dataclass(frozen=True)
-class Training:
-    """That a model is trained.
+class TrainingRequest:
+    """A request to train the model after calibration.
 
     Args:
-        config: how long, and how fast.
-        checkpoints: the folder in which an interrupted training is found again.
-        reserved: lines after those of the calibration that something else is measured on.
+        config: The training's config.
+        checkpoints: The folder from which an interrupted training continues.
+        reserved: The number of lines after the calibration's that are kept for other measurements.
     """
 
     config: TrainingConfig
@@ -87,83 +87,85 @@ def solve_model(
     calibration: CalibrationConfig,
     progress: Progress | None = None,
     measure: Callable[[Model], Mapping[str, Any]] | None = None,
-    training: Training | None = None,
-) -> Solved:
-    """Solve what a config asks the running model for; meanwhile the other weights are quantized as it says.
+    training: TrainingRequest | None = None,
+) -> SolvedWeights:
+    """Solve the weights whose solver runs the model; the other weights are quantized meanwhile as the config says.
 
-    Two copies of the model in float32 are in memory, the hidden states of the text twice, and what the linears of one
-    layer are given: in all some ten times the hidden states, which are 4 bytes * width a token.
+    Memory holds two copies of the model in float32, the text's hidden states twice, and the inputs of one layer's
+    linears: in all some ten times the hidden states, which take 4 bytes * width a token.
 
     Args:
-        source: of float weights.
-        folder: holds config.json and tokenizer files.
-        config: of the model.
-        calibration: on which text the model runs, and how.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
-        measure: given the quantized model; what it says is kept as `Solved.allocation`.
-        training: trains the model after calibration.
+        source: The float weights.
+        folder: The folder that holds config.json and tokenizer files.
+        config: The model's config.
+        calibration: The text on which the model runs, and how.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
+        measure: A function of the quantized model, whose result becomes `SolvedWeights.allocation`.
+        training: The training that follows the calibration, if any.
 
     Raises:
-        ConfigError: for grids that a solver does not have, and for text that is none.
-        FormatError: for a model that is not known here.
+        ConfigError: for grids that a solver does not have, and for a file without text.
+        FormatError: for a model of an unknown family.
         AqError: for weights that are not finite, by name.
     """
     start = time.perf_counter()
-    architecture, names = read_names(source, folder)
+    architecture, names = match_tensors(source, folder)
     if training is not None and architecture.family.task != "embed":
         found = architecture.fields["model_type"]
-        raise ConfigError(f"[train]: found {found}; wanted an encoder: {model_types('embed')}")
-    text, *further = drawn(calibration, training)
-    ids, sentences = read_ids(text.lines, folder, architecture, calibration)
+        raise ConfigError(f"[train]: the model is a {found}; wanted an encoder: {model_types('embed')}")
+    text, *further = draw_texts(calibration, training)
+    ids, sentences = tokenize_lines(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
     solvers = {name: found for name, policy in policies.items() if policy.coded and (found := calibrated_by(policy))}
     asked = {name: policies[name] for name in solvers}
     for name, quantizer in solvers.items():
         quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
-    weights = read_weights(source, names)
+    weights = read_float_weights(source, names)
     solvable = {path: asked[name] for path, name in names.items() if name in asked}
     others = {name: value for name, value in weights.items() if name not in asked}
     model = architecture.fill(weights, "float32", str(folder))
-    rounded = {
+    dequantized = {
         name: dequantize(value) if isinstance(value, QTensor) else value
         for name, value in quantize_tree(others, config).items()
     }
-    quantized = architecture.fill(weights | rounded, "float32", str(folder))
+    quantized = architecture.fill(weights | dequantized, "float32", str(folder))
 
     def report(path: str, size: int, total: int) -> None:
         if progress is not None:
             progress(f"calibrating {names[path]}", size, total)
 
-    def unsolved(path: str) -> Array:
+    def fallback_value(path: str) -> Array:
         name = names[path]
         value = quantize_tree({name: weights[name]}, fallback(asked[name]))[name]
         return dequantize(value) if isinstance(value, QTensor) else value
 
-    done = calibrate(model, quantized, solvable, padded_batches(ids), calibration, unsolved, report)
+    done = calibrate(model, quantized, solvable, pad_batches(ids), calibration, fallback_value, report)
     seconds, trained = time.perf_counter() - start, None
     if training is not None:
         if not done.weights:
-            raise ConfigError(f"[train]: found no calibrated weight in {folder}; wanted one, which could be trained")
+            raise ConfigError(f"[train]: no weight of {folder} was calibrated; wanted one or more to train")
         dtypes = {path: source.shapes[name][1] for path, name in names.items()}
 
-        def stored(plain: dict[str, Array]) -> dict[str, Array]:
-            kept = quantize_tree({names[p]: np.asarray(each).astype(dtypes[p]) for p, each in plain.items()}, config)
-            return {path: jnp.asarray(np.asarray(kept[names[path]], np.float32)) for path in plain}
+        def round_as_stored(vectors: dict[str, Array]) -> dict[str, Array]:
+            kept = quantize_tree({names[p]: np.asarray(each).astype(dtypes[p]) for p, each in vectors.items()}, config)
+            return {path: jnp.asarray(np.asarray(kept[names[path]], np.float32)) for path in vectors}
 
-        held, taught = (read_ids(each.lines, folder, architecture, calibration)[0] for each in further)
+        held, taught = (tokenize_lines(each.lines, folder, architecture, calibration)[0] for each in further)
         settings = [config.to_dict(), dataclasses.asdict(calibration) | {"text": None}, sentences.record()]
-        of = _fingerprint(weights, settings, training.config, [taught, held])
-        with Checkpoints(training.checkpoints, of) as checkpoints:
+        fingerprint = _fingerprint(weights, settings, training.config, [taught, held])
+        with Checkpoints(training.checkpoints, fingerprint) as checkpoints:
             trained = train(
                 model, quantized, done.weights, solvable, taught,
-                Outputs(model, padded_batches(held), sentences), sentences, training.config,
-                calibration.seed, checkpoints, stored, progress,
+                FloatOutputs(model, pad_batches(held), sentences), sentences, training.config,
+                calibration.seed, checkpoints, round_as_stored, progress,
             )  # fmt: skip
         done.weights = trained.weights
         trained.record |= {"held_out": len(held), "text": further[1].record()}
-        if len(taught) < FEW or len(held) < FEW // 4:
-            trained.notes.append(f"trained on {len(taught)} lines, and judged by {len(held)}: take more text")
+        if len(taught) < FEW_LINES or len(held) < FEW_LINES // 4:
+            trained.notes.append(
+                f"trained on {len(taught)} lines, and judged by {len(held)}: more text would serve better"
+            )
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
     fallbacks = {name: f"{why}; quantized by {solvers[name].fallback}" for name, why in fallbacks.items()}
@@ -171,28 +173,28 @@ def solve_model(
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,
         "output_errors": {names[path]: error for path, error in done.errors.items()},
     }  # fmt: skip
-    return Solved(
+    return SolvedWeights(
         weights={names[path]: q for path, q in done.weights.items()},
         fallbacks=fallbacks,
-        notes=(*notes_of(text, done), *(trained.notes if trained else ())),
+        notes=(*text_notes(text, done), *(trained.notes if trained else ())),
         record=record,
         seconds=seconds,
         allocation=measure(quantized) if measure is not None else None,
         replaced={
             names[path]: np.asarray(value).astype(source.shapes[names[path]][1])
-            for path, value in (trained.plain if trained else {}).items()
+            for path, value in (trained.vectors if trained else {}).items()
         },
         training=trained.record if trained else None,
     )
 
 
-def drawn(calibration: CalibrationConfig, training: Training | None) -> list[Text]:
-    """The lines to calibrate on; with training, those by which it is judged, and those to train on, too.
+def draw_texts(calibration: CalibrationConfig, training: TrainingRequest | None) -> list[Text]:
+    """Draw the lines to calibrate on; with training, also the lines to judge it by, and the lines to train on.
 
-    Those of the calibration are trained on, too; those that training is judged by, and those that it reserves, are not.
+    The calibration's lines are trained on too; the lines to judge by and the reserved ones are not.
 
     Raises:
-        ConfigError: for text that is none, or too little for both.
+        ConfigError: for a file without text, or with too little for both.
     """
     if training is None:
         return [read_text(calibration)]
@@ -202,8 +204,8 @@ def drawn(calibration: CalibrationConfig, training: Training | None) -> list[Tex
     lines = text.lines[:first] + text.lines[first + training.reserved :]
     if len(lines) < 2:
         raise ConfigError(
-            f"calibration.text = {calibration.text!r}: found {len(lines)} line to train with; wanted more, to train "
-            "and to judge"
+            f"calibration.text = {calibration.text!r}: leaves {len(lines)} line for the training; wanted two or more, "
+            "to train on and to judge by"
         )
     held_out = min(config.held_out, max(1, len(lines) // 10))
     first = min(first, len(lines) - held_out)
@@ -215,7 +217,7 @@ def drawn(calibration: CalibrationConfig, training: Training | None) -> list[Tex
 def _fingerprint(
     weights: Mapping[str, Array], settings: list[Any], training: TrainingConfig, texts: Sequence[list[list[int]]]
 ) -> dict[str, str]:
-    """What decides how each step of a training goes; not when it ends."""
+    """Digest all that decides a training's steps, and nothing that only decides when it ends."""
     state = blake3()
     for name in sorted(weights):
         state.update(name.encode())
@@ -229,32 +231,34 @@ def _fingerprint(
     }
 
 
-def read_ids(
+def tokenize_lines(
     lines: Sequence[str], folder: Path, architecture: Architecture, calibration: CalibrationConfig
-) -> tuple[list[list[int]], Sentences]:
-    """Token ids of lines as the model would be given them, and what the folder says of sentences; cut by both.
+) -> tuple[list[list[int]], SentenceSettings]:
+    """Tokenize lines as the model gets them; return the ids, and the folder's settings for sentences, which cut them.
 
     Raises:
         FormatError: for damaged files.
-        ConfigError: if there is no token in the lines.
+        ConfigError: if the lines hold no token.
     """
     config = architecture.config
     positions, embeds = config.max_position_embeddings, architecture.family.task == "embed"
-    said = read_sentences(folder, positions, config.hidden_size) if embeds else Sentences(max_tokens=positions)
-    said = dataclasses.replace(said, max_tokens=min(calibration.max_tokens, said.max_tokens))
-    tokenizer = read_prepared(folder)
-    ids = tokenized(lines, tokenizer, said.max_tokens, config.vocab_size, said.prompt())
-    said = said.with_default_prompt(tokenizer)
+    settings = (
+        read_sentences(folder, positions, config.hidden_size) if embeds else SentenceSettings(max_tokens=positions)
+    )
+    settings = dataclasses.replace(settings, max_tokens=min(calibration.max_tokens, settings.max_tokens))
+    tokenizer = read_sentence_tokenizer(folder)
+    ids = tokenize(lines, tokenizer, settings.max_tokens, config.vocab_size, settings.prompt())
+    settings = settings.with_default_prompt(tokenizer)
     if not ids:
         raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
-    return ids, said
+    return ids, settings
 
 
-def read_names(source: Source, folder: Path) -> tuple[Architecture, dict[str, str]]:
-    """A folder's model, and which stored tensor each of its parameters is, by path.
+def match_tensors(source: Source, folder: Path) -> tuple[Architecture, dict[str, str]]:
+    """Read a folder's architecture, and the name of the stored tensor for each parameter's path.
 
     Raises:
-        FormatError: for a model that is not known here, and tensors that do not fit it.
+        FormatError: for a model of an unknown family, and tensors that do not fit it.
     """
     architecture = read_architecture(folder)
     goals, wrong = match_names(source.shapes, architecture.names)
@@ -263,25 +267,28 @@ def read_names(source: Source, folder: Path) -> tuple[Architecture, dict[str, st
     return architecture, {path: name for path, (name, _) in goals.items()}
 
 
-def read_weights(source: Source, names: Mapping[str, str]) -> dict[str, Array]:
-    """The weights that a model uses, in float32, by name.
+def read_float_weights(source: Source, names: Mapping[str, str]) -> dict[str, Array]:
+    """Read the weights that a model uses, in float32, by name.
 
     Raises:
         AqError: for weights that are not finite, by name.
     """
     weights = {name: jnp.asarray(np.asarray(source.read(name)), jnp.float32) for name in names.values()}
     if bad := [name for name, value in weights.items() if not jnp.isfinite(value).all()]:
-        raise AqError(f"{bad[0]}: holds numbers that are not finite, and a model with them cannot be run: repair it")
+        raise AqError(f"{bad[0]}: holds values that are not finite, and a model with them cannot run: repair it")
     return weights
 
 
-def notes_of(text: Text, done: Calibrated) -> Iterator[str]:
-    """What to know of the text that a model was calibrated on."""
+def text_notes(text: Text, done: CalibrationResult) -> Iterator[str]:
+    """List notes about the text that a model was calibrated on."""
     if text.name == BUILT_IN:
         yield (
             f"calibrated on {len(text.lines)} sentences of Python's reference manual: English, but about one subject; "
-            "calibration.text = FILE takes text like that which the model will see"
+            "give text like that which the model will see as calibration.text = FILE"
         )
     most = max(q.shape[1] for q in done.weights.values()) if done.weights else 0
     if done.tokens < most:
-        yield f"calibrated on {done.tokens} tokens, fewer than the {most} inputs of the widest layer: take more text"
+        yield (
+            f"calibrated on {done.tokens} tokens, fewer than the {most} inputs of the widest layer: more text would "
+            "serve better"
+        )

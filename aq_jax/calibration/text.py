@@ -1,4 +1,4 @@
-"""Text that a model is run on, and token ids in batches of few shapes."""
+"""Draw the text that a model runs on, and pad its token ids to batches of few shapes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from blake3 import blake3
 from aq_jax.config import CalibrationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.nn.compiled import padded_length
-from aq_jax.nn.tokenizer import cut_at, encoded
+from aq_jax.nn.tokenizer import set_truncation, tokenize_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BUILT_IN = "pydoc_data.topics"
-TOKENS = 1024  # of a batch, padding counted
-SHAPES = 3  # of batches; each is several programs
-MOST_CUT = 0.1  # of the texts are cut for the sake of one shape
+BATCH_TOKENS = 1024  # with padding
+BATCH_SHAPES = 3  # each shape is several programs
+CUT_SHARE = 0.1  # of the texts, at most, are cut where all run in one shape
 Batch = tuple[np.ndarray, np.ndarray]  # ids [rows, tokens], lengths [rows]; a row of padding only has length 0
 
 
@@ -34,9 +34,9 @@ class Text:
     """Lines that were drawn from a text.
 
     Args:
-        name: where they are from.
-        lines: in the order in which they were drawn.
-        seed: of the draw.
+        name: The name of the file, or of the built-in text.
+        lines: The lines in the order in which they were drawn.
+        seed: The seed of the draw.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Text:
     seed: int
 
     def record(self) -> dict[str, Any]:
-        """What a table's metadata says of the text: enough to tell whether another is the same."""
+        """Build the record for a table's metadata: enough to tell whether another text is the same."""
         digest = blake3("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()
         return {"text": self.name, "sentences": len(self.lines), "digest": digest, "seed": self.seed}
 
 
 def read_text(config: CalibrationConfig) -> Text:
-    """Draw the lines that a config asks for; empty ones do not count, and equal ones count once.
+    """Draw the lines that a config asks for; empty lines do not count, and equal ones count once.
 
     Raises:
-        ConfigError: for a file that is not there, is no UTF-8, or has no line with text.
+        ConfigError: for a file that does not exist, is not UTF-8, or has no line with text.
 
     >>> read_text(CalibrationConfig(sentences=2)).name
     'pydoc_data.topics'
@@ -61,7 +61,7 @@ def read_text(config: CalibrationConfig) -> Text:
     name = Path(config.text).name if config.text else BUILT_IN
     lines = _lines(Path(config.text)) if config.text else built_in_sentences()
     if not lines:
-        raise ConfigError(f"calibration.text = {config.text!r}: holds no line of text; wanted a sentence a line")
+        raise ConfigError(f"calibration.text = {config.text!r}: holds no text; wanted a sentence a line")
     drawn = np.random.default_rng(config.seed).permutation(len(lines))[: config.sentences]
     return Text(name, tuple(lines[i] for i in drawn), config.seed)
 
@@ -77,7 +77,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def built_in_sentences() -> list[str]:
-    """English sentences of Python's reference manual, which every Python carries: prose, but about one subject."""
+    """List English sentences of Python's reference manual, which every Python carries: prose, but about one subject."""
     from pydoc_data.topics import topics
 
     found: list[str] = []
@@ -93,55 +93,55 @@ def _is_prose(sentence: str) -> bool:
     return 5 <= len(sentence.split()) <= 60 and letters > 0.93 * len(sentence) and sentence[0].isupper()
 
 
-def tokenized(
+def tokenize(
     lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, vocabulary: int, prompt: str = ""
 ) -> list[list[int]]:
-    """Ids of each line, with special tokens and the prompt before it, cut at `max_tokens`.
+    """Tokenize lines, with special tokens and the prompt before each, cut at `max_tokens`.
 
     Raises:
-        AqError: for a line with a token that is none of the model's.
+        AqError: for a line with a token that the model does not have.
     """
-    cut_at(tokenizer, max_tokens)
-    found = encoded(tokenizer, [prompt + line for line in lines], vocabulary, "calibration")
+    set_truncation(tokenizer, max_tokens)
+    found = tokenize_texts(tokenizer, [prompt + line for line in lines], vocabulary, "calibration")
     return [encoding.ids for encoding in found if encoding.ids]
 
 
-def padded_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:
-    """All ids in batches of about TOKENS tokens, of SHAPES shapes at most.
+def pad_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:
+    """Pad all texts to batches of about BATCH_TOKENS tokens, in BATCH_SHAPES shapes at most.
 
-    >>> [ids.shape for ids, _ in padded_batches([[1, 2, 3]] * 300 + [[1] * 50] * 20)]
+    >>> [ids.shape for ids, _ in pad_batches([[1, 2, 3]] * 300 + [[1] * 50] * 20)]
     [(341, 3), (20, 50)]
     """
     out, shortest_first, start = [], sorted(ids, key=len), 0
-    for length in padded_lengths([len(text) for text in ids], SHAPES):
+    for length in choose_padded_lengths([len(text) for text in ids], BATCH_SHAPES):
         stop = bisect.bisect_right(shortest_first, length, key=len)
-        rows = max(1, TOKENS // length)
-        out += [padded(shortest_first[i : min(i + rows, stop)], rows, length) for i in range(start, stop, rows)]
+        rows = max(1, BATCH_TOKENS // length)
+        out += [pad_batch(shortest_first[i : min(i + rows, stop)], rows, length) for i in range(start, stop, rows)]
         start = stop
     return out
 
 
-def common_length(lengths: Sequence[int], longest: int) -> int:
-    """The padded length that all texts are given: nine in ten fit.
+def choose_common_length(lengths: Sequence[int], longest: int) -> int:
+    """Choose the one length to which all texts are padded, or cut: nine in ten fit.
 
-    >>> common_length([8] * 18 + [90, 90], 128)
+    >>> choose_common_length([8] * 18 + [90, 90], 128)
     16
     """
-    return padded_length(int(np.quantile(lengths, 1 - MOST_CUT, method="lower")), longest)
+    return padded_length(int(np.quantile(lengths, 1 - CUT_SHARE, method="lower")), longest)
 
 
-def one_shape(ids: Sequence[Sequence[int]], length: int) -> list[Batch]:
-    """Texts in batches of one shape, cut at its length; the last one is filled up with empty texts.
+def pad_to_one_shape(ids: Sequence[Sequence[int]], length: int) -> list[Batch]:
+    """Pad texts to batches of one shape, cut at its length; empty texts fill up the last batch.
 
-    >>> [(batch.shape, lengths.sum()) for batch, lengths in one_shape([[1, 2, 3]] * 70, 16)]
+    >>> [(batch.shape, lengths.sum()) for batch, lengths in pad_to_one_shape([[1, 2, 3]] * 70, 16)]
     [((64, 16), np.int64(192)), ((64, 16), np.int64(18))]
     """
-    rows = max(1, TOKENS // length)
-    return [padded(ids[start : start + rows], rows, length) for start in range(0, len(ids), rows)]
+    rows = max(1, BATCH_TOKENS // length)
+    return [pad_batch(ids[start : start + rows], rows, length) for start in range(0, len(ids), rows)]
 
 
-def padded(texts: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
-    """Texts in one batch, cut at its length; rows that are left are empty texts."""
+def pad_batch(texts: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
+    """Pad texts to one batch, cut at its length; the remaining rows are empty texts."""
     ids, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
     for row, text in enumerate(texts):
         lengths[row] = min(len(text), length)
@@ -149,10 +149,10 @@ def padded(texts: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
     return ids, lengths
 
 
-def padded_lengths(lengths: Sequence[int], shapes: int) -> list[int]:
-    """So many lengths, at most, to which these are padded with the least padding; rising.
+def choose_padded_lengths(lengths: Sequence[int], shapes: int) -> list[int]:
+    """Choose the padded lengths, so many at most, that need the least padding; in rising order.
 
-    >>> padded_lengths([3, 3, 3, 4, 9, 9, 50], 3)
+    >>> choose_padded_lengths([3, 3, 3, 4, 9, 9, 50], 3)
     [4, 9, 50]
     """
     counts = sorted(Counter(lengths).items())

@@ -1,4 +1,4 @@
-"""The command line: what is parsed is run, and whatever stops it is said in one line."""
+"""The command line: parse the arguments, run the command, and report whatever stops it in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import NoReturn
 
 from aq_jax.cli.compilecache import remove_truncated, use_compile_cache
 from aq_jax.cli.parser import make_parser
-from aq_jax.cli.terminal import BAD_INPUT, DONE, INTERRUPTED, fail, interrupt, interrupted, one_line
+from aq_jax.cli.terminal import BAD_INPUT, DONE, INTERRUPTED, error_line, fail, handle_interrupt, interrupted
 from aq_jax.errors import AqError
 
 
 def run() -> NoReturn:
-    """The program: `main`, and out."""
+    """Run `main` as the program, and exit with its status."""
     status = main()
     if status == INTERRUPTED:
         # A computation may still be running; it would crash an interpreter that takes itself down around it.
@@ -28,40 +28,40 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
+    """Run one command, and return the status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names are any text, terminals are not
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold characters that a terminal cannot show
     interrupted.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)  # so that nothing is left behind half-written
-    switches = [name for name in os.environ if name.startswith("JAX_")]  # the user's own, before we set any
+        signal.signal(number, handle_interrupt)  # so that half-written files are removed
+    switches = [name for name in os.environ if name.startswith("JAX_")]  # the user's own, before we set ours
     try:
         cache = use_compile_cache()
         if cache is not None and args.computes:
             remove_truncated(cache)
         status = args.run(args)
-        sys.stdout.flush()  # here, where a reader that has gone can be minded
+        sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except KeyboardInterrupt:
         return fail("interrupted; nothing was left half-written", INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (AqError, OSError, ImportError) as error:
-        return fail(one_line(error), BAD_INPUT)
+        return fail(error_line(error), BAD_INPUT)
     except MemoryError:
         return fail("out of memory", BAD_INPUT)
     except Exception as error:
-        # Whatever JAX's own switches make of us or of JAX is no traceback; without them it would be a mistake of ours.
-        if not (set_ := _suspects(switches, error)):
+        # An error that a switch of JAX may have caused is reported in a line; any other is a bug of ours.
+        if not (suspects := _suspects(switches, error)):
             raise
         text = (str(error).strip().splitlines() or [""])[0]
-        return fail(f"{type(error).__name__}: {text}; with {', '.join(set_)} set: try without", BAD_INPUT)
+        return fail(f"{type(error).__name__}: {text}; with {', '.join(suspects)} set: try without", BAD_INPUT)
 
 
 def _suspects(switches: list[str], error: BaseException) -> list[str]:
-    """Variables of JAX that may have caused an error: where JAX did not raise it, those of its cache are above it."""
+    """List the JAX variables that may have caused an error; those of its cache only if JAX raised it."""
     frames = traceback.walk_tb(error.__traceback__)
     if any(str(frame.f_globals.get("__name__")).partition(".")[0] in ("jax", "jaxlib") for frame, _ in frames):
         return switches

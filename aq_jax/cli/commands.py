@@ -1,4 +1,4 @@
-"""Run the commands: build a config, call what does it, print what it says. jax is imported by what computes."""
+"""Run the commands: build a config, call the library, print the result. Only commands that compute import jax."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.cli.models import embed, generate
-from aq_jax.cli.reports import print_plan, print_written
+from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
     NO,
-    clean,
-    clean_lines,
-    number_text,
+    escape,
+    escape_lines,
+    format_number,
+    format_shape,
+    print_line,
     print_table,
     progress_bar,
-    say,
-    shape_text,
     warnings_as_notes,
 )
 from aq_jax.config import CalibrationConfig, QuantizationConfig
-from aq_jax.converters.convert import allocate, convert, dequantize_file, plan, quantize_file
+from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
 from aq_jax.errors import ConfigError
 from aq_jax.store.inspection import Layer, inspect_table
 from aq_jax.store.verify import verify_table
 
 SHOWN = 20
-"""Errors and names that `verify` lists."""
-# Column of `inspect` -> what it sorts by.
+"""The most errors and names that `verify` lists."""
+# The column of `inspect` -> its sort key.
 SORT_KEYS: dict[str, Callable[[Layer], Any]] = {
     "name": lambda layer: layer.name,
     "shape": lambda layer: layer.shape,
@@ -62,10 +62,10 @@ def run_convert(args: argparse.Namespace) -> int:
             with progress_bar(args.json) as progress:
                 found = allocate(config, progress)
             record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
-        return print_plan(config.output, plan(config), args.json, record)
+        return print_dry_run(config.output, dry_run(config), args.json, record)
     with progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
         done = convert(config, progress)
-    return print_written(done, args.json)
+    return print_result(done, args.json)
 
 
 def run_quantize(args: argparse.Namespace) -> int:
@@ -85,17 +85,17 @@ def run_quantize(args: argparse.Namespace) -> int:
             args.input, args.output, config,
             calibration=CalibrationConfig(text=args.text), compression=args.compression, progress=progress,
         )  # fmt: skip
-    return print_written(done, args.json)
+    return print_result(done, args.json)
 
 
 def run_dequantize(args: argparse.Namespace) -> int:
     with progress_bar(args.json) as progress:
         done = dequantize_file(args.input, args.output, progress=progress)
     if args.json or Path(done.path) == Path(args.output):
-        return print_written(done, args.json)
+        return print_result(done, args.json)
     for note in done.notes:
-        say(f"note: {clean(note)}")
-    say(f"{clean(done.path)}: written")
+        print_line(f"note: {escape(note)}")
+    print_line(f"{escape(done.path)}: written")
     return DONE
 
 
@@ -106,11 +106,11 @@ def run_inspect(args: argparse.Namespace) -> int:
         layers.reverse()
     if args.json:
         report = dataclasses.asdict(dataclasses.replace(found, layers=tuple(layers)))
-        say(json.dumps(report | {"params": found.params}))
+        print_line(json.dumps(report | {"params": found.params}))
         return DONE
     rows = [
-        (layer.name, shape_text(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}",
-         f"{layer.bytes:,}", number_text(layer.cosine, "{:.5f}"), number_text(layer.rel_mse, "{:.2e}"))
+        (layer.name, format_shape(layer.shape), layer.quant_type, f"{layer.params:,}", f"{layer.bits:.2f}",
+         f"{layer.bytes:,}", format_number(layer.cosine, "{:.5f}"), format_number(layer.rel_mse, "{:.2e}"))
         for layer in layers
     ]  # fmt: skip
     total = sum(layer.bytes for layer in layers)
@@ -118,31 +118,31 @@ def run_inspect(args: argparse.Namespace) -> int:
     footer = (f"{len(layers)} tensors", "", "", f"{found.params:,}", bits, f"{total:,}", "", "")
     print_table(("name", "shape", "type", "params", "bits", "bytes", "cosine", "error"), rows, footer)
     if found.aliases:
-        say("tied: " + ", ".join(f"{clean(a)} = {clean(b)}" for a, b in found.aliases.items()))
-    say(f"schema V{found.version}, {found.file_bytes:,} bytes on disk")
+        print_line("tied: " + ", ".join(f"{escape(a)} = {escape(b)}" for a, b in found.aliases.items()))
+    print_line(f"schema V{found.version}, {found.file_bytes:,} bytes on disk")
     return DONE
 
 
 def run_verify(args: argparse.Namespace) -> int:
     verdict = verify_table(args.file)
     if args.json:
-        say(json.dumps(verdict.record()))
+        print_line(json.dumps(verdict.record()))
         return DONE if verdict.ok else NO
     for error in verdict.errors[:SHOWN]:
-        say(clean(error))
+        print_line(escape(error))
     if (more := len(verdict.errors) - SHOWN) > 0:
-        say(f"and {more} more: --json lists all")
+        print_line(f"and {more} more: --json lists all")
     unchecked = f", {verdict.unchecked} of them without a digest to check" if verdict.unchecked else ""
     rows = f"{verdict.rows} good rows{unchecked}"
     damaged = verdict.damaged
     if verdict.ok:
-        say(f"{clean(args.file)}: whole; {rows}")
+        print_line(f"{escape(args.file)}: whole; {rows}")
     elif not verdict.good and not damaged:
-        say(f"{clean(args.file)}: damaged; no tensor of it can be read")
+        print_line(f"{escape(args.file)}: damaged; no tensor of it can be read")
     else:
         names = ", ".join(damaged[:SHOWN]) + (f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else "")
         tensors = f"{len(verdict.good)} of {len(verdict.good) + len(damaged)} tensors are whole ({rows})"
-        say(f"{clean(args.file)}: damaged; {tensors}" + (f"; damaged: {clean(names)}" if names else ""))
+        print_line(f"{escape(args.file)}: damaged; {tensors}" + (f"; damaged: {escape(names)}" if names else ""))
     return DONE if verdict.ok else NO
 
 
@@ -155,13 +155,13 @@ def run_validate(args: argparse.Namespace) -> int:
     with warnings_as_notes(), progress_bar(args.json) as progress:
         report = validate(config, progress)
     if args.json:
-        say(json.dumps(report))
+        print_line(json.dumps(report))
         return DONE if report["ok"] else NO
     for header, rows in (case_table(report), failed_table(report)):
         if rows:
             print_table(header, rows)
-            say("")
-    say(f"{verdict(report)}; see {clean(str(Path(config.folder, 'report.html')))}")
+            print_line("")
+    print_line(f"{verdict(report)}; see {escape(str(Path(config.folder, 'report.html')))}")
     return DONE if report["ok"] else NO
 
 
@@ -172,11 +172,11 @@ def run_embed(args: argparse.Namespace) -> int:
             args.model, texts, args.output, args.activations, progress, prompt_name=args.prompt_name, prompt=args.prompt
         )
     if args.json:
-        say(json.dumps(dataclasses.asdict(done)))
+        print_line(json.dumps(dataclasses.asdict(done)))
         return DONE
     speed = f", {done.texts / done.seconds['encode']:.0f} a second" if done.texts else ""
     times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
-    say(f"{clean(done.path)}: {done.texts} embeddings of {done.width} numbers{speed} ({times})")
+    print_line(f"{escape(done.path)}: {done.texts} embeddings of {done.width} numbers{speed} ({times})")
     return DONE
 
 
@@ -186,18 +186,18 @@ def run_generate(args: argparse.Namespace) -> int:
             args.model, args.prompt, args.max_tokens,
             temperature=args.temperature, top_p=args.top_p, seed=args.seed, activations=args.activations,
         )  # fmt: skip
-    say(json.dumps({"prompt": args.prompt, "text": text}) if args.json else clean_lines(args.prompt + text))
+    print_line(json.dumps({"prompt": args.prompt, "text": text}) if args.json else escape_lines(args.prompt + text))
     return DONE
 
 
 def _read_lines(name: str) -> list[str]:
-    """One text a line; a last line that is empty is none."""
+    """Read one text a line; an empty last line does not count."""
     data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{name}: line {line} is no UTF-8; wanted one text a line, in UTF-8") from None
+        raise ConfigError(f"{name}: line {line} is not UTF-8; wanted one text a line, in UTF-8") from None
     return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
 
 

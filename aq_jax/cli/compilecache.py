@@ -1,7 +1,7 @@
-"""Compiled programs that JAX keeps between runs: where, and none that is half-written.
+"""Keep JAX's compiled programs between runs, and remove those that are half-written.
 
-JAX writes an entry in place and never replaces one, so that what a killed run left of one would cost every later run a
-warning and the time to compile.
+JAX writes an entry in place and never replaces one: what a killed run left of one would cost every later run a warning
+and the time to compile.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _VARIABLES = {
 }
 _ENTRY, _STAMP = "-cache", ".aq_jax_checked"
 _SETTLED = 10.0
-"""Seconds since the last byte after which nobody is writing an entry any more."""
+"""Seconds after the last byte, when nobody is writing an entry any more."""
 _BLOCK = 1 << 20
 
 
 def use_compile_cache() -> Path | None:
-    """Let compiled programs be kept between runs, in the user's cache folder, unless AQ_JAX_CACHE is "off".
+    """Tell JAX to keep compiled programs in the user's cache folder, unless AQ_JAX_CACHE is "off".
 
-    JAX reads these variables when it is imported; settings of the user's own go before ours.
+    JAX reads these variables when it is imported; the user's own settings go before ours.
 
     Returns:
-        The folder, if it is ours and not one that the user has told JAX of.
+        The folder, if it is ours and not one that the user gave to JAX.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
@@ -46,12 +46,12 @@ def use_compile_cache() -> Path | None:
 
 
 def remove_truncated(folder: Path) -> None:
-    """Remove the entries of a cache that end too early; those that are older than the last look are whole.
+    """Remove truncated entries of a cache; those that are older than the last check are whole.
 
-    What cannot be read or removed is left: a cache is no reason to fail.
+    Entries that cannot be read or removed stay: a cache is no reason to fail.
 
     Args:
-        folder: of the cache, which need not be there.
+        folder: The folder of the cache, which need not exist.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -67,19 +67,23 @@ def remove_truncated(folder: Path) -> None:
         checked = stamp.stat().st_mtime if stamp.exists() else -1.0
         for entry in list(os.scandir(folder)):
             with suppress(OSError):
-                if entry.name.endswith(_ENTRY) and checked <= entry.stat().st_mtime <= settled and _is_cut(entry.path):
+                if (
+                    entry.name.endswith(_ENTRY)
+                    and checked <= entry.stat().st_mtime <= settled
+                    and _is_truncated(entry.path)
+                ):
                     os.unlink(entry.path)
         stamp.touch()
         os.utime(stamp, (settled, settled))
 
 
-def _is_cut(path: str) -> bool:
-    """Say whether a file is the beginning of a zlib stream, or of a zstd frame, and not the whole of it."""
+def _is_truncated(path: str) -> bool:
+    """Return whether a file holds only the beginning of a zlib stream or of a zstd frame."""
     with open(path, "rb") as file:
         head = file.read(18)
         size = os.fstat(file.fileno()).st_size
         if len(head) < 5:
-            return True  # less than anything that JAX writes
+            return True  # shorter than anything that JAX writes
         if head[:4] == b"\x28\xb5\x2f\xfd":
             flags = head[4]
             single = flags >> 5 & 1
@@ -94,12 +98,12 @@ def _is_cut(path: str) -> bool:
                     return True
             return at + 4 * (flags >> 2 & 1) > size
         if head[0] != 0x78:
-            return False  # another format, which a later JAX may have
+            return False  # another format, of a later JAX
         stream, data = zlib.decompressobj(), head
         while data and not stream.eof:
             try:
                 stream.decompress(data)
             except zlib.error:
-                return True  # it was overwritten by something, and is read by nobody
+                return True  # something overwrote it, and nobody can read it
             data = file.read(_BLOCK)
         return not stream.eof

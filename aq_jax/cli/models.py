@@ -1,4 +1,4 @@
-"""What a table's model gives: embeddings, and text."""
+"""Run a table's model: write embeddings, generate text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """What `embed` wrote, and how many programs it compiled for that."""
+class EmbeddingResult:
+    """The result of `embed`, with the number of programs that it compiled."""
 
     path: str
     texts: int
@@ -37,16 +37,17 @@ def embed(
     *,
     prompt_name: str | None = None,
     prompt: str | None = None,
-) -> Embedded:
+) -> EmbeddingResult:
     """Write the embedding of each text to a file.
 
     Args:
-        model: a table with config.json and tokenizer files beside it (see `load_model`).
-        texts: in the order in which they are written.
-        path: .npy (the array) or .parquet (columns text and embedding); appears whole, or not at all.
-        activations: as in `load_model`.
-        progress: called with a word, how many texts were just done, and how many there are.
-        prompt_name, prompt: as in `Encoder.encode`.
+        model: The path of a table with config.json and tokenizer files beside it (see `load_model`).
+        texts: The texts in the order in which they are written.
+        path: The path of a .npy (the array) or .parquet file (columns text and embedding); it appears whole, or not at
+            all.
+        activations: See `load_model`.
+        progress: A callback that gets a word, how many texts were just done, and how many there are.
+        prompt_name, prompt: See `Encoder.encode`.
 
     Raises:
         FormatError, ConfigError: as `load_model`; for a model that is no encoder, or a path of another suffix.
@@ -66,7 +67,7 @@ def embed(
     done = time.perf_counter()
     write_embeddings(path, texts, embeddings)
     seconds = {"load": loaded - start, "encode": done - loaded, "write": time.perf_counter() - done}
-    return Embedded(str(path), len(texts), embeddings.shape[1], encoder.compiles, seconds)
+    return EmbeddingResult(str(path), len(texts), embeddings.shape[1], encoder.compiles, seconds)
 
 
 def generate(
@@ -79,7 +80,7 @@ def generate(
     seed: int = 0,
     activations: Activations | None = None,
 ) -> str:
-    """The continuation of a prompt (see `Generator.generate`).
+    """Generate the continuation of a prompt (see `Generator.generate`).
 
     Raises:
         FormatError, ConfigError: as `load_model`; for a model that does not generate.

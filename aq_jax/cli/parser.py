@@ -1,4 +1,4 @@
-"""Say which commands there are, and what each takes."""
+"""Define the commands and their arguments."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from aq_jax.cli.commands import (
     run_verify,
 )
 from aq_jax.cli.compilecache import FOLDER_VARIABLE
-from aq_jax.cli.terminal import say
+from aq_jax.cli.terminal import print_line
 from aq_jax.config import widths
 
 ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
 
 
 class _Version(argparse.Action):
-    """Print the version, as JSON with what is there beside it."""
+    """The action that prints the version; as JSON, with the codes and kernels that there are."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
@@ -36,7 +36,7 @@ class _Version(argparse.Action):
         if values not in ([], ["--json"]):
             parser.error(f"--version {' '.join(values)}: wanted --version, or --version --json")
         if not values:
-            say(f"aq-jax {aq_jax.__version__}")
+            print_line(f"aq-jax {aq_jax.__version__}")
         else:
             from aq_jax.codes import CODES
             from aq_jax.converters import FORMATS
@@ -47,7 +47,7 @@ class _Version(argparse.Action):
             tables = {"codes": CODES, "quantizers": QUANTIZERS, "families": FAMILIES, "formats": FORMATS}
             found: dict[str, Any] = {"aq_jax": aq_jax.__version__} | {what: list(each) for what, each in tables.items()}
             found["kernels"] = {operation: list(entries) for operation, entries in KERNELS.items()}
-            say(json.dumps(found))
+            print_line(json.dumps(found))
         parser.exit()
 
 

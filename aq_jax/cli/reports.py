@@ -1,4 +1,4 @@
-"""Print what a conversion did, or would do."""
+"""Print the result of a conversion, or of a dry run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aq_jax.cli.terminal import DONE, clean, print_table, say, shape_text
+from aq_jax.cli.terminal import DONE, escape, format_shape, print_line, print_table
 
 if TYPE_CHECKING:
-    from aq_jax.conversion.dry_run import Planned
-    from aq_jax.conversion.write import Written
+    from aq_jax.conversion.dry_run import ExpectedRow
+    from aq_jax.conversion.write import ConversionResult
 
 
-def print_written(done: Written, as_json: bool) -> int:
+def print_result(done: ConversionResult, as_json: bool) -> int:
     size = done.bytes
     if as_json:
-        say(json.dumps(dataclasses.asdict(done)))
+        print_line(json.dumps(dataclasses.asdict(done)))
         return DONE
     if done.allocation:
         print_allocation(done.allocation)
     if done.training:
         t = done.training
-        say(
+        print_line(
             f"trained {t['steps']} steps on {t['texts']} lines, until {t['stopped']}; cosine {t['cosine_before']:.4f} "
             f"before, {t['cosine']:.4f} after, on the {t['held_out']} other lines that the best was chosen by"
         )
     for why in done.kept.values():
-        say(f"kept unquantized: {clean(why)}")
+        print_line(f"kept unquantized: {escape(why)}")
     for note in done.notes:
-        say(f"note: {clean(note)}")
+        print_line(f"note: {escape(note)}")
     times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
     ratio = f", {done.source_bytes / size:.2f}x smaller than its {done.source_bytes:,} bytes of weights" if size else ""
-    say(f"{clean(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
+    print_line(f"{escape(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
     return DONE
 
 
 def print_allocation(record: Mapping[str, Any]) -> None:
-    """Which width each tensor has, and what that costs: predicted, and real where it is known."""
+    """Print each tensor's width and its cost: the predicted one, and the measured one where it is known."""
     rows = [
-        (t["name"] if t["chosen"] else f"{t['name']} (fixed)", shape_text(t["shape"]), t["quant_type"],
+        (t["name"] if t["chosen"] else f"{t['name']} (fixed)", format_shape(t["shape"]), t["quant_type"],
          f"{t['bpw']:.3f}", f"{t['error']:.2e}")
         for t in record["tensors"]
     ]  # fmt: skip
@@ -53,32 +53,34 @@ def print_allocation(record: Mapping[str, Any]) -> None:
     uniform = ", ".join(
         f"{width} {each['predicted_cosine']:.4f} at {each['bpw']:.2f}" for width, each in record["uniform"].items()
     )
-    say(f"one width for all, predicted cosine at bits a weight: {uniform}")
+    print_line(f"one width for all, predicted cosine at bits a weight: {uniform}")
     said = f"{record['bpw']:.3f} bits a weight; cosine {record['predicted_cosine']:.4f} predicted"
     if "cosine" in record:
         lines = f"{record['sentences']} {'other lines' if record['held_out'] else 'lines of the calibration itself'}"
         said += f", {record['cosine']:.4f} measured on {lines} of the text"
-    say(said)
+    print_line(said)
     if record.get("cosine", 1) < record.get("min_cosine", 0):
-        say(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
+        print_line(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
 
 
-def print_plan(output: str, planned: list[Planned], as_json: bool, allocation: Mapping[str, Any] | None = None) -> int:
+def print_dry_run(
+    output: str, rows: list[ExpectedRow], as_json: bool, allocation: Mapping[str, Any] | None = None
+) -> int:
     from aq_jax.quantizers.treatment import vectors_note
 
-    total = sum(row.bytes for row in planned)
-    kept = [row.name for row in planned if row.vector]
+    total = sum(row.bytes for row in rows)
+    kept = [row.name for row in rows if row.vector]
     notes = [vectors_note(kept)] if kept else []
     if as_json:
-        listed = [{k: v for k, v in dataclasses.asdict(row).items() if k != "vector"} for row in planned]
+        listed = [{k: v for k, v in dataclasses.asdict(row).items() if k != "vector"} for row in rows]
         report = {"output": output, "bytes": total, "rows": listed, "notes": notes}
-        say(json.dumps(report | ({"allocation": allocation} if allocation else {})))
+        print_line(json.dumps(report | ({"allocation": allocation} if allocation else {})))
         return DONE
     if allocation:
         print_allocation(allocation)
-    rows = [(row.name, shape_text(row.shape), row.quant_type, f"{row.bytes:,}") for row in planned]
-    print_table(("name", "shape", "type", "bytes"), rows, (f"{len(rows)} tensors", "", "", f"{total:,}"))
+    cells = [(row.name, format_shape(row.shape), row.quant_type, f"{row.bytes:,}") for row in rows]
+    print_table(("name", "shape", "type", "bytes"), cells, (f"{len(rows)} tensors", "", "", f"{total:,}"))
     for note in notes:
-        say(f"note: {clean(note)}")
-    say(f"{clean(output)}: would hold at most {total:,} bytes of tensors; nothing was written")
+        print_line(f"note: {escape(note)}")
+    print_line(f"{escape(output)}: would hold at most {total:,} bytes of tensors; nothing was written")
     return DONE

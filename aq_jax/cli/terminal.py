@@ -1,4 +1,4 @@
-"""Say things on a terminal: text, tables, a progress bar, and what was interrupted."""
+"""Print text and tables on a terminal, show a progress bar, and handle interrupts."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ interrupted = threading.Event()
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """What the library warns of, as notes beside the output."""
+    """Print the library's warnings as notes beside the output."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest: note(str(message))
+        warnings.showwarning = lambda message, *rest: print_note(str(message))
         yield
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], footer: tuple[str, ...] | None = None) -> None:
-    """Aligned columns, numbers to the right; plain text, so that it can be piped."""
-    lines = [header, *(tuple(map(clean, row)) for row in rows), *([footer] if footer else [])]
+    """Print aligned columns, numbers to the right; plain text, so that it can be piped."""
+    lines = [header, *(tuple(map(escape, row)) for row in rows), *([footer] if footer else [])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for n, line in enumerate(lines):
         cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
         if n == 1 or (footer and n == len(lines) - 1):
-            say("-" * (sum(widths) + 2 * len(widths) - 2))
-        say("  ".join(cells).rstrip())
+            print_line("-" * (sum(widths) + 2 * len(widths) - 2))
+        print_line("  ".join(cells).rstrip())
 
 
 @contextmanager
 def progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
-    """A bar on a terminal, of what is done of all: texts, parts, or tensors and their bytes; nothing elsewhere."""
+    """Show a bar on a terminal that counts texts, parts, or tensors and their bytes; nothing elsewhere."""
     if as_json or not sys.stderr.isatty():
-        yield heed_interrupt
+        yield raise_if_interrupted
         return
     from rich.console import Console
     from rich.progress import (
@@ -66,52 +66,52 @@ def progress_bar(as_json: bool, of: str = "parts") -> Iterator[Progress]:
         task = bar.add_task("starting", total=None, calls=0)
 
         def advance(name: str, size: int, total: int) -> None:
-            heed_interrupt(name, size, total)
-            if bar.tasks[0].finished:  # what follows is counted, and timed, anew
+            raise_if_interrupted(name, size, total)
+            if bar.tasks[0].finished:  # the next phase is counted and timed from 0
                 bar.reset(task)
             calls = bar.tasks[0].fields["calls"] + 1
-            bar.update(task, description=clean(name)[-40:], total=total, advance=size, calls=calls)
+            bar.update(task, description=escape(name)[-40:], total=total, advance=size, calls=calls)
 
         yield advance
 
 
-def shape_text(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def number_text(value: float | None, how: str) -> str:
+def format_number(value: float | None, how: str) -> str:
     return "" if value is None else how.format(value)
 
 
-def clean(text: str) -> str:
-    """Names come from files: what would steer a terminal is shown, not sent."""
+def escape(text: str) -> str:
+    """Escape what would control a terminal: names come from files."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def clean_lines(text: str) -> str:
-    return "\n".join(map(clean, text.split("\n")))
+def escape_lines(text: str) -> str:
+    return "\n".join(map(escape, text.split("\n")))
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text)  # noqa: T201
 
 
 def fail(text: str, status: int) -> int:
-    note(text)
+    print_note(text)
     return status
 
 
-def note(text: str) -> None:
-    print(f"aq-jax: {clean(text)}", file=sys.stderr)  # noqa: T201
+def print_note(text: str) -> None:
+    print(f"aq-jax: {escape(text)}", file=sys.stderr)  # noqa: T201
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def handle_interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but not inside JAX's garbage-collection callback, which would drop and report it."""
     interrupted.set()
     if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
@@ -120,7 +120,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def heed_interrupt(name: str, size: int, total: int) -> None:
-    """Raise an interrupt once more that another callback has swallowed: Python drops what those raise."""
+def raise_if_interrupted(name: str, size: int, total: int) -> None:
+    """Raise an interrupt again that another callback swallowed: Python drops what those raise."""
     if interrupted.is_set():
         raise KeyboardInterrupt

@@ -1,12 +1,12 @@
-"""What a user may ask for: the numerics of one tensor, the policy of a model, a whole conversion.
+"""The configs of a user: the numerics of one tensor, the policy of a model, a whole conversion.
 
-QuantSpec             how one tensor lies on its grid (bits, granularity, rotation)
-QuantizationConfig    which spec, which quantizer, for which names
-CalibrationConfig     on which text calibrated quantizers run the model
-AllocationConfig      how many bits a weight, or how good a model, widths are chosen for
-TrainingConfig        how long calibrated weights are trained
-ShardsConfig          in which memory, and by whom, a folder of tables is written
-ConversionConfig      source, output and the above: what a TOML file holds (`configfile`)
+QuantSpec             one tensor's numerics: bits, granularity, rotation
+QuantizationConfig    the spec and the quantizer of each tensor, by name
+CalibrationConfig     the text on which calibrated quantizers run the model
+AllocationConfig      the bits a weight, or the quality, for which widths are chosen
+TrainingConfig        the length of the training of calibrated weights
+ShardsConfig          the memory and the processes that write a folder of tables
+ConversionConfig      source, output and the above: the contents of a TOML file (`config.schema`)
 """
 
 from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig

@@ -1,26 +1,26 @@
-"""On what, how far and how long the running model is used to choose weights."""
+"""The configs of calibration, of the allocation of widths, and of training, all of which run the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aq_jax.config.quantization import pick, widths
+from aq_jax.config.quantization import check_choice, widths
 from aq_jax.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationConfig:
-    """On what a model is run to learn what its weights are multiplied by.
+    """The text on which a model runs to record the inputs of its weights, and the use that is made of them.
 
     Args:
-        text: a file of UTF-8 text, a sentence or a paragraph a line. Default: English prose of Python's own
+        text: The path of a file of UTF-8 text, a sentence or a paragraph a line. Default: English prose of Python's own
             documentation, which is always there, and narrow: text like that which the model will see is better.
-        sentences: how many lines are drawn, at most.
-        max_tokens: of a line; the rest is cut.
-        seed: of the draw.
-        correction: how far weights move, before they are rounded, towards those that give the float model's outputs
+        sentences: The largest number of lines that are drawn.
+        max_tokens: The largest number of tokens of a line; the rest is cut.
+        seed: The random seed of the draw.
+        correction: How far weights move, before they are rounded, towards those that give the float model's outputs
             from the quantized model's inputs: 0 not at all, 1 all the way.
-        damping: what is added to the diagonal of the inputs' second moment, of its mean.
+        damping: The part of the Hessian's mean diagonal that is added to its diagonal.
 
     Raises:
         ConfigError: for numbers out of their range.
@@ -47,16 +47,18 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, slots=True)
 class AllocationConfig:
-    """For what the width of each tensor is chosen: just one of `target_bpw` and `min_cosine`.
+    """The goal for which each tensor's width is chosen: either `target_bpw` or `min_cosine`.
 
     Args:
-        target_bpw: bits a weight, at most, with scales and zero points, over every tensor that the model uses and that
-            could be quantized; those whose type the config says count too.
-        min_cosine: between the float model's outputs and the quantized one's, as predicted; the fewest bits for it.
-        widths: what is chosen from: integer types, and fp16.
-        sentences: on how many lines of `calibration.text`, beside those of the calibration, each tensor's error is
-            measured; four times as many of those are run before, and twice as many others after.
-        save: a file for the plan, which a config's `plan` takes.
+        target_bpw: The most bits a weight, with scales and zero points, over every tensor that the model uses and that
+            could be quantized; those whose type the config fixes count too.
+        min_cosine: The least predicted cosine between the float model's outputs and the quantized one's, for which the
+            fewest bits are taken.
+        widths: The types to choose from: integer types, and fp16.
+        sentences: The number of lines of `calibration.text`, beside those of the calibration, on which each tensor's
+            error is measured. The Hessians take four times as many of the calibration's, and the final judgement twice
+            as many others.
+        save: The path of a file for the plan, which a config's `plan` takes.
 
     Raises:
         ConfigError: for numbers out of their range, and for both goals or none.
@@ -83,7 +85,7 @@ class AllocationConfig:
         if not self.widths:
             raise ConfigError("widths = []: wanted one or more to choose from")
         for width in self.widths:
-            pick("widths", width, (*widths(), "fp16"))
+            check_choice("widths", width, (*widths(), "fp16"))
         if not 1 <= self.sentences <= 2**20:
             raise ConfigError(f"sentences = {self.sentences!r}: wanted 1 to {2**20}")
         if "\0" in self.save:
@@ -92,18 +94,19 @@ class AllocationConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """How long, and how fast, calibrated weights of an encoder are trained to give what the float model gives.
+    """The length and the speed of the training that moves an encoder's outputs towards the float model's.
 
     Args:
-        steps: at most; the learning rate falls to its end over them.
-        minutes: at most, after calibration; then the learning rate falls over them instead, and the result depends on
-            how fast the machine is. 0 for no limit.
-        sentences: how many lines of `calibration.text`, at most; those of the calibration are among them.
-        held_out: how many other lines the best weights of the run are chosen by; a tenth of all, if there are few.
-        patience: of the run's 20 evaluations on those, how many may pass without a better one; then the run goes on
-            with its last fifth, in which the learning rate is low.
-        batch_tokens: tokens of a step, padding counted; at least one text.
-        learning_rate: how far a code may move in a step, of the distance between two codes.
+        steps: The largest number of steps, over which the learning rate falls.
+        minutes: The most minutes after calibration, 0 for no limit; if they end first, the learning rate falls over
+            them instead, and the result depends on how fast the machine is.
+        sentences: The largest number of lines of `calibration.text`, those of the calibration among them.
+        held_out: The number of other lines by which the best weights of the run are chosen; a tenth of all, if there
+            are few.
+        patience: The number of the run's 20 evaluations on those lines that may pass without an improvement; then the
+            run skips to its last fifth, in which the learning rate is low.
+        batch_tokens: The number of tokens in a step, with padding; a step has one text at least.
+        learning_rate: How far a code may move in a step, in units of the distance between two codes.
 
     Raises:
         ConfigError: for numbers out of their range.

@@ -1,4 +1,4 @@
-"""A whole conversion: what a TOML file holds."""
+"""The config of a whole conversion, which a TOML file holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
-from aq_jax.config.quantization import QuantizationConfig, pick
+from aq_jax.config.quantization import QuantizationConfig, check_choice
 from aq_jax.errors import ConfigError
 
 Compression = Literal["none", "zstd"]
@@ -17,17 +17,18 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, slots=True)
 class ShardsConfig:
-    """How a model is converted into a folder of tables: by whom, and in how much memory.
+    """The files, the memory and the processes with which a model is converted into a folder of tables.
 
     Args:
-        size: of the tensors of one file, before they are quantized; a larger tensor has a file of its own.
-        max_memory: that all processes of this machine may take together, as "1.5 GB"; by default a quarter of what
-            the machine has. Pages of mapped files, which the system takes back when it needs them, do not count.
-        workers: processes, at most; 0 for one a core. Never more than fit in `max_memory`.
+        size: The bytes of one file's tensors before they are quantized; a larger tensor has a file of its own.
+        max_memory: The bytes, such as "1.5 GB", that all processes of this machine may take together; by default a
+            quarter of the machine's. Pages of mapped files, which the system takes back when it needs them, do not
+            count.
+        workers: The largest number of processes; 0 for one a core. Never more than fit in `max_memory`.
         engine: "local" runs them on this machine, "ray" on a Ray cluster, which knows its own memory.
 
     Raises:
-        ConfigError: for what is no number of bytes, a number of workers below 0, and an unknown engine.
+        ConfigError: for an invalid number of bytes, a number of workers below 0, and an unknown engine.
 
     >>> ShardsConfig(size="256 MiB").size_bytes
     268435456
@@ -39,7 +40,7 @@ class ShardsConfig:
     engine: Engine = "local"
 
     def __post_init__(self) -> None:
-        pick("engine", self.engine, ("local", "ray"))
+        check_choice("engine", self.engine, ("local", "ray"))
         if not 0 <= self.workers <= 2**16:
             raise ConfigError(f"workers = {self.workers!r}: wanted 0 (one a core) to {2**16}")
         for key in ("size",) if self.max_memory == "" else ("size", "max_memory"):
@@ -58,7 +59,7 @@ class ShardsConfig:
 
 
 def parse_bytes(text: str | int) -> int:
-    """A number of bytes, with or without a unit: B, KB, MB, GB, TB, or KiB, MiB, GiB, TiB.
+    """Parse a number of bytes, with or without a unit: B, KB, MB, GB, TB, or KiB, MiB, GiB, TiB.
 
     Raises:
         ConfigError: for anything else, and for less than one byte.
@@ -82,21 +83,22 @@ class ConversionConfig:
     """A conversion, as a TOML file describes it.
 
     Args:
-        source: where the weights are, in any of `converters.FORMATS`: a path, `package:NAME/FOLDER` for a folder inside
-            an installed package, or a URL on any filesystem that pyarrow knows, such as s3://bucket/model.
-        output: the table to write, .parquet or .arrow, or a folder, in which the table is several files; or a URL.
-        quantization: None writes plain weights (schema V1).
-        calibration: for solver = "gptq".
-        allocate: chooses the width of each tensor; needs solver = "gptq".
-        plan: a file of [[override]] tables, as `allocate.save` names one, that go before those of `quantization`.
-        train: trains what was calibrated; needs solver = "gptq", and an encoder.
+        source: The location of the weights, in any of `converters.FORMATS`: a path, `package:NAME/FOLDER` for a folder
+            inside an installed package, or a URL on any filesystem that pyarrow knows, such as s3://bucket/model.
+        output: The path or URL of the table, .parquet or .arrow, or of a folder for a table of several files.
+        quantization: The policy; None writes plain weights (schema V1).
+        calibration: The text for solver = "gptq".
+        allocate: The goal for which each tensor's width is chosen; needs solver = "gptq".
+        plan: The path of a file of [[override]] tables, as `allocate.save` writes it; they go before those of
+            `quantization`.
+        train: The training of the calibrated weights; needs solver = "gptq", and an encoder.
         compression: "zstd" compresses the weights too (.parquet only).
-        allow_pickle: read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
-        shards: for an output that is a folder.
+        allow_pickle: Whether to read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
+        shards: The settings for an output that is a folder.
 
     Raises:
-        ConfigError: for an unknown compression, a source or output that can be no name, an allocation or a plan of
-            what is not quantized, or both. What solvers cannot do is refused by `convert`, before anything is read.
+        ConfigError: for an unknown compression, a source or output that is no valid name, an allocation or a plan
+            without a quantization, or both of them. `convert` refuses what solvers cannot do, before anything is read.
 
     >>> ConversionConfig("path/to/folder", "build/model.parquet", QuantizationConfig("int8")).compression
     'none'
@@ -115,11 +117,11 @@ class ConversionConfig:
 
     @property
     def in_shards(self) -> bool:
-        """Whether the output is a folder."""
+        """Return whether the output is a folder."""
         return PurePath(self.output).suffix not in (".parquet", ".arrow")
 
     def __post_init__(self) -> None:
-        pick("compression", self.compression, ("none", "zstd"))
+        check_choice("compression", self.compression, ("none", "zstd"))
         for key in ("source", "output"):
             path = getattr(self, key)
             if not path or "\0" in path:
@@ -136,7 +138,9 @@ class ConversionConfig:
                 f'[{table}]: found no [quantization]; wanted one with a solver that runs the model, such as "gptq"'
             )
         if not self.in_shards and self.shards is not None:
-            raise ConfigError(f"[shards]: output = {self.output!r} is one file; name a folder, or leave [shards] out")
+            raise ConfigError(
+                f"[shards]: output = {self.output!r} is a single file; name a folder, or leave [shards] out"
+            )
         if self.in_shards and re.fullmatch(r"\.[A-Za-z]\w*", PurePath(self.output).suffix) and self.output[-1] != "/":
             raise ConfigError(
                 f"output = {self.output!r}: a table's name ends in .parquet or .arrow; for a folder of that name, end "
@@ -144,6 +148,6 @@ class ConversionConfig:
             )
         if self.in_shards and self.allow_pickle:
             raise ConfigError(
-                f"output = {self.output!r}: is a folder, which is made of safetensors only; name a .parquet or .arrow, "
-                "or leave allow_pickle out"
+                f"output = {self.output!r}: is a folder, which is written from safetensors only; name a .parquet or "
+                ".arrow file, or leave allow_pickle out"
             )

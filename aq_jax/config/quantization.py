@@ -1,4 +1,4 @@
-"""The numerics of one tensor, and the policy of a model."""
+"""The config of one tensor's numerics, and of a model's policy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LARGEST_ROTATION = 128
 EXPERTS = "experts"
 
 
-class Named(Protocol):
-    """A quantizer, of which a config knows the name alone (see `quantizers.Quantizer`)."""
+class NamedQuantizer(Protocol):
+    """A quantizer, of which a config only knows the name (see `quantizers.Quantizer`)."""
 
     @property
     def name(self) -> str: ...
@@ -28,15 +28,15 @@ class QuantSpec:
     """The numerics of one quantized tensor: hashable, so that it can be a static part of a pytree.
 
     Args:
-        bits: 8, 6, 5, 4, 3 or 2.
-        per_channel: one grid for each index of axis 0.
-        group_size: one grid for this many consecutive elements of the flattened tensor; 0 for none.
-        rotation: the block in which the last axis was multiplied by a Hadamard matrix before; 0 for none
-            (see `codes.rotation`).
-        code: the name of another code than that of evenly spaced levels in so many bits; see `codes.CODES`.
+        bits: The width of a code: 8, 6, 5, 4, 3 or 2.
+        per_channel: Whether each index of axis 0 has one grid.
+        group_size: The number of consecutive elements of the flattened tensor that share a grid; 0 for none.
+        rotation: The block size of the Hadamard matrix that the last axis was multiplied by; 0 for none (see
+            `codes.rotation`).
+        code: The name of another code than evenly spaced levels in so many bits; see `codes.CODES`.
 
-    Neither channels nor groups means one grid for the tensor. This is what decoding needs and a table stores: how codes
-    were chosen, and whether zero points are constant, belongs to the policy.
+    Neither channels nor groups means one grid for the tensor. Decoding needs these fields, and a table stores them; how
+    codes were chosen, and whether zero points are constant, belongs to the policy.
 
     >>> QuantSpec(bits=2, group_size=128).group_elements((384, 1536))
     128
@@ -83,45 +83,45 @@ class QuantSpec:
 
     @property
     def quant_axis(self) -> int:
-        """The format's column: -1 for one grid a tensor, 0 for channels and groups."""
+        """Return the format's column: -1 for one grid a tensor, 0 for channels and groups."""
         return 0 if self.per_channel or self.group_size else -1
 
     def group_elements(self, shape: tuple[int, ...]) -> int:
-        """How many consecutive elements of the flattened tensor share a grid (at least 1)."""
+        """Count the consecutive elements of the flattened tensor that share a grid (at least 1)."""
         if self.group_size:
             return self.group_size
         return max(1, math.prod(shape[1:] if self.per_channel else shape))
 
     def group_count(self, shape: tuple[int, ...]) -> int:
-        """How many grids a tensor of this shape has; one at least for a whole tensor, even an empty one."""
+        """Count the grids of a tensor of this shape; one grid a tensor means one, even if the tensor is empty."""
         if self.group_size:
             return -(-math.prod(shape) // self.group_size)
         return (shape[0] if shape else 1) if self.per_channel else 1
 
 
 def widths() -> tuple[str, ...]:
-    """The quant_types that a config may ask codes of; whether they are rotated, `rotate` says."""
+    """List the quant_types of codes that a config may name; `rotate` says whether they are rotated."""
     return tuple(name for name, code in CODES.items() if name == code.plain)
 
 
-def pick(what: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{what} = {value!r}: wanted one of {', '.join(allowed)}{hint}")
 
 
-def _name(solver: Any) -> Any:
+def _solver_name(solver: Any) -> Any:
     return solver if isinstance(solver, str) else getattr(solver, "name", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Different numerics for the tensors whose name matches a pattern; what is left at None stays as the policy says.
+    """Different numerics for the tensors whose name matches a pattern; fields that are None stay as the policy says.
 
     Args:
-        pattern: a regular expression, found anywhere in the name.
-        quant_type: as in `QuantizationConfig`, and so are the others; channels and groups exclude each other, so that
+        pattern: A regular expression that is searched for anywhere in the name.
+        quant_type: See `QuantizationConfig`, for the other fields too; channels and groups exclude each other, so that
             naming one drops the other.
 
     Raises:
@@ -137,7 +137,7 @@ class Override:
     per_channel: bool | None = None
     group_size: int | None = None
     symmetric: bool | None = None
-    solver: str | Named | None = None
+    solver: str | NamedQuantizer | None = None
     rotate: bool | None = None
     on_nonfinite: str | None = None
 
@@ -149,41 +149,41 @@ class Override:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What it says, beside the pattern."""
+        """Return the fields that are set, beside the pattern."""
         fields = (f.name for f in dataclasses.fields(self) if f.name != "pattern")
         return {name: value for name in fields if (value := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: what a table's metadata and a plan record."""
-        named = {} if self.solver is None else {"solver": _name(self.solver)}
+        """Return JSON types, which a table's metadata and a plan record."""
+        named = {} if self.solver is None else {"solver": _solver_name(self.solver)}
         return {"pattern": self.pattern} | self.given | named
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """How the tensors of a model are quantized.
+    """The policy by which the tensors of a model are quantized.
 
     Args:
-        quant_type: int8, int6, int5, int4, int3, int2, or another code of `codes.CODES`; fp16 (floats kept in float16);
-            none (kept as they are).
-        per_channel: one grid for each index of axis 0. Default: int8 yes, narrower widths no;
-            a group size always means groups.
-        group_size: consecutive elements of the flattened tensor that share a grid. Without channels and
-            without a size, int2 takes groups of 128; other widths then have one grid for the tensor,
-            unless `per_channel` was left open too, which means 128 below eight bits.
-        symmetric: one constant zero point for the tensor.
-        solver: the name of a quantizer (`aq_jax.QUANTIZERS`): absmax (symmetric), minmax (asymmetric), mse, or gptq,
+        quant_type: The type of codes: int8, int6, int5, int4, int3, int2, or another code of `codes.CODES`; or fp16
+            (floats kept in float16), or none (kept as they are).
+        per_channel: Whether each index of axis 0 has one grid. Default: int8 yes, narrower widths no; a group size
+            always means groups.
+        group_size: The number of consecutive elements of the flattened tensor that share a grid. Without channels and
+            without a size, int2 takes groups of 128; other widths then have one grid for the tensor, unless
+            `per_channel` was left open too, which means 128 below eight bits.
+        symmetric: Whether one constant zero point serves the whole tensor.
+        solver: The name of a quantizer (`aq_jax.QUANTIZERS`): absmax (symmetric), minmax (asymmetric), mse, or gptq,
             which is calibrated: `convert` runs the model on text for it. Or a quantizer of your own, the object
             (`aq_jax.quantizers.Quantizer`). Default: absmax or minmax at eight bits, mse below. Names are looked up
-            where the config is used, before anything is read.
-        rotate: multiply blocks of the last axis by a Hadamard matrix first, which spreads outliers, and undo it where
-            the weight is used. Tensors whose last axis is odd are not rotated.
-        mixed_precision_layers: tensors whose name contains one of these are kept in float16, or in their
+            when the config is used, before anything is read.
+        rotate: Whether blocks of the last axis are first multiplied by a Hadamard matrix, which spreads outliers and is
+            undone where the weight is used. Tensors whose last axis is odd are not rotated.
+        mixed_precision_layers: Parts of names; tensors whose name contains one of them are kept in float16, or in their
             own dtype where float16's largest error exceeds 2^-10 of the tensor's largest value.
-        on_nonfinite: what to do with NaN, inf, and scales outside [2^-126, 2^126]:
-            "error" refuses the tensor by name, "keep" keeps it unquantized.
-        overrides: exceptions by name; the first match wins, and goes before mixed_precision_layers
-            if it names a quant_type.
+        on_nonfinite: The treatment of NaN, inf, and scales outside [2^-126, 2^126]: "error" refuses the tensor by name,
+            "keep" keeps it unquantized.
+        overrides: Exceptions by name; the first match wins, and goes before mixed_precision_layers if it names a
+            quant_type.
 
     Raises:
         ConfigError: for an unknown or contradictory value.
@@ -196,26 +196,26 @@ class QuantizationConfig:
     per_channel: bool | None = None
     group_size: int = 0
     symmetric: bool = True
-    solver: str | Named | None = None
+    solver: str | NamedQuantizer | None = None
     rotate: bool = False
     mixed_precision_layers: tuple[str, ...] = ()
     on_nonfinite: str = "error"
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        # Lists are what TOML and most callers have; a config must be hashable.
+        # TOML and most callers give lists; a config must be hashable.
         object.__setattr__(self, "mixed_precision_layers", tuple(self.mixed_precision_layers))
         object.__setattr__(self, "overrides", tuple(self.overrides))
-        pick("quant_type", self.quant_type, (*widths(), "fp16", "none"))
-        pick("on_nonfinite", self.on_nonfinite, ("error", "keep"))
-        if self.solver is not None and not isinstance(_name(self.solver), str):
+        check_choice("quant_type", self.quant_type, (*widths(), "fp16", "none"))
+        check_choice("on_nonfinite", self.on_nonfinite, ("error", "keep"))
+        if self.solver is not None and not isinstance(_solver_name(self.solver), str):
             raise ConfigError(f"solver = {self.solver!r}: wanted the name of a quantizer, or an object that has one")
         if isinstance(self.group_size, bool) or not 0 <= self.group_size < 2**31:
             raise ConfigError(f"group_size = {self.group_size!r}: wanted 0 (no groups) or a size below 2^31")
         if self.group_size and self.per_channel:
             raise ConfigError(
                 f"per_channel = true and group_size = {self.group_size} contradict each other: "
-                "set one of them (groups run over the flattened tensor)"
+                "set only one of them (groups run over the flattened tensor)"
             )
         if self.coded:
             self._check_code(CODES[self.quant_type])
@@ -232,17 +232,17 @@ class QuantizationConfig:
 
     @property
     def bits(self) -> int:
-        """Bits of a code; 16 for fp16, 0 for none."""
+        """Return the bits of a code; 16 for fp16, 0 for none."""
         return CODES[self.quant_type].bits if self.coded else 16 if self.quant_type == "fp16" else 0
 
     @property
     def coded(self) -> bool:
-        """Whether weights become codes; fp16 and none leave them floats."""
+        """Return whether weights become codes; fp16 and none leave them floats."""
         return self.quant_type in CODES
 
     @property
     def spec(self) -> QuantSpec:
-        """The numerics of every tensor that is quantized.
+        """Return the numerics of the model's quantized tensors.
 
         Raises:
             ConfigError: if quant_type is fp16 or none.
@@ -254,11 +254,11 @@ class QuantizationConfig:
         return QuantSpec(code.bits, per_channel, group_size, code=code.name)
 
     def spec_for(self, shape: tuple[int, ...], name: str) -> QuantSpec:
-        """The numerics of one tensor: `spec`, fitted to its shape and name.
+        """Fit the numerics to one tensor's shape and name.
 
-        Rotation is in the largest power of two up to 128 that divides the last axis; none if the axis is odd.
-        Channels of weights whose name says `experts`, [experts, outputs, inputs], are rows of the last axis, stored as
-        groups of its length: axis 0 counts whole matrices there.
+        The block of the rotation is the largest power of two up to 128 that divides the last axis; an odd axis is not
+        rotated. Channels of weights whose name says `experts`, [experts, outputs, inputs], are rows of the last axis,
+        stored as groups of its length, because axis 0 counts whole matrices there.
 
         >>> QuantizationConfig("int4", rotate=True).spec_for((8, 96), "dense.weight").rotation
         32
@@ -273,17 +273,17 @@ class QuantizationConfig:
         return spec
 
     def overrides_type(self, name: str) -> bool:
-        """Whether an override says what quant_type a tensor has: this is asked of a model's config."""
+        """Return whether an override of this config sets a tensor's quant_type."""
         override = self._override(name)
         return override is not None and override.quant_type is not None
 
     @property
     def default_solver(self) -> str:
-        """The quantizer where none is named that makes such grids."""
+        """Name the quantizer that makes such grids if the config names none."""
         return CODES[self.quant_type].quantizer(self.symmetric) if self.coded else "mse"
 
     def for_tensor(self, name: str) -> QuantizationConfig:
-        """The config of one tensor: overrides and mixed precision applied, none left to apply."""
+        """Resolve the config of one tensor: overrides and mixed precision are applied, and none is left."""
         plain = dataclasses.replace(self, overrides=(), mixed_precision_layers=())
         override = self._override(name)
         if override is not None:
@@ -308,11 +308,11 @@ class QuantizationConfig:
             raise ConfigError(f"override {override.pattern!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved policy as JSON types: what a table's metadata records."""
+        """Return the resolved policy as JSON types, which a table's metadata records."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         out["mixed_precision_layers"] = list(self.mixed_precision_layers)
         out["overrides"] = [override.to_dict() for override in self.overrides]
-        out["solver"] = _name(self.default_solver if self.solver is None else self.solver)
+        out["solver"] = _solver_name(self.default_solver if self.solver is None else self.solver)
         if self.coded:
             out |= {"per_channel": self.spec.per_channel, "group_size": self.spec.group_size}
         return out

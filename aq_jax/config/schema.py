@@ -1,4 +1,4 @@
-"""TOML files of conversions and plans to dataclasses."""
+"""Read the TOML files of conversions and plans into dataclasses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aq_jax.errors import ConfigError
 
 T = TypeVar("T")
 _MAX_BYTES, _MAX_DOTS = 1 << 18, 32
-"""Of a file, and of a line in it: tomllib takes time that grows with the square of a key's parts, and much memory."""
+"""The limits of a file, and of a line: tomllib's time grows with the square of a key's parts, and its memory much."""
 _MAX_TEXT = 1000
 
 
@@ -30,11 +30,11 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
     """Read a TOML file that describes a conversion.
 
     Args:
-        path: of the file.
-        sets: assignments such as `quantization.group_size=64`, which go before the file.
+        path: The path of the file.
+        sets: Assignments such as `quantization.group_size=64`, which override the file.
 
     Raises:
-        ConfigError: for a file that is no TOML, an unknown key (the known ones are listed), a wrong type.
+        ConfigError: for a file that is not TOML, an unknown key (the known ones are listed), a wrong type.
         OSError: if the file cannot be read.
 
     >>> import tempfile
@@ -47,13 +47,13 @@ def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfi
 
 
 def load_toml(path: str | Path, sets: tuple[str, ...], parse: Callable[[dict[str, Any], str], T]) -> T:
-    """What `parse` makes of a TOML file's tables, assignments made, and of the file's name.
+    """Read a TOML file, make the assignments, and return what `parse` makes of its tables and its name.
 
     Raises:
         ConfigError, OSError: as `load_config`.
     """
     tree = _read(path)
-    with _brief(path):
+    with _short_errors(path):
         for assignment in sets:
             _assign(tree, assignment)
         return parse(tree, str(path))
@@ -63,7 +63,7 @@ def load_plan(path: str | Path) -> tuple[Override, ...]:
     """Read a plan: a TOML file of [[override]] tables, and of nothing else.
 
     Raises:
-        ConfigError: for a file that is no TOML, that is no plan, or is not there.
+        ConfigError: for a file that is not TOML, that is no plan, or does not exist.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "plan.toml")
@@ -76,7 +76,7 @@ def load_plan(path: str | Path) -> tuple[Override, ...]:
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"plan = {str(path)!r}: no such file; wanted one that [allocate] saved") from None
     overrides = tree.pop("override", [])
-    with _brief(path):
+    with _short_errors(path):
         if tree or not isinstance(overrides, list) or not overrides:
             found = ", ".join(tree) or ("no override" if not overrides else "another override")
             raise ConfigError(f"{path}: found {found}; wanted a plan: [[override]] tables, and nothing else")
@@ -84,26 +84,26 @@ def load_plan(path: str | Path) -> tuple[Override, ...]:
 
 
 @contextmanager
-def _brief(path: str | Path) -> Iterator[None]:
-    """Errors about a file's values, which they show: cut where a value is long, and made of those that it caused."""
+def _short_errors(path: str | Path) -> Iterator[None]:
+    """Shorten errors that show a file's values, and turn those that the values themselves cause into ConfigErrors."""
     try:
         yield
     except ConfigError as error:
         if len(text := str(error)) > _MAX_TEXT:
             raise ConfigError(f"{text[: _MAX_TEXT // 2]} … {text[-_MAX_TEXT // 2 :]}") from None
         raise
-    except (ValueError, RecursionError) as error:  # a value too long or too deep even to be shown in a message
+    except (ValueError, RecursionError) as error:  # a value too long or too deep to be shown at all
         raise ConfigError(f"{path}: {str(error)[:_MAX_TEXT]}") from None
 
 
 def _read(path: str | Path) -> dict[str, Any]:
     with Path(path).open("rb") as file:
-        raw = file.read(_MAX_BYTES + 1)  # and no more, whatever the file claims to have
+        raw = file.read(_MAX_BYTES + 1)  # no more, whatever size the file claims
     if len(raw) > _MAX_BYTES:
-        raise ConfigError(f"{path}: not a TOML file for a config: it has more than {_MAX_BYTES} bytes")
+        raise ConfigError(f"{path}: has more than {_MAX_BYTES} bytes; wanted a TOML file, a config")
     for number, line in enumerate(raw.split(b"\n"), 1):
         if (dots := line.count(b".")) > _MAX_DOTS:
-            raise ConfigError(f"{path}: line {number} has {dots} dots, wanted {_MAX_DOTS}: break it into lines")
+            raise ConfigError(f"{path}: line {number} has {dots} dots; wanted at most {_MAX_DOTS}: break it into lines")
     try:
         return tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # tomllib's own, wrong utf-8, numbers of thousands of digits
@@ -115,12 +115,14 @@ def _overrides(tables: list[Any], where: str) -> tuple[Override, ...]:
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionConfig:
-    """Build a ConversionConfig from nested dictionaries, as TOML gives them."""
+    """Build a ConversionConfig from the nested dictionaries of a TOML file."""
     top = dict(tree)
     overrides = top.pop("override", [])
     quantization = top.pop("quantization", None)
     if not isinstance(overrides, list):
-        raise ConfigError(f"{where}: override must be [[override]] tables, one for each exception")
+        raise ConfigError(
+            f"{where}: override = {str(overrides)[:60]}: wanted [[override]] tables, one for each exception"
+        )
     if quantization is None and overrides:
         raise ConfigError(f"{where}: [[override]] without [quantization]: there is nothing to override")
     if quantization is not None:
@@ -136,7 +138,7 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
 
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
-    """Put one `a.b=value` into the tree; the value is TOML, or else taken as a string."""
+    """Put one `a.b=value` into the tree; a value that is not TOML is taken as a string."""
     key, equals, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):

@@ -1,8 +1,10 @@
-"""One corridor for every conversion: a source that is open is treated, solved, written, and what goes beside it copied.
+"""One corridor for every conversion: treat the tensors of an open source, solve them, write them, copy the side files.
 
-source          what a format opens: tensors by name, and what there is to know of them
-prequantized    which checkpoints are quantized already
-sidefiles       what goes beside the weights
+source          named tensors, as a format opens them
+prequantized    recognizes checkpoints that are quantized already
+sidefiles       the files that go beside the weights
 corridor        from an open source to a table
-dry_run         what would be written
+write           from tensors to rows
+dry_run         lists the rows without writing them
+shards          a folder of tables, by several processes
 """

@@ -1,4 +1,4 @@
-"""What a conversion would write, without writing it."""
+"""List the rows that a conversion would write, without writing them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from aq_jax.store.folders import Folder, split_url
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A row that a conversion will write: bytes are an upper bound, before scales are compressed.
+class ExpectedRow:
+    """A row that a conversion will write.
 
     Args:
-        vector: whether it is left alone for being a norm or a bias by its name (see `quantizers.treatment.treat`).
+        name: The tensor's name.
+        shape: The tensor's shape.
+        quant_type: The row's quant_type.
+        bytes: An upper bound of the row's bytes, before scales are compressed.
+        vector: Whether it stays as it is because its name says norm or bias (see `quantizers.treatment.treat`).
     """
 
     name: str
@@ -31,7 +35,7 @@ class Planned:
 
 
 def check_output(source: Source, config: ConversionConfig) -> None:
-    """Refuse what a conversion would refuse to write, or to write to.
+    """Refuse what a conversion would refuse to write, and where it would refuse to write.
 
     Raises:
         FormatError, OSError: as `corridor.to_table`, and `shards.run.convert_to_shards` for a folder.
@@ -45,20 +49,20 @@ def check_output(source: Source, config: ConversionConfig) -> None:
         check_source(source, split_url(config.output)[0], config.quantization)
 
 
-def dry_run(source: Source, config: ConversionConfig) -> list[Planned]:
-    """Say what would be written. Only tensors that may be kept in float16 are looked at.
+def expected_rows(source: Source, config: ConversionConfig) -> list[ExpectedRow]:
+    """List the rows that would be written; only the values of tensors that may be kept in float16 are read.
 
     Args:
-        source: that a format has opened.
-        config: with the overrides of its plan; widths are chosen.
+        source: A source that a format opened.
+        config: The conversion's config, with the overrides of its plan and with chosen widths.
     """
-    rows: list[Planned] = []
+    rows: list[ExpectedRow] = []
     for name, (shape, dtype) in source.shapes.items():
         treatment = treat(config.quantization, name, shape, dtype)
         kind, size = treatment.quant_type, treatment.stored_bytes
         if config.quantization is None:
-            kind, size = source.rows.get(name, {}).get("quant_type", dtype.name), source.size(name)
+            kind, size = source.row_metadata.get(name, {}).get("quant_type", dtype.name), source.nbytes(name)
         elif treatment.half and (half := to_half(np.asarray(source.read(name)))).dtype != np.float16:
             kind, size = "none", half.nbytes
-        rows.append(Planned(name, shape, kind, size, treatment.vector))
+        rows.append(ExpectedRow(name, shape, kind, size, treatment.vector))
     return rows

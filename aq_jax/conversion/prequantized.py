@@ -1,7 +1,7 @@
-"""Checkpoints that somebody has quantized already: known by the names, shapes and dtypes of their tensors.
+"""Recognize checkpoints that are quantized already, by the names, shapes and dtypes of their tensors.
 
-Their scales and packed codes look like weights, and must not be rounded like weights. Nothing is read here but names,
-shapes, dtypes and config.json.
+Their scales and packed codes look like weights, and must not be rounded like weights. Only names, shapes, dtypes and
+config.json are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_CONFIG = 4 << 20
 # Entries of config.json that say how the weights were quantized: transformers', compressed-tensors', MLX's.
 _ENTRIES = ("quantization_config", "compression_config", "quantization")
 _SAYS_HOW = frozenset({"quant_method", "quant_algo", "format", "bits", "config_groups", "load_in_4bit", "load_in_8bit"})
-# The last part of a tensor's name, where there are codes -> what writes such.
+# The last part of the name of a tensor of codes -> the program that writes such names.
 _LEAVES: Mapping[str, str] = {
     "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ",
     "weight_packed": "compressed-tensors", "bitmask": "compressed-tensors",
@@ -32,24 +32,24 @@ _LEAVES: Mapping[str, str] = {
     "q_weight": "EXL2", "trellis": "EXL3", "Qidxs": "QuIP#", "dense_weights": "SpQR",
     "codebooks": "AQLM", "qvalue": "Qwix",
 }  # fmt: skip
-# Beside codes named NAME: its scales.
+# The suffixes of the scales beside codes named NAME.
 _SCALES = ("_scale_inv", "_scale", "_scales", ".scale", ".scales", ".scale_inv")
-# What codes and their grids are called in layouts that have no entry above.
+# Words in the names of codes, and of their grids, in layouts that have no entry above.
 _CODE_WORDS = ("weight", "quant", "qdata", "int_data", "packed", "indices", "codes")
 _GRID_WORDS = ("scale", "zero", "absmax", "centroid", "codebook")
-# Integers that number things in float models.
+# Suffixes of integer tensors in float models.
 _NUMBERS = ("ids", "index", "mask", "bias")
-# Beside codes named PREFIX.weight.
+# The names of scales beside codes named PREFIX.weight.
 _SIBLINGS = ("scales", "scale", "scale_inv", "SCB", "weight_scales")
 
 
 @dataclass(frozen=True, slots=True)
 class Prequantized:
-    """How weights were quantized, and by what that was recognized.
+    """The way in which weights were quantized, and the evidence for it.
 
     Args:
-        kind: such as "GPTQ".
-        by: the tensor, or the entry of config.json.
+        kind: The method, such as "GPTQ".
+        by: The tensor, or the entry of config.json, that shows it.
     """
 
     kind: str
@@ -57,11 +57,11 @@ class Prequantized:
 
 
 def recognize(shapes: Shapes, config: Mapping[str, Any]) -> Prequantized | None:
-    """Say how a checkpoint is quantized already, if it is.
+    """Recognize how a checkpoint is quantized already; return None if it is not.
 
     Args:
-        shapes: shape and dtype of each tensor, by name.
-        config: of config.json, or nothing.
+        shapes: The shape and dtype of each tensor, by name.
+        config: The fields of config.json, if there are any.
 
     >>> codes, grids = ((16, 64), np.dtype("int32")), ((4, 64), np.dtype("float16"))
     >>> found = recognize({"q_proj.qweight": codes, "q_proj.scales": grids}, {"quantization_config": {"bits": 4}})
@@ -70,26 +70,26 @@ def recognize(shapes: Shapes, config: Mapping[str, Any]) -> Prequantized | None:
     >>> recognize({"norm.scale": ((64,), np.dtype("float32"))}, {}) is None
     True
     """
-    codes = [name for name in shapes if _is_code(name, shapes)]
+    codes = [name for name in shapes if _holds_codes(name, shapes)]
     coded = {part for name in codes for part in (name, name.rpartition(".")[0])}
-    for kind_of in (_by_its_name, _by_its_scales):  # the first is surer
+    for kind_of in (_method_by_name, _method_by_scales):  # the first is surer
         for name in shapes:
             if kind := kind_of(name, shapes, coded):
-                return Prequantized(kind, _named(name, shapes))
-    if found := _by_its_module(codes, shapes):
-        return Prequantized(f"{shapes[found][1].name} codes", _named(found, shapes))
-    entry, method = declared(config)
+                return Prequantized(kind, _described(name, shapes))
+    if found := _codes_by_module(codes, shapes):
+        return Prequantized(f"{shapes[found][1].name} codes", _described(found, shapes))
+    entry, method = declared_method(config)
     if not entry:
         return None
-    # Codes of a kind that is not known here; where there are none, somebody has dequantized the weights.
-    codes += [name for name in shapes if _may_be_code(name, shapes)]
-    return Prequantized(method, f"{entry} in config.json, and {_named(codes[0], shapes)}") if codes else None
+    # Codes of an unknown kind; if there are none, somebody dequantized the weights.
+    codes += [name for name in shapes if _may_hold_codes(name, shapes)]
+    return Prequantized(method, f"{entry} in config.json, and {_described(codes[0], shapes)}") if codes else None
 
 
-def declared(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The entry of config.json that says that weights are quantized, and the method that it names; "" if there is none.
+def declared_method(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Find the entry of config.json that declares quantized weights, and the method that it names; "" if there is none.
 
-    >>> declared({"text_config": {"quantization_config": {"quant_method": "awq"}}})
+    >>> declared_method({"text_config": {"quantization_config": {"quant_method": "awq"}}})
     ('text_config.quantization_config', 'awq')
     """
     for above, fields in (("", config), *((f"{key}.", value) for key, value in config.items())):
@@ -105,18 +105,18 @@ def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[s
     """Refuse to quantize what is quantized already.
 
     Args:
-        shapes: of the tensors.
-        folder: that they, or the table that holds them, lie in; its config.json is looked at.
-        quantizes: False for a plain table, which holds any tensor as it is.
+        shapes: The shape and dtype of each tensor, by name.
+        folder: The folder that holds the tensors, or their table; its config.json is read.
+        quantizes: False for a plain table, which keeps any tensor as it is.
 
     Returns:
-        What there is to know about a checkpoint that passes.
+        Notes about a checkpoint that passes.
 
     Raises:
-        FormatError: naming the kind, and by what it was recognized.
+        FormatError: naming the method, and the evidence for it.
     """
     config = read_config(folder)
-    found, (entry, method) = recognize(shapes, config), declared(config)
+    found, (entry, method) = recognize(shapes, config), declared_method(config)
     if found is None:
         eight = [name for name, (_, dtype) in shapes.items() if dtype.name.startswith("float8")] if quantizes else []
         notes = []
@@ -138,15 +138,15 @@ def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[s
 
 
 def read_config(folder: Folder) -> dict[str, Any]:
-    """What config.json says; nothing if it is not there, or no JSON object, of which its readers complain."""
+    """Read config.json; return nothing if it is missing or no JSON object, which its other readers refuse."""
     try:
         return read_json(folder, "config.json", dict, _MAX_CONFIG) or {}
     except FormatError:
         return {}
 
 
-def _by_its_name(name: str, shapes: Shapes, coded: Collection[str]) -> str:
-    """What a tensor's name says of how it was quantized, "" if nothing; `coded` are names, and modules, of codes."""
+def _method_by_name(name: str, shapes: Shapes, coded: Collection[str]) -> str:
+    """Tell the method from a tensor's name, "" if it does not show; `coded` are names, and modules, of codes."""
     prefix, _, leaf = name.rpartition(".")
     if leaf in _LEAVES and prefix in coded:
         return _gptq_or_awq(f"{prefix}." if prefix else "", shapes) if leaf in ("qweight", "qzeros") else _LEAVES[leaf]
@@ -160,14 +160,14 @@ def _by_its_name(name: str, shapes: Shapes, coded: Collection[str]) -> str:
     return "MXFP4" if blocks and f"{name.removesuffix('_blocks')}_scales" in shapes else ""
 
 
-def _by_its_scales(name: str, shapes: Shapes, coded: Collection[str]) -> str:
-    """What the scales beside a tensor's codes say of how it was quantized, "" if there are none."""
+def _method_by_scales(name: str, shapes: Shapes, coded: Collection[str]) -> str:
+    """Tell the method from the scales beside a tensor's codes, "" if there are none."""
     prefix, _, leaf = name.rpartition(".")
-    # Scales of this name are nothing else, whatever the weight's dtype is.
+    # Tensors of this name are always scales, whatever the weight's dtype is.
     weight = name.rpartition("_scale")[0]
     if leaf in ("weight_scale", "weight_scale_inv") and weight in shapes:
-        return _scaled(shapes[weight][1], leaf)
-    if name not in coded or not _is_code(name, shapes):
+        return _scale_kind(shapes[weight][1], leaf)
+    if name not in coded or not _holds_codes(name, shapes):
         return ""
     beside = [name + scale for scale in _SCALES]
     beside += [f"{prefix}.{sibling}" if prefix else sibling for sibling in _SIBLINGS if leaf == "weight"]
@@ -175,11 +175,11 @@ def _by_its_scales(name: str, shapes: Shapes, coded: Collection[str]) -> str:
     if scales is None:
         return ""
     dtype = shapes[name][1]
-    return "MLX" if dtype == np.uint32 else _scaled(dtype, scales.rpartition(".")[2])
+    return "MLX" if dtype == np.uint32 else _scale_kind(dtype, scales.rpartition(".")[2])
 
 
-def _by_its_module(codes: Collection[str], shapes: Shapes) -> str | None:
-    """Find codes that are told by what their module holds: a grid beside them, or numbers beside a weight of bytes."""
+def _codes_by_module(codes: Collection[str], shapes: Shapes) -> str | None:
+    """Find codes by what their module holds: a grid beside them, or floats beside a weight of bytes."""
     beside: dict[str, list[str]] = {}
     for name in shapes:
         beside.setdefault(name.rpartition(".")[0], []).append(name)
@@ -190,7 +190,7 @@ def _by_its_module(codes: Collection[str], shapes: Shapes) -> str | None:
         if of_bytes and any(not other.endswith("bias") for other in floats):
             return name
         if any(shapes[other][0] == shapes[name][0] for other in floats):
-            continue  # the weight itself is there; these are kept for another use
+            continue  # the weight itself is there too; the codes have another use
         grids = (other.rpartition(".")[2] for other in floats)
         if any(word in leaf for word in _CODE_WORDS) and any(word in grid for grid in grids for word in _GRID_WORDS):
             return name
@@ -198,33 +198,33 @@ def _by_its_module(codes: Collection[str], shapes: Shapes) -> str | None:
 
 
 def _gptq_or_awq(prefix: str, shapes: Shapes) -> str:
-    """AWQ packs codes along the outputs, of which each has a scale in a group; GPTQ along the inputs."""
+    """Tell GPTQ from AWQ: AWQ packs codes along the outputs, each with a scale in a group; GPTQ along the inputs."""
     codes, scales = shapes.get(f"{prefix}qweight"), shapes.get(f"{prefix}scales")
     if f"{prefix}g_idx" in shapes or codes is None or scales is None:
         return "GPTQ" if f"{prefix}g_idx" in shapes else _LEAVES["qweight"]
     return "GPTQ" if codes[0][-1:] == scales[0][-1:] else "AWQ"
 
 
-def _scaled(dtype: np.dtype, scales: str) -> str:
+def _scale_kind(dtype: np.dtype, scales: str) -> str:
     if dtype.name.startswith("float8"):
         return f"FP8 with {scales}"
     return f"{dtype.name} codes with {scales}" if dtype.kind in "iu" else f"rounded weights with {scales}"
 
 
-def _is_code(name: str, shapes: Shapes) -> bool:
-    """Whether a tensor is a matrix of small integers (masks are biases, positions are int64) or of eight-bit floats."""
+def _holds_codes(name: str, shapes: Shapes) -> bool:
+    """Return whether a tensor is a matrix of small integers (masks are biases, positions int64) or eight-bit floats."""
     shape, dtype = shapes[name]
     small = (dtype.kind in "iu" and dtype.itemsize <= 4) or dtype.name.startswith("float8")
     wide = dtype.kind in "iu" and name.rpartition(".")[2] in ("Qidxs", "dense_weights")
     return (small or wide) and len(shape) >= 2 and not name.endswith("bias")
 
 
-def _may_be_code(name: str, shapes: Shapes) -> bool:
-    """Whether a tensor of integers of any width may be codes, of a model whose config says that it has some."""
+def _may_hold_codes(name: str, shapes: Shapes) -> bool:
+    """Return whether a tensor of integers of any width may hold codes, in a model whose config declares some."""
     shape, dtype = shapes[name]
     return dtype.kind in "iu" and len(shape) >= 2 and min(shape) > 1 and not name.endswith(_NUMBERS)
 
 
-def _named(name: str, shapes: Shapes) -> str:
+def _described(name: str, shapes: Shapes) -> str:
     shape, dtype = shapes[name]
     return f"{name}, {dtype.name} {list(shape)}"

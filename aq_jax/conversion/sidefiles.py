@@ -1,7 +1,7 @@
-"""What lies beside a model's weights and goes with them: configs, tokenizers, templates, modules, code, licences.
+"""Copy the files that go with a model's weights: configs, tokenizers, templates, modules, code, licences.
 
-Everything in the folder is taken but weights, caches, what leads out of it, and what is too large or too much. Copied
-code is never imported.
+Everything in the folder goes along but weights, caches, links out of it, and what is too large or too many. Copied code
+is never imported.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from aq_jax.store.manifest import MANIFEST
 from aq_jax.store.modules import read_modules
 
 MAX_FILE, MAX_BYTES, MAX_FILES, MAX_DEPTH = 128 << 20, 1 << 30, 1000, 4
-"""Bytes of one file and of all, how many files, and how many folders one in another."""
+"""The most bytes of one file and of all, the most files, and the most nested folders."""
 _MAX_ENTRIES = 20_000
-"""Names that are looked at."""
+"""The most names that are looked at."""
 RECORD = "side_files"
 """The entry of a table's config that lists what was copied beside it."""
-# Weights, of this framework and others, and what is made of them.
+# Weights of all frameworks, and files that are built from them.
 WEIGHTS = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.keras", "*.ot",
     "*.msgpack", "*.onnx", "*.onnx_data*", "*.onnx.data", "*.ort", "*.gguf", "*.ggml", "*.llamafile", "*.tflite",
@@ -32,10 +32,10 @@ WEIGHTS = (
 )  # fmt: skip
 _WEIGHT_FOLDERS = frozenset({"onnx", "openvino", "coreml", "tflite", "gguf", "original", "flax_model", "saved_model"})
 _CACHES = frozenset({"__pycache__", "Thumbs.db"})
-# Read by people: another of that name in the folder that is written to stays, and is no reason to refuse.
+# Files for people: one of that name that the target folder already has stays, and is no reason to refuse.
 _DOCUMENTS = ("*.md", "LICEN[CS]E*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf")
-# What a folder of tables is searched for if its table does not say what was copied beside it.
-KNOWN = (
+# The files to look for beside a table that does not record what was copied there.
+KNOWN_PATTERNS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer*.json",
     "tokenizer*.model", "spiece.model", "spm.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
     "vocab.json", "vocab.txt", "merges.txt", "normalizer.json", "special_tokens_map.json", "added_tokens.json",
@@ -43,7 +43,7 @@ KNOWN = (
     "config_sentence_transformers.json", "[0-9]_*/config.json",
 )  # fmt: skip
 _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
-# What is there, in the order in which a checkpoint is looked for -> the files that are read then.
+# The file that marks a checkpoint, in the order of the search -> the files that hold its weights.
 _READ = {
     _SAFE: _SAFE, f"{_SAFE}.index.json": "*.safetensors*",
     _PICKLE: _PICKLE, f"{_PICKLE}.index.json": "pytorch_model*.bin*",
@@ -54,19 +54,19 @@ _SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """Files that are made for a model, by name, and are read as those of a folder are.
+class GeneratedFiles:
+    """Files that are generated for a model, and are read as those of a folder are.
 
     Args:
-        of: what they are made of, for messages.
-        files: contents by name.
+        origin: The file that they are generated from, for messages.
+        files: The contents by name.
     """
 
-    of: str
+    origin: str
     files: Mapping[str, bytes]
 
     def at(self, name: str) -> str:
-        return f"the {name} that is made of {self.of}"
+        return f"the {name} that is generated from {self.origin}"
 
     def read(self, name: str) -> bytes:
         return self.files[name]
@@ -77,42 +77,42 @@ class Made:
 
 @dataclass(slots=True)
 class SideFiles:
-    """What goes with a model, and what stays.
+    """The files that go with a model, and those that stay behind.
 
     Args:
-        names: of the files that go, relative, parts joined by `/`.
-        left: why others do not, and their names (of a folder as a whole, with a `/` at the end).
-        pickles: those of the names that are weights of a module as a pickle.
-        origin: where they are; None if they are where they are to be.
+        names: The relative paths of the files that go, parts joined by `/`.
+        left_behind: The paths of the others by the reason (of a whole folder, with a `/` at the end).
+        pickles: The paths among `names` that are a module's weights as a pickle.
+        origin: The place that holds the files; None if they already are in the target.
     """
 
     names: list[str] = field(default_factory=list)
-    left: dict[str, list[str]] = field(default_factory=dict)
+    left_behind: dict[str, list[str]] = field(default_factory=dict)
     pickles: list[str] = field(default_factory=list)
-    origin: Folder | Made | None = None
+    origin: Folder | GeneratedFiles | None = None
 
-    def leave(self, why: str, name: str) -> None:
-        self.left.setdefault(why, []).append(name)
+    def leave_behind(self, reason: str, name: str) -> None:
+        self.left_behind.setdefault(reason, []).append(name)
 
     @property
     def notes(self) -> list[str]:
-        """What was left behind, a line for each reason."""
-        notes = [f"left behind, {why}: {_listed(names)}" for why, names in self.left.items()]
+        """List what was left behind, a line for each reason."""
+        notes = [f"left behind, {reason}: {_joined(names)}" for reason, names in self.left_behind.items()]
         if self.pickles:
             notes.append(
-                f"copied as they are, but no model is loaded with them, being pickles: {_listed(self.pickles)}; save "
-                "them as model.safetensors"
+                f"copied as they are, but no model is loaded with them, because they are pickles: "
+                f"{_joined(self.pickles)}; save them as model.safetensors"
             )
         return notes
 
 
 def side_files(folder: Folder, target: Folder | None = None, table: Collection[str] = ()) -> SideFiles:
-    """Find what goes with the weights of a model's folder.
+    """Find the files that go with the weights of a model's folder.
 
     Args:
-        folder: that holds the model.
-        target: where they go; if that is inside the folder, it is passed over.
-        table: files that the weights are read from, if that is no checkpoint.
+        folder: The folder that holds the model.
+        target: The folder that they go to; if it is inside the model's folder, it is skipped.
+        table: The files that hold the weights, if they are no checkpoint.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
@@ -124,24 +124,24 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
     """
     found = SideFiles(origin=folder)
     if not folder.exists():
-        return found  # whoever reads the weights says so
-    modules, own = module_folders(folder), _place(target, folder)
+        return found  # the reader of the weights refuses it
+    modules, own = module_folders(folder), _path_inside(target, folder)
     waiting, seen, held = deque([""]), 0, 0
-    while waiting:  # the nearest first: what a model cannot do without lies at the top
+    while waiting:  # breadth first: what a model needs lies at the top
         above = waiting.popleft()
         try:
             entries = folder.entries(above)
         except OSError:
             if not above:
                 raise
-            found.leave("not to be read", f"{above}/")
+            found.leave_behind("cannot be read", f"{above}/")
             continue
         seen += len(entries)
         if seen > _MAX_ENTRIES:
-            found.leave(f"beyond {_MAX_ENTRIES:,} names", f"{above}/")
+            found.leave_behind(f"beyond {_MAX_ENTRIES:,} names", f"{above}/")
             continue
         if above and above not in modules and any(_is_weight(entry.name) for entry in entries):
-            found.leave("weights of another kind", f"{above}/")
+            found.leave_behind("weights of another kind", f"{above}/")
             continue
         own_weights = modules.get(above, _MODEL) == _MODEL
         there = {entry.name for entry in entries if own_weights}
@@ -150,12 +150,12 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
             name = f"{above}/{entry.name}" if above else entry.name
             if name == own or name in table or fnmatchcase(entry.name, read):
                 continue
-            if why := _why_left(entry, name, modules, entries):
-                found.leave(why, f"{name}/" if entry.kind == "folder" else name)
+            if reason := _reason_to_leave(entry, name, modules, entries):
+                found.leave_behind(reason, f"{name}/" if entry.kind == "folder" else name)
             elif entry.kind == "folder":
                 waiting.append(name)
             elif len(found.names) >= MAX_FILES or held + entry.size > MAX_BYTES:
-                found.leave(f"beyond {MAX_FILES:,} files or {MAX_BYTES >> 20:,} MB", name)
+                found.leave_behind(f"beyond {MAX_FILES:,} files or {MAX_BYTES >> 20:,} MB", name)
             else:
                 found.names.append(name)
                 found.pickles += [name] if entry.name == _PICKLE else []
@@ -164,17 +164,18 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
 
 
 def side_files_beside(folder: Folder, record: object, target: Folder) -> SideFiles:
-    """Find what goes with a table: what was copied beside it, or is called as such files are.
+    """Find the files that go with a table: those that were copied beside it, or are named as such files are.
 
-    Other things in the folder may be anybody's: tables, reports, sources. In its own folder a table has what it needs.
+    Other files in the folder may be anybody's: tables, reports, sources. In its own folder a table has what it needs.
 
     Args:
-        folder: that the table lies in.
-        record: of the table's config, the names that were copied; anything else if it has none. It is not trusted.
-        target: where they go.
+        folder: The folder that holds the table.
+        record: The names that the table's config records as copied; anything else if it records none. It is not
+            trusted.
+        target: The folder that they go to.
     """
     noted = {name for name in record if isinstance(name, str)} if isinstance(record, list) else set()
-    if is_same(folder, target):
+    if is_same_folder(folder, target):
         return SideFiles([name for name in record if name in noted] if isinstance(record, list) else [])
     whole, modules = side_files(folder, target), module_folders(folder)
     found = SideFiles(origin=folder)
@@ -182,25 +183,25 @@ def side_files_beside(folder: Folder, record: object, target: Folder) -> SideFil
         if name in noted or _is_known(name) or name.rpartition("/")[0] in modules:
             found.names.append(name)
         elif not isinstance(record, list):
-            found.leave("not known as a model's own", name)
+            found.leave_behind("not recognized as a model's file", name)
     if missing := sorted(noted - set(found.names)):
-        found.left["not beside the table any more"] = missing
+        found.left_behind["no longer beside the table"] = missing
     return found
 
 
 def _is_known(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in KNOWN)
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in KNOWN_PATTERNS)
 
 
-def is_same(a: Folder, b: Folder) -> bool:
-    """Whether two folders are one."""
+def is_same_folder(a: Folder, b: Folder) -> bool:
+    """Return whether two folders are the same."""
     if a.local is None or b.local is None:
         return a.location.rstrip("/") == b.location.rstrip("/")
     return a.local.resolve() == b.local.resolve()
 
 
-def _place(target: Folder | None, folder: Folder) -> str:
-    """Under which name a folder lies in another; "" if it does not."""
+def _path_inside(target: Folder | None, folder: Folder) -> str:
+    """Return the relative path of a folder inside another; "" if it is elsewhere."""
     if target is None:
         return ""
     if target.local is None or folder.local is None:
@@ -211,7 +212,7 @@ def _place(target: Folder | None, folder: Folder) -> str:
 
 
 def module_folders(folder: Folder) -> dict[str, str]:
-    """The folders that modules.json of sentence-transformers names, and the kind of module in each.
+    """List the folders that sentence-transformers' modules.json names, with the kind of module in each.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
@@ -223,27 +224,27 @@ def module_folders(folder: Folder) -> dict[str, str]:
     try:
         return {module.path: module.kind for module in read_modules(folder) or () if module.path}
     except FormatError:
-        return {}  # whoever runs the model says so
+        return {}  # loading the model refuses it
 
 
-def model_place(folder: Folder) -> str:
-    """The folder in a model's folder in which its weights are: "" but for the old layout of sentence-transformers."""
-    place = next((name for name, kind in module_folders(folder).items() if kind == _MODEL), "")
-    return place if place and folder.state(f"{place}/config.json") is not None else ""
+def weights_path(folder: Folder) -> str:
+    """Return the relative path of the folder with a model's weights: "" but in sentence-transformers' old layout."""
+    path = next((name for name, kind in module_folders(folder).items() if kind == _MODEL), "")
+    return path if path and folder.state(f"{path}/config.json") is not None else ""
 
 
-def recorded(found: SideFiles) -> dict[str, object]:
-    """What a table's config says of the files beside it."""
+def side_file_record(found: SideFiles) -> dict[str, object]:
+    """Build the record of the files beside a table, for its config."""
     return {RECORD: found.names} if found.names else {}
 
 
 def check_side_files(found: SideFiles, target: Folder) -> None:
-    """Refuse to put one model's config and tokenizer files in the place of another's.
+    """Refuse to overwrite another model's config and tokenizer files.
 
-    Documents for people are no reason to: those that are there stay, and `found` names them.
+    Documents for people are no reason to refuse: those that exist stay, and `found` lists them as left behind.
 
     Raises:
-        FormatError: naming a file that is there already with other contents.
+        FormatError: naming a file that already exists with other contents.
     """
     source = found.origin
     if source is None:
@@ -253,23 +254,23 @@ def check_side_files(found: SideFiles, target: Folder) -> None:
         above = ["/".join(parts[:count]) for count in range(1, len(parts))]
         if in_the_way := [folder for folder in above if target.state(folder) is not None]:
             raise FormatError(
-                f"{target.at(in_the_way[0])}: is a file, and {name} belongs into a folder of that name; write to "
-                "another folder, or remove it"
+                f"{target.at(in_the_way[0])}: is a file, and {name} needs a folder of that name; write to another "
+                "folder, or remove it"
             )
-        if not target.holds(name) or _same(source, target, name):
+        if not target.holds(name) or _is_equal(source, target, name):
             continue
         if any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in _DOCUMENTS):
             found.names.remove(name)
-            found.leave("another is there", name)
+            found.leave_behind("another already exists", name)
             continue
         raise FormatError(
-            f"{target.at(name)}: is there already and differs from {source.at(name)}, which belongs beside this "
+            f"{target.at(name)}: already exists and differs from {source.at(name)}, which belongs beside this "
             "model; write to another folder, or remove it"
         )
 
 
 def copy_side_files(found: SideFiles, target: Folder) -> None:
-    """Copy files, each of them whole or not at all; equal ones are left alone."""
+    """Copy the files, each whole or not at all; equal ones are left alone."""
     if (origin := found.origin) is None:
         return
     for name in found.names:
@@ -277,8 +278,8 @@ def copy_side_files(found: SideFiles, target: Folder) -> None:
             target.write(name, origin.read(name))
 
 
-def _why_left(entry: Entry, name: str, modules: Mapping[str, str], beside: Sequence[Entry]) -> str:
-    """Why a file is not copied, or a folder not looked into; "" if it is."""
+def _reason_to_leave(entry: Entry, name: str, modules: Mapping[str, str], beside: Sequence[Entry]) -> str:
+    """Return why a file is not copied, or a folder not searched; "" if it is."""
     if entry.name.startswith(".") or entry.name in _CACHES:
         return "caches"
     if not _is_plain(entry.name):
@@ -286,21 +287,21 @@ def _why_left(entry: Entry, name: str, modules: Mapping[str, str], beside: Seque
     if entry.kind == "folder":
         if name not in modules and (entry.name in _WEIGHT_FOLDERS or _is_weight(entry.name)):
             return "weights of another kind"
-        return "too many folders one in another" if name.count("/") >= MAX_DEPTH else ""
+        return "nested too deep" if name.count("/") >= MAX_DEPTH else ""
     if entry.kind == "outside":
         return "links out of the folder"
     if entry.kind == "other":
-        return "no files that can be read"
+        return "cannot be read"
     if name == MANIFEST:
-        return "the name that a table's manifest has"
+        return "named like a table's manifest"
     kind = modules.get(name.rpartition("/")[0], _MODEL)
-    if _is_weight(entry.name) and (kind == _MODEL or not _is_modules(entry.name, beside)):
+    if _is_weight(entry.name) and (kind == _MODEL or not _is_module_weight(entry.name, beside)):
         return "weights of another kind"
-    return f"of more than {MAX_FILE >> 20} MB" if entry.size > MAX_FILE else ""
+    return f"more than {MAX_FILE >> 20} MB" if entry.size > MAX_FILE else ""
 
 
-def _is_modules(name: str, beside: Sequence[Entry]) -> bool:
-    """Whether these are the weights of a small module behind the Transformer, which the table does not hold."""
+def _is_module_weight(name: str, beside: Sequence[Entry]) -> bool:
+    """Return whether these are the weights of a small module after the Transformer, which the table does not hold."""
     return name == _SAFE or (name == _PICKLE and all(entry.name != _SAFE for entry in beside))
 
 
@@ -309,16 +310,16 @@ def _is_weight(name: str) -> bool:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a name is one on any system, and nothing that a terminal would obey."""
+    """Return whether a file name is valid on any system, and does nothing to a terminal."""
     reserved = set(part) & set('/\\:*?"<>|')
     return bool(part) and part.isprintable() and not reserved and not part.startswith(".") and len(part.encode()) <= 255
 
 
-def _listed(names: Sequence[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _same(a: Folder | Made, b: Folder, name: str) -> bool:
+def _is_equal(a: Folder | GeneratedFiles, b: Folder, name: str) -> bool:
     first, second = a.state(name), b.state(name)
     return first is not None and second is not None and first.size == second.size and a.read(name) == b.read(name)

@@ -1,4 +1,4 @@
-"""From any source of tensors to a table, one tensor at a time: the road that every conversion takes."""
+"""Write any source of tensors as a table, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from aq_jax.quantizers.treatment import treat, vectors_note
 from aq_jax.store import Row, TableWriter, pieces
 
 if TYPE_CHECKING:
-    from aq_jax.calibration.solve import Solved
+    from aq_jax.calibration.solve import SolvedWeights
     from aq_jax.conversion.source import Source
     from aq_jax.progress import Progress
 
@@ -34,19 +34,19 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Written:
-    """What became of a source.
+class ConversionResult:
+    """The result of a conversion.
 
     Args:
-        path: the table.
-        quantized: names of the tensors that were quantized, with their cosine.
-        kept: why a tensor that should have been quantized was not, by name.
-        notes: what else there is to know, such as tensors that were quantized in another way than asked for.
-        allocation: how widths were chosen, if they were: the record of `calibration.plan.Allocation`.
-        training: how weights were trained, if they were: the record of `calibration.train.Trained`.
-        source_bytes: of all tensors as they were.
-        bytes: of the table on disk.
-        seconds: spent to read, quantize and write.
+        path: The path of the table.
+        quantized: The cosine of each quantized tensor, by name.
+        kept: The reason why a tensor that should have been quantized was not, by name.
+        notes: Other notes, such as tensors that were quantized in another way than asked for.
+        allocation: The record of the chosen widths, if any (`calibration.allocation.Allocation`).
+        training: The record of the training, if any (`calibration.train.TrainingResult`).
+        source_bytes: The bytes of all tensors in the source.
+        bytes: The bytes of the table on disk.
+        seconds: The time spent to read, quantize and write.
     """
 
     path: str
@@ -65,34 +65,34 @@ def write_model(
     path: str | os.PathLike[str],
     config: QuantizationConfig | None,
     *,
-    solved: Solved | None = None,
+    solved: SolvedWeights | None = None,
     compression: Compression = "none",
     progress: Progress | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> Written:
+    metadata: Mapping[str, Any] | None = None,
+) -> ConversionResult:
     """Write every tensor of a source to a table, quantized by a config or, without one, as it is.
 
-    Without one, what a table knew of tensors that are taken from it (`Source.rows`) is kept with them.
+    Without a config, tensors of a table keep their fields (`Source.row_metadata`).
 
     Memory holds one tensor's codes and a tile of its values, whatever the model; of a rotated tensor all values.
 
     Args:
-        source: where tensors come from.
-        path: .parquet or .arrow; appears whole, or not at all.
-        config: None writes schema V1, unless the source has rows of V2; anything else V2.
-        solved: what quantizers that need the running model made of their weights.
+        source: The source of the tensors.
+        path: The path of a .parquet or .arrow file; it appears whole, or not at all.
+        config: The quantization, which writes schema V2; None writes V1, unless the source has rows of V2.
+        solved: The weights that were solved on the running model.
         compression: "zstd" compresses the weights too.
-        progress: called with each tensor's name, its bytes, and the bytes of all, when it has been written.
-        more: what else the table's metadata keeps of how it was made.
+        progress: A callback that gets each written tensor's name, its bytes, and the bytes of all.
+        metadata: Further entries of the table's metadata.
 
     Raises:
-        ConfigError: for a solver that is none; for one that needs the running model, if nothing was solved.
+        ConfigError: for an unknown solver; for one that runs the model, if nothing was solved.
         AqError: for a tensor that cannot be quantized (see `QuantizationConfig.on_nonfinite`).
         FormatError: for what the table cannot hold.
     """
-    done = Written(str(path))
+    done = ConversionResult(str(path))
     clock = _Clock(done.seconds)
-    record = dict(source.made) | ({"quantization": config.to_dict()} if config else {}) | dict(more or {})
+    record = dict(source.provenance) | ({"quantization": config.to_dict()} if config else {}) | dict(metadata or {})
     if solved is not None:
         done.notes += solved.notes
         done.notes += [f"{name}: {why}" for name, why in solved.fallbacks.items()]
@@ -105,16 +105,16 @@ def write_model(
             done.seconds["train"] = solved.training["seconds"]
     if kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]:
         done.notes.append(vectors_note(kept))
-    sizes = {name: source.size(name) for name in source.shapes}
+    sizes = {name: source.nbytes(name) for name in source.shapes}
     started, total = time.perf_counter(), sum(sizes.values())
-    version = 2 if config or any("quant_type" in row for row in source.rows.values()) else 1
+    version = 2 if config or any("quant_type" in row for row in source.row_metadata.values()) else 1
     with TableWriter(path, version=version, config=record, compression=compression) as table:
         for name, size in sizes.items():
             value = clock.timed("read", source.read, name)
             if solved is not None and name in solved.replaced:
                 value = solved.replaced[name]
             if config is None:
-                rows = known_rows(name, value, source.rows.get(name, {}))
+                rows = unchanged_rows(name, value, source.row_metadata.get(name, {}))
             elif isinstance(value, QTensor):
                 raise FormatError(f"{name}: is {value.spec.quant_type} already, and would be rounded twice")
             elif solved is not None and name in solved.weights:
@@ -122,7 +122,7 @@ def write_model(
                 rows = solved_rows(name, value, solved, solver, done)
             else:
                 rows = quantized_rows(name, value, config, done, solved.fallbacks if solved else ())
-            for row in clock.watched("quantize", rows):
+            for row in clock.timed_items("quantize", rows):
                 table.write(as_v2(row) if version == 2 else row)
             done.source_bytes += size
             if progress:
@@ -134,19 +134,21 @@ def write_model(
     return done
 
 
-def known_rows(name: str, value: np.ndarray | QTensor, known: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a tensor as it is, with what is known of it (see `Source.rows`)."""
+def unchanged_rows(name: str, value: np.ndarray | QTensor, metadata: Mapping[str, Any]) -> Iterator[Row]:
+    """Build the rows of a tensor as it is, with its fields (see `Source.row_metadata`)."""
     if not isinstance(value, QTensor):
-        yield from plain_rows(name, value, *((known["dtype"], "fp16") if known.get("quant_type") == "fp16" else ()))
+        half = metadata.get("quant_type") == "fp16"
+        yield from plain_rows(name, value, *((metadata["dtype"], "fp16") if half else ()))
         return
-    for row in packed_rows(name, value, known.get("dtype", "float32")):
-        yield dataclasses.replace(row, **{key: known[key] for key in ("solver", "cosine", "rel_mse") if key in known})
+    fit = {key: metadata[key] for key in ("solver", "cosine", "rel_mse") if key in metadata}
+    for row in packed_rows(name, value, metadata.get("dtype", "float32")):
+        yield dataclasses.replace(row, **fit)
 
 
 def quantized_rows(
-    name: str, array: np.ndarray, config: QuantizationConfig, done: Written, unsolved: Collection[str] = ()
+    name: str, array: np.ndarray, config: QuantizationConfig, done: ConversionResult, unsolved: Collection[str] = ()
 ) -> Iterator[Row]:
-    """The V2 rows of one tensor under a model's config; those in `unsolved` by the fallback of their quantizer."""
+    """Build the V2 rows of one tensor under a model's config; those in `unsolved` by their quantizer's fallback."""
     treatment = treat(config, name, array.shape, array.dtype)
     policy, spec = treatment.policy, treatment.spec
     dtype = array.dtype.name
@@ -173,8 +175,10 @@ def quantized_rows(
     yield from map(as_v2, plain_rows(name, array))
 
 
-def solved_rows(name: str, array: np.ndarray, solved: Solved, solver: str, done: Written) -> Iterator[Row]:
-    """The V2 rows of a tensor that was solved before, by `solver`."""
+def solved_rows(
+    name: str, array: np.ndarray, solved: SolvedWeights, solver: str, done: ConversionResult
+) -> Iterator[Row]:
+    """Build the V2 rows of a tensor that `solver` solved before."""
     q = solved.weights[name]
     w = np.asarray(array, np.float32).reshape(-1)
     d = np.asarray(dequantize(q)).reshape(-1) - w
@@ -186,13 +190,13 @@ def solved_rows(name: str, array: np.ndarray, solved: Solved, solver: str, done:
 
 
 class _Clock:
-    """Seconds by what was done."""
+    """A stopwatch that adds up seconds by activity."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds = seconds
 
-    def watched(self, what: str, items: Iterator[T]) -> Iterator[T]:
-        """The items, with the seconds that it takes to make each."""
+    def timed_items(self, what: str, items: Iterator[T]) -> Iterator[T]:
+        """Yield the items, and add up the seconds that it takes to make them."""
         while found := self.timed(what, list, itertools.islice(items, 1)):
             yield found[0]
 

@@ -1,4 +1,4 @@
-"""Flax NNX: layers on quantized weights, and models built of them."""
+"""Flax NNX layers with quantized weights, and models built from them."""
 
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator

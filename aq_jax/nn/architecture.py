@@ -1,4 +1,4 @@
-"""A model without its weights: its family, as a folder's config.json names it, and its sizes."""
+"""Read a model's architecture from config.json: its family and its sizes, without weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Architecture:
     """A model without its weights.
 
     Args:
-        family: what others ask of such models.
-        config: its sizes.
-        fields: of config.json.
+        family: The model's family.
+        config: The model's sizes.
+        fields: The fields of config.json.
     """
 
     family: Family
@@ -33,20 +33,20 @@ class Architecture:
 
     @property
     def names(self) -> tuple[Mapped, ...]:
-        """Where each stored tensor goes."""
+        """List the mappings from stored tensors to parameters."""
         return self.family.names(self.config)
 
     def fill(self, tensors: Mapping[str, Any], activations: Activations, where: str) -> Model:
-        """The model with these weights (see `nn.weights.fill`)."""
+        """Build the model with these weights (see `nn.weights.fill`)."""
         make = partial(self.family.module, self.config, activations=activations)
         return fill(abstract(lambda rngs: make(rngs=rngs)), tensors, self.names, activations, where)
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Read config.json, which in old folders of sentence-transformers lies in one of the modules'.
+    """Read config.json, which old folders of sentence-transformers keep in a module's folder.
 
     Raises:
-        FormatError: if there is none, or it is of a model that is not computed here.
+        FormatError: if there is none, or the model is of an unknown family.
     """
     file = folder / transformer_path(Folder(folder)) / "config.json"
     fields = read_json(file.parent, file.name, dict)

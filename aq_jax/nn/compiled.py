@@ -1,4 +1,4 @@
-"""A model's methods as jitted functions that are given the weights with every call, and the ids that they are given."""
+"""Compile functions of a model, to which its weights are arguments, and check and pad the token ids that they get."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Structure(NamedTuple):
     """All of a module but the numbers in its arrays: modules of one structure can share a program.
 
     Args:
-        graph: of its nodes, with their static attributes.
-        tree: of its arrays.
-        mesh: over which they are spread; None for one device.
+        graph: The graph of its nodes, with their static attributes.
+        tree: The tree of its arrays.
+        mesh: The mesh that they are spread over; None for one device.
     """
 
     graph: nnx.GraphDef
@@ -31,16 +31,16 @@ class Structure(NamedTuple):
     mesh: Mesh | AbstractMesh | None
 
     def merge(self, leaves: list[Any]) -> Any:
-        """A module of these arrays."""
+        """Build the module with these arrays."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
 
 
-def split(module: nnx.Module) -> tuple[Structure, list[Any]]:
-    """A module's structure, which is hashable, and its arrays as they are now.
+def split_module(module: nnx.Module) -> tuple[Structure, list[Any]]:
+    """Split a module into its structure, which is hashable, and its arrays as they are now.
 
     >>> from flax import nnx
-    >>> one, other = (split(nnx.Linear(2, 2, rngs=nnx.Rngs(seed)))[0] for seed in range(2))
-    >>> one == other, one == split(nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)))[0]
+    >>> one, other = (split_module(nnx.Linear(2, 2, rngs=nnx.Rngs(seed)))[0] for seed in range(2))
+    >>> one == other, one == split_module(nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)))[0]
     (True, False)
     """
     graph, state = nnx.split(module)
@@ -52,19 +52,19 @@ def split(module: nnx.Module) -> tuple[Structure, list[Any]]:
 
 def nbytes(module: nnx.Module) -> int:
     """Count the bytes of a module's arrays in memory, of what kernels have prepared, too."""
-    return sum(leaf.nbytes for leaf in split(module)[1])
+    return sum(leaf.nbytes for leaf in split_module(module)[1])
 
 
 class Program:
     """A function of a module and arrays, compiled once for each structure of the module and shape of the arrays.
 
-    The weights are arguments of the program: XLA would fold them, for minutes, if they were constants of it; and
-    modules of one structure, as the layers of most models are, share it. What is static in a module, such as the window
-    of an attention, is part of its structure. Where other kernels are there, or one is forced, it is another program.
+    The weights are arguments of the program: as constants, XLA would fold them for minutes; and modules of one
+    structure, such as the layers of most models, share it. Static attributes of a module, such as the window of an
+    attention, are part of its structure. Other kernels, or a forced one, make another program.
 
     Args:
-        function: (module, *arrays, **options) -> arrays.
-        options: names of arguments that are static.
+        function: The function: (module, *arrays, **options) -> arrays.
+        options: The names of the static arguments.
 
     >>> from flax import nnx
     >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(2)]
@@ -79,16 +79,16 @@ class Program:
 
     @property
     def compiles(self) -> int:
-        """How many programs there are so far."""
+        """Count the programs compiled so far."""
         return sum(len(shapes) for _, shapes in self._compiled.values())
 
     def __call__(self, module: nnx.Module, *arrays: Any, **static: Any) -> Any:
-        """The function's result."""
-        return self.of(module)(*arrays, **static)
+        """Call the function."""
+        return self.bind(module)(*arrays, **static)
 
-    def of(self, module: nnx.Module) -> Callable[..., Any]:
-        """The function of a module as it is now, which is taken apart once for all the calls to come."""
-        structure, leaves = split(module)
+    def bind(self, module: nnx.Module) -> Callable[..., Any]:
+        """Bind the function to a module as it is now, which is split once for all calls."""
+        structure, leaves = split_module(module)
         if structure not in self._compiled:
             self._compiled[structure] = self._compile(structure), set()
         run, shapes = self._compiled[structure]
@@ -102,7 +102,7 @@ class Program:
 
     def _compile(self, structure: Structure) -> Callable[..., Any]:
         def run(leaves: list[Any], kernels: Hashable, *arrays: Any, **static: Any) -> Any:
-            # NumPy arrays come through as they are where nothing is compiled (jax_disable_jit).
+            # NumPy arrays arrive as they are if nothing is compiled (jax_disable_jit).
             arrays = tuple(each if isinstance(each, jax.Array) else jnp.asarray(each) for each in arrays)
             return self._function(structure.merge(leaves), *arrays, **static)
 
@@ -111,36 +111,36 @@ class Program:
             static_argnums=1,
             static_argnames=self._options,
             compiler_options=dict(COMPILER_OPTIONS[backend()]),
-            # To every device of the weights' mesh, so that each process has the results.
+            # Replicated over the weights' mesh, so that each process has the results.
             out_shardings=None if structure.mesh is None else NamedSharding(structure.mesh, PartitionSpec()),
         )
 
 
-class Compiled:
-    """A `Program` of one model.
+class BoundProgram:
+    """A `Program` that is bound to one model.
 
     >>> from flax import nnx
-    >>> double = Compiled(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), lambda model, x: 2 * model(x))
+    >>> double = BoundProgram(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), lambda model, x: 2 * model(x))
     >>> double(jax.numpy.ones((3, 2))).shape, double.compiles
     ((3, 2), 1)
     """
 
     def __init__(self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
         self._program = Program(function, options)
-        self._call = self._program.of(model)  # a list of leaves is taken apart faster than a State, in every call
+        self._call = self._program.bind(model)  # a call flattens a list of leaves faster than a State
 
     @property
     def compiles(self) -> int:
-        """How many programs there are so far."""
+        """Count the programs compiled so far."""
         return self._program.compiles
 
     def __call__(self, *arrays: Any, **static: Any) -> Any:
-        """The function's result for this model."""
+        """Call the function on this model."""
         return self._call(*arrays, **static)
 
 
 def padded_length(count: int, longest: int) -> int:
-    """The length to which so many tokens are padded: a power of two or the longest, so that programs are few.
+    """Return the length to which so many tokens are padded: a power of two or the longest, so that programs are few.
 
     >>> [padded_length(count, 96) for count in (0, 17, 65)]
     [16, 32, 96]
@@ -148,11 +148,11 @@ def padded_length(count: int, longest: int) -> int:
     return min(max(16, 1 << (count - 1).bit_length()), longest)
 
 
-def token_ids(ids: Sequence[int], vocabulary: int, where: str) -> Int[np.ndarray, "tokens"]:
-    """One text's ids as an array: a program would round floats, and find some row for any number.
+def check_token_ids(ids: Sequence[int], vocabulary: int, where: str) -> Int[np.ndarray, "tokens"]:
+    """Check one text's ids, and return them as an array: a program would round floats, and find a row for any number.
 
     Raises:
-        AqError: for what is no list of integers, and for those that are no row of the vocabulary.
+        AqError: for anything but a list of integers, and for ids outside the vocabulary.
     """
     found = np.asarray(ids)
     if found.shape == (0,):

@@ -1,4 +1,4 @@
-"""Sentences to embeddings: tokenize, pad to few lengths, run, and put the results into the caller's order."""
+"""Embed sentences: tokenize, pad to few lengths, run, and put the results into the caller's order."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from jaxtyping import Array, Float, Int
 
 from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
-from aq_jax.nn.compiled import Compiled, nbytes, padded_length, token_ids
+from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
 from aq_jax.nn.models import Model
-from aq_jax.nn.sentences import Sentences, prompt_tokens
-from aq_jax.nn.tokenizer import cut_at, encoded
+from aq_jax.nn.sentences import SentenceSettings, prompt_tokens
+from aq_jax.nn.tokenizer import set_truncation, tokenize_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 class Encoder:
-    """A sentence encoder: `aq_jax.load_model` makes one.
+    """A sentence encoder, as `aq_jax.load_model` returns it.
 
     Args:
-        model: a concrete one.
-        tokenizer: of the model.
-        sentences: how its hidden states become embeddings.
+        model: A model with its weights.
+        tokenizer: The model's tokenizer.
+        sentences: How hidden states become embeddings.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, sentences: Sentences) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, sentences: SentenceSettings) -> None:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
-        cut_at(tokenizer, sentences.max_tokens)
-        self._embed = Compiled(model, partial(embeddings, sentences=sentences))
+        set_truncation(tokenizer, sentences.max_tokens)
+        self._embed = BoundProgram(model, partial(embed_batch, sentences=sentences))
 
     @property
     def compiles(self) -> int:
-        """How many programs were compiled so far: one for each padded length, and for each of single sentences."""
+        """Count the programs compiled so far: one for each padded length, and for each of single sentences."""
         return self._embed.compiles
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the model's arrays in memory: weights as they are packed, or as kernels have prepared them."""
+        """Count the bytes of the model's arrays in memory: weights as they are packed, or as kernels prepared them."""
         return nbytes(self.model)
 
     def encode(
@@ -55,20 +55,20 @@ class Encoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Float[Array, "texts width"]:
-        """One embedding for each text, in the order of the texts.
+        """Embed each text, in the order of the texts.
 
-        A text's embedding does not depend on what the others say, but for the last bits where they change the shape in
-        which it runs. Longer texts than the model takes are cut, with a warning.
+        A text's embedding does not depend on the other texts, except in its last bits if they change the shape in which
+        it runs. Texts that are too long for the model are cut, with a warning.
 
         Args:
-            texts: any strings, empty ones too.
-            progress: called with a word, how many texts were just done, and how many there are.
-            prompt_name: whose prompt the texts are given; by default that which the folder names, if it does.
-            prompt: what is put before each text, instead of a prompt by name; "" for none.
+            texts: Any strings, empty ones too.
+            progress: A callback that gets a word, how many texts were just done, and how many there are.
+            prompt_name: The name of the prompt to put before each text; by default the folder's default prompt, if any.
+            prompt: The text to put before each text, instead of a prompt by name; "" for none.
 
         Raises:
-            AqError: if one of the texts is no string, or `texts` is one; for a prompt that is unknown; for a text with
-                a token that the model has no row for.
+            AqError: if one of the texts is no string, or `texts` is one; for an unknown prompt; for a text with a token
+                that the model has no row for.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise AqError(f"encode: wanted a list of strings, found {type(texts).__name__}")
@@ -77,7 +77,7 @@ class Encoder:
             raise AqError("encode: wanted a list of strings, found others")
         before = self.sentences.prompt(prompt_name, prompt)
         whole = [before + text for text in texts] if before else texts
-        encodings = encoded(self.tokenizer, whole, self.model.config.vocab_size, "encode")
+        encodings = tokenize_texts(self.tokenizer, whole, self.model.config.vocab_size, "encode")
         cut = sum(1 for encoding in encodings if encoding.overflowing)
         if cut:
             note = f"{cut} of {len(texts)} texts are longer than {self.sentences.max_tokens} tokens, and were cut"
@@ -88,10 +88,10 @@ class Encoder:
     def encode_ids(
         self, ids: Sequence[Sequence[int]], progress: Callable[[str, int, int], None] | None = None
     ) -> Float[Array, "texts width"]:
-        """As `encode`, from token ids, each text's with its special tokens, and with its prompt, which counts.
+        """Embed as `encode`, from token ids, each text's with its special tokens, and with its prompt, which counts.
 
         Raises:
-            AqError: for ids that are no integers or no tokens of the model, and for more of them than it takes.
+            AqError: for ids that are no integers or outside the vocabulary, and for more of them than the model takes.
         """
         return self._run(ids, 0, progress)
 
@@ -99,13 +99,13 @@ class Encoder:
         self, ids: Sequence[Sequence[int]], skipped: int, progress: Callable[[str, int, int], None] | None
     ) -> Float[Array, "texts width"]:
         vocabulary = self.model.config.vocab_size
-        texts = [token_ids(text, vocabulary, f"encode_ids: text {i}") for i, text in enumerate(ids)]
+        texts = [check_token_ids(text, vocabulary, f"encode_ids: text {i}") for i, text in enumerate(ids)]
         longest = max(map(len, texts), default=0)
         if longest > self.sentences.max_tokens:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
         prompt = () if self.sentences.includes_prompt else (np.int32(skipped),)
         parts: list[tuple[list[int], Array]] = []
-        for members, rows, length in batches(list(map(len, texts)), self.sentences.max_tokens, TOKENS[backend()]):
+        for members, rows, length in make_batches(list(map(len, texts)), self.sentences.max_tokens, TOKENS[backend()]):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
             for row, member in enumerate(members):
                 lengths[row] = len(texts[member])
@@ -120,33 +120,33 @@ class Encoder:
         return jax.device_put(out)
 
 
-def embeddings(
+def embed_batch(
     model: Model,
     ids: Int[Array, "batch tokens"],
     lengths: Int[Array, "batch"],
     skipped: Int[Array, ""] | None = None,
     *,
-    sentences: Sentences,
+    sentences: SentenceSettings,
 ) -> Float[Array, "batch width"]:
-    """Of sentences of these lengths; what stands behind them in `ids` means nothing."""
+    """Embed a padded batch of sentences."""
     mask = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
     return sentences.embed(model(ids, mask), mask, skipped)
 
 
-def batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
-    """(members, rows, padded length): which sentences run together, longest first.
+def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
+    """Group sentences into batches, longest first: yield (members, rows, padded length).
 
-    Padded lengths are powers of two, and each goes with one number of rows, so that programs are few. Only a call of so
-    few sentences that they fill less than half a batch runs them one by one.
+    Padded lengths are powers of two, and each has one number of rows, so that programs are few. Only sentences so few
+    that they fill less than half a batch run one by one.
 
     Args:
-        lengths: of the sentences, in tokens.
-        longest: the longest padded length.
-        tokens: in a batch, with padding.
+        lengths: The lengths of the sentences, in tokens.
+        longest: The longest padded length.
+        tokens: The number of tokens in a batch, with padding.
 
-    >>> list(batches([3, 40, 5], 256, 512))
+    >>> list(make_batches([3, 40, 5], 256, 512))
     [([1], 1, 64), ([2], 1, 16), ([0], 1, 16)]
-    >>> [(len(members), rows, length) for members, rows, length in batches([10] * 40, 256, 512)]
+    >>> [(len(members), rows, length) for members, rows, length in make_batches([10] * 40, 256, 512)]
     [(32, 32, 16), (8, 32, 16)]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)

@@ -1,4 +1,4 @@
-"""A table with config.json and tokenizer files beside it, as a model that runs."""
+"""Load a table, with config.json and tokenizer files beside it, as a model that runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
-from aq_jax.nn.sentences import read_prepared, read_sentences
+from aq_jax.nn.sentences import read_sentence_tokenizer, read_sentences
 from aq_jax.ops import lacks_for_integers
 from aq_jax.store.jsonfile import read_json
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 def load_model(
     path: str | os.PathLike[str], activations: Activations | None = None, *, mesh: Mesh | None = None
 ) -> Encoder | Generator:
-    """A model from a table; quantized weights stay packed.
+    """Load a model from a table; quantized weights stay packed.
 
     Args:
-        path: a table of schema V1 or V2, or a folder of shards, with config.json and tokenizer files beside it, as
-            `convert` leaves them.
-        activations: what inputs of quantized layers are rounded to (see `qdot`): "int8" (W8A8), "bfloat16" or
+        path: The path of a table of schema V1 or V2, or of a folder of shards, with config.json and tokenizer files
+            beside it, as `convert` leaves them.
+        activations: The type that inputs of quantized layers are rounded to (see `qdot`): "int8" (W8A8), "bfloat16" or
             "float32". Default: "int8" if all quantized weights have 8 bits, else "float32". Models of float weights
             compute in float32.
-        mesh: devices over whose axis "model" the linear layers are spread (tensor parallelism; `nn.parallel` says how);
+        mesh: The devices over whose axis "model" the linear layers are spread (tensor parallelism, see `nn.parallel`);
             each process reads what its own devices hold. All processes of the mesh make the same calls. Results are
-            those of one device, but for the order in which sums are added up.
+            those of one device, except for the order in which sums are added up.
 
     Returns:
         An Encoder, whose `encode` embeds sentences, or a Generator, whose `generate` continues a prompt.
@@ -46,8 +46,8 @@ def load_model(
     Raises:
         FileNotFoundError: if there is no table.
         FormatError: for missing or damaged files, tensors that do not fit the model, or another kind of model.
-        ConfigError: for other activations, for those that this table's weights cannot be multiplied by, and for a mesh
-            without such an axis.
+        ConfigError: for unknown activations, for those that this table's weights cannot be multiplied by, and for a
+            mesh without such an axis.
 
     >>> import struct, tempfile
     >>> import numpy as np, aq_jax as aq
@@ -77,20 +77,20 @@ def load_model(
             where = shardings(infos, architecture, mesh)
         tensors = loader.load_weights(packed=True, shardings=where)
     family, config = architecture.family, architecture.config
-    how = chosen_activations(tensors, activations, str(path))
+    how = choose_activations(tensors, activations, str(path))
     if heads := sorted(name for name in tensors if re.fullmatch(family.heads, name)):
         warnings.warn(f"{path}: {', '.join(heads)} are a classifier's, and not used to {family.task}", stacklevel=2)
-    tokenizer = read_prepared(folder)
+    tokenizer = read_sentence_tokenizer(folder)
     model = architecture.fill(tensors, how, str(path))
     if family.task == "generate":
-        return Generator(cast(LanguageModel, model), tokenizer, read_ends(folder, architecture.fields))
+        return Generator(cast(LanguageModel, model), tokenizer, read_eos_ids(folder, architecture.fields))
     least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
     sentences = read_sentences(folder, config.max_position_embeddings, config.hidden_size, least)
     return Encoder(model, tokenizer, sentences)
 
 
-def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where: str) -> Activations:
-    """Those asked for; by default eight bits where the weights have eight and multiply as integers, else float32.
+def choose_activations(tensors: dict[str, Any], asked: Activations | None, where: str) -> Activations:
+    """Choose those asked for; by default eight bits if the weights have eight and multiply as integers, else float32.
 
     Raises:
         ConfigError: if these weights cannot be multiplied by those asked for.
@@ -102,7 +102,7 @@ def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where
         return "int8" if quantized and not lacking and all(q.spec.bits == 8 for q in quantized.values()) else "float32"
     if asked != "float32" and not quantized:
         raise ConfigError(
-            f"{where}: found float weights only; activations = {asked!r} wants quantized ones, whose inputs it rounds; "
+            f"{where}: holds float weights only; activations = {asked!r} needs quantized ones, whose inputs it rounds; "
             "convert with a quant_type, or leave activations out"
         )
     if asked == "int8" and lacking:
@@ -114,8 +114,8 @@ def chosen_activations(tensors: dict[str, Any], asked: Activations | None, where
     return asked
 
 
-def read_ends(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text: of generation_config.json, or else of config.json."""
+def read_eos_ids(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:
+    """Read the ids that end a text: from generation_config.json, or else from config.json."""
     found = (fields | (read_json(folder, "generation_config.json", dict) or {})).get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return tuple(i for i in ids if isinstance(i, int))

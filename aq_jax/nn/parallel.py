@@ -1,8 +1,8 @@
-"""Tensor parallelism: which device holds which part of a model's weights (Megatron-LM, arXiv:1909.08053).
+"""Spread a model's weights over devices: tensor parallelism (Megatron-LM, arXiv:1909.08053).
 
-Of a pair of linear layers the first is cut by its outputs, and each device feeds its own of them to the second, which
-is cut by its inputs; the sums are then added up over the devices. XLA puts that in (GSPMD, arXiv:2105.04663): here is
-only said where weights lie, and no other place would make another result, but for the order in which sums are added up.
+Of a pair of linear layers the first is cut by its outputs, and each device feeds its own outputs to the second, which
+is cut by its inputs; the sums are then added up over the devices. XLA inserts that (GSPMD, arXiv:2105.04663): this
+module only places the weights, and no placement changes a result, except for the order in which sums are added up.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def shardings(tensors: Mapping[str, RowInfo], architecture: Architecture, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each tensor of a model goes.
+    """Choose the sharding of each tensor of a model.
 
     Linear layers are cut along the mesh's axis "model", as the model's family says: queries, keys, values, gates, the
     first of two feed-forward layers and the head by outputs, with their biases; the others by inputs. All else is
-    replicated: embeddings, norms, and what does not divide into as many parts of whole bytes.
+    replicated: embeddings, norms, and tensors that do not divide into as many parts of whole bytes.
 
     Args:
-        tensors: what the table knows of them, by stored name; a name that the model does not have is replicated.
-        architecture: of the model.
-        mesh: see `check_mesh`.
+        tensors: The table's fields of each tensor, by stored name; a name that the model does not have is replicated.
+        architecture: The model's architecture.
+        mesh: The mesh (see `check_mesh`).
 
     >>> import jax
     >>> from aq_jax.nn.models import FAMILIES
@@ -58,17 +58,17 @@ def shardings(tensors: Mapping[str, RowInfo], architecture: Architecture, mesh: 
     layers = {stored: goal.rpartition(".")[0].rpartition(".")[2] for goal, (stored, _) in goals.items()}
     axes = {stored: architecture.family.cuts.get(layer) for stored, layer in layers.items()}
     count = mesh.shape[AXIS]
-    return {name: NamedSharding(mesh, split(axes.get(name), info, count)) for name, info in tensors.items()}
+    return {name: NamedSharding(mesh, partition_spec(axes.get(name), info, count)) for name, info in tensors.items()}
 
 
-def split(axis: int | None, info: RowInfo, count: int) -> PartitionSpec:
-    """How a tensor that is cut along this axis of [outputs, inputs] lies on `count` devices.
+def partition_spec(axis: int | None, info: RowInfo, count: int) -> PartitionSpec:
+    """Return the partition of a tensor that is cut along this axis of [outputs, inputs] over `count` devices.
 
-    >>> [split(0, RowInfo("w", (rows, 4), "float32", 4 * rows, 0, 16 * rows), 4) for rows in (8, 6)]
+    >>> [partition_spec(0, RowInfo("w", (rows, 4), "float32", 4 * rows, 0, 16 * rows), 4) for rows in (8, 6)]
     [P('model', None), P()]
     """
     axes = len(info.shape)
-    if axis is None or not axis < axes <= 2:  # of a layer that is cut by inputs, the bias is added once, to the sum
+    if axis is None or not axis < axes <= 2:  # the bias of a layer that is cut by inputs is added once, to the sum
         return PartitionSpec()
     parts = [count if i == axis else 1 for i in range(axes)]
     if info.shape[axis] % count or (info.code and info.code.divides(info.shape, parts)):

@@ -1,6 +1,6 @@
-"""What the files of sentence-transformers say of a model that embeds: modules, prompts, and how long a text may be.
+"""Read sentence-transformers' settings of an encoder: modules, prompts, and the length of a text.
 
-What they say is applied, as sentence-transformers applies it, or refused by name.
+Each setting is applied as sentence-transformers applies it, or refused by name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from blake3 import blake3
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.errors import AqError, FormatError
-from aq_jax.nn.pooling import Dense, Pooling, Stage, embed, unit
+from aq_jax.nn.pooling import Dense, Pooling, Stage, embed, normalize
 from aq_jax.nn.stages import read_stages
-from aq_jax.nn.tokenizer import CONFIG, lower_case, read_tokenizer, valid
+from aq_jax.nn.tokenizer import CONFIG, prepend_lower_case, read_tokenizer, replace_surrogates
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import MODULES, read_modules, transformer_path
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SETTINGS = "config_sentence_transformers.json"
-# The first that is there is read.
-OWN = tuple(
+# The first that exists is read.
+MODEL_SETTINGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 ALWAYS = {"query": "", "document": ""}  # names of prompts that every model has
 HUB = {"subfolder", "token", "cache_dir", "revision", "local_files_only", "trust_remote_code", "use_fast"}
-# Of what is given to the model: what changes no number, or only in which dtype the float model is read.
+# Arguments of the model that change no number, or only the dtype in which the float model is read.
 IDLE_OF_MODEL = {"attn_implementation", "dtype", "torch_dtype", "add_pooling_layer", "low_cpu_mem_usage", "device_map"}
-# Of a sentence_..._config.json: what is applied, and what changes no number of `encode`.
+# Fields of sentence_..._config.json that are applied, and fields that change no number of `encode`.
 APPLIED = {"max_seq_length", "do_lower_case", "processor_kwargs", "tokenizer_args"}
 IDLE = {"unpad_inputs", "query_length", "document_length", "query_expansion"}
 ONLY: Mapping[str, tuple[Any, ...]] = {
@@ -53,16 +53,16 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """What a folder says of sentences, beside the model.
+class SentenceSettings:
+    """A folder's settings for sentences.
 
     Args:
-        stages: from hidden states to an embedding: a Pooling, and what follows it.
-        max_tokens: what is longer is cut.
-        prompts: by name, what a text may be given before it.
-        default_prompt: the name of the prompt that a text is given if nothing else is asked for.
-        truncate_dim: how many numbers of an embedding are kept; None keeps all.
-        prompt_tokens: with how many tokens texts begin that a pooling without the prompt leaves out.
+        stages: The stages from hidden states to an embedding: a Pooling, and those after it.
+        max_tokens: The largest number of tokens of a text; the rest is cut.
+        prompts: The texts that may stand before a text, by name.
+        default_prompt: The name of the prompt that stands before a text by default.
+        truncate_dim: The number of an embedding's dimensions that are kept; None keeps all.
+        prompt_tokens: The number of a text's first tokens that a pooling without the prompt leaves out.
     """
 
     stages: tuple[Stage, ...] = (Pooling(),)
@@ -73,10 +73,10 @@ class Sentences:
     prompt_tokens: int = 0
 
     def prompt(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """Find the text that is put before texts: a prompt, or that of a name, or the default one.
+        """Choose the text to put before texts: a prompt, or that of a name, or the default one.
 
         Raises:
-            AqError: for a name that is unknown, and for what is no string.
+            AqError: for an unknown name, and for a prompt that is no string.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
@@ -93,11 +93,11 @@ class Sentences:
 
     @property
     def includes_prompt(self) -> bool:
-        """Whether the tokens of a prompt count in the pooling."""
+        """Return whether the tokens of a prompt count in the pooling."""
         return all(stage.include_prompt for stage in self.stages if isinstance(stage, Pooling))
 
     def width(self, hidden: int) -> int:
-        """Count the numbers of an embedding."""
+        """Count the dimensions of an embedding."""
         for stage in self.stages:
             if isinstance(stage, Pooling):
                 hidden *= len(stage.modes)
@@ -111,22 +111,22 @@ class Sentences:
         mask: Bool[Array, "batch tokens"],
         skipped: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "batch features"]:
-        """Turn hidden states into embeddings (see `pooling.embed`); without `skipped`, of the default prompt."""
+        """Turn hidden states into embeddings (see `pooling.embed`); by default, skip the default prompt's tokens."""
         whole = embed(hidden, mask, self.stages, self.prompt_tokens if skipped is None else skipped)
         return whole if self.truncate_dim is None else whole[:, : self.truncate_dim]
 
-    def directions(
+    def unit_embeddings(
         self, hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch features"]:
         """Turn hidden states into embeddings of length 1, whose products are cosines."""
-        return unit(self.embed(hidden, mask))
+        return normalize(self.embed(hidden, mask))
 
-    def with_default_prompt(self, tokenizer: Tokenizer) -> Sentences:
-        """The same, whose `prompt_tokens` are those of the default prompt."""
+    def with_default_prompt(self, tokenizer: Tokenizer) -> SentenceSettings:
+        """Return the settings with the `prompt_tokens` of the default prompt."""
         return dataclasses.replace(self, prompt_tokens=prompt_tokens(tokenizer, self.prompt()))
 
     def record(self) -> dict[str, Any]:
-        """What of it decides an embedding, of JSON types."""
+        """Return the settings that decide an embedding, as JSON types."""
         stages = [
             [type(stage).__name__, *(_digest(v) if isinstance(v, np.ndarray) else v for v in vars(stage).values())]
             for stage in self.stages
@@ -143,32 +143,32 @@ def _digest(array: np.ndarray) -> str:
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
     """Count a prompt's tokens, without the special one at its end, as sentence-transformers does."""
-    ids = tokenizer.encode(valid(prompt)).ids if prompt else []
+    ids = tokenizer.encode(replace_surrogates(prompt)).ids if prompt else []
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special} if ids else set()
     return len(ids) - (bool(ids) and ids[-1] in special)
 
 
-def read_sentences(folder: Path, positions: int, width: int | None = None, least: int = 1) -> Sentences:
-    """Read what the files of sentence-transformers say; without modules.json, the mean over all positions at most.
+def read_sentences(folder: Path, positions: int, width: int | None = None, least: int = 1) -> SentenceSettings:
+    """Read the settings of sentence-transformers' files; without modules.json, the mean of all the model's positions.
 
     Args:
-        folder: that has them.
-        positions: of the model.
-        width: of its hidden states, which what follows the pooling must fit; None checks nothing.
-        least: so many tokens a text must have room for, that is, one beside the special tokens.
+        folder: The folder that holds the files.
+        positions: The number of the model's positions.
+        width: The width of its hidden states, which the stages after the pooling must fit; None checks nothing.
+        least: The number of tokens that a text must have room for: the special tokens and one more.
 
     Raises:
-        FormatError: for modules, poolings and settings that are not computed here, for lengths of texts that leave no
-            room, for folders outside this one, and for damaged files.
+        FormatError: for modules, poolings and settings that are not supported, for lengths of texts that leave no room,
+            for folders outside this one, and for damaged files.
     """
-    here, own, file = read_own(folder)
-    limit = read_limit(here, own, file, positions, least)
+    here, own, file = read_model_settings(folder)
+    limit = read_max_tokens(here, own, file, positions, least)
     modules = read_modules(Folder(folder))
     if modules is None:
-        if unread := [name for name in (SETTINGS, *OWN) if (folder / name).exists()]:
-            note = f"{folder}: without {MODULES}, {', '.join(unread)} says nothing, as in sentence-transformers"
+        if unread := [name for name in (SETTINGS, *MODEL_SETTINGS) if (folder / name).exists()]:
+            note = f"{folder}: without {MODULES}, {', '.join(unread)} is ignored, as by sentence-transformers"
             warnings.warn(note, stacklevel=3)
-        return Sentences(max_tokens=limit)
+        return SentenceSettings(max_tokens=limit)
     stages = read_stages(folder, modules, width)
     settings = read_json(folder, SETTINGS, dict) or {}
     where = folder / SETTINGS
@@ -184,23 +184,23 @@ def read_sentences(folder: Path, positions: int, width: int | None = None, least
     dim = settings.get("truncate_dim")
     if dim is not None and (type(dim) is not int or dim < 1):
         raise FormatError(f"{where}: truncate_dim is {dim!r}; wanted a positive integer")
-    return Sentences(stages, limit, prompts, default, dim)
+    return SentenceSettings(stages, limit, prompts, default, dim)
 
 
-def read_own(folder: Path) -> tuple[Path, dict[str, Any], str]:
-    """Read the model's folder, what sentence_bert_config.json or one of its older names says, and which it is.
+def read_model_settings(folder: Path) -> tuple[Path, dict[str, Any], str]:
+    """Find the model's folder; read sentence_bert_config.json, or an older name of it, and return that name.
 
     Raises:
-        FormatError: for settings that are not applied here.
+        FormatError: for settings that are not supported.
     """
     here = folder / transformer_path(Folder(folder))
     if not (folder / MODULES).exists():
-        return here, {}, OWN[0]  # sentence-transformers reads none then
-    for file in OWN:
+        return here, {}, MODEL_SETTINGS[0]  # without modules.json, sentence-transformers reads none
+    for file in MODEL_SETTINGS:
         if found := read_json(here, file, dict):
             break
     else:
-        return here, {}, OWN[0]
+        return here, {}, MODEL_SETTINGS[0]
     where = here / file
     for name, allowed in ONLY.items():
         if name in found and found[name] not in allowed:
@@ -211,45 +211,45 @@ def read_own(folder: Path) -> tuple[Path, dict[str, Any], str]:
             if not isinstance(given, dict):
                 raise FormatError(f"{where}: {name} is {str(given)[:80]!r}; wanted an object")
             if more := sorted(given.keys() - idle - HUB):
-                raise FormatError(f"{where}: {name} has {', '.join(more)}, which is not applied here; take it out")
+                raise FormatError(f"{where}: {name} has {', '.join(more)}, which is not supported; take it out")
     known = APPLIED | IDLE | ONLY.keys() | {"model_args", "model_kwargs", "config_args", "config_kwargs"}
     if more := sorted(found.keys() - known):
         raise FormatError(f"{where}: has {', '.join(more)}, which {'is' if len(more) == 1 else 'are'} not known here")
     return here, found, file
 
 
-def read_prepared(folder: Path) -> Tokenizer:
-    """Read a folder's tokenizer, with what sentence-transformers files say of it.
+def read_sentence_tokenizer(folder: Path) -> Tokenizer:
+    """Read a folder's tokenizer, with sentence-transformers' settings of it.
 
     Raises:
-        FormatError: as `read_tokenizer`, and for settings that are not applied here.
+        FormatError: as `read_tokenizer`, and for settings that are not supported.
     """
-    here, own, file = read_own(folder)
-    tokenizer = read_tokenizer(here, _of_tokenizer(own, here / file))
+    here, own, file = read_model_settings(folder)
+    tokenizer = read_tokenizer(here, _tokenizer_arguments(own, here / file))
     lower = own.get("do_lower_case", False)
     if not isinstance(lower, bool):
         raise FormatError(f"{here / file}: do_lower_case is {lower!r}; wanted true or false")
     if lower:
-        lower_case(tokenizer)
+        prepend_lower_case(tokenizer)
     return tokenizer
 
 
-def _of_tokenizer(own: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _tokenizer_arguments(own: Mapping[str, Any], where: Path) -> dict[str, Any]:
     found = own.get("processor_kwargs", own.get("tokenizer_args")) or {}
     if not isinstance(found, dict):
         raise FormatError(f"{where}: processor_kwargs is {found!r}; wanted an object")
     return {name: value for name, value in found.items() if name not in HUB}
 
 
-def read_limit(here: Path, own: Mapping[str, Any], file: str, positions: int, least: int) -> int:
-    """Find how many tokens a text may have: the first file that says so, and never more than there are positions.
+def read_max_tokens(here: Path, own: Mapping[str, Any], file: str, positions: int, least: int) -> int:
+    """Read the largest number of tokens of a text: from the first file that sets it, and never more than the positions.
 
     Raises:
-        FormatError: for what is no number, or leaves no room.
+        FormatError: for a limit that is no number, or leaves no room.
     """
     general = read_json(here, CONFIG, dict) or {}
-    given = _of_tokenizer(own, here / file)
-    # Hugging Face writes 10^30 where there is no limit.
+    given = _tokenizer_arguments(own, here / file)
+    # Hugging Face writes 10^30 for no limit.
     limits = (
         (file, "processor_kwargs.model_max_length", given.get("model_max_length")),
         (file, "max_seq_length", own.get("max_seq_length")),
@@ -259,6 +259,6 @@ def read_limit(here: Path, own: Mapping[str, Any], file: str, positions: int, le
     file, name, limit = next(said for said in limits if said[2] is not None)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not min(limit, positions) >= least:
         raise FormatError(
-            f"{here / file}: {name} is {limit!r}, of {positions} positions; wanted so many tokens: {least} or more"
+            f"{here / file}: {name} is {limit!r}, of {positions} positions; wanted {least} tokens or more"
         )
     return int(min(limit, positions))

@@ -1,4 +1,4 @@
-"""What a folder's modules.json names behind the model, read: its pooling, and dense layers, norms and lengths."""
+"""Read the stages that modules.json names after the model: its pooling, dense layers, norms and normalization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aq_jax.nn.tensorfile import read_tensors
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import MODULES, Module
 
-FLAGS = {  # of a pooling in the old spelling, in the order in which they are put side by side
+FLAGS = {  # of a pooling's old config, in the order in which the vectors are concatenated
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -26,10 +26,10 @@ VECTOR = "sentence_embedding"
 
 
 def read_stages(folder: Path, modules: Sequence[Module], width: int | None) -> tuple[Stage, ...]:
-    """Read what follows the model: its pooling, and then dense layers, norms and lengths.
+    """Read the stages after the model: its pooling, and then dense layers, norms and normalization.
 
     Raises:
-        FormatError: for other modules, naming them, and those that do not fit each other.
+        FormatError: for other modules, naming them, and for stages that do not fit each other.
     """
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= READERS.keys():
@@ -46,22 +46,22 @@ def read_stages(folder: Path, modules: Sequence[Module], width: int | None) -> t
         if isinstance(stage, Dense | LayerNorm):
             inputs = stage.weight.shape[0] if isinstance(stage, Dense) else stage.scale.shape[0]
             if width is not None and inputs != width:
-                raise FormatError(f"{folder / module.path}: is for {inputs} numbers; what stands before gives {width}")
+                raise FormatError(f"{folder / module.path}: takes {inputs} numbers; the stage before it gives {width}")
             width = stage.weight.shape[1] if isinstance(stage, Dense) else inputs
         stages.append(stage)
     return tuple(stages)
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """Read the poolings that a folder's config.json asks for, in the old spelling (a flag each) or the new one.
+    """Read the poolings that a folder's config.json names, in its old form (a flag each) or the new one.
 
     Raises:
-        FormatError: for poolings that there are none of, and other settings.
+        FormatError: for unknown poolings and settings.
     """
     file = folder / "config.json"
     fields = read_json(folder, file.name, dict)
     if fields is None:
-        raise FormatError(f"{file}: no such file; wanted the pooling, which {MODULES} says is there")
+        raise FormatError(f"{file}: does not exist; wanted the pooling that {MODULES} names")
     known = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *FLAGS}
     if more := sorted(fields.keys() - known):
         raise FormatError(f"{file}: has {', '.join(more)}; known are {', '.join(sorted(known))}")
@@ -82,11 +82,12 @@ def read_dense(folder: Path) -> Dense:
     """Read a dense layer with its weights.
 
     Raises:
-        FormatError: for settings that are not computed here, and for weights that are not those of its config.
+        FormatError: for settings that are not supported, and for weights that do not fit the config.
     """
     file = folder / "config.json"
     fields = read_json(folder, file.name, dict) or {}
-    wanted = {"in_features", "out_features", "bias", "activation_function", "use_residual", *_names(fields, file)}
+    vector = _check_vector(fields, file)
+    wanted = {"in_features", "out_features", "bias", "activation_function", "use_residual", *vector}
     if more := sorted(fields.keys() - wanted):
         raise FormatError(f"{file}: has {', '.join(more)}; known are {', '.join(sorted(wanted))}")
     inputs, outputs = (_size(fields, name, file) for name in ("in_features", "out_features"))
@@ -117,7 +118,7 @@ def read_norm(folder: Path) -> LayerNorm:
     """Read a norm with its weights.
 
     Raises:
-        FormatError: for settings that are not known, and for weights that are not those of its config.
+        FormatError: for unknown settings, and for weights that do not fit the config.
     """
     file = folder / "config.json"
     fields = read_json(folder, file.name, dict) or {}
@@ -129,18 +130,18 @@ def read_norm(folder: Path) -> LayerNorm:
 
 
 def read_normalize(folder: Path) -> Normalize:
-    """Read that embeddings are given length 1.
+    """Read a normalization of embeddings.
 
     Raises:
-        FormatError: if others than those of sentences are.
+        FormatError: if it normalizes anything but sentence embeddings.
     """
     file = folder / "config.json"
-    _names(read_json(folder, file.name, dict) or {}, file)
+    _check_vector(read_json(folder, file.name, dict) or {}, file)
     return Normalize()
 
 
-def _names(fields: Mapping[str, Any], file: Path) -> tuple[str, str]:
-    """The names of the fields that say what a module reads and writes, which must be the embedding."""
+def _check_vector(fields: Mapping[str, Any], file: Path) -> tuple[str, str]:
+    """Check that a module reads and writes the embedding, and return the names of the fields that say so."""
     names = ("module_input_name", "module_output_name")
     for name in names:
         if fields.get(name) not in (None, VECTOR):
@@ -152,5 +153,5 @@ READERS = {
     "Dense": read_dense,
     "LayerNorm": read_norm,
     "Normalize": read_normalize,
-    "Dropout": lambda _: None,  # of which nothing is left once a model is trained
+    "Dropout": lambda _: None,  # does nothing once a model is trained
 }

@@ -16,7 +16,7 @@ from aq_jax.config import QuantizationConfig
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.nn.annotations import annotate, placed
+from aq_jax.nn.annotations import annotate, shard_like
 from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.quantizers.apply import quantize_tree
 
@@ -78,7 +78,7 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
         if isinstance(new, QTensor):
             inputs = 0 if key == "embedding" else len(_axes(node)[0])
             try:
-                return quantized_layer(node, placed(new, getattr(node, key).get_value(), inputs, name), activations)
+                return quantized_layer(node, shard_like(new, getattr(node, key).get_value(), inputs, name), activations)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}; or keep it by an override, quant_type = 'none'") from None
         if new.dtype != weight.dtype:  # in float16

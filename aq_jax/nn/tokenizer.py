@@ -1,8 +1,8 @@
-"""A folder's tokenizer, as transformers would make it of tokenizer.json and tokenizer_config.json.
+"""Read a folder's tokenizer as transformers would build it from tokenizer.json and tokenizer_config.json.
 
-transformers builds a BERT's tokenizer anew from the vocabulary and what tokenizer_config.json says: tokenizer.json's
-normalizer is not used at all. Importing it takes seconds, and so what it does for BERT, and for tokenizers that are
-what tokenizer.json says, is done here; whatever else a folder says is left to transformers itself.
+transformers rebuilds a BERT's tokenizer from the vocabulary and tokenizer_config.json, and ignores tokenizer.json's
+normalizer. Importing transformers takes seconds. So its work for BERT, and for tokenizers that tokenizer.json fully
+describes, is done here; any other folder is left to transformers itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
-# Of tokenizer_config.json: what is applied here, and what changes no id of a text.
+# Fields of tokenizer_config.json that are applied here, and fields that change no id of a text.
 APPLIED = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "split_special_tokens", "truncation_side"}
 APPLIED |= {"model_max_length", "max_len", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
 IDLE = {
@@ -38,14 +38,14 @@ IDLE = {
 
 
 def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Read a folder's tokenizer; the side on which it cuts is noted in its truncation (see `cut_at`).
+    """Read a folder's tokenizer; its truncation holds the side on which it cuts (see `set_truncation`).
 
     Args:
-        folder: has tokenizer.json, or older files, and config.json.
-        extra: goes before what tokenizer_config.json says.
+        folder: The folder with tokenizer.json, or older files, and config.json.
+        extra: Fields that override tokenizer_config.json.
 
     Raises:
-        FormatError: if there is none, or it is damaged, or could only be made by code of the folder's own.
+        FormatError: if there is none, or it is damaged, or needs code of the folder's own.
     """
     from tokenizers import Tokenizer
 
@@ -55,14 +55,14 @@ def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Toke
     try:
         if file.exists():
             found = Tokenizer.from_file(str(file))
-            if not _as_transformers_would(found, folder, said, model):
+            if not _configure_like_transformers(found, folder, said, model):
                 found = _by_transformers(folder, extra)
-        elif not any((folder / name).exists() for name in VOCABULARIES):  # transformers makes one that knows no word
+        elif not any((folder / name).exists() for name in VOCABULARIES):  # transformers would build an empty one
             raise FileNotFoundError(f"wanted it, or one of {', '.join(VOCABULARIES)}, which `convert` copies there")
         else:
             found = _by_transformers(folder, extra)
     except Exception as error:  # tokenizers raises no other class
-        raise FormatError(f"{file}: no tokenizer can be made of it: {error}") from None
+        raise FormatError(f"{file}: holds no tokenizer that can be built: {error}") from None
     side = said.get("truncation_side") or (found.truncation or {}).get("direction", "right")
     if side not in ("left", "right"):
         raise FormatError(f"{folder / CONFIG}: truncation_side is {side!r}; wanted 'left' or 'right'")
@@ -78,8 +78,8 @@ def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer
     return made.backend_tokenizer
 
 
-def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any], model: dict[str, Any]) -> bool:
-    """Whether a tokenizer was made what transformers makes of it; False says that only transformers itself can."""
+def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Configure a tokenizer as transformers would; return False if only transformers itself can."""
     from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordPiece
 
@@ -95,7 +95,7 @@ def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any],
     named = {name: _content(tokens[name]) for name in NAMED if tokens.get(name) is not None}
     if is_bert:
         named = BERT_TOKENS | named
-    others = [_content(token) for token in _more_tokens(tokens)]
+    others = [_content(token) for token in _extra_special_tokens(tokens)]
     here = {token.content: token for token in added.values()}
     if not (
         said.keys() <= APPLIED | IDLE | set(NAMED)
@@ -114,7 +114,7 @@ def _as_transformers_would(found: Tokenizer, folder: Path, said: dict[str, Any],
             isinstance(words, WordPiece)
             and (words.unk_token, words.continuing_subword_prefix) == (named["unk_token"], "##")
             and words.max_input_chars_per_word == 100
-            and _follow(added, found.get_vocab(with_added_tokens=False))
+            and _keep_ids(added, found.get_vocab(with_added_tokens=False))
         ):
             return False
         found.normalizer = normalizers.BertNormalizer(
@@ -142,33 +142,33 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _more_tokens(said: Mapping[str, Any]) -> Sequence[Any]:
+def _extra_special_tokens(said: Mapping[str, Any]) -> Sequence[Any]:
     more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or ()
-    return more if isinstance(more, list | tuple) else (more,)  # what is no list is no string, and refused
+    return more if isinstance(more, list | tuple) else (more,)  # any other type is refused later
 
 
 def _is_plain(token: Any) -> bool:
-    """Whether a token that is added has no settings of its own."""
+    """Return whether an added token has no settings of its own."""
     flags = ("lstrip", "rstrip", "single_word", "normalized")
     return not isinstance(token, dict) or not any(token.get(flag) for flag in flags)
 
 
 def _same_tokens(said: Any, added: Mapping[int, Any]) -> bool:
-    """Whether two files give the same tokens the same settings."""
+    """Return whether two files give the same tokens the same settings."""
     flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     return isinstance(said, dict) and {
         str(i): [getattr(token, flag) for flag in flags] for i, token in added.items()
     } == {i: [token.get(flag) for flag in flags] if isinstance(token, dict) else token for i, token in said.items()}
 
 
-def _follow(added: Mapping[int, Any], vocabulary: Mapping[str, int]) -> bool:
-    """Whether added tokens are of the vocabulary, or follow it: only then do they get these numbers once more."""
+def _keep_ids(added: Mapping[int, Any], vocabulary: Mapping[str, int]) -> bool:
+    """Return whether added tokens are in the vocabulary, or follow it: only then do they get the same ids again."""
     new = [i for i, token in sorted(added.items()) if vocabulary.get(token.content) != i]
     return new == list(range(len(vocabulary), len(vocabulary) + len(new)))
 
 
-def lower_case(tokenizer: Tokenizer) -> None:
-    """Put lower case before whatever else a tokenizer does to a text, as sentence-transformers' do_lower_case does."""
+def prepend_lower_case(tokenizer: Tokenizer) -> None:
+    """Make a tokenizer lower-case texts first, as sentence-transformers' do_lower_case does."""
     from tokenizers import normalizers
 
     own: Any = tokenizer.normalizer
@@ -179,19 +179,19 @@ def lower_case(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def cut_at(tokenizer: Tokenizer, max_tokens: int) -> None:
-    """Cut texts at so many tokens, on the side on which they were cut before, and pad none."""
+def set_truncation(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Make a tokenizer cut texts at so many tokens, on the side on which it cut before, and pad none."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens, direction=(tokenizer.truncation or {}).get("direction", "right"))
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int, where: str) -> list[Encoding]:
-    """Tokenize texts for a model of so many tokens.
+def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int, where: str) -> list[Encoding]:
+    """Tokenize texts for a model with so many tokens.
 
     Raises:
-        AqError: for a text with a token for which the model has no row, naming both.
+        AqError: for a text with a token that the model has no row for, naming both.
     """
-    found = tokenizer.encode_batch([valid(text) for text in texts])
+    found = tokenizer.encode_batch([replace_surrogates(text) for text in texts])
     for number, encoding in enumerate(found):
         if encoding.ids and (most := max(encoding.ids)) >= vocabulary:
             token = encoding.tokens[encoding.ids.index(most)]
@@ -202,6 +202,6 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int, where: 
     return found
 
 
-def valid(text: str) -> str:
-    """Lone surrogates, which no tokenizer takes, as the replacement character."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes, by the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

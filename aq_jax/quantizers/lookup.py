@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from aq_jax.codes import CODES, Code
 from aq_jax.config import ConversionConfig, QuantizationConfig
-from aq_jax.config.quantization import pick
+from aq_jax.config.quantization import check_choice
 from aq_jax.config.schema import load_config
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers import QUANTIZERS, Calibrated, Entry, Quantizer
@@ -35,7 +35,7 @@ def find(solver: Any) -> Entry:
     if solver in _RENAMED and solver not in QUANTIZERS:
         new = _RENAMED[solver]
         raise ConfigError(f"solver = {solver!r} is called {new!r} now: write solver = {new!r}")
-    pick("solver", solver, tuple(QUANTIZERS))
+    check_choice("solver", solver, tuple(QUANTIZERS))
     found = _sound(QUANTIZERS[solver], solver)
     if found.name != solver:
         raise ConfigError(f"QUANTIZERS[{solver!r}]: its name is {found.name!r}; wanted that under which it is found")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aq_jax.calibration.plan import LAST
+from aq_jax.calibration.allocation import JUDGE_FACTOR
 from aq_jax.calibration.text import Text, read_text
 from aq_jax.config import CalibrationConfig, ConversionConfig
 from aq_jax.config.schema import load_plan
@@ -96,7 +96,7 @@ def seen_lines(conversion: ConversionConfig) -> set[str]:
     if policy is None or not calibrated(policy):
         return set()
     calibration, train = conversion.calibration, conversion.train
-    beside = (1 + LAST) * conversion.allocate.sentences if conversion.allocate else 0
+    beside = (1 + JUDGE_FACTOR) * conversion.allocate.sentences if conversion.allocate else 0
     if train is not None:
         beside += train.held_out + train.sentences
     taken = dataclasses.replace(calibration, sentences=min(calibration.sentences + beside, MAX_LINES))

@@ -24,7 +24,7 @@ from aq_jax.validate.metrics import distribution
 from aq_jax.validate.outputs import Judge
 
 if TYPE_CHECKING:
-    from aq_jax.conversion.write import Written
+    from aq_jax.conversion.write import ConversionResult
     from aq_jax.nn import Encoder, Generator
     from aq_jax.nn.models import Family
     from aq_jax.store.inspection import Layer
@@ -33,7 +33,12 @@ LOADS = 3  # the fastest of so many loads counts
 
 
 def measure(
-    case: Case, conversion: ConversionConfig, done: Written, model: Mapping[str, Any], family: Family, judge: Judge
+    case: Case,
+    conversion: ConversionConfig,
+    done: ConversionResult,
+    model: Mapping[str, Any],
+    family: Family,
+    judge: Judge,
 ) -> dict[str, Any]:
     """Measure a case's table.
 

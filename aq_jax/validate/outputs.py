@@ -10,7 +10,7 @@ import numpy as np
 
 from aq_jax.errors import ConfigError
 from aq_jax.nn import Encoder, Generator
-from aq_jax.nn.tokenizer import encoded
+from aq_jax.nn.tokenizer import tokenize_texts
 from aq_jax.validate.data import HeldOut
 from aq_jax.validate.metrics import NextTokens, cosines, distribution, spearman
 
@@ -68,7 +68,7 @@ class GeneratorJudge:
 
     def __init__(self, reference: Generator, held: HeldOut) -> None:
         self._reference, limit = reference, reference.model.config.max_position_embeddings
-        found = encoded(reference.tokenizer, held.text.lines, reference.model.config.vocab_size, held.text.name)
+        found = tokenize_texts(reference.tokenizer, held.text.lines, reference.model.config.vocab_size, held.text.name)
         self._ids = [encoding.ids[:limit] for encoding in found if len(encoding.ids) > 1]
         if not self._ids:
             raise ConfigError(f"text: the tokenizer finds no line of two tokens in {held.text.name}")

@@ -14,8 +14,8 @@ class Gguf(Peer):
     """One of the block types; scales are float16.
 
     Args:
-        gguf: the library.
-        kind: the name of the type, whose digit is the width.
+        gguf: The library.
+        kind: The name of the type, whose digit is the width.
     """
 
     def __init__(self, gguf: ModuleType, kind: str) -> None:

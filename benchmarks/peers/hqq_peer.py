@@ -14,10 +14,10 @@ class Hqq(Peer):
     """`Quantizer`, groups in rows, scales and zeros in float16, as HQQLinear keeps them.
 
     Args:
-        name: of the contender.
-        quantizer: of the library.
-        optimize: whether zeros are optimized, which is what the method is.
-        torch: the library under it.
+        name: The contender's name.
+        quantizer: The library's quantizer.
+        optimize: Whether zeros are optimized, which is the method itself.
+        torch: The torch module.
     """
 
     packs = (4, 3, 2)
@@ -27,12 +27,12 @@ class Hqq(Peer):
         self.slow = optimize
         self.widths = {8: (128,), 4: (64, 128), 3: (64, 128), 2: (64, 128)}
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         return self._torch.from_numpy(w)
 
     def quantize(self, w: Any, bits: int, group: int) -> Any:
         groups = w.reshape(-1, group)
-        # It packs by fourths of the groups, and fails where they are no whole number.
+        # It packs by fourths of the groups, and fails if their number does not divide by four.
         short = -len(groups) % 4
         if short:
             groups = self._torch.cat([groups, groups[-1:].expand(short, group)])
@@ -51,7 +51,7 @@ class Hqq(Peer):
         codes, meta, _ = q
         return 8 * (codes.nbytes + meta["scale"].nbytes + meta["zero"].nbytes)
 
-    def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
+    def prepare_codes(self, codes: np.ndarray, bits: int) -> Any:
         return self._torch.from_numpy(codes.reshape(-1, 32))
 
     def pack(self, codes: Any, bits: int) -> Any:
@@ -62,7 +62,7 @@ class Hqq(Peer):
 
 
 def load() -> list[Peer]:
-    """Load the method, and what it starts from."""
+    """Load the method, and its starting point."""
     torch = load_torch()
     quantizer = library("hqq.core.quantize").Quantizer
     return [Hqq("hqq, no optimizer", quantizer, False, torch), Hqq("hqq", quantizer, True, torch)]

@@ -1,4 +1,4 @@
-"""NumPy in a Python loop over the groups, as the published system has it."""
+"""NumPy in a Python loop over the groups, as in the published system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.peers import ROW, Peer
 
 
 class NumpyPlain(Peer):
-    """absmax, symmetric, a group at a time; codes are packed by the loop, too."""
+    """Symmetric absmax, a group at a time; the loop packs the codes too."""
 
     name = "NumPy, a loop over groups"
     widths = {8: (ROW, 32, 64, 128), 4: (32, 64, 128), 2: (32, 64, 128)}  # noqa: RUF012
@@ -49,5 +49,5 @@ class NumpyPlain(Peer):
 
 
 def load() -> list[Peer]:
-    """Load the contender, which is always there."""
+    """Load the peer, which is always there."""
     return [NumpyPlain()]

@@ -1,4 +1,4 @@
-"""Do what one would write without a library: plain, vectorized NumPy for absmax quantization and packing."""
+"""Plain, vectorized NumPy for absmax quantization and packing, as one would write it without a library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.peers import ROW, Peer
 
 
 class NumpyVectorized(Peer):
-    """absmax, symmetric, all groups at once; the first code of a byte in its low bits."""
+    """Symmetric absmax, all groups at once; the first code of a byte in its low bits."""
 
     name = "NumPy"
     widths = {8: (ROW, 32, 64, 128), 4: (32, 64, 128), 2: (32, 64, 128)}  # noqa: RUF012
@@ -48,7 +48,7 @@ class NumpyVectorized(Peer):
         return (packed.reshape(-1, 1) >> shifts) & (2**bits - 1)
 
 
-def fit(w: np.ndarray, v: np.ndarray) -> tuple[float, float]:
+def cosine_and_error(w: np.ndarray, v: np.ndarray) -> tuple[float, float]:
     """Compute cosine and relative squared error of dequantized weights, as a table records them."""
     flat, v = w.reshape(-1), v.reshape(-1)
     ww, vv, wv = float(np.dot(flat, flat)), float(np.dot(v, v)), float(np.dot(flat, v))
@@ -56,5 +56,5 @@ def fit(w: np.ndarray, v: np.ndarray) -> tuple[float, float]:
 
 
 def load() -> list[Peer]:
-    """Load the contender, which is always there."""
+    """Load the peer, which is always there."""
     return [NumpyVectorized()]

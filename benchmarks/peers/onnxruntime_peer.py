@@ -11,10 +11,10 @@ from benchmarks.peers import Peer, library
 
 
 class OnnxRuntime(Peer):
-    """Asymmetric blocks, as its MatMulNBitsQuantizer makes them; decoded by NumPy, by the operator's documentation.
+    """Asymmetric blocks of its MatMulNBitsQuantizer; decoded by NumPy, after the operator's documentation.
 
     Args:
-        kernels: the library's compiled module.
+        kernels: The library's compiled module.
     """
 
     name = "onnxruntime"
@@ -24,7 +24,7 @@ class OnnxRuntime(Peer):
     def __init__(self, kernels: ModuleType) -> None:
         self._kernels = kernels
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         return np.ascontiguousarray(w.T)  # the operator's [inputs, outputs]
 
     def quantize(self, w: Any, bits: int, group: int) -> tuple:
@@ -50,6 +50,6 @@ class OnnxRuntime(Peer):
 
 
 def load() -> list[Peer]:
-    """Load the contender, which needs kernels that newer versions have."""
+    """Load the peer, whose kernels only newer versions have."""
     library("onnxruntime")
     return [OnnxRuntime(library("onnxruntime.capi._pybind_state"))]

@@ -1,4 +1,4 @@
-"""Measure this library through the same protocol as the others."""
+"""This library, through the same protocol as its peers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ours(Peer):
         self.widths = below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
         self.packs = (4, 3, 2) if solver == "absmax" else ()
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         import jax
 
         return jax.device_put(w)
@@ -48,7 +48,7 @@ class Ours(Peer):
         return np.asarray(aq.dequantize(q))
 
     def stored_bits(self, q: Any) -> int:
-        """Count a .parquet table's row, where scales and zero points are compressed; digest and name count too."""
+        """Count the bits of a row in a .parquet table, with digest and name; scales and zero points are compressed."""
         import aq_jax as aq
         from aq_jax.store.inspection import inspect_table
 
@@ -56,11 +56,11 @@ class Ours(Peer):
             aq.save(f"{folder}/w.parquet", {"w": q})
             return 8 * inspect_table(f"{folder}/w.parquet").layers[0].bytes
 
-    def needed_bits(self, q: Any) -> int:
+    def packed_bits(self, q: Any) -> int:
         return 8 * array_bytes(q)
 
-    def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
-        return self.arrange((codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
+    def prepare_codes(self, codes: np.ndarray, bits: int) -> Any:
+        return self.prepare((codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
 
     def pack(self, codes: Any, bits: int) -> Any:
         return _compiled("pack", bits)(codes).block_until_ready()
@@ -70,7 +70,7 @@ class Ours(Peer):
 
 
 def array_bytes(value: Any) -> int:
-    """Count bytes of an array, or of a QTensor's codes, scales and zero points; what is all zero counts for nobody."""
+    """Count the bytes of an array, or of a QTensor's parts; zero points that are all zero never count."""
     import aq_jax as aq
 
     if isinstance(value, aq.QTensor) and not np.asarray(value.zero_point).any():
@@ -88,7 +88,7 @@ def _compiled(name: str, bits: int) -> Any:
 
 
 def load() -> list[Peer]:
-    """Load the quantizers that need no data; those that do are in the suite `accuracy`."""
+    """Load the quantizers that need no data; the suite `accuracy` has the others."""
     return [
         Ours(ABSMAX, "absmax"),
         Ours(MSE, "mse", symmetric=False),

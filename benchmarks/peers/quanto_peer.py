@@ -15,10 +15,10 @@ class Quanto(Peer):
     """`quantize_weight` with one of its optimizers.
 
     Args:
-        name: of the contender.
-        quanto: the library.
-        optimizer: of the widths below eight.
-        torch: the library under it.
+        name: The contender's name.
+        quanto: The library.
+        optimizer: The optimizer of widths below eight bits.
+        torch: The torch module.
     """
 
     packs = (4, 2)
@@ -30,7 +30,7 @@ class Quanto(Peer):
         below = {4: (32, 64, 128), 2: (32, 64, 128)}
         self.widths = below if self.slow else {8: (ROW,), **below}
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         return self._torch.from_numpy(w)
 
     def quantize(self, w: Any, bits: int, group: int) -> Any:
@@ -47,10 +47,10 @@ class Quanto(Peer):
 
     def stored_bits(self, q: Any) -> int:
         shift = getattr(q, "_shift", None)
-        codes = getattr(q._data, "_data", q._data)  # a PackedTensor calls itself as large as what it holds
+        codes = getattr(q._data, "_data", q._data)  # a PackedTensor reports the size of the unpacked codes
         return 8 * (codes.nbytes + q._scale.nbytes + (0 if shift is None else shift.nbytes))
 
-    def arrange_codes(self, codes: np.ndarray, bits: int) -> Any:
+    def prepare_codes(self, codes: np.ndarray, bits: int) -> Any:
         return self._torch.from_numpy(codes)
 
     def pack(self, codes: Any, bits: int) -> Any:

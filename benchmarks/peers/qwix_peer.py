@@ -15,9 +15,9 @@ class Qwix(Peer):
     """`qwix.quantize`, jitted.
 
     Args:
-        name: of the contender.
-        method: of calibration: "absmax" or "minmax".
-        qwix: the library.
+        name: The contender's name.
+        method: The calibration method, "absmax" or "minmax".
+        qwix: The library.
     """
 
     note = "codes not packed"
@@ -35,7 +35,7 @@ class Qwix(Peer):
 
         self._quantize, self._dequantize = quantize, jax.jit(qwix.dequantize)
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         import jax
 
         return jax.device_put(w)
@@ -52,13 +52,13 @@ class Qwix(Peer):
         arrays = [q.qvalue, q.scale] + ([] if q.zero_point is None else [q.zero_point])
         return 8 * sum(array.nbytes for array in arrays)
 
-    def needed_bits(self, q: Any) -> int:
+    def packed_bits(self, q: Any) -> int:
         bits = int(str(q.qtype).removeprefix("int"))
         zeros = 0 if q.zero_point is None else q.zero_point.size
         return bits * (q.qvalue.size + zeros) + 8 * q.scale.nbytes
 
 
 def load() -> list[Peer]:
-    """Symmetric, and asymmetric."""
+    """Load the symmetric and the asymmetric method."""
     qwix = library("qwix")
     return [Qwix("qwix absmax", "absmax", qwix), Qwix("qwix minmax", "minmax", qwix)]

@@ -1,4 +1,4 @@
-"""safetensors: floats as they are, in one buffer with a header; what a table is loaded beside."""
+"""safetensors: floats as they are, in one buffer with a header; the peer of loading a table."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ class Safetensors(Peer):
 
 
 def load() -> list[Peer]:
-    """Load the contender, which needs the library."""
+    """Load the peer."""
     library("safetensors.numpy")
     return [Safetensors()]

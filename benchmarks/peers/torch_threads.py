@@ -10,12 +10,12 @@ from benchmarks.peers import library
 
 
 def load_torch() -> ModuleType:
-    """Import the library.
+    """Import torch, and set its number of threads.
 
     Raises:
-        Absent: if it is not there.
+        MissingLibrary: if it is missing.
     """
     torch = library("torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    warnings.filterwarnings("ignore")  # of deprecations, in the libraries that build on it
+    warnings.filterwarnings("ignore")  # deprecations in the libraries that build on it
     return torch

@@ -1,4 +1,4 @@
-"""torchao: integers of any width in groups, which it keeps in bytes."""
+"""torchao: integers of any width in groups, stored in bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Torchao(Peer):
     """`IntxUnpackedToInt8Tensor`, which `quantize_` with IntxWeightOnlyConfig puts into a model.
 
     Args:
-        name: of the contender.
-        algorithm: how scales are chosen, of IntxChooseQParamsAlgorithm.
-        torch: the library.
+        name: The contender's name.
+        algorithm: The name of an IntxChooseQParamsAlgorithm, which chooses scales.
+        torch: The torch module.
     """
 
     note = "codes not packed"
@@ -31,7 +31,7 @@ class Torchao(Peer):
         below = {4: (32, 64, 128), 3: (64, 128), 2: (32, 64, 128)}
         self.widths = below if self.slow else {8: (ROW, 32), **below}
 
-    def arrange(self, w: np.ndarray) -> Any:
+    def prepare(self, w: np.ndarray) -> Any:
         return self._torch.from_numpy(w)
 
     def quantize(self, w: Any, bits: int, group: int) -> Any:
@@ -49,9 +49,9 @@ class Torchao(Peer):
     def stored_bits(self, q: Any) -> int:
         return 8 * (q.qdata.nbytes + q.scale.nbytes + q.zero_point.nbytes)
 
-    def needed_bits(self, q: Any) -> int:
+    def packed_bits(self, q: Any) -> int:
         bits = int(str(q.target_dtype).removeprefix("torch.int"))
-        zeros = 0 if self.slow else bits * q.zero_point.numel()  # that algorithm has none: they are all 0
+        zeros = 0 if self.slow else bits * q.zero_point.numel()  # that algorithm's are all 0
         return bits * q.qdata.numel() + 8 * q.scale.nbytes + zeros
 
 

@@ -1,4 +1,4 @@
-"""List what is measured: name -> function of `full` that yields results. A name that ends in "@2" has two cores.
+"""The table of suites: name -> function of `full` that yields results. A name that ends in "@2" runs on two cores.
 
 A suite imports what it measures when it runs, in a process of its own.
 """
@@ -12,7 +12,7 @@ from benchmarks.timing import Line
 
 Suite = Callable[[bool], Iterator[Line]]
 
-PLACES: Mapping[str, str] = {
+TARGETS: Mapping[str, str] = {
     "memory": "memory:memory",
     "quantize": "quantize:quantize",
     "pack": "pack:pack",
@@ -51,14 +51,14 @@ QUESTIONS: Mapping[str, str] = {
 QUICK = ("quantize", "pack", "road", "load", "qdot", "encode", "accuracy@2", "size", "gaussian")
 
 
-def suite_at(place: str) -> Suite:
-    """Import the function at module:function."""
-    module, _, function = place.partition(":")
+def load_suite(target: str) -> Suite:
+    """Import the function that a target, "module:function", names."""
+    module, _, function = target.partition(":")
     return getattr(importlib.import_module(f"benchmarks.suites.{module}"), function)
 
 
-def _late(place: str) -> Suite:
-    return lambda full: suite_at(place)(full)
+def _lazy(target: str) -> Suite:
+    return lambda full: load_suite(target)(full)
 
 
-SUITES: Mapping[str, Suite] = {name: _late(place) for name, place in PLACES.items()}
+SUITES: Mapping[str, Suite] = {name: _lazy(target) for name, target in TARGETS.items()}

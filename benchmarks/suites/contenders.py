@@ -15,19 +15,19 @@ from benchmarks.timing import Skipped
 def peer_children(
     target: str, *arguments: Any, modules: Iterable[str] = peers.MODULES
 ) -> Iterator[tuple[dict[str, Child], list[Skipped]]]:
-    """Start a child for each module of peers that has its library, and list what is left out.
+    """Start a child for each module of peers whose library is installed; yield them, and those that are left out.
 
     Args:
-        target: as `Child` takes it; its first argument is the module.
-        arguments: further ones.
-        modules: of `benchmarks.peers`.
+        target: The target of `Child`; its first argument is the module.
+        arguments: Its further arguments.
+        modules: The names of modules in `benchmarks.peers`.
     """
     found, skipped = {}, []
     with ExitStack() as stack:
         for module in modules:
             try:
                 child = stack.enter_context(Child(target, module, *arguments))
-            except (peers.Absent, ChildError) as why:
+            except (peers.MissingLibrary, ChildError) as why:
                 skipped.append(Skipped(module.removesuffix("_peer"), str(why)))
             else:
                 found[module] = child

@@ -16,25 +16,25 @@ from benchmarks.peers.torch_threads import load_torch
 from benchmarks.timing import Line, Result, Skipped, race, ratio
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
-MIXED, BATCH = 64, 32  # real sentences; how many run together in the others, sorted by length
+MIXED, BATCH = 64, 32  # real sentences; a batch of the other libraries, sorted by length
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CASES = (*(f"{batch} x {tokens} tokens" for batch, tokens in SHAPES), f"{MIXED} real sentences")
 
 
 @cache
-def ids_of(case: str) -> list[list[int]]:
-    """Make the token ids of a case: random ones without padding, or sentences of prose."""
+def case_ids(case: str) -> list[list[int]]:
+    """Return the token ids of a case: random ones without padding, or sentences of prose."""
     if case == CASES[-1]:
-        from aq_jax.nn.sentences import read_prepared
+        from aq_jax.nn.sentences import read_sentence_tokenizer
 
         texts = models.sentences(400)[:: 400 // MIXED][:MIXED]
-        return [encoding.ids for encoding in read_prepared(models.folder()).encode_batch(texts)]
+        return [encoding.ids for encoding in read_sentence_tokenizer(models.folder()).encode_batch(texts)]
     batch, tokens = SHAPES[CASES.index(case)]
     return np.random.default_rng(0).integers(1000, 30000, (batch, tokens)).tolist()
 
 
 def embed(run: Run, ids: list[list[int]]) -> np.ndarray:
-    """Embed by a model that is given padded batches, as sentence-transformers makes them."""
+    """Embed by a model that takes padded batches, as sentence-transformers makes them."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     out = np.empty((len(ids), 384), np.float32)
     for start in range(0, len(ids), BATCH):
@@ -48,17 +48,17 @@ def embed(run: Run, ids: list[list[int]]) -> np.ndarray:
 
 def _calls(models_by_name: dict[str, Run]) -> dict[str, Callable[..., Any]]:
     def timed(run: Run, case: str) -> None:
-        embed(run, ids_of(case))
+        embed(run, case_ids(case))
 
     calls: dict[str, Callable[..., Any]] = {
         f"{name}|{case}": partial(timed, run, case) for name, run in models_by_name.items() for case in CASES
     }
-    # For the suite `quality`: embeddings of given ids.
+    # The suite `quality` calls these: embeddings of given ids.
     return calls | {name: lambda ids, run=run: embed(run, ids).tolist() for name, run in models_by_name.items()}
 
 
 def torch_models() -> dict[str, Callable[..., Any]]:
-    """List calls of a child: transformers' BertModel, mean pooled, in float32 and bfloat16."""
+    """Return, in a child, the calls of transformers' BertModel, mean pooled, in float32 and bfloat16."""
     torch = load_torch()
     from transformers import BertModel
 
@@ -74,7 +74,7 @@ def torch_models() -> dict[str, Callable[..., Any]]:
 
 
 def onnx_models() -> dict[str, Callable[..., Any]]:
-    """List calls of a child: ONNX Runtime's dynamic int8, exported by torch, quantized by onnxruntime's own tool."""
+    """Return, in a child, the calls of ONNX Runtime's dynamic int8: exported by torch, quantized by its own tool."""
     runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores()
@@ -100,7 +100,7 @@ def _onnx_file(torch: Any) -> Path:
         def forward(self, ids: Any, mask: Any) -> Any:
             return self.bert(ids, mask)[0]
 
-    exported, quantized = models.scratch() / "minilm.onnx", models.scratch() / "minilm_int8.onnx"
+    exported, quantized = models.scratch_folder() / "minilm.onnx", models.scratch_folder() / "minilm_int8.onnx"
     ids = torch.ones((2, 8), dtype=torch.int64)
     axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "mask", "hidden")}
     names = {"input_names": ["ids", "mask"], "output_names": ["hidden"], "dynamic_axes": axes}
@@ -111,17 +111,17 @@ def _onnx_file(torch: Any) -> Path:
 
 
 def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Embed as sentence-transformers does."""
+    """Pool and normalize as sentence-transformers does."""
     kept = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     return kept / np.linalg.norm(kept, axis=1, keepdims=True)
 
 
 def children() -> Iterator[Child | Skipped]:
-    """Start the other libraries, those that are there."""
+    """Start the other libraries that are installed."""
     for target in ("torch_models", "onnx_models"):
         try:
             yield Child(f"benchmarks.suites.encode:{target}")
-        except (peers.Absent, ChildError) as why:
+        except (peers.MissingLibrary, ChildError) as why:
             yield Skipped(f"encode by {target.partition('_')[0]}", str(why))
 
 
@@ -132,7 +132,7 @@ def encode(full: bool) -> Iterator[Line]:
     found = [other for other in others if isinstance(other, Child)]
     try:
         for case in CASES if full else CASES[:2]:
-            yield from _case(case, found, full)
+            yield from _race_case(case, found, full)
     finally:
         for child in found:
             child.close()
@@ -144,8 +144,8 @@ def _ours(full: bool) -> dict[str, Any]:
     return found | ({"int8 weights, bfloat16": models.encoder("int8", "bfloat16")} if full else {})
 
 
-def _case(case: str, others: list[Child], full: bool) -> Iterator[Line]:
-    ids, ours = ids_of(case), _ours(full)
+def _race_case(case: str, others: list[Child], full: bool) -> Iterator[Line]:
+    ids, ours = case_ids(case), _ours(full)
     contenders: dict[str, Callable[[], object]] = {
         name: lambda model=model: model.encode_ids(ids).block_until_ready() for name, model in ours.items()
     }
@@ -160,7 +160,7 @@ def _case(case: str, others: list[Child], full: bool) -> Iterator[Line]:
 
 
 def ratios(case: str, times: Any, single: bool) -> Iterator[Line]:
-    """W8A8 beside all, and the other pairs that something was promised of."""
+    """Yield W8A8 beside all others, and the other pairs that have a goal."""
     goals = {
         ("W8A8", "float32"): ("3.5", "5") if single else ("3.0", "4"),
         ("W8A8", "ONNX Runtime int8"): ("1.0", "1.35"),
@@ -170,7 +170,7 @@ def ratios(case: str, times: Any, single: bool) -> Iterator[Line]:
         goals[("W8A8", "torch bfloat16")] = ("0.9", "1.2")
         goals[("int8 weights, bfloat16", "float32")] = ("2", "2.5")
     pairs = [("W8A8", other) for other in times if other not in ("W8A8", "int8 weights, bfloat16")]
-    count, label = len(ids_of(case)), {"float32": "aq_jax float32"}
+    count, label = len(case_ids(case)), {"float32": "aq_jax float32"}
     for mine, other in (*pairs, ("int8 weights, bfloat16", "float32"), ("float32", "torch float32")):
         if mine not in times or other not in times:
             continue

@@ -1,4 +1,4 @@
-"""Load a table to JAX, beside safetensors' own loaders."""
+"""Measure loading a table to JAX, beside safetensors' own loaders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = {
 
 
 def jax_loaders(path: Path) -> dict[str, Callable[[], Any]]:
-    """List the ways of safetensors to JAX arrays; the best of them counts."""
+    """List safetensors' ways to load JAX arrays; the best of them counts."""
     import jax
     import jax.numpy as jnp
     from safetensors import flax, numpy
@@ -37,7 +37,7 @@ def jax_loaders(path: Path) -> dict[str, Callable[[], Any]]:
 
 
 def torch_loader() -> dict[str, Callable[[], Any]]:
-    """List calls of a child: the float32 model to torch, mapped (nothing is read before it is used) or read."""
+    """Return, in a child, the calls that load the float32 model to torch, mapped (read when used) or read."""
     load_torch()
     load_file = peers.library("safetensors.torch").load_file
     path = models.folder() / "model.safetensors"
@@ -73,7 +73,7 @@ def load(full: bool) -> Iterator[Line]:
         rounds, child = 9 if full else 5, None
         try:
             child = Child("benchmarks.suites.load:torch_loader")
-        except peers.Absent as why:
+        except peers.MissingLibrary as why:
             yield Skipped("load by torch", str(why))
         theirs = [TO_JAX]
         if child is not None:

@@ -1,6 +1,6 @@
 """Measure the memory that quantizing a model adds to a process that has everything imported (Linux).
 
-Every run is in a process of its own: what one case has freed, the next would use again.
+Every run is in a process of its own: memory that one case has freed, the next would use again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ RUNS = 3
 TARGET = "benchmarks.suites.memory:contenders"
 
 
-def added(work: Callable[[], object]) -> float:
-    """Measure MB that no file backs, at most, while something runs, over what there was before."""
-    peak, stop = [anonymous()], threading.Event()
+def peak_added(work: Callable[[], object]) -> float:
+    """Return the most MB without a backing file that a call adds while it runs."""
+    peak, stop = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.002):
-            peak.append(anonymous())
+            peak.append(anonymous_bytes())
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -45,28 +45,28 @@ def added(work: Callable[[], object]) -> float:
 
 
 def contenders(module: str) -> dict[str, Callable[[], Any]]:
-    """List calls of a child, which runs one: "peer|bits" -> MB added by MiniLM's matrices, read one by one."""
+    """Return, in a child, "peer|bits" -> a call that quantizes MiniLM's matrices, and returns the MB that it adds."""
     calls: dict[str, Callable[[], Any]] = {}
     if module == "ours":
-        calls = {f"{TABLE}|{bits}": partial(by_table, bits) for bits in CASES}
+        calls = {f"{TABLE}|{bits}": partial(measure_table, bits) for bits in CASES}
     for peer in peers.load(module):
         if peer.slow or (module == "ours" and peer.name != ABSMAX):
             continue
         for bits, (_, wanted) in CASES.items():
             if bits in peer.widths:
-                calls[f"{peer.name}|{bits}"] = partial(measure, peer, bits, peers.nearest(peer, bits, wanted))
+                calls[f"{peer.name}|{bits}"] = partial(measure, peer, bits, peers.nearest_group(peer, bits, wanted))
     return calls
 
 
 def measure(peer: peers.Peer, bits: int, group: int) -> float:
-    """Measure the MB that a peer adds."""
+    """Return the MB that a peer adds."""
     importlib.import_module("aq_jax.converters.checkpoint")  # what reads the matrices
-    peer.quantize(peer.arrange(np.ones((512, 512), np.float32)), bits, group)  # compiled, and warm
-    return added(partial(quantize_all, peer, bits, group))
+    peer.quantize(peer.prepare(np.ones((512, 512), np.float32)), bits, group)  # compiled, and warm
+    return peak_added(partial(quantize_all, peer, bits, group))
 
 
-def by_table(bits: int) -> float:
-    """Measure the MB that MiniLM's way to a table adds."""
+def measure_table(bits: int) -> float:
+    """Return the MB that converting MiniLM to a table adds."""
     from safetensors.numpy import save_file
 
     import aq_jax as aq
@@ -80,24 +80,24 @@ def by_table(bits: int) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         save_file({"w": np.ones((512, 512), np.float32)}, Path(scratch, "model.safetensors"))
         huggingface.to_table(scratch, Path(scratch, "warm.parquet"), config)
-        return added(lambda: huggingface.to_table(models.folder(), Path(scratch, "m.parquet"), config))
+        return peak_added(lambda: huggingface.to_table(models.folder(), Path(scratch, "m.parquet"), config))
 
 
 def memory(full: bool) -> Iterator[Line]:
-    """Yield the MB of each: ours writes a table, or keeps what it made, as the others do."""
+    """Measure each peer; ours writes a table, or keeps its results in memory, as the others do."""
     for module in peers.MODULES:
         try:
             with Child(TARGET, module) as child:
                 names = child.names
-        except (peers.Absent, ChildError) as why:
+        except (peers.MissingLibrary, ChildError) as why:
             yield Skipped(module.removesuffix("_peer"), str(why))
             continue
         for name in names:
-            yield in_fresh_processes(module, name, RUNS if full else 1)
+            yield measure_in_fresh_processes(module, name, RUNS if full else 1)
 
 
-def in_fresh_processes(module: str, name: str, runs: int) -> Line:
-    """Take the median of runs, each of which has a process for itself."""
+def measure_in_fresh_processes(module: str, name: str, runs: int) -> Line:
+    """Yield the median of runs, each in a process of its own."""
     peer, bits = name.split("|")
     case = f"MiniLM int{bits} in memory, {peer}"
     if peer == TABLE:
@@ -115,8 +115,8 @@ def in_fresh_processes(module: str, name: str, runs: int) -> Line:
     return Result(f"{case}: anonymous memory added", middle, "MB", *limits, note, low=min(found), high=max(found))
 
 
-def anonymous() -> int:
-    """Count bytes of memory of this process that no file backs (Linux)."""
+def anonymous_bytes() -> int:
+    """Count the bytes of this process's memory that no file backs (Linux)."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("RssAnon:"):

@@ -1,4 +1,4 @@
-"""Pack codes to bytes and back, by the libraries that have functions for it."""
+"""Measure packing codes to bytes and back, by the libraries that have functions for it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.models import each_matrix
+from benchmarks.models import iter_matrices
 from benchmarks.peers.ours import ABSMAX
 from benchmarks.suites.contenders import peer_children
-from benchmarks.timing import Line, beside, race
+from benchmarks.timing import Line, compare, race
 
 MODULES = ("ours", "numpy_vectorized", "quanto_peer", "hqq_peer")
 MODEL = "MiniLM"
 
 
 def contenders(module: str, cases: list[str], widths: list[int]) -> dict[str, Callable[[], Any]]:
-    """List calls of a child: "peer|bits|case|pack" and "...|unpack" -> a call."""
+    """Return, in a child, "peer|bits|case|pack" and "...|unpack" -> a call."""
     calls: dict[str, Callable[[], Any]] = {}
     rng = np.random.default_rng(0)
     peer = peers.load(module)[0]  # further ones pack alike
     for case in cases:
-        shapes = [w.shape for _, w in each_matrix()] if case == MODEL else [(int(case), int(case))]
+        shapes = [w.shape for _, w in iter_matrices()] if case == MODEL else [(int(case), int(case))]
         for bits in set(widths) & set(peer.packs):
             codes = [rng.integers(0, 2**bits, shape, np.uint8) for shape in shapes]
-            arranged = [peer.arrange_codes(array, bits) for array in codes]
+            arranged = [peer.prepare_codes(array, bits) for array in codes]
             packed = [peer.pack(array, bits) for array in arranged]
             ending = f"{peer.name}|{bits}|{case}"
-            calls[f"{ending}|pack"] = partial(_each, peer.pack, arranged, bits)
-            calls[f"{ending}|unpack"] = partial(_each, peer.unpack, packed, bits)
+            calls[f"{ending}|pack"] = partial(_call_each, peer.pack, arranged, bits)
+            calls[f"{ending}|unpack"] = partial(_call_each, peer.unpack, packed, bits)
     return calls
 
 
-def _each(call: Callable[[Any, int], Any], arrays: list[Any], bits: int) -> None:
+def _call_each(call: Callable[[Any, int], Any], arrays: list[Any], bits: int) -> None:
     for array in arrays:
         call(array, bits)
 
 
 def pack(full: bool) -> Iterator[Line]:
-    """Pack square matrices, and all of MiniLM's, one after the other."""
+    """Measure square matrices, and all of MiniLM's, one after the other."""
     cases, widths = (["2048", "4096", MODEL], [4, 3, 2]) if full else (["2048", MODEL], [4, 2])
     with peer_children("benchmarks.suites.pack:contenders", cases, widths, modules=MODULES) as (children, skipped):
         yield from skipped
@@ -59,4 +59,4 @@ def pack(full: bool) -> Iterator[Line]:
                     ours = times.pop(ABSMAX)
                     shape = case if case == MODEL else f"{case} x {case}"
                     for peer, timing in times.items():
-                        yield beside(f"{way} {bits} bits, {shape}", peer.partition(",")[0], timing, ours)
+                        yield compare(f"{way} {bits} bits, {shape}", peer.partition(",")[0], timing, ours)

@@ -1,4 +1,4 @@
-"""Multiply with quantized weights: each formulation, and other libraries', beside a float32 product in JAX."""
+"""Measure products with quantized weights, and other libraries', beside a float32 product in JAX."""
 
 from __future__ import annotations
 
@@ -19,42 +19,44 @@ SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
 ROWS = (1, 8, 32, 512)
 
 
-def numbers(inputs: int, outputs: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and W, the same in every process."""
+def random_matrices(inputs: int, outputs: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw x and W, the same in every process."""
     rng = np.random.default_rng(inputs + outputs + rows)
     return rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
 
 
 def torch_products() -> dict[str, Callable[..., Any]]:
-    """List calls of a child: products by torch."""
+    """Return, in a child, the calls of torch's products."""
     torch = load_torch()
     calls: dict[str, Callable[..., Any]] = {}
     for inputs, outputs in SHAPES:
         for rows in ROWS:
-            x, w = map(torch.from_numpy, numbers(inputs, outputs, rows))
+            x, w = map(torch.from_numpy, random_matrices(inputs, outputs, rows))
             for kind in ("float32", "bfloat16"):
                 a, b = (t.to(getattr(torch, kind)) for t in (x, w))
-                calls[f"torch {kind}|{inputs}|{outputs}|{rows}"] = partial(_kept, torch.nn.functional.linear, a, b)
+                calls[f"torch {kind}|{inputs}|{outputs}|{rows}"] = partial(
+                    _without_result, torch.nn.functional.linear, a, b
+                )
     return calls
 
 
 def onnx_products() -> dict[str, Callable[..., Any]]:
-    """List calls of a child: dynamic int8 products by ONNX Runtime, made by its own quantizer."""
+    """Return, in a child, the calls of ONNX Runtime's dynamic int8 products, made by its own quantizer."""
     onnx, runtime = peers.library("onnx"), peers.library("onnxruntime")
     quantization = peers.library("onnxruntime.quantization")
     calls: dict[str, Callable[..., Any]] = {}
     for inputs, outputs in SHAPES:
-        x, w = numbers(inputs, outputs, 1)
+        x, w = random_matrices(inputs, outputs, 1)
         session = onnx_session(onnx, runtime, quantization, w)
         for rows in ROWS:
-            x, _ = numbers(inputs, outputs, rows)
+            x, _ = random_matrices(inputs, outputs, rows)
             name = f"ONNX Runtime dynamic int8|{inputs}|{outputs}|{rows}"
-            calls[name] = partial(_kept, session.run, None, {"x": x})
+            calls[name] = partial(_without_result, session.run, None, {"x": x})
     return calls
 
 
 def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> Any:
-    """x @ W.T, W quantized ahead, x when it comes."""
+    """Build a session of x @ W.T, with W quantized ahead, and x when it comes."""
     make, kind = onnx.helper, onnx.TensorProto.FLOAT
     weight = onnx.numpy_helper.from_array(np.ascontiguousarray(w.T), "w")
     ends = [
@@ -62,7 +64,7 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
     ]
     graph = make.make_graph([make.make_node("MatMul", ["x", "w"], ["y"])], "product", ends[:1], ends[1:], [weight])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
-    plain, small = (Path(models.scratch(), f"{kind}.onnx") for kind in ("plain", "int8"))
+    plain, small = (Path(models.scratch_folder(), f"{kind}.onnx") for kind in ("plain", "int8"))
     onnx.save(model, plain)
     quantization.quantize_dynamic(plain, small)
     options = runtime.SessionOptions()
@@ -71,18 +73,18 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
     return runtime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
 
 
-def _kept(call: Callable[..., Any], *arguments: Any) -> None:
-    """Call without the result, which no pipe carries."""
+def _without_result(call: Callable[..., Any], *arguments: Any) -> None:
+    """Call, and drop the result, which no pipe carries."""
     call(*arguments)
 
 
 def qdot(full: bool) -> Iterator[Line]:
-    """Time `qdot` for each kind of activations, beside the others' products."""
+    """Measure `qdot` for each type of activations, beside the others' products."""
     children = []
     for target in ("torch_products", "onnx_products"):
         try:
             children.append(Child(f"benchmarks.suites.qdot:{target}"))
-        except (peers.Absent, ChildError) as why:
+        except (peers.MissingLibrary, ChildError) as why:
             yield Skipped(target.replace("_", " "), str(why))
     try:
         for inputs, outputs in SHAPES if full else SHAPES[1:2] + SHAPES[3:]:
@@ -100,7 +102,7 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     import aq_jax as aq
     from aq_jax.core.dispatch import ACTIVATIONS
 
-    x, w = map(jnp.asarray, numbers(inputs, outputs, rows))
+    x, w = map(jnp.asarray, random_matrices(inputs, outputs, rows))
     packed: dict[str, Any] = {
         "int8": aq.quantize(w, "int8"),
         "int4 g128": aq.quantize(w, aq.QuantizationConfig("int4", group_size=128)),
@@ -118,7 +120,7 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     base = times["float32"]
     for kind in packed:
         speeds = {how: ratio(base, times[f"{kind}, x {how}"]) for how in ACTIVATIONS}
-        chosen = "int8" if kind == "int8" else "float32"  # as models of such weights have it
+        chosen = "int8" if kind == "int8" else "float32"  # the default of models with such weights
         best = max(speed.value for speed in speeds.values())
         found = speeds[chosen]
         case = f"qdot {kind}, {inputs} x {outputs}, {rows} rows"

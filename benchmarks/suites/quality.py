@@ -1,4 +1,4 @@
-"""Compare embeddings of real sentences with float32 ones; parity with transformers; memory; programs."""
+"""Compare embeddings of real sentences with float32 ones, and with transformers'; measure memory and programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def quality(full: bool) -> Iterator[Line]:
-    """Compare with activations rounded, as models run."""
+    """Measure quality with rounded activations, as models run."""
     import jax
     from flax import nnx
 

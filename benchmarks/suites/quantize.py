@@ -1,4 +1,4 @@
-"""Quantize one matrix to codes and back, by every library, each in its own process."""
+"""Measure quantizing one matrix and back, by every library, each in its own process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks import peers
 from benchmarks.children import Child
 from benchmarks.peers.ours import ABSMAX
 from benchmarks.suites.contenders import peer_children
-from benchmarks.timing import Line, Result, beside, race
+from benchmarks.timing import Line, Result, compare, race
 
 WIDTHS = ((8, peers.ROW), (4, 128), (2, 128))
 SIDES = (2048, 4096)
@@ -21,26 +21,26 @@ CLAIMS = {"NumPy": ("5", "12"), "torchao": ("5", "15"), "quanto": ("5", "15")}  
 
 
 def contenders(module: str, side: int, slow: bool) -> dict[str, Callable[[], Any]]:
-    """List calls of a child: "quantize|peer|bits|group" and "dequantize|..." -> a call, of this module's peers.
+    """Return, in a child, "quantize|peer|bits|group" and "dequantize|..." -> a call, for a module's peers.
 
     Args:
-        module: of `benchmarks.peers`.
-        side: of the matrix.
-        slow: with those that are.
+        module: The name of a module in `benchmarks.peers`.
+        side: The side of the matrix.
+        slow: Whether to include slow peers.
     """
     w = np.random.default_rng(0).standard_normal((side, side), np.float32)
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
         if peer.slow and not slow:
             continue
-        arranged = peer.arrange(w)
+        arranged = peer.prepare(w)
         for bits, wanted in WIDTHS:
             if bits not in peer.widths:
                 continue
-            group = peers.nearest(peer, bits, wanted)
+            group = peers.nearest_group(peer, bits, wanted)
             forwards = partial(peer.quantize, arranged, bits, group)
             calls[f"quantize|{peer.name}|{bits}|{group}"] = forwards
-            if peer.decodes and not peer.slow:  # slow ones decode as the quick ones of their library
+            if peer.decodes and not peer.slow:  # slow ones decode like their library's quick ones
                 calls[f"dequantize|{peer.name}|{bits}|{group}"] = partial(_decode, peer, cache(forwards))
     return calls
 
@@ -50,9 +50,9 @@ def _decode(peer: peers.Peer, quantized: Callable[[], Any]) -> None:
 
 
 def quantize(full: bool) -> Iterator[Line]:
-    """float32 to codes and scales, packed where the library packs; and back, into fresh memory."""
+    """Quantize float32 to codes and scales, packed if the library packs; and back, into fresh memory."""
     for side in SIDES if full else SIDES[:1]:
-        slow = full and side == SIDES[0]  # minutes, for the larger one
+        slow = full and side == SIDES[0]  # the larger one would take minutes
         with peer_children("benchmarks.suites.quantize:contenders", side, slow) as (children, skipped):
             yield from skipped if side == SIDES[0] else ()
             for what in ("quantize", "dequantize"):
@@ -76,8 +76,8 @@ def _against_all(what: str, bits: int, group: int, side: int, children: list[Chi
     case = f"{what} int{bits} {f'g{group}' if group else 'rows'}, {side} x {side}"
     limits = ("0.75", "0.9") if forwards else ("", "")
     note = f"{4 * side**2 / 1e9 / ours.median:.2f} GB/s of float32"
-    yield beside(case, "memcpy", times.pop("memcpy"), ours, *limits, note=note)
+    yield compare(case, "memcpy", times.pop("memcpy"), ours, *limits, note=note)
     for peer, timing in times.items():
         claim = CLAIMS.get(peer, ("", "")) if bits < 8 and forwards else ("", "")
-        yield beside(case, peer, timing, ours, *claim, note=peers.other_group(groups[peer], group))
+        yield compare(case, peer, timing, ours, *claim, note=peers.group_note(groups[peer], group))
     yield Result(f"{case}: first call longer by", ours.first, "s")

@@ -1,4 +1,4 @@
-"""Take a whole model from its safetensors to a table."""
+"""Measure the conversion of a whole model: from its safetensors to a table."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.peers.numpy_vectorized import NumpyVectorized, fit
+from benchmarks.peers.numpy_vectorized import NumpyVectorized, cosine_and_error
 from benchmarks.suites.contenders import peer_children
-from benchmarks.timing import Line, Result, beside, race
+from benchmarks.timing import Line, Result, compare, race
 
 CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
 PATIENCE = 6.0
 
 
 def contenders(module: str) -> dict[str, Callable[[], Any]]:
-    """List calls of a child: "peer|bits|group" -> read MiniLM's matrices and quantize them. Nothing is written."""
+    """Return, in a child, "peer|bits|group" -> a call that reads and quantizes MiniLM's matrices."""
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
         for bits, (_, wanted) in CASES.items():
             if bits not in peer.widths or peer.slow:
                 continue
-            group = peers.nearest(peer, bits, wanted)
+            group = peers.nearest_group(peer, bits, wanted)
             calls[f"{peer.name}|{bits}|{group}"] = partial(quantize_all, peer, bits, group)
     return calls
 
 
 def quantize_all(peer: peers.Peer, bits: int, group: int) -> list[Any]:
-    """MiniLM's matrices, read one by one, and kept as the peer quantizes them."""
-    return [peer.quantize(peer.arrange(w), bits, group) for _, w in models.each_matrix()]
+    """Read MiniLM's matrices one by one, and keep them as the peer quantizes them."""
+    return [peer.quantize(peer.prepare(w), bits, group) for _, w in models.iter_matrices()]
 
 
 def road(full: bool) -> Iterator[Line]:
-    """Time ours and NumPy's, which write a V2 table with digests, fit and page checksums; the others end in memory."""
+    """Measure conversions; ours and NumPy's write a V2 table with digests, fit and page checksums, others nothing."""
     import aq_jax as aq
 
     configs = {
@@ -55,8 +55,8 @@ def road(full: bool) -> Iterator[Line]:
         ours, theirs = Path(scratch, "ours.parquet"), Path(scratch, "numpy.parquet")
         for bits, config in configs.items():
             found: dict[str, Callable[[], object]] = {
-                "ours": lambda config=config: our_road(ours, config),
-                "NumPy": lambda config=config: numpy_road(theirs, config),
+                "ours": lambda config=config: convert_with_ours(ours, config),
+                "NumPy": lambda config=config: convert_with_numpy(theirs, config),
             }
             notes = {}
             for child in children.values():
@@ -64,21 +64,21 @@ def road(full: bool) -> Iterator[Line]:
                     peer, width, group = name.split("|")
                     if int(width) == bits:
                         peer += " (writes nothing)"
-                        found[peer], notes[peer] = child.remote(name), peers.other_group(int(group), CASES[bits][1])
+                        found[peer], notes[peer] = child.remote(name), peers.group_note(int(group), CASES[bits][1])
             times = race(found, 7 if full else 3, PATIENCE)
             mine, case = times.pop("ours"), f"MiniLM to a table, {CASES[bits][0]}"
             for peer, timing in times.items():
                 limits = ("1", "2") if peer == "NumPy" else ("", "")
-                yield beside(case, peer, timing, mine, *limits, note=notes.get(peer, ""))
+                yield compare(case, peer, timing, mine, *limits, note=notes.get(peer, ""))
             yield Result(f"{case}: first call longer by", mine.first, "s")
         fitted = aq.QuantizationConfig("int2", group_size=128)
-        times = race({"ours": lambda: our_road(ours, fitted)}, 3 if full else 1)["ours"]
+        times = race({"ours": lambda: convert_with_ours(ours, fitted)}, 3 if full else 1)["ours"]
         first = {"first call longer by, s": times.first}
         yield Result("MiniLM int2 g128 mse, whole road", times.median, "s", "<= 8", "<= 3", figures=first)
 
 
-def our_road(path: Path, config: Any) -> None:
-    """safetensors to a table."""
+def convert_with_ours(path: Path, config: Any) -> None:
+    """Convert safetensors to a table."""
     from aq_jax.conversion.write import write_model
     from aq_jax.converters.checkpoint import open_checkpoint
 
@@ -86,8 +86,8 @@ def our_road(path: Path, config: Any) -> None:
         write_model(source, path, config)
 
 
-def numpy_road(path: Path, config: Any) -> None:
-    """Write the same table, as far as plain NumPy can make it."""
+def convert_with_numpy(path: Path, config: Any) -> None:
+    """Write the same table, as far as plain NumPy can."""
     from aq_jax.converters.checkpoint import open_checkpoint
     from aq_jax.io.dense import as_v2, plain_rows
     from aq_jax.store import Row, TableWriter
@@ -102,7 +102,7 @@ def numpy_road(path: Path, config: Any) -> None:
                 continue
             spec = config.spec
             q = peer.quantize(w, spec.bits, spec.group_elements(w.shape))
-            cosine, error = fit(w, peer.dequantize(q))
+            cosine, error = cosine_and_error(w, peer.dequantize(q))
             table.write(
                 Row(
                     name, w.shape, w.dtype.name, q[0].reshape(-1), w.size, spec.quant_type, q[1],

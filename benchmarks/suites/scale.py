@@ -1,4 +1,4 @@
-"""Measure what a conversion costs as models grow: time a byte, and memory, should stay what they are."""
+"""Measure conversions as models grow: time a byte, and memory, should stay the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import checkpoints
-from benchmarks.suites.memory import added
+from benchmarks.suites.memory import peak_added
 from benchmarks.timing import Line, Result
 
 WIDTH, INNER, VOCABULARY = 1024, 4096, 2048  # a layer of 33.6 MB
@@ -26,11 +26,11 @@ def scale(full: bool) -> Iterator[Line]:
             size = checkpoints.write_checkpoint(Path(scratch, "model"), shapes, 1 << 30, filled=0.02)
             shards = aq.ShardsConfig(size="256MB", workers=1)
             model, int8 = str(Path(scratch, "model")), aq.QuantizationConfig("int8")
-            if first is None:  # compiled before anything is measured
+            if first is None:  # compile before anything is measured
                 aq.convert(aq.ConversionConfig(model, str(Path(scratch, "warm")), int8, shards=shards))
             config = aq.ConversionConfig(model, str(Path(scratch, "out")), int8, shards=shards)
             start = time.perf_counter()
-            memory = added(lambda config=config: aq.convert(config))
+            memory = peak_added(lambda config=config: aq.convert(config))
             rate = (time.perf_counter() - start) / size * 1e9
         first = first or (rate, memory)
         yield Result(

@@ -1,4 +1,4 @@
-"""Measure bytes on disk, and how well weights fit."""
+"""Measure bytes on disk, and the error of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.timing import Line, Result
 
 
 def size(full: bool) -> Iterator[Line]:
-    """Measure bytes on disk, and how well weights fit, of the real model."""
+    """Measure the real model's bytes on disk, and the error of its weights."""
     import aq_jax as aq
     from aq_jax.converters import huggingface
     from aq_jax.store.inspection import Inspection, inspect_table
@@ -48,7 +48,7 @@ def size(full: bool) -> Iterator[Line]:
 
 
 def gaussian(full: bool) -> Iterator[Line]:
-    """`mse` at two bits on N(0, 1)."""
+    """Measure the error of `mse` at two bits on N(0, 1)."""
     import aq_jax as aq
 
     w = np.random.default_rng(1).standard_normal((2048, 1024), np.float32)

@@ -1,4 +1,4 @@
-"""Time the first sentences of a process."""
+"""Measure the time to the first sentences of a process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(loaded - start, time.perf_counter() - loaded)
 
 
 def start(full: bool) -> Iterator[Line]:
-    """Time the first sentences of a process, everything imported and the compile cache warm."""
+    """Embed the first sentences of a process, with everything imported and a warm compile cache."""
     path = models.table("int8")
     with tempfile.TemporaryDirectory() as cached:
         variables = {

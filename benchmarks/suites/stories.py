@@ -1,4 +1,4 @@
-"""Judge a real float Llama, of 260 thousand parameters, if it is there."""
+"""Measure a real float Llama of 260 thousand parameters, if its files are given."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from benchmarks.timing import Line, Result, Skipped
 
-STORIES = "AQ_JAX_STORIES"  # a folder with stories260K.bin, tok512.bin and stories.txt, divided by <|endoftext|>
+STORIES = "AQ_JAX_STORIES"  # a folder with stories260K.bin, tok512.bin and stories.txt, split by <|endoftext|>
 
 
 def stories(full: bool) -> Iterator[Line]:
-    """Measure loss a token, in every width, with and without calibration."""
+    """Measure the loss a token in every width, with and without calibration."""
     folder = os.environ.get(STORIES)
     if not folder:
         yield Skipped("stories260k", f"{STORIES} names no folder")
@@ -35,7 +35,7 @@ def stories(full: bool) -> Iterator[Line]:
             return -float(np.concatenate([np.asarray(model.score(text)) for text in texts]).mean())
 
         yield Result("stories260k float32: loss a token", loss(floats), "", "1.266 +- 0.001", "")
-        # Calibrated on what the model itself tells: no other stories are there than those it is judged on.
+        # Calibrated on stories that the model itself tells: the given ones judge it.
         teller = aq.load_model(floats)
         assert isinstance(teller, Generator)
         told = [teller.generate("Once upon a time", 200, temperature=1.0, seed=seed) for seed in range(64)]

@@ -1,4 +1,4 @@
-"""Time a training step and its parts: MiniLM at two bits, 2,048 tokens."""
+"""Measure a training step and its parts: MiniLM at two bits, 2,048 tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ TOKENS, LENGTH, ROUNDS = 2048, 27, 7
 
 
 def train(full: bool) -> Iterator[Line]:
-    """Time the step, and the programs of its parts, side by side."""
+    """Measure the step, and the programs of its parts, side by side."""
     import jax
     import jax.numpy as jnp
 
     import aq_jax as aq
-    from aq_jax.calibration.distill import Distiller, lesson, rows_of
-    from aq_jax.calibration.layerwise import vectors, weight_of
-    from aq_jax.calibration.text import built_in_sentences, padded, tokenized
+    from aq_jax.calibration.distill import Distiller, take_rows, training_batch
+    from aq_jax.calibration.layerwise import copy_vectors, get_weight
+    from aq_jax.calibration.text import built_in_sentences, pad_batch, tokenize
     from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
-    from aq_jax.nn.sentences import Sentences, read_prepared
+    from aq_jax.nn.sentences import SentenceSettings, read_sentence_tokenizer
     from benchmarks.models import encoder, table
 
     folder = table("float32").parent
@@ -31,12 +31,12 @@ def train(full: bool) -> Iterator[Line]:
         for layer in range(len(model.layers))
         for name in ("query", "key", "value", "out", "up", "down")
     ]
-    solved = {path: cast(aq.QTensor, aq.quantize(weight_of(model, path), config)) for path in paths}
+    solved = {path: cast(aq.QTensor, aq.quantize(get_weight(model, path), config)) for path in paths}
     rows = TOKENS // LENGTH
-    ids = tokenized(built_in_sentences()[:rows], read_prepared(folder), LENGTH, model.config.vocab_size)
-    batch = padded(ids, rows, LENGTH)
-    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), Sentences())
-    state, texts = [distiller.start(model, solved, vectors(model))], lesson(batch)
+    ids = tokenize(built_in_sentences()[:rows], read_sentence_tokenizer(folder), LENGTH, model.config.vocab_size)
+    batch = pad_batch(ids, rows, LENGTH)
+    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), SentenceSettings())
+    state, texts = [distiller.start(model, solved, copy_vectors(model))], training_batch(batch)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS[backend()]))
@@ -46,10 +46,10 @@ def train(full: bool) -> Iterator[Line]:
         loss.block_until_ready()
 
     teacher, student = distiller.leaves
-    goal = compiled(distiller.goal)(teacher, texts)
-    taken = rows_of(jax.tree.map(jnp.copy, state[0].weights), model.table, texts.rows)
+    goal = compiled(distiller.teacher_hidden)(teacher, texts)
+    taken = take_rows(jax.tree.map(jnp.copy, state[0].weights), model.table, texts.rows)
     programs = {
-        "teacher": (compiled(distiller.goal), (teacher, texts)),
+        "teacher": (compiled(distiller.teacher_hidden), (teacher, texts)),
         "forward": (compiled(distiller.loss), (taken, student, goal, texts)),
         "gradient": (compiled(jax.grad(distiller.loss)), (taken, student, goal, texts)),
     }

@@ -1,7 +1,7 @@
-"""Where weights lie: a table of formats by name, one file an entry; nobody else has a list of them.
+"""The table of formats that weights come in: one file an entry; nobody else has a list of them.
 
-An entry is asked whether it knows a location, and opens it. Those that are asked first are above; one that is added
-comes last. Nothing here imports JAX, or a library of a format, before something is opened.
+Each entry recognizes its locations, and opens them. The first entries are asked first; an added one comes last. Nothing
+here imports JAX, or a format's library, before something is opened.
 
     huggingface     a folder of safetensors, or, if asked for, of pickles
     orbax           an Orbax checkpoint, ours or another program's
@@ -31,27 +31,28 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """A kind of place where weights lie."""
+    """A format that weights come in."""
 
     @property
     def about(self) -> str:
-        """What it is, for messages."""
+        """Describe the format, for messages."""
         ...
 
     def recognizes(self, location: str) -> bool:
-        """Say whether a location, a path or a URL at which there is something, is of this format; damaged or not."""
+        """Return whether an existing location, a path or a URL, is of this format, damaged or not."""
         ...
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
-        """Open it.
+        """Open a location as a source.
 
         Args:
-            location: that is recognized.
-            packed: give quantized tensors as QTensors; otherwise dequantized, in the dtype that they had before.
-            allow_pickle: read files that can run code when they are read.
+            location: A location that the format recognizes.
+            packed: Whether quantized tensors become QTensors; otherwise they are dequantized to their dtype before
+                quantization.
+            allow_pickle: Whether to read files that can run code when they are read.
 
         Raises:
-            FormatError: for files that are missing, damaged, or not asked for.
+            FormatError: for files that are missing or damaged, or pickles without allow_pickle.
         """
         ...
 
@@ -63,24 +64,24 @@ FORMATS: dict[str, Format] = {
     "shards": Shards(),
     "llama2c": Llama2c(),
 }
-"""Open: a format is added by its name."""
+"""An open table: add a format under its name."""
 
 
 @contextmanager
 def open_source(
     location: str | os.PathLike[str], *, packed: bool = False, allow_pickle: bool = False, first: Collection[str] = ()
 ) -> Iterator[Source]:
-    """Open weights wherever they lie, by the first format that knows the location.
+    """Open weights wherever they lie, by the first format that recognizes the location.
 
     Args:
-        location: a path, a URL, or `package:NAME/FOLDER` inside an installed package.
-        packed, allow_pickle: as in `Format.open`.
-        first: names of formats that are asked before others.
+        location: A path, a URL, or `package:NAME/FOLDER` inside an installed package.
+        packed, allow_pickle: See `Format.open`.
+        first: The names of formats that are asked before the others.
 
     Raises:
-        FileNotFoundError: if there is nothing.
+        FileNotFoundError: if the location does not exist.
         ConfigError: for a package that is not installed, or a URL of no known filesystem.
-        FormatError: if no format knows it, and as `Format.open`.
+        FormatError: if no format recognizes the location, and as `Format.open`.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq
@@ -91,14 +92,16 @@ def open_source(
     """
     text = os.fspath(location) if is_url(location) else str(resolve_source(location))
     if not _exists(text):
-        raise FileNotFoundError(f"{text}: there is no such folder or file")
+        raise FileNotFoundError(f"{text}: does not exist")
     ordered = [FORMATS[name] for name in (*first, *(name for name in FORMATS if name not in first))]
     known = next((entry for entry in ordered if entry.recognizes(text)), None)
     if known is None:
-        raise FormatError(f"{text}: is none of these: {'; '.join(entry.about for entry in ordered)}")
-    lasting = text if is_url(text) else str(Path(text).absolute())
+        raise FormatError(
+            f"{text}: is of no known format; wanted one of these: {'; '.join(entry.about for entry in ordered)}"
+        )
+    absolute = text if is_url(text) else str(Path(text).absolute())
     with known.open(text, packed=packed, allow_pickle=allow_pickle) as source:
-        source.reopen = partial(known.open, lasting, packed=packed, allow_pickle=allow_pickle)
+        source.reopen = partial(known.open, absolute, packed=packed, allow_pickle=allow_pickle)
         yield source
 
 

@@ -1,4 +1,4 @@
-"""A folder of weights as Hugging Face's libraries keep it: model.safetensors, its shards, or pickles."""
+"""The format of Hugging Face's folders of weights: model.safetensors, its shards, or pickles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class HuggingFace:
-    """Beside it goes all that a model is loaded from but weights: config, tokenizer, modules, code, licences."""
+    """A Hugging Face folder. Its side files are all but weights: config, tokenizer, modules, code, licences."""
 
     about = (
         "a Hugging Face folder, which holds one of model.safetensors, model.safetensors.index.json, pytorch_model.bin, "

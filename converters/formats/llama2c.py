@@ -1,4 +1,4 @@
-"""llama2.c's model file, which needs its tokenizer.bin beside it: github.com/karpathy/llama2.c."""
+"""The format of llama2.c's model file, with its tokenizer.bin beside it: github.com/karpathy/llama2.c."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.bin"
 _PICKLES = (b"PK", b"\x80")
-"""How what torch saves begins, under the same suffix."""
+"""The first bytes of files that torch saves under the same suffix."""
 
 
 class Llama2c:
-    """Beside it go config.json, tokenizer.json and tokenizer_config.json, which are made of the two files."""
+    """A llama2.c model. Its side files are config.json, tokenizer.json and tokenizer_config.json, generated from it."""
 
     about = f"a llama2.c model (.bin), with {TOKENIZER} beside it"
 
@@ -29,12 +29,12 @@ class Llama2c:
             return not file.read(2).startswith(_PICKLES)
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
-        from aq_jax.converters.llama2c import ModelFile
+        from aq_jax.converters.llama2c import Llama2cFile
 
         path = local_file(location)
         if path is None or not path.with_name(TOKENIZER).is_file():
             raise FormatError(
-                f"{location}: has no {TOKENIZER} beside it, of which the model's tokenizer is made; put it there, or "
-                "call aq_jax.converters.llama2c.to_table with its name"
+                f"{location}: has no {TOKENIZER} beside it, which holds the model's tokenizer; put it there, or call "
+                "aq_jax.converters.llama2c.to_table with its path"
             )
-        return nullcontext(ModelFile(path, path.with_name(TOKENIZER)))
+        return nullcontext(Llama2cFile(path, path.with_name(TOKENIZER)))

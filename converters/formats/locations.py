@@ -1,4 +1,4 @@
-"""What a config's `source` means."""
+"""Resolve a config's `source`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = "package:"
 
 
 def resolve_source(source: str | os.PathLike[str]) -> Path:
-    """The folder that a config's `source` means: a path, or `package:NAME/FOLDER` inside an installed package.
+    """Resolve a config's `source` to a path; `package:NAME/FOLDER` is a folder inside an installed package.
 
     The package is located, not imported.
 
@@ -36,12 +36,12 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
 
 
 def source_folder(source: str | os.PathLike[str]) -> Folder:
-    """The folder that a config's `source` means, which may be a URL too (see `resolve_source`)."""
+    """Resolve a config's `source` to a folder; it may be a URL too (see `resolve_source`)."""
     return Folder(source if is_url(source) else resolve_source(source))
 
 
 def local_file(location: str) -> Path | None:
-    """The path of a file on this machine; None for what is no file, or elsewhere."""
+    """Return the path of a file on this machine; None if it is no file, or elsewhere."""
     folder, name = split_url(location)
     path = None if folder.local is None else folder.local / name
     return path if path is not None and path.is_file() else None

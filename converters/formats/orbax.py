@@ -1,4 +1,4 @@
-"""An Orbax checkpoint: one that `converters.orbax` wrote, or any other that holds arrays."""
+"""The format of Orbax checkpoints: those that `converters.orbax` wrote, and any others that hold arrays."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aq_jax.store.folders import Folder
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
-# What Orbax writes into the folder of a checkpoint, in one release or another; and what is ours.
+# The names that some release of Orbax writes into a checkpoint's folder; and our own.
 _MARKS = (
     "_CHECKPOINT_METADATA", "orbax.checkpoint", "_METADATA", "manifest.ocdbt", "aq_jax_metadata", "aq_jax_arrays",
 )  # fmt: skip
 
 
 class Orbax:
-    """Nothing goes beside it: a checkpoint has neither config nor tokenizer."""
+    """An Orbax checkpoint. It has neither config nor tokenizer, and so no side files."""
 
     about = "an Orbax checkpoint, the folder of one step"
 
@@ -27,7 +27,7 @@ class Orbax:
         return folder.exists() and any(folder.holds(mark) for mark in _MARKS)
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
-        from aq_jax.converters.orbax.sources import open_checkpoint
+        from aq_jax.converters.orbax.source import open_checkpoint
 
         if (path := Folder(location).local) is None:
             raise FormatError(f"{location}: is not on this machine, where checkpoints are read; fetch the folder")

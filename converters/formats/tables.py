@@ -1,4 +1,4 @@
-"""Tables of our own format: a file, and a folder of shards."""
+"""The formats of our own tables: a file, and a folder of shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAGIC = (b"PAR1", b"ARROW1")
 
 
 class Table:
-    """Beside it goes what was copied there with it, and what is called as a model's files are."""
+    """A table. Its side files are those that were copied with it, and those that are named as a model's files are."""
 
     about = "a table (.parquet or .arrow)"
 
@@ -40,7 +40,7 @@ class Table:
 
 
 class Shards:
-    """Beside it goes all else in the folder, if its manifest says which files are the table; else as for a table."""
+    """A folder of tables. All its other files are side files, if a manifest lists the tables; else as for a table."""
 
     about = "a folder of tables (.parquet, .arrow), such as that of a conversion into shards"
 

@@ -1,4 +1,4 @@
-"""Trees of arrays and QTensors to Orbax checkpoints and back; checkpoints to tables and back.
+"""Convert trees of arrays and QTensors to Orbax checkpoints and back, and checkpoints to tables and back.
 
 Orbax stores no static fields, and does not check the bytes of arrays. So a checkpoint has two checkpointables:
 `aq_jax_arrays`, a flat dictionary of arrays, codes as uint8; and `aq_jax_metadata`, JSON:
@@ -16,6 +16,6 @@ alone. The key of an array is the name of its tensor, percent-encoded; for the p
 """
 
 from aq_jax.converters.orbax.checkpoint import load, save
-from aq_jax.converters.orbax.tables import from_table, to_table
+from aq_jax.converters.orbax.source import from_table, to_table
 
 __all__ = ["from_table", "load", "save", "to_table"]

@@ -1,43 +1,71 @@
-"""Trees of arrays and QTensors to checkpoints, and back."""
+"""Write and read our checkpoints, trees of arrays and QTensors: every array is compared with its digest."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jax
+import numpy as np
+from blake3 import blake3
+from jax.sharding import Sharding
+from orbax.checkpoint import v1 as ocp
 
-from aq_jax.converters.orbax.disk import existing_folder
-from aq_jax.converters.orbax.metadata import read_metadata
-from aq_jax.converters.orbax.placing import leaf_shardings, place
-from aq_jax.converters.orbax.tensors import read_tensors, write_tensors
-from aq_jax.converters.orbax.trees import build_tree, skeleton
-from aq_jax.core.frameworks import canonical
+from aq_jax.converters.orbax.metadata import (
+    METADATA,
+    PARTS,
+    ArrayEntry,
+    Metadata,
+    TensorEntry,
+    new_metadata,
+    parse_metadata,
+    parse_tensor,
+    shorten,
+    tree_from_json,
+    tree_to_json,
+)
+from aq_jax.core.frameworks import canonical, to_numpy
 from aq_jax.core.qtensor import QTensor
+from aq_jax.core.sharding import build, qtensor_shardings
+from aq_jax.core.sharding import parts as cut_by
+from aq_jax.errors import AqError, FormatError, IntegrityError
+from aq_jax.quantizers.apply import map_named
+from aq_jax.store import DTYPES
+
+ARRAYS = "aq_jax_arrays"
+PLACEHOLDER = ocp.PLACEHOLDER
+"""Stands for an array that is not to be read."""
+_MANY_THREADS_FROM = 64 << 20
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> Path:
     """Write a tree of arrays and QTensors as an Orbax checkpoint that `load` verifies.
 
-    The tree is made of mappings with keys that are strings or integers, of lists and of tuples. Its leaves are named by
-    their paths, joined by dots. A value that stands at several places (the same object) is stored once.
-    All processes of a program may call this with the same arrays, of which the first writes.
+    The tree consists of mappings whose keys are strings or integers, of lists and of tuples. The names of its leaves
+    are their paths, joined by dots. An object that occurs several times is stored once. All processes of a program may
+    call this with the same arrays; the first one writes.
 
     Args:
-        path: the folder; it must not exist, and appears whole, or not at all.
-        tree: of JAX, NumPy or torch arrays, of any dtype that a table has, and QTensors, also stacked ones. A variable
-            of Flax NNX is what it holds, so that `nnx.state(model)` is such a tree; of what `aq_jax.prepare` made, the
-            QTensor is stored.
+        path: The folder to write; it must not exist, and appears whole, or not at all.
+        tree: A tree of JAX, NumPy or torch arrays, of any dtype that a table has, and of QTensors, also stacked ones. A
+            variable of Flax NNX counts as its value, so that `nnx.state(model)` is such a tree; of a weight that
+            `aq_jax.prepare` made, the QTensor is stored.
 
     Returns:
         The absolute path of the folder.
 
     Raises:
         AqError: for a leaf that is no array, an array of which this process has only a part, a QTensor whose parts do
-            not belong together, and a disk that cannot be written to.
-        FormatError: if there is something at that path; for a kind of node or a key that a checkpoint cannot hold, and
-            for two leaves of one name.
+            not fit each other, and a disk that cannot be written to.
+        FormatError: if the path exists; for a kind of node or a key that a checkpoint cannot hold, and for two leaves
+            of one name.
 
     >>> import jax.numpy as jnp, tempfile
     >>> import aq_jax as aq
@@ -46,31 +74,32 @@ def save(path: str | os.PathLike[str], tree: Any) -> Path:
     >>> sorted(file.name for file in save(path, tree).iterdir() if file.is_dir())
     ['aq_jax_arrays', 'aq_jax_metadata']
     """
-    return write_tensors(path, *skeleton(tree))
+    return write_tensors(path, *tree_to_json(tree))
 
 
 def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
-    """The tree that `save` or `from_table` wrote, every array compared with its digest.
+    """Read the tree that `save` or `from_table` wrote, and compare every array with its digest.
 
     Mappings come back as dictionaries, arrays as JAX arrays. int64 becomes a checked int32, and float64 float32, while
     JAX's x64 mode is off.
 
-    The digest of an array is over all of it, so each process reads all of every array into host memory, checks it, and
-    puts on its devices what their sharding says: nothing reaches a device unchecked, also where a process has but some
-    of the devices. How the arrays were sharded when they were saved makes no difference.
+    The digest of an array covers all of it. So each process reads every array whole into host memory, checks it, and
+    puts on its devices what their sharding says: nothing reaches a device unchecked, even where a process has only some
+    of the devices. The shardings at the time of saving make no difference.
 
     Args:
-        path: the folder.
-        shardings: where arrays go; by default to JAX's default device. One `jax.sharding.Sharding` for all, or a tree
-            or flat mapping of them whose leaves are named as those of the checkpoint: what it lacks, or has None for,
-            goes where it goes by default. A QTensor takes the NamedSharding of its weight, and its parts are cut along
-            the same axes, as by `aq_jax.WeightLoader.load_sharded`; a QTensor of shardings says it for each part.
+        path: The folder of the checkpoint.
+        shardings: The shardings of the arrays; by default they go to JAX's default device. One `jax.sharding.Sharding`
+            for all, or a tree or flat mapping of them whose leaves are named as those of the checkpoint; leaves that it
+            lacks, or has None for, go to the default. A QTensor takes the NamedSharding of its weight, and its parts
+            are cut along the same axes, as by `aq_jax.WeightLoader.load_sharded`; a QTensor of shardings has one for
+            each part.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        FormatError: if it is no checkpoint of this format, or of a later version; for shardings of what is not there,
-            or that do not fit.
-        IntegrityError: if metadata or arrays are not what was written, or cannot be read.
+        FormatError: if it is no checkpoint of this format, or of a later version; for shardings of unknown leaves, or
+            that do not fit.
+        IntegrityError: if metadata or arrays cannot be read, or were damaged or changed.
         AqError: for an int64 that does not fit JAX's int32.
 
     >>> import jax.numpy as jnp, tempfile
@@ -86,18 +115,252 @@ def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
     ((2, 8), ('x', None), (2, 1), ('x', None))
     """
     folder = existing_folder(path)
-    known = read_metadata(folder)
-    where = leaf_shardings(shardings, known)
-    host = read_tensors(folder, known, known.tensors)
-    wanted = {(stored, where.get(name)) for name, stored in known.leaves.items()}
+    metadata = read_metadata(folder)
+    on = _leaf_shardings(shardings, metadata)
+    host = read_tensors(folder, metadata, metadata.tensors)
+    wanted = {(stored, on.get(name)) for name, stored in metadata.leaves.items()}
     for name, value in host.items():
-        host[name] = value if isinstance(value, QTensor) else canonical(known.tensors[name].widened(value), name)
-    plain = [name for name in host if (name, None) in wanted]
+        host[name] = value if isinstance(value, QTensor) else canonical(metadata.tensors[name].upcast(value), name)
+    unsharded = [name for name in host if (name, None) in wanted]
     # One transfer for all leaves: each costs more than its bytes do.
-    placed: dict[tuple[str, Any], Any] = {
-        (name, None): value for name, value in zip(plain, jax.device_put([host[n] for n in plain]), strict=True)
-    }
+    arrays = jax.device_put([host[name] for name in unsharded])
+    loaded: dict[tuple[str, Any], Any] = {(name, None): a for name, a in zip(unsharded, arrays, strict=True)}
     for name, parts in wanted:
         if parts is not None:
-            placed[name, parts] = place(host[name], parts)
-    return build_tree(known.tree, lambda leaf: placed[known.leaves[leaf], where.get(leaf)])
+            loaded[name, parts] = _shard(host[name], parts)
+    return tree_from_json(metadata.tree, lambda leaf: loaded[metadata.leaves[leaf], on.get(leaf)])
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tree: Any,
+    tensors: Mapping[str, Any],
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write tensors, and the tree that they are the leaves of.
+
+    Args:
+        path: The folder to write; it must not exist.
+        tree: The tree as JSON.
+        tensors: The arrays and QTensors by name.
+        rows: A table's fields of each tensor, if they come from a table.
+        config: The config of that table.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        AqError: for what is no array, or not all here, and for a disk that cannot be written to.
+        FormatError: if the path exists; for a QTensor whose parts do not fit each other.
+    """
+    folder = Path(path).absolute()
+    refuse_existing(folder)
+    arrays: dict[str, np.ndarray] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        parts: dict[str, Any] = {"array": value}
+        entry: dict[str, Any] = {"row": dict(rows[name])} if rows else {}
+        if isinstance(value, QTensor):
+            parts = {part: getattr(value, part) for part in (PARTS if value.zero_point is not None else PARTS[:2])}
+            entry |= {"spec": value.spec.to_dict(), "length": value.length}
+            entry |= {} if value.rows is None else {"rows": value.rows}
+        for part, leaf in parts.items():
+            array = _to_host(f"{name}.{part}" if len(parts) > 1 else name, leaf)
+            entry[part] = {"shape": list(array.shape), "dtype": array.dtype.name, "digest": _digest(array)}
+            if array.size:
+                arrays[_key(name, part)] = array.view(np.uint8) if part == "codes" else array
+        parse_tensor(folder, name, entry)  # refuses what could not be loaded
+        entries[name] = entry
+    metadata = new_metadata(tree, entries, config or {})
+    try:
+        with own_context():
+            ocp.save_checkpointables(str(folder), {METADATA: metadata} | ({ARRAYS: arrays} if arrays else {}))
+    except BaseException as error:
+        shutil.rmtree(folder.with_name(f"{folder.name}.orbax-checkpoint-tmp"), ignore_errors=True)
+        if not isinstance(error, ValueError | OSError | RuntimeError):  # Orbax raises ValueError when the disk is full
+            raise
+        raise AqError(f"{folder}: the checkpoint cannot be written: {shorten(error)}") from None
+    return folder
+
+
+def read_tensors(folder: Path, metadata: Metadata, names: Iterable[str]) -> dict[str, Any]:
+    """Read arrays, and QTensors of NumPy leaves, and compare each with its digest.
+
+    Raises:
+        IntegrityError: naming the array that cannot be read, or was damaged or changed.
+    """
+    names = set(names)
+    abstract: dict[str, Any] = {}
+    for name, tensor in metadata.tensors.items():
+        for part, array in tensor.arrays.items():
+            if array.abstract.nbytes:
+                abstract[_key(name, part)] = array.stored if name in names else PLACEHOLDER
+    asked = any(value is not PLACEHOLDER for value in abstract.values())
+    found = read_arrays(folder, ARRAYS, abstract) if asked else {}
+    out: dict[str, Any] = {}
+    for name, tensor in metadata.tensors.items():
+        if name not in names:
+            continue
+        parts = {}
+        for part, array in tensor.arrays.items():
+            where = f"{folder}: {name}.{part}" if tensor.spec else f"{folder}: {name}"
+            empty = np.empty(array.stored.shape, array.stored.dtype)
+            parts[part] = _verified(where, found.pop(_key(name, part), empty), array)
+        out[name] = parts.get("array")
+        if tensor.spec:
+            leaves = (parts.get(part) for part in PARTS)
+            out[name] = QTensor(*leaves, spec=tensor.spec, length=tensor.length, rows=tensor.rows)
+    return out
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Read and check the metadata.
+
+    Raises:
+        FormatError: if there is none of this format and version, or it says what no checkpoint can hold.
+        IntegrityError: if it cannot be read, or was damaged or changed.
+    """
+    if not (folder / METADATA).is_dir():
+        raise FormatError(
+            f"{folder}: holds no {METADATA}: another program wrote it, or that part of it was lost; fetch it again, or "
+            "read a checkpoint of another program with `to_table`"
+        )
+    try:
+        with own_context():
+            raw = ocp.load_checkpointables(str(folder), {METADATA: None})[METADATA]
+    except Exception as error:  # Orbax raises what its parts do
+        raise IntegrityError(f"{folder}: its {METADATA} cannot be read: {shorten(error)}; fetch it again") from None
+    return parse_metadata(folder, raw)
+
+
+def read_arrays(folder: Path, item: str | None, tree: Any) -> Any:
+    """Read a tree of NumPy arrays, given one of `AbstractArray`s and placeholders.
+
+    Raises:
+        IntegrityError: if it cannot be read.
+    """
+    try:
+        with own_context():
+            return ocp.load(str(folder), tree, checkpointable_name=item)
+    except Exception as error:  # Orbax raises what its parts do
+        raise IntegrityError(f"{folder}: cannot be read: {shorten(error)}; fetch or write it again") from None
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a checkpoint that exists.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        FormatError: for a file.
+    """
+    folder = Path(path).absolute()
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: does not exist")
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: is a file; wanted the folder of an Orbax checkpoint")
+    return folder
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise FormatError if the path exists."""
+    if os.path.lexists(folder):
+        raise FormatError(f"{folder}: already exists; remove it, or write to another path")
+
+
+@contextmanager
+def own_context() -> Iterator[None]:
+    """Shield our checkpoints from settings that are made for others, such as a dtype to cast to."""
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=METADATA)
+    registry.add(ocp.handlers.PyTreeHandler, checkpointable_name=ARRAYS)
+    context.checkpointables.registry = registry
+    with context:
+        yield
+
+
+def _to_host(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        raise AqError(
+            f"{name}: this process has only a part of it, and a digest is over the whole; gather it first, with "
+            "jax.experimental.multihost_utils.process_allgather(x, tiled=True)"
+        )
+    array = to_numpy(value, name)
+    if array.dtype.name not in DTYPES:
+        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
+    return array
+
+
+def _verified(where: str, found: Any, wanted: ArrayEntry) -> np.ndarray:
+    array = np.asarray(found)
+    if (array.shape, array.dtype) != (wanted.stored.shape, wanted.stored.dtype):
+        raise IntegrityError(
+            f"{where}: is {array.dtype}{list(array.shape)}, written was {wanted.stored.dtype}"
+            f"{list(wanted.stored.shape)}: the checkpoint was damaged or changed; fetch or write it again"
+        )
+    if (digest := _digest(array)) != wanted.digest:
+        raise IntegrityError(
+            f"{where}: its bytes have digest {digest}, written was {wanted.digest[:64]}: the checkpoint was damaged or "
+            "changed; fetch or write it again"
+        )
+    return array.view(wanted.abstract.dtype)
+
+
+def _key(name: str, part: str) -> str:
+    """Encode the key of an array, so that neither Orbax nor a file system takes it apart."""
+    try:
+        key = quote(name, safe="")
+    except UnicodeEncodeError:
+        raise FormatError(f"{name!r}: is no valid Unicode; rename the tensor") from None
+    return key or ":" if part == "array" else f"{key}:{part}"
+
+
+def _digest(array: np.ndarray) -> str:
+    threads = blake3.AUTO if array.nbytes >= _MANY_THREADS_FROM else 1
+    return blake3(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, max_threads=threads).hexdigest()
+
+
+def _leaf_shardings(shardings: Any, metadata: Metadata) -> dict[str, tuple[Sharding, ...]]:
+    """Find the sharding of each leaf's arrays, by the leaf's name; a leaf without any is left out.
+
+    Raises:
+        FormatError: for names of no leaf, and shardings that do not fit.
+    """
+    given: dict[str, Any]
+    if isinstance(shardings, Sharding):
+        given = dict.fromkeys(metadata.leaves, shardings)
+    else:
+        tree = dict(shardings) if isinstance(shardings, Mapping) else shardings
+        given = {}
+        map_named(given.__setitem__, tree, lambda node: isinstance(node, Sharding | QTensor))
+    for name in given:
+        if name not in metadata.leaves:
+            near = difflib.get_close_matches(name, metadata.leaves, 1, cutoff=0.0)
+            raise FormatError(f"shardings: the checkpoint has no {name!r}; the nearest is {near[0] if near else ''!r}")
+    return {name: _part_shardings(name, metadata.tensors[metadata.leaves[name]], on) for name, on in given.items()}
+
+
+def _part_shardings(name: str, tensor: TensorEntry, sharding: Any) -> tuple[Sharding, ...]:
+    shapes = [array.abstract.shape for array in tensor.arrays.values()]
+    parts: tuple[Any, ...] = (sharding,)
+    if tensor.spec and isinstance(sharding, QTensor):
+        parts = tuple(getattr(sharding, part) for part in tensor.arrays)
+    elif tensor.spec and isinstance(sharding, Sharding):
+        codes, grids = qtensor_shardings(sharding, tensor.shape, tensor.spec, name)
+        parts = (codes, *(grids for _ in shapes[1:]))
+    if not all(isinstance(part, Sharding) for part in parts):
+        raise FormatError(f"shardings: {name} is {sharding!r}; wanted jax.sharding.Sharding, or a QTensor of them")
+    for shape, part in zip(shapes, parts, strict=True):
+        cut_by(part, shape, name)  # refuses what does not fit
+    return parts
+
+
+def _shard(value: Any, shardings: tuple[Sharding, ...]) -> Any:
+    """Spread an array, or the arrays of a QTensor, over the devices; each process fills its own."""
+    if isinstance(value, QTensor):
+        parts = {part: _shard(getattr(value, part), (on,)) for part, on in zip(PARTS, shardings, strict=False)}
+        return dataclasses.replace(value, **parts)
+    rows = np.atleast_1d(value).view()
+    rows.flags.writeable = False  # no device takes over memory that another may have as well
+    return build(value.shape, value.dtype, shardings[0], lambda start, stop: rows[start:stop])

@@ -17,12 +17,12 @@ from flax import nnx
 
 import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec, quantizers
-from aq_jax.calibration.layerwise import Calibrated, calibrate, weight_of
-from aq_jax.calibration.solve import notes_of
-from aq_jax.calibration.text import BUILT_IN, SHAPES, built_in_sentences, padded_batches, read_text
-from aq_jax.calibration.walk import Walk
+from aq_jax.calibration.layer_inputs import LayerInputs
+from aq_jax.calibration.layerwise import CalibrationResult, calibrate, get_weight
+from aq_jax.calibration.solve import text_notes
+from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, built_in_sentences, pad_batches, read_text
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
-from aq_jax.nn.sentences import Sentences
+from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract, fill
 from aq_jax.store.inspection import inspect_table
 
@@ -40,48 +40,48 @@ def bert(weights: dict[str, np.ndarray] | None = None) -> Bert:
 
 def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
     out = []
-    for padded, lengths in padded_batches(ids):
+    for padded, lengths in pad_batches(ids):
         mask = jnp.arange(padded.shape[1]) < lengths[:, None]
-        out.append(np.asarray(Sentences().directions(model(jnp.asarray(padded), mask), mask))[lengths > 0])
+        out.append(np.asarray(SentenceSettings().unit_embeddings(model(jnp.asarray(padded), mask), mask))[lengths > 0])
     return np.concatenate(out)
 
 
 def run(
     correction: float = 0.5, policies: dict[str, QuantizationConfig] | None = None, model: Bert | None = None
-) -> tuple[Bert, Calibrated]:
+) -> tuple[Bert, CalibrationResult]:
     model = bert() if model is None else model
     quantized = nnx.clone(model)
     policies = dict.fromkeys(PATHS, POLICY) if policies is None else policies
     config = CalibrationConfig(correction=correction)
-    done = calibrate(model, quantized, policies, padded_batches(SENTENCES), config, lambda path: weight_of(model, path))
+    done = calibrate(model, quantized, policies, pad_batches(SENTENCES), config, lambda path: get_weight(model, path))
     return quantized, done
 
 
 @pytest.fixture(scope="module")
-def solved() -> tuple[Bert, Calibrated]:
+def solved() -> tuple[Bert, CalibrationResult]:
     return run()
 
 
 def test_moments_are_those_of_the_numpy_forward() -> None:
     model, ids = bert(), SENTENCES[:20]
-    walk = Walk(model, model, padded_batches(ids))
-    assert walk.stages == [["query", "key", "value"], ["out"], ["up"], ["down"]]
-    walk.advance()
-    moments = walk.moments(0)
+    inputs = LayerInputs(model, model, pad_batches(ids))
+    assert inputs.linears_by_input == [["query", "key", "value"], ["out"], ["up"], ["down"]]
+    inputs.advance()
+    hessians = inputs.hessian_sums(0)
     one_layer = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
     x = np.concatenate([bert_oracle.hidden_states(bert_oracle.weights(), text, one_layer) for text in ids])
-    assert int(moments.tokens) == sum(map(len, ids)) == len(x)
-    np.testing.assert_allclose(moments.own, x.T @ x, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(moments.cross, moments.own, rtol=1e-5)
-    assert walk.moments(3).own.shape == (64, 64)
+    assert int(hessians.tokens) == sum(map(len, ids)) == len(x)
+    np.testing.assert_allclose(hessians.own, x.T @ x, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(hessians.cross, hessians.own, rtol=1e-5)
+    assert inputs.hessian_sums(3).own.shape == (64, 64)
 
 
-def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tuple[Bert, Calibrated]) -> None:
+def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tuple[Bert, CalibrationResult]) -> None:
     quantized, done = solved
     assert set(done.weights) == set(PATHS)
     assert done.fallbacks == {}
     assert done.tokens == sum(map(len, SENTENCES))
-    assert done.compiles == 6 * SHAPES  # begin, each of four stages, and all of them
+    assert done.compiles == 6 * BATCH_SHAPES  # begin, each of four stages, and all of them
     for path, q in done.weights.items():
         layer, name = path.split(".")[1:3]
         kernel = getattr(quantized.layers[int(layer)], name).kernel
@@ -90,7 +90,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
 
 
 @pytest.mark.slow
-def test_it_beats_mse_and_the_correction_helps_end_to_end(solved: tuple[Bert, Calibrated]) -> None:
+def test_it_beats_mse_and_the_correction_helps_end_to_end(solved: tuple[Bert, CalibrationResult]) -> None:
     fresh = [[2, *np.random.default_rng(10_000 + n).integers(5, 100, 3 + n % 11), 3] for n in range(100)]
     wanted = embeddings(bert(), fresh)
     config = QuantizationConfig("int2", group_size=16, symmetric=False, rotate=True)
@@ -124,20 +124,20 @@ def test_layers_that_are_given_zeros_are_named() -> None:
     for part in ("weight", "bias"):
         weights[f"encoder.layer.1.attention.self.value.{part}"] *= 0  # so that `out` is given zeros
     _, done = run(model=bert(weights))
-    assert done.fallbacks == {"layers.1.out.kernel": "it was given nothing but zeros on this text"}
+    assert done.fallbacks == {"layers.1.out.kernel": "its inputs were all zero on this text"}
 
 
 def test_scales_that_float32_does_not_hold_are_left_to_mse_which_refuses_them() -> None:
     weights = bert_oracle.weights()
     weights["encoder.layer.1.attention.self.value.weight"] *= np.float32(1e-38)
     _, done = run(model=bert(weights))
-    assert done.fallbacks == {"layers.1.value.kernel": "its weights want scales that float32 does not hold"}
+    assert done.fallbacks == {"layers.1.value.kernel": "its weights need scales that float32 cannot hold"}
 
 
 def test_numbers_that_are_not_finite_are_named() -> None:
     weights = bert_oracle.weights()
     weights["encoder.layer.0.output.dense.bias"][3] = np.inf
-    with pytest.raises(aq.AqError, match=r"layers\.1\.query\.kernel: is given numbers that are not finite"):
+    with pytest.raises(aq.AqError, match=r"layers\.1\.query\.kernel: its inputs are not finite"):
         run(model=bert(weights))
 
 
@@ -166,8 +166,8 @@ def test_the_text_that_is_always_there_is_prose() -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"", "holds no line of text"),
-        (b" \n\n", "holds no line of text"),
+        (b"", "holds no text"),
+        (b" \n\n", "holds no text"),
         (b"\xff\xfe", "utf-8"),
         (None, "no such file"),
     ],
@@ -247,8 +247,8 @@ class Rounded(quantizers.Calibrated):
     def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         assert len(shape) == 2, where
 
-    def metric(self, moment: Any, damping: float, rotation: int) -> Any:
-        return moment
+    def metric(self, hessian: Any, damping: float, rotation: int) -> Any:
+        return hessian
 
     def solve(self, w: Any, under: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> Any:
         assert under.shape == (w.shape[1], w.shape[1])
@@ -277,8 +277,11 @@ def test_little_text_and_the_built_in_one_are_noted(table: Path) -> None:
     (table.parent / "one.txt").write_text("the cat")
     calibration = CalibrationConfig(text=str(table.parent / "one.txt"))
     done = aq.quantize_file(table, table.parent / "o.parquet", GPTQ, calibration=calibration)
-    assert done.notes[0] == "calibrated on 4 tokens, fewer than the 64 inputs of the widest layer: take more text"
-    (note,) = notes_of(read_text(CalibrationConfig(sentences=7)), Calibrated())
+    assert (
+        done.notes[0]
+        == "calibrated on 4 tokens, fewer than the 64 inputs of the widest layer: more text would serve better"
+    )
+    (note,) = text_notes(read_text(CalibrationConfig(sentences=7)), CalibrationResult())
     assert note.startswith("calibrated on 7 sentences of Python's reference manual: English, but about one subject")
 
 
@@ -309,9 +312,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(table: Path, tmp_path: 
     weights["encoder.layer.0.output.dense.weight"][3, 5] = np.nan
     aq.save(tmp_path / "m.parquet", weights)
     bert_oracle.write_side_files(tmp_path)
-    with pytest.raises(
-        aq.AqError, match=r"encoder\.layer\.0\.output\.dense\.weight: holds numbers that are not finite"
-    ):
+    with pytest.raises(aq.AqError, match=r"encoder\.layer\.0\.output\.dense\.weight: holds values that are not finite"):
         aq.quantize_file(tmp_path / "m.parquet", tmp_path / "q.parquet", GPTQ)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from aq_jax import AqError, QuantizationConfig
-from aq_jax.calibration.sensitivity import Outputs, input_moments, rounded, sensitivities
-from aq_jax.calibration.text import common_length, one_shape
-from aq_jax.calibration.walk import Walk
+from aq_jax.calibration.layer_inputs import LayerInputs
+from aq_jax.calibration.sensitivity import FloatOutputs, fake_quantized, input_hessians, sensitivities
+from aq_jax.calibration.text import choose_common_length, pad_to_one_shape
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
-from aq_jax.nn.sentences import Sentences
+from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract, fill
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
@@ -35,26 +35,26 @@ def model() -> Bert:
 
 
 @pytest.fixture(scope="module")
-def outputs(model: Bert) -> Outputs:
-    return Outputs(model, one_shape(SENTENCES, 16), Sentences())
+def outputs(model: Bert) -> FloatOutputs:
+    return FloatOutputs(model, pad_to_one_shape(SENTENCES, 16), SentenceSettings())
 
 
 @pytest.fixture(scope="module")
-def moments(model: Bert) -> dict[str, jnp.ndarray]:
-    return dict(input_moments(model, one_shape(SENTENCES, 16), seed=0))
+def hessians(model: Bert) -> dict[str, jnp.ndarray]:
+    return dict(input_hessians(model, pad_to_one_shape(SENTENCES, 16), seed=0))
 
 
-def test_errors_are_those_of_the_changed_model_alone(model: Bert, outputs: Outputs, moments: dict) -> None:
+def test_errors_are_those_of_the_changed_model_alone(model: Bert, outputs: FloatOutputs, hessians: dict) -> None:
     before = {path: np.asarray(value) for path, value in _parameters(model).items()}
     choices = {UP: [INT4, INT2], QUERY: [INT8, HALF], WORD: [INT2, INT4]}
-    found = sensitivities(model, choices, outputs, moments, 0.01, TOKENS)
+    found = sensitivities(model, choices, outputs, hessians, 0.01, TOKENS)
     tensors = bert_oracle.weights()
     goal = bert_oracle.embed(tensors, SENTENCES)
     for path, policies in choices.items():
         for policy, error in zip(policies, found[path], strict=True):
             weight = tensors[STORED[path]].copy()
             rows = TOKENS if path == WORD else np.arange(len(weight))
-            weight[rows] = rounded(weight[rows], policy, moments.get(path), 0.01, path)
+            weight[rows] = fake_quantized(weight[rows], policy, hessians.get(path), 0.01, path)
             changed = bert_oracle.embed(tensors | {STORED[path]: weight}, SENTENCES)
             assert error == pytest.approx(1 - (goal * changed).sum(1).mean(), rel=2e-3, abs=1e-9), (path, policy)
     assert found[QUERY][1] < found[QUERY][0] < 1e-3
@@ -62,44 +62,44 @@ def test_errors_are_those_of_the_changed_model_alone(model: Bert, outputs: Outpu
         np.testing.assert_array_equal(before[path], value, err_msg=path)
 
 
-def test_a_model_like_the_float_one_has_changed_by_nothing(model: Bert, outputs: Outputs) -> None:
-    assert outputs.change(model) < 1e-13  # programs of other shapes may round otherwise
-    assert outputs.change(model, 1) < 1e-13
+def test_a_model_like_the_float_one_has_changed_by_nothing(model: Bert, outputs: FloatOutputs) -> None:
+    assert outputs.distance(model) < 1e-13  # programs of other shapes may round otherwise
+    assert outputs.distance(model, 1) < 1e-13
 
 
-def test_moments_are_those_of_the_walk(model: Bert, moments: dict) -> None:
-    walk = Walk(model, model, one_shape(SENTENCES, 16))
+def test_hessians_are_those_of_the_layer_inputs(model: Bert, hessians: dict) -> None:
+    inputs = LayerInputs(model, model, pad_to_one_shape(SENTENCES, 16))
     for layer in range(2):
-        for stage, members in enumerate(walk.stages):
-            sums = walk.moments(stage)
+        for index, members in enumerate(inputs.linears_by_input):
+            sums = inputs.hessian_sums(index)
             for name in members:
                 wanted = np.asarray(sums.own / sums.tokens)
-                np.testing.assert_allclose(moments[f"layers.{layer}.{name}.kernel"], wanted, rtol=1e-4, atol=1e-4)
-        walk.advance()
-    assert moments.keys() >= {"word.embedding", "position.embedding", "token_type.embedding"}
+                np.testing.assert_allclose(hessians[f"layers.{layer}.{name}.kernel"], wanted, rtol=1e-4, atol=1e-4)
+        inputs.advance()
+    assert hessians.keys() >= {"word.embedding", "position.embedding", "token_type.embedding"}
 
 
-def test_all_layers_and_widths_share_programs(model: Bert, moments: dict) -> None:
-    outputs = Outputs(model, one_shape(SENTENCES, 16), Sentences())
+def test_all_layers_and_widths_share_programs(model: Bert, hessians: dict) -> None:
+    outputs = FloatOutputs(model, pad_to_one_shape(SENTENCES, 16), SentenceSettings())
     choices = {f"layers.{i}.{name}.kernel": [INT8, HALF] for i in range(2) for name in ("query", "up", "down")}
-    sensitivities(model, choices, outputs, moments, 0.01, TOKENS)
+    sensitivities(model, choices, outputs, hessians, 0.01, TOKENS)
     assert [program.compiles for program in outputs.programs] == [1, 1, 1, 1]
 
 
-def test_outputs_that_are_not_finite_are_refused_by_name(model: Bert, moments: dict) -> None:
-    outputs = Outputs(model, one_shape(SENTENCES[:3], 16), Sentences())
+def test_outputs_that_are_not_finite_are_refused_by_name(model: Bert, hessians: dict) -> None:
+    outputs = FloatOutputs(model, pad_to_one_shape(SENTENCES[:3], 16), SentenceSettings())
     outputs.states[0] = [jnp.full_like(x, jnp.nan) for x in outputs.states[0]]
-    with pytest.raises(AqError, match=r"layers.0.query.kernel: outputs are not finite when it is int8"):
-        sensitivities(model, {QUERY: [INT8]}, outputs, moments, 0.01, TOKENS)
+    with pytest.raises(AqError, match=r"layers.0.query.kernel: the outputs are not finite when it is int8"):
+        sensitivities(model, {QUERY: [INT8]}, outputs, hessians, 0.01, TOKENS)
 
 
 def test_nine_texts_in_ten_are_whole() -> None:
-    batches = one_shape(SENTENCES, common_length([len(ids) for ids in SENTENCES], 128))
+    batches = pad_to_one_shape(SENTENCES, choose_common_length([len(ids) for ids in SENTENCES], 128))
     assert {ids.shape for ids, _ in batches} == {(64, 16)}
     assert sum(int((lengths > 0).sum()) for _, lengths in batches) == 70
     found = [ids[row, :n].tolist() for ids, lengths in batches for row, n in enumerate(lengths) if n]
     assert found == SENTENCES
-    ((ids, lengths),) = one_shape([[1] * 100], 16)
+    ((ids, lengths),) = pad_to_one_shape([[1] * 100], 16)
     assert (ids.shape, lengths[0]) == ((64, 16), 16)
 
 

@@ -11,19 +11,19 @@ from flax import nnx
 from jaxtyping import Array
 
 from aq_jax import QuantSpec, quantize
-from aq_jax.calibration.distill import Distiller, distance, lesson
-from aq_jax.calibration.layerwise import vectors, weight_of
-from aq_jax.calibration.sensitivity import Outputs, input_moments
-from aq_jax.calibration.text import one_shape
-from aq_jax.calibration.walk import Walk, mask_of
+from aq_jax.calibration.distill import Distiller, distillation_loss, training_batch
+from aq_jax.calibration.layer_inputs import LayerInputs, token_mask
+from aq_jax.calibration.layerwise import copy_vectors, get_weight
+from aq_jax.calibration.sensitivity import FloatOutputs, input_hessians
+from aq_jax.calibration.text import pad_to_one_shape
 from aq_jax.nn.models.bert import ACTS, NAMES, Bert, BertConfig, Layer
-from aq_jax.nn.sentences import Sentences
+from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract, fill
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG | {"num_hidden_layers": 3, "vocab_size": 60}, "test")
 SENTENCES = [[2, *np.random.default_rng(n).integers(5, 60, 3 + n % 9).tolist(), 3] for n in range(8)]
-BATCHES = one_shape(SENTENCES, 16)
-SAID = Sentences()
+BATCHES = pad_to_one_shape(SENTENCES, 16)
+SAID = SentenceSettings()
 (IDS, LENGTHS), *_ = (tuple(map(jnp.asarray, batch)) for batch in BATCHES)
 
 
@@ -58,7 +58,7 @@ def hidden(model: Bert) -> list[Array]:
     """Directly: what each layer is given, and what the last one gives."""
     x = [model.begin(IDS)]
     for layer in model.layers:
-        x.append(layer(x[-1], mask_of(x[-1], LENGTHS)))
+        x.append(layer(x[-1], token_mask(x[-1], LENGTHS)))
     return x
 
 
@@ -69,55 +69,57 @@ def means(model: Bert) -> np.ndarray:
     return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def moment(given: Array) -> Array:
-    rows = np.asarray(given)[np.asarray(mask_of(given, LENGTHS))]
+def hessian(given: Array) -> Array:
+    rows = np.asarray(given)[np.asarray(token_mask(given, LENGTHS))]
     return rows.T @ rows
 
 
-def test_a_walk_takes_each_layer_as_it_is(model: Bert) -> None:
-    walk, x = Walk(model, model, BATCHES), hidden(model)
-    assert walk.stages == [["query", "key", "value"], ["out"], ["up"], ["down"]]
-    walk.advance()
+def test_a_inputs_takes_each_layer_as_it_is(model: Bert) -> None:
+    inputs, x = LayerInputs(model, model, BATCHES), hidden(model)
+    assert inputs.linears_by_input == [["query", "key", "value"], ["out"], ["up"], ["down"]]
+    inputs.advance()
     layer = model.layers[1]
-    np.testing.assert_allclose(walk.moments(0).own, moment(x[1]), rtol=1e-4, atol=1e-3)
-    mask = mask_of(x[1], LENGTHS)
+    np.testing.assert_allclose(inputs.hessian_sums(0).own, hessian(x[1]), rtol=1e-4, atol=1e-3)
+    mask = token_mask(x[1], LENGTHS)
     seen: list[Array] = []
     down, layer.down = layer.down, lambda given: seen.append(given) or down(given)
     try:
         layer(x[1], mask)
     finally:
         layer.down = down
-    np.testing.assert_allclose(walk.moments(3).own, moment(seen[0]), rtol=1e-4, atol=1e-3)
-    walk.advance()
-    assert walk.stages == [["up", "value"], ["down"], ["key", "query"], ["out"]]
-    np.testing.assert_allclose(walk.moments(0).own, moment(model.layers[2].attention_norm(x[2])), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(inputs.hessian_sums(3).own, hessian(seen[0]), rtol=1e-4, atol=1e-3)
+    inputs.advance()
+    assert inputs.linears_by_input == [["up", "value"], ["down"], ["key", "query"], ["out"]]
+    np.testing.assert_allclose(
+        inputs.hessian_sums(0).own, hessian(model.layers[2].attention_norm(x[2])), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_moments_of_inputs_are_those_of_each_layer(model: Bert) -> None:
-    found, x = input_moments(model, BATCHES, seed=0), hidden(model)
+    found, x = input_hessians(model, BATCHES, seed=0), hidden(model)
     tokens = int(LENGTHS.sum())
     for layer, given in ((0, x[0]), (1, x[1])):
-        np.testing.assert_allclose(found[f"layers.{layer}.key.kernel"], moment(given) / tokens, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found[f"layers.{layer}.key.kernel"], hessian(given) / tokens, rtol=1e-4, atol=1e-4)
     value = model.layers[2].value(model.layers[2].attention_norm(x[2]))
-    np.testing.assert_allclose(found["layers.2.key.kernel"], moment(value) / tokens, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found["layers.2.key.kernel"], hessian(value) / tokens, rtol=1e-4, atol=1e-3)
 
 
 def test_outputs_are_those_of_the_model(model: Bert) -> None:
-    outputs, wanted = Outputs(model, BATCHES, SAID), means(model)
+    outputs, wanted = FloatOutputs(model, BATCHES, SAID), means(model)
     # What another model has otherwise is a program of its own, too.
     for other in (made(seed=1), made(heads=(2, 4, 4))):
-        assert outputs.change(other) == pytest.approx(1 - (wanted * means(other)).sum(1).mean(), rel=1e-4)
+        assert outputs.distance(other) == pytest.approx(1 - (wanted * means(other)).sum(1).mean(), rel=1e-4)
 
 
 def test_training_runs_teacher_and_student_as_they_are(model: Bert) -> None:
     student, path = made(heads=(2, 4, 4)), "layers.0.query.kernel"
     spec = QuantSpec(8, per_channel=True)
     distiller = Distiller(model, student, {path: spec}, [path], SAID)
-    solved = {path: quantize(weight_of(student, path), "int8")}
-    weights = distiller.start(student, solved, vectors(student)).weights
-    texts = lesson(BATCHES[0])
-    goal = jax.jit(distiller.goal)(distiller.leaves[0], texts)
+    solved = {path: quantize(get_weight(student, path), "int8")}
+    weights = distiller.start(student, solved, copy_vectors(student)).weights
+    texts = training_batch(BATCHES[0])
+    goal = jax.jit(distiller.teacher_hidden)(distiller.leaves[0], texts)
     for found, wanted in zip(goal, hidden(model)[1:], strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     loss = jax.jit(distiller.loss)(weights, distiller.leaves[1], goal, texts)
-    assert float(loss) == pytest.approx(float(distance(hidden(student)[1:], goal, LENGTHS, SAID)), rel=0.02)
+    assert float(loss) == pytest.approx(float(distillation_loss(hidden(student)[1:], goal, LENGTHS, SAID)), rel=0.02)

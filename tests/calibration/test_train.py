@@ -20,12 +20,12 @@ import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, IntegrityError, TrainingConfig
 from aq_jax.calibration import train as training
 from aq_jax.calibration.checkpoints import Checkpoints
-from aq_jax.calibration.distill import distance
-from aq_jax.calibration.solve import Training, drawn
+from aq_jax.calibration.distill import distillation_loss
+from aq_jax.calibration.solve import TrainingRequest, draw_texts
 from aq_jax.calibration.text import read_text
-from aq_jax.calibration.train import Shuffled
+from aq_jax.calibration.train import ShuffledBatches
 from aq_jax.config.schema import load_config
-from aq_jax.nn.sentences import Sentences
+from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.quantizers import gptq
 from aq_jax.store.inspection import inspect_table
 
@@ -96,7 +96,7 @@ def test_a_table_is_as_good_as_training_said_and_better_than_before(trained: dic
     assert trained["cosine"] > trained["cosine_before"] + 0.005
     assert trained["resumed_at"] == 0
     config = load_config("c.toml")
-    _, held, taught = drawn(config.calibration, Training(config.train or TrainingConfig(), Path()))
+    _, held, taught = draw_texts(config.calibration, TrainingRequest(config.train or TrainingConfig(), Path()))
     assert trained["held_out"] == len(held.lines) == 30
     assert trained["texts"] == len(taught.lines)
     assert trained["text"] == taught.record()
@@ -153,10 +153,10 @@ def test_it_ends_sooner_when_nothing_gets_better_and_keeps_the_best(trained: dic
     config = load_config("c.toml", sets)
     found = aq.convert(config).training
     assert found is not None
-    assert found["stopped"] == "2 evaluations that were no better, and then its last step"
+    assert found["stopped"] == "2 evaluations without an improvement, and then its last step"
     assert found["steps"] < 200
     assert found["cosine"] >= found["cosine_before"] == trained["cosine_before"]
-    _, held, _ = drawn(config.calibration, Training(config.train or TrainingConfig(), Path()))
+    _, held, _ = draw_texts(config.calibration, TrainingRequest(config.train or TrainingConfig(), Path()))
     assert cosines("worse.parquet", held.lines).mean() == pytest.approx(found["cosine"], abs=2e-5)
 
 
@@ -176,7 +176,7 @@ def test_a_training_of_something_else_is_not_gone_on_with(run: Any, tmp_path: Pa
     status, out, err = run("convert", "c.toml", "--set", "output=left.parquet")
     assert (status, out) == (2, "")
     assert "left.parquet.training: found a training of {'text': 'another'}; wanted" in err
-    assert "remove the folder to begin anew" in err
+    assert "remove the folder to start over" in err
     assert not Path("left.parquet").exists()
 
 
@@ -223,7 +223,7 @@ def refused(store: Checkpoints) -> bool:
     try:
         found = store.load(STATE)
     except IntegrityError as error:
-        assert "remove the folder to begin anew" in str(error)  # noqa: PT017
+        assert "remove the folder to start over" in str(error)  # noqa: PT017
         return True
     if found is not None:
         np.testing.assert_array_equal(found[1]["w"], STATE["w"])
@@ -235,7 +235,7 @@ def test_a_folder_belongs_to_one_training(store: Checkpoints, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="another process trains here"):
         Checkpoints(store.folder, {"seed": 0}).__enter__()
     (tmp_path / "own").mkdir()
-    with pytest.raises(ConfigError, match="is there, and is no training's"):
+    with pytest.raises(ConfigError, match="already exists and holds no training"):
         Checkpoints(tmp_path / "own", {}).__enter__()
     with Checkpoints(tmp_path / "empty", {}):
         pass
@@ -268,7 +268,9 @@ def test_what_could_not_be_written_is_said_before_anything_is_run(run: Any, outp
 def test_lines_to_judge_by_are_in_nothing_else(tmp_path: Path, count: int) -> None:
     (tmp_path / "t.txt").write_text("\n".join(f"line {n}" for n in range(count)))
     calibration = CalibrationConfig(str(tmp_path / "t.txt"), sentences=80)
-    calibrated, held, taught = (set(text.lines) for text in drawn(calibration, Training(TrainingConfig(), Path())))
+    calibrated, held, taught = (
+        set(text.lines) for text in draw_texts(calibration, TrainingRequest(TrainingConfig(), Path()))
+    )
     assert held
     assert taught >= calibrated
     assert not held & taught
@@ -276,7 +278,7 @@ def test_lines_to_judge_by_are_in_nothing_else(tmp_path: Path, count: int) -> No
     # Those on which a plan was made, and is judged, come after those of the calibration.
     drawn_lines = read_text(dataclasses.replace(calibration, sentences=1000)).lines
     reserved = set(drawn_lines[80:110])
-    again = [set(text.lines) for text in drawn(calibration, Training(TrainingConfig(), Path(), 30))]
+    again = [set(text.lines) for text in draw_texts(calibration, TrainingRequest(TrainingConfig(), Path(), 30))]
     assert not any(lines & reserved for lines in again)
     assert len(again[1] | again[2]) == count - len(reserved)
 
@@ -293,35 +295,35 @@ def test_a_weight_that_cannot_be_solved_is_trained_around_as_it_will_be_stored(
 
     monkeypatch.setattr(gptq, "gptq_tiled", unsound)
     done = aq.convert(config := load_config("c.toml", ("output=fallback.parquet", "train.steps=4")))
-    assert any("want scales that float32 does not hold; quantized by mse" in note for note in done.notes)
+    assert any("need scales that float32 cannot hold; quantized by mse" in note for note in done.notes)
     assert done.training is not None
-    _, held, _ = drawn(config.calibration, Training(config.train or TrainingConfig(), Path()))
+    _, held, _ = draw_texts(config.calibration, TrainingRequest(config.train or TrainingConfig(), Path()))
     assert cosines("fallback.parquet", held.lines).mean() == pytest.approx(done.training["cosine"], abs=2e-5)
 
 
 def test_batches_have_few_shapes_and_every_text_is_in_every_epoch() -> None:
     rng = np.random.default_rng(0)
     ids = [list(map(int, rng.integers(5, 99, n))) for n in rng.integers(3, 60, 500)]
-    texts = Shuffled(ids, 256, seed=3)
+    texts = ShuffledBatches(ids, 256, seed=3)
     count = next(n for n in range(1, 999) if sum((texts.batch(i)[1] > 0).sum() for i in range(n)) == len(ids))
     for epoch in range(2):
         batches = [texts.batch(epoch * count + i) for i in range(count)]
         seen = [list(row[:n]) for padded, lengths in batches for row, n in zip(padded, lengths, strict=True) if n]
         assert sorted(seen) == sorted(ids)
-        assert len({padded.shape for padded, _ in batches}) <= training.SHAPES
+        assert len({padded.shape for padded, _ in batches}) <= training.BATCH_SHAPES
         assert all(padded.size <= 256 for padded, _ in batches)
     # Any batch at any time; another seed or epoch has another order.
-    np.testing.assert_array_equal(texts.batch(7)[0], Shuffled(ids, 256, seed=3).batch(7)[0])
-    assert any((texts.batch(i)[0].shape != Shuffled(ids, 256, seed=4).batch(i)[0].shape) for i in range(count))
+    np.testing.assert_array_equal(texts.batch(7)[0], ShuffledBatches(ids, 256, seed=3).batch(7)[0])
+    assert any((texts.batch(i)[0].shape != ShuffledBatches(ids, 256, seed=4).batch(i)[0].shape) for i in range(count))
 
 
 def test_the_loss_is_zero_where_nothing_differs_and_empty_texts_do_not_count() -> None:
     rng = np.random.default_rng(0)
     goal = [jnp.asarray(rng.normal(size=(4, 5, 8)), jnp.float32) for _ in range(2)]
     lengths = jnp.array([5, 3, 1, 0])
-    assert abs(float(distance(goal, goal, lengths, Sentences()))) < 1e-6
+    assert abs(float(distillation_loss(goal, goal, lengths, SentenceSettings()))) < 1e-6
     masked = [h.at[3].add(7.0).at[2, 1:].add(7.0) for h in goal]
-    assert abs(float(distance(masked, goal, lengths, Sentences()))) < 1e-6
+    assert abs(float(distillation_loss(masked, goal, lengths, SentenceSettings()))) < 1e-6
     moved = [h.at[0].add(0.1) for h in goal]
     e, g = (np.asarray(h[-1]) for h in (moved, goal))
     mask = np.arange(5) < np.asarray(lengths)[:, None]
@@ -336,7 +338,7 @@ def test_the_loss_is_zero_where_nothing_differs_and_empty_texts_do_not_count() -
     )
     among = ((unit[0] @ unit[0].T - unit[1] @ unit[1].T) ** 2).mean()
     wanted = (1 - (unit[0] * unit[1]).sum(1)).mean() + hidden + among
-    assert float(distance(moved, goal, lengths, Sentences())) == pytest.approx(wanted, rel=1e-4)
+    assert float(distillation_loss(moved, goal, lengths, SentenceSettings())) == pytest.approx(wanted, rel=1e-4)
 
 
 # What is set -> the error.
@@ -349,7 +351,7 @@ REFUSED = [
     ("train.step=1", "unknown key 'step'; known are steps, minutes"),
     ("train=3", "wanted a table of keys, found 3"),
     ("quantization.solver=mse", "[train]: found no tensor of that solver; wanted quantization.solver"),
-    ("calibration.text=one.txt", "found 1 line to train with; wanted more, to train and to judge"),
+    ("calibration.text=one.txt", "leaves 1 line for the training; wanted two or more, to train on and to judge by"),
 ]
 
 
@@ -368,7 +370,7 @@ def test_a_language_model_is_refused(run: Any, tmp_path: Path) -> None:
     sets = (f"source={tmp_path}/hf", f"output={tmp_path}/m.parquet", "calibration.text=text.txt")
     status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
     assert (status, out) == (2, "")
-    assert "[train]: found llama; wanted an encoder: bert" in err
+    assert "[train]: the model is a llama; wanted an encoder: bert" in err
 
 
 def test_training_needs_calibrated_weights() -> None:

@@ -329,7 +329,10 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("verify", tmp_path / "missing.parquet"), "missing.parquet: No such file or directory"),
         (("inspect", text), "not a Parquet or Arrow IPC file"),
         (("inspect", tmp_path / "empty"), "holds no .parquet or .arrow file"),
-        (("quantize", text, out), "is none of these: a table (.parquet or .arrow); a folder of tables"),
+        (
+            ("quantize", text, out),
+            "is of no known format; wanted one of these: a table (.parquet or .arrow); a folder of tables",
+        ),
         (("quantize", v2, out), "is int8 already"),
         (("quantize", v1, out, "--quant-type", "int9"), "quant_type = 'int9': wanted one of"),
         (("quantize", v1, out, "--group-size", -1), "group_size = -1: wanted 0"),
@@ -364,7 +367,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("convert", tmp_path / "pattern.toml"), "override pattern 'a{99999999999999}' is no regular expression"),
         (("convert", toml, "--set", "source.x=1"), "source is no table"),
         (("convert", toml, "--set", "quantization=int8"), "wanted a table of keys"),
-        (("convert", toml, "--set", "source=/missing"), "/missing: there is no such folder"),
+        (("convert", toml, "--set", "source=/missing"), "/missing: does not exist"),
         (("convert", toml, "--set", "source=package:missing/model"), "no package 'missing' is installed"),
         (
             ("convert", toml, "--set", f"source={tmp_path / 'empty'}", "--dry-run"),

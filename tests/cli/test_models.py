@@ -102,7 +102,7 @@ def test_embed_notes_what_it_cut(run: Run, bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "text"),
     [
-        (b"a\nb\xff\n", ("--output", "e.npy"), "in.txt: line 2 is no UTF-8"),
+        (b"a\nb\xff\n", ("--output", "e.npy"), "in.txt: line 2 is not UTF-8"),
         (b"a\n", ("--output", "e.csv"), "e.csv: wanted a name that ends in .npy or .parquet"),
         (b"a\n", ("--output", "e.npy", "--activations", "int4"), "activations = 'int4': wanted one of float32"),
         (None, ("--output", "e.npy"), "in.txt: No such file"),

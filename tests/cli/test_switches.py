@@ -25,7 +25,7 @@ import aq_jax as aq
 from aq_jax import QuantizationConfig, QuantSpec
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.nn import quantize_module
-from aq_jax.nn.generator import continuation, log_likelihoods
+from aq_jax.nn.generator import decode_tokens, log_likelihoods
 from aq_jax.nn.models.bert import Bert, BertConfig
 from aq_jax.nn.models.llama import Llama, LlamaConfig
 from aq_jax.quantizers.gptq import gptq, metric
@@ -91,7 +91,7 @@ def with_a_model(kind: str, activations: Activations) -> Any:
     model = quantize_module(Llama(LLAMA, activations=activations, rngs=nnx.Rngs(0)), "int8", activations=activations)
     numbers = jnp.int32(3), jnp.int32(5), jnp.float32(0.5), jnp.float32(0.9), jax.random.key(0)
     ids = jnp.asarray(ids[:1])
-    return continuation(model, ids, *numbers, steps=4, ends=(2,)), log_likelihoods(model, ids)
+    return decode_tokens(model, ids, *numbers, steps=4, eos_ids=(2,)), log_likelihoods(model, ids)
 
 
 CASES: Mapping[str, Callable[[], Any]] = {

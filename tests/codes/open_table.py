@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from aq_jax.store.verify import verify_table
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import aq_jax as aq
-from aq_jax.calibration.latent import latent
+from aq_jax.calibration.latent import init_latent
 from aq_jax.codes import CODES, Affine, Elementwise, Grid, bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
 from aq_jax.converters import orbax
@@ -32,6 +31,7 @@ from aq_jax.io import loader as loading
 from aq_jax.nn import quantize_module
 from aq_jax.store import pieces
 from aq_jax.store.inspection import inspect_table
+from aq_jax.store.verify import verify_table
 
 LEVELS = np.float32([-1, -0.7, -0.52, -0.39, -0.28, -0.18, -0.09, 0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1])
 
@@ -304,7 +304,7 @@ def refusals(case: Case, w: np.ndarray, q: aq.QTensor) -> None:
     for key, (value, text) in case.refused.items():
         asked = functools.partial(aq.QuantizationConfig, case.kind, **{key: value})
         refused[key] = (lambda asked=asked: aq.quantize(w, asked()), text)
-    refused["training"] = (lambda: latent(q, w), "training needs evenly spaced levels, which toy16 does not have")
+    refused["training"] = (lambda: init_latent(q, w), "training needs evenly spaced levels, which toy16 does not have")
     for call, text in refused.values():
         with pytest.raises(ValueError, match=re.escape(text)):
             call()

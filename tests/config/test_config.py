@@ -144,7 +144,7 @@ REFUSED_FILES = [
     ("source = 'a'\noutput = 'b'\ncompression = 1", "compression = 1: wanted 'none' or 'zstd'"),
     ("source = 'a'\noutput = 'b'\nallow_pickle = 1", "allow_pickle = 1: wanted true or false"),
     ("source = 'a'\noutput = 'b'\nquantization = 'int8'", "quantization: wanted a table of keys, found 'int8'"),
-    ("source = 'a'\noutput = 'b'\n[override]\npattern = 'x'", "override must be [[override]] tables"),
+    ("source = 'a'\noutput = 'b'\n[override]\npattern = 'x'", "override = {'pattern': 'x'}: wanted [[override]]"),
     ("source = 'a'\noutput = 'b'\n[[override]]\npattern = 'x'", "[[override]] without [quantization]"),
     ("source = 'a'\noutput = 'b'\n[quantization]\n[[override]]\nsymmetric = true", "override 1: missing pattern"),
     ("source = 'a'\noutput = 'b'\n[quantization]\n[[override]]\npattern = '('", "is no regular expression"),

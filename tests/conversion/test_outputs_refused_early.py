@@ -59,7 +59,7 @@ def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
 def test_what_cannot_be_written_is_said_first(model: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(huggingface, "write_safetensors", never)
     monkeypatch.setattr("aq_jax.conversion.corridor._solve", never)
-    monkeypatch.setattr("aq_jax.calibration.plan.allocate", never)
+    monkeypatch.setattr("aq_jax.calibration.allocation.allocate", never)
     monkeypatch.setattr("aq_jax.converters.tables.TableSource.read", never)
     monkeypatch.setattr("aq_jax.nn.load_model", never)
     out = str(model.parent / "file" / "sub")

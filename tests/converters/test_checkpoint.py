@@ -136,7 +136,10 @@ def test_a_tied_name_in_the_index_is_not_missing(tmp_path: Path) -> None:
 ONE = {"a": np.ones(2, np.float32)}
 INDEX = "model.safetensors.index.json"
 WRONG_INDEX = {
-    "missing shard": ({"a": "one.safetensors", "b": "two.safetensors"}, "names 'two.safetensors', which is not there"),
+    "missing shard": (
+        {"a": "one.safetensors", "b": "two.safetensors"},
+        "names 'two.safetensors', which does not exist",
+    ),
     "a name that no shard has": (
         {"a": "one.safetensors", "b": "one.safetensors"},
         r"the shards lack \['b'\], and hold \[\]",
@@ -148,7 +151,7 @@ WRONG_INDEX = {
     "absolute": ({"a": "/etc/passwd"}, "wanted a plain file name in the same folder"),
     "dots": ({"a": ".."}, "wanted a plain file name in the same folder"),
     "hidden": ({"a": ".one.safetensors"}, "wanted a plain file name in the same folder"),
-    "empty": ({"a": ""}, "which is not there"),
+    "empty": ({"a": ""}, "which does not exist"),
     "number": ({"a": 1}, "wanted a plain file name in the same folder"),
     "null": ({"a": None}, "wanted a plain file name in the same folder"),
     "list": ({"a": ["one.safetensors"]}, "has no weight_map of names and files"),
@@ -180,7 +183,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one=ONE, two={**ONE, "b": np.ones(1)})
-    with pytest.raises(FormatError, match=r"two.safetensors: tensor 'a' is in another file too"):
+    with pytest.raises(FormatError, match=r"two.safetensors: holds tensor 'a', which another file holds too"):
         read(tmp_path)
 
 
@@ -222,10 +225,10 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> 
 def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"holds none of model.safetensors, .* pytorch_model.bin"):
         read(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         read(tmp_path / "missing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         read(tmp_path / "file")
 
 

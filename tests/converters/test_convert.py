@@ -14,7 +14,7 @@ import safetensors.numpy
 
 import aq_jax as aq
 from aq_jax.config import ConversionConfig, Override, QuantizationConfig
-from aq_jax.converters.convert import plan
+from aq_jax.converters.convert import dry_run
 from aq_jax.store import DTYPES, Row, open_table, write_table
 from aq_jax.store.inspection import inspect_table
 from aq_jax.store.verify import Verdict, verify_table
@@ -281,7 +281,7 @@ def test_converting_is_quantizing_the_same_weights(folder: Path, tmp_path: Path)
 def test_a_plan_is_what_will_be_written(folder: Path, tmp_path: Path, config: QuantizationConfig | None) -> None:
     before = listing(tmp_path)
     wanted = conversion(folder, tmp_path / "out" / "m.arrow", config)
-    planned = plan(wanted)
+    planned = dry_run(wanted)
     assert listing(tmp_path) == before
     aq.convert(wanted)
     with open_table(tmp_path / "out" / "m.arrow") as table:
@@ -297,7 +297,7 @@ def test_a_plan_knows_what_float16_cannot_hold(tmp_path: Path) -> None:
     tensors = {"embed.large": matrix(4, 8) * 1e6, "embed.small": matrix(4, 8)}
     safetensors.numpy.save_file(tensors, tmp_path / "hf" / "model.safetensors")
     config = QuantizationConfig(mixed_precision_layers=("embed",))
-    planned = plan(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
+    planned = dry_run(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
     assert {p.name: (p.quant_type, p.bytes) for p in planned} == {
         "embed.large": ("none", 128), "embed.small": ("fp16", 64),
     }  # fmt: skip

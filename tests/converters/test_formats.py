@@ -17,9 +17,9 @@ from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.conversion.source import Source
 from aq_jax.converters import FORMATS, open_source, orbax
-from aq_jax.converters.convert import plan
+from aq_jax.converters.convert import dry_run
 from aq_jax.nn.architecture import read_architecture
-from aq_jax.nn.sentences import read_prepared
+from aq_jax.nn.sentences import read_sentence_tokenizer
 from aq_jax.store import open_table
 from aq_jax.store.folders import Folder
 from aq_jax.store.inspection import inspect_table
@@ -67,7 +67,10 @@ def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(folder / "w.npz", **weights())  # type: ignore[arg-type]
     (folder / "MARK").touch()
     (folder / "config.json").write_text("{}")
-    with pytest.raises(aq.FormatError, match=r"npz: is none of these: a Hugging Face folder, .*; an Orbax checkpoint"):
+    with pytest.raises(
+        aq.FormatError,
+        match=r"npz: is of no known format; wanted one of these: a Hugging Face folder, .*; an Orbax checkpoint",
+    ):
         aq.convert(ConversionConfig(str(folder), str(tmp_path / "m.parquet")))
     monkeypatch.setitem(FORMATS, "npz", Npz())
     return folder
@@ -88,7 +91,7 @@ def test_a_format_from_outside_is_a_source_like_any_other(
     shards = ShardsConfig(size=1000, workers=workers) if workers else None
     output = tmp_path / "out" / ("shards" if workers else "m.parquet")
     conversion = ConversionConfig(str(npz), str(output), config, shards=shards)
-    planned = plan(conversion)
+    planned = dry_run(conversion)
     assert not output.parent.exists()
     said: list[tuple[str, int, int]] = []
     done = aq.convert(conversion, lambda *step: said.append(step))
@@ -173,7 +176,7 @@ def test_what_is_quantized_already_is_taken_as_it_is_or_refused(
     with pytest.raises(aq.FormatError, match=r"a\.weight: is int4 already, and would be rounded twice"):
         aq.convert(ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"), INT4))
     plain = ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"))
-    assert [row.quant_type for row in plan(plain)] == ["int4", "fp16", "none"]
+    assert [row.quant_type for row in dry_run(plain)] == ["int4", "fp16", "none"]
     done = aq.convert(plain)
     assert "1 tensors were quantized already, and are written as they are" in done.notes
     assert (tmp_path / "out" / "m.parquet").read_bytes() == first.read_bytes()
@@ -194,9 +197,11 @@ def test_a_place_of_nobody_is_refused_and_one_of_two_formats_is_asked_for_tables
     (tmp_path / "text.txt").write_text("PAR")
     (tmp_path / "pickle.bin").write_bytes(b"PK\3\4")
     for place in ("text.txt", "pickle.bin"):
-        with pytest.raises(aq.FormatError, match=rf"{place}: is none of these: .*; a llama2.c model"):
+        with pytest.raises(
+            aq.FormatError, match=rf"{place}: is of no known format; wanted one of these: .*; a llama2.c model"
+        ):
             aq.convert(ConversionConfig(str(tmp_path / place), str(tmp_path / "x.parquet")))
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder or file"):
+    with pytest.raises(FileNotFoundError, match="nowhere: does not exist"):
         aq.convert(ConversionConfig(str(tmp_path / "nowhere"), str(tmp_path / "x.parquet")))
     places["llama2c"].with_name("tokenizer.bin").unlink()
     with pytest.raises(aq.FormatError, match=r"model\.bin: has no tokenizer\.bin beside it"):
@@ -214,7 +219,7 @@ def test_a_model_that_has_no_folder_yet_has_one_while_it_is_run(
 
     def solve(source: Source, folder: Path, *rest: object) -> None:
         assert read_architecture(folder).fields["model_type"] == "llama"
-        assert read_prepared(folder).encode("a").ids[0] == 1
+        assert read_sentence_tokenizer(folder).encode("a").ids[0] == 1
         seen.append(folder)
         raise aq.AqError("enough")
 
@@ -239,6 +244,6 @@ def test_side_files_go_with_a_table_that_is_quantized_elsewhere(places: dict[str
     assert sorted(file.name for file in (tmp_path / "v3").iterdir()) == ["code.py", "config.json", "m.parquet"]
     (out / "config.json").write_text("{}")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    with pytest.raises(aq.FormatError, match=r"config\.json: is there already and differs from"):
+    with pytest.raises(aq.FormatError, match=r"config\.json: already exists and differs from"):
         aq.quantize_file(tmp_path / "v1" / "m.parquet", out / "n.parquet", INT4)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

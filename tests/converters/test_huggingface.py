@@ -106,7 +106,7 @@ def test_every_dtype_goes_into_safetensors_or_is_refused_by_name(tmp_path: Path)
         assert torch.equal(found[name].float(), tensor.float())
     for bad, message in (
         ({"w": np.ones(2, np.complex128)}, "w: safetensors has no dtype complex128"),
-        ({"__metadata__": np.ones(2)}, "__metadata__: is what safetensors calls its own notes"),
+        ({"__metadata__": np.ones(2)}, "__metadata__: is the name of safetensors' own metadata"),
     ):
         aq.save(tmp_path / "bad.parquet", bad)
         with pytest.raises(aq.FormatError, match=message):
@@ -147,7 +147,7 @@ def test_another_models_side_files_are_not_replaced(folder: Path, tmp_path: Path
         lambda: huggingface.to_table(folder, tmp_path / "other" / "m.parquet", CONFIG),
         lambda: huggingface.from_table(out / "m.parquet", tmp_path / "other"),
     ):
-        with pytest.raises(aq.FormatError, match=r"other/config\.json: is there already and differs from"):
+        with pytest.raises(aq.FormatError, match=r"other/config\.json: already exists and differs from"):
             write()
         assert listing(tmp_path / "other") == ["config.json"]
     assert (tmp_path / "other" / "config.json").read_text() == '{"a": 2}'

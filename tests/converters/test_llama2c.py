@@ -125,11 +125,11 @@ def test_halves_turn_as_pairs_do(rng: np.random.Generator) -> None:
         return np.concatenate([turned.real, turned.imag], axis=1)
 
     for w in (q, k):
-        np.testing.assert_array_equal(halved(llama2c.halves(w, heads)), pairs(w))
+        np.testing.assert_array_equal(halved(llama2c.permute_rotary(w, heads)), pairs(w))
 
 
 def test_tensors_are_views_of_the_file(model: Path) -> None:
-    source = llama2c.ModelFile(model)
+    source = llama2c.Llama2cFile(model)
     for name in source.shapes:
         array = source.read(name)
         assert array.base is not None
@@ -347,10 +347,10 @@ WRONG_HEADERS: dict[str, tuple[tuple[int, ...], str]] = {
         for sign, value in (("zero", 0), ("negative", -2))
         if (name, sign) != ("vocab_size", "negative")
     },
-    "heads that do not divide": ((16, 24, 2, 3, 1, VOCAB, 12), "dim 16, n_heads 3, n_kv_heads 1; wanted a dim"),
-    "odd heads": ((12, 24, 2, 4, 2, VOCAB, 12), "dim 12, n_heads 4, n_kv_heads 2; wanted a dim"),
-    "heads that are not shared evenly": ((16, 24, 2, 4, 3, VOCAB, 12), "n_kv_heads 3; wanted a dim"),
-    "more key-value heads than heads": ((16, 24, 2, 4, 8, VOCAB, 12), "n_kv_heads 8; wanted a dim"),
+    "heads that do not divide": ((16, 24, 2, 3, 1, VOCAB, 12), "dim 16, n_heads 3, n_kv_heads 1; wanted an even dim"),
+    "odd heads": ((12, 24, 2, 4, 2, VOCAB, 12), "dim 12, n_heads 4, n_kv_heads 2; wanted an even dim"),
+    "heads that are not shared evenly": ((16, 24, 2, 4, 3, VOCAB, 12), "n_kv_heads 3; wanted an even dim"),
+    "more key-value heads than heads": ((16, 24, 2, 4, 8, VOCAB, 12), "n_kv_heads 8; wanted an even dim"),
     "another size": ((16, 25, 2, 4, 2, VOCAB, 12), "bytes short"),
     "a head of its own that is not there": ((16, 24, 2, 4, 2, -VOCAB, 12), f"cut, {VOCAB * 64} bytes short"),
     "an endless size": ((I32 - 1, I32, I32, 1, 1, I32, I32), r"cut, \d{30} bytes short"),
@@ -424,7 +424,7 @@ def test_a_vocabulary_without_all_bytes_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_are_not_there_are_named(model: Path, tok: Path, tmp_path: Path) -> None:
     for pair in ((tmp_path / "no.bin", tok), (model, tmp_path / "no.bin"), (tmp_path, tok), (model, tmp_path)):
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
             llama2c.to_table(*pair, tmp_path / "out" / "m.parquet")
     assert not (tmp_path / "out").exists()
 
@@ -450,10 +450,10 @@ def test_another_models_files_are_not_replaced(model: Path, tok: Path, tmp_path:
     llama2c.to_table(model, tok, out / "n.parquet")  # equal ones are its own
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before | {"n.parquet": before["m.parquet"]}
     (out / name).write_text("{}")
-    with pytest.raises(aq.FormatError, match=rf"out/{name}: is there already and differs"):
+    with pytest.raises(aq.FormatError, match=rf"out/{name}: already exists and differs"):
         llama2c.to_table(model, tok, out / "other.parquet")
     (out / name).unlink()
     (out / name).mkdir()
-    with pytest.raises(aq.FormatError, match=rf"out/{name}: is there already and differs"):
+    with pytest.raises(aq.FormatError, match=rf"out/{name}: already exists and differs"):
         llama2c.to_table(model, tok, out / "other.parquet")
     assert "other.parquet" not in listing(out)

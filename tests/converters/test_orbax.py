@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters import orbax
-from aq_jax.converters.orbax.disk import read_arrays
+from aq_jax.converters.orbax.checkpoint import read_arrays
 from aq_jax.core.qtensor import QTensor, scale_shape
 from aq_jax.store import DTYPES, open_table
 from aq_jax.store.digest import table_digest
@@ -181,7 +181,7 @@ GOOD = quantized(*SPECS["int4"])
         ({"a": {1.5: jnp.ones(1)}}, r"^a: has a key 1\.5; wanted strings and integers"),
         ({"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)}, r"^a\.b: two leaves of the tree have this name"),
         ({1: jnp.ones(1), "1": jnp.ones(1)}, "^1: two leaves of the tree have this name"),
-        ({"\ud800": jnp.ones(1)}, r"^'\\ud800': is no Unicode that can be written"),
+        ({"\ud800": jnp.ones(1)}, r"^'\\ud800': is no valid Unicode"),
         ({"k": jax.random.key(0)}, "^k: .* is no tensor that can be stored"),
         ({"s": GOOD, "t": {"u": replace(GOOD, scale=None)}}, "^t.u.scale: NoneType of dtype object is no tensor"),
         ({"o": np.array([None])}, "^o: ndarray of dtype object is no tensor"),
@@ -208,7 +208,7 @@ def test_what_is_there_already_is_left_alone(there: str, tmp_path: Path) -> None
         path.mkdir() if there == "folder" else path.write_text("mine")
     aq.save(tmp_path / "m.parquet", {"w": np.ones(2)})
     for write in (lambda: orbax.save(path, {"w": jnp.ones(2)}), lambda: orbax.from_table(tmp_path / "m.parquet", path)):
-        with pytest.raises(aq.FormatError, match="c: is there already; remove it, or write to another path"):
+        with pytest.raises(aq.FormatError, match="c: already exists; remove it, or write to another path"):
             write()
     assert listing(tmp_path) == ["c", "m.parquet"]
     assert there != "file" or path.read_text() == "mine"
@@ -440,7 +440,7 @@ def test_what_is_no_checkpoint_is_named(small: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for read in (orbax.load, lambda path: orbax.to_table(path, tmp_path / "m.parquet")):
-        with pytest.raises(FileNotFoundError, match="missing: there is no such checkpoint"):
+        with pytest.raises(FileNotFoundError, match="missing: does not exist"):
             read(tmp_path / "missing")
         with pytest.raises(aq.FormatError, match="file: is a file; wanted the folder"):
             read(tmp_path / "file")
@@ -577,7 +577,7 @@ def rows_of(path: Path) -> Any:
 @pytest.mark.parametrize("name", ["v1.parquet", "v2.parquet"])
 def test_a_table_comes_back_as_it_was(name: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orbax.from_table(table.with_name(name), tmp_path / "c")
-    monkeypatch.setattr("aq_jax.converters.orbax.sources.BATCH_BYTES", 300)  # one or two tensors at a time
+    monkeypatch.setattr("aq_jax.converters.orbax.source.BATCH_BYTES", 300)  # one or two tensors at a time
     seen: list[tuple[str, int, int]] = []
     done = orbax.to_table(tmp_path / "c", tmp_path / "again.parquet", progress=lambda *args: seen.append(args))
     assert rows_of(tmp_path / "again.parquet") == rows_of(table.with_name(name))
@@ -648,7 +648,7 @@ def assert_table(path: Path, wanted: dict[str, Any]) -> None:
 def test_an_ordinary_checkpoint_becomes_a_table(
     batch: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aq_jax.converters.orbax.sources.BATCH_BYTES", batch)
+    monkeypatch.setattr("aq_jax.converters.orbax.source.BATCH_BYTES", batch)
     tree = foreign()
     seen: list[str] = []
 
@@ -656,7 +656,7 @@ def test_an_ordinary_checkpoint_becomes_a_table(
         seen.append(item)
         return read_arrays(folder, item, asked)
 
-    monkeypatch.setattr("aq_jax.converters.orbax.foreign.read_arrays", read)
+    monkeypatch.setattr("aq_jax.converters.orbax.source.read_arrays", read)
     ocp.save(tmp_path / "c", tree | {"step": 7, "note": "text", "nothing": {}})
     done = orbax.to_table(tmp_path / "c", tmp_path / "m.parquet")
     assert_table(tmp_path / "m.parquet", names(tree))

@@ -32,8 +32,8 @@ LEFT = {
         "openvino_model.xml", "tables.parquet",
     ),
     "caches": (".git/", ".gitattributes", ".cache/", "__pycache__/"),
-    "the name that a table's manifest has": ("manifest.json",),
-    "too many folders one in another": ("a/b/c/d/e/",),
+    "named like a table's manifest": ("manifest.json",),
+    "nested too deep": ("a/b/c/d/e/",),
     "names that are not plain": ("a\x1bb.json",),
 }  # fmt: skip
 INSIDE = {
@@ -78,11 +78,16 @@ def test_all_goes_that_is_no_weight_no_cache_and_not_strange(
     found = sidefiles.side_files(folder)
     assert sorted(found.names) == sorted(TAKEN)
     assert found.pickles == ["3_Dense/pytorch_model.bin"]
-    assert any("no model is loaded with them, being pickles: 3_Dense/pytorch_model.bin" in note for note in found.notes)
-    assert {why: sorted(names) for why, names in found.left.items()} == {w: sorted(names) for w, names in LEFT.items()}
+    assert any(
+        "no model is loaded with them, because they are pickles: 3_Dense/pytorch_model.bin" in note
+        for note in found.notes
+    )
+    assert {why: sorted(names) for why, names in found.left_behind.items()} == {
+        w: sorted(names) for w, names in LEFT.items()
+    }
     # Of a list of modules that nobody can load, none is believed.
     (model / "modules.json").write_text(json.dumps([*MODULES, {"path": "../outside", "type": "x.Dense"}]))
-    assert "2_Dense/" in sidefiles.side_files(folder).left["weights of another kind"]
+    assert "2_Dense/" in sidefiles.side_files(folder).left_behind["weights of another kind"]
 
 
 def test_what_was_left_behind_is_said(model: Path, tmp_path: Path, run: Any) -> None:
@@ -99,7 +104,7 @@ def test_what_was_left_behind_is_said(model: Path, tmp_path: Path, run: Any) -> 
     assert "left behind, weights of another kind: tf_model.h5" in done.notes
     (tmp_path / "out" / "config.json").unlink()
     status, out, _ = run("dequantize", tmp_path / "out" / "m.parquet", tmp_path / "hf4")
-    assert (status, "note: left behind, not beside the table any more: config.json\n" in out) == (0, True)
+    assert (status, "note: left behind, no longer beside the table: config.json\n" in out) == (0, True)
 
 
 def test_sizes_and_numbers_have_a_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,15 +112,15 @@ def test_sizes_and_numbers_have_a_limit(model: Path, monkeypatch: pytest.MonkeyP
     with (model / "large.json").open("r+") as file:
         file.truncate(sidefiles.MAX_FILE + 1)  # which takes no room on the disk
     found = sidefiles.side_files(Folder(model))
-    assert (found.names, found.left) == (["config.json", "z/deep.json"], {"of more than 128 MB": ["large.json"]})
+    assert (found.names, found.left_behind) == (["config.json", "z/deep.json"], {"more than 128 MB": ["large.json"]})
     monkeypatch.setattr(sidefiles, "MAX_FILES", 1)
     found = sidefiles.side_files(Folder(model))
-    assert (found.names, found.left["beyond 1 files or 1,024 MB"]) == (["config.json"], ["z/deep.json"])
+    assert (found.names, found.left_behind["beyond 1 files or 1,024 MB"]) == (["config.json"], ["z/deep.json"])
     monkeypatch.setattr(sidefiles, "MAX_FILES", 10)
     monkeypatch.setattr(sidefiles, "MAX_BYTES", 20)
     assert sidefiles.side_files(Folder(model)).names == ["config.json"]
     monkeypatch.setattr(sidefiles, "_MAX_ENTRIES", 4)
-    assert sidefiles.side_files(Folder(model)).left["beyond 4 names"] == ["z/"]
+    assert sidefiles.side_files(Folder(model)).left_behind["beyond 4 names"] == ["z/"]
 
 
 def test_what_cannot_be_read_does_not_stop_a_conversion_at_its_end(
@@ -126,7 +131,7 @@ def test_what_cannot_be_read_does_not_stop_a_conversion_at_its_end(
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("shut.json") and access(path, mode))
     done = huggingface.to_table(model, tmp_path / "out" / "m.parquet")
-    assert done.notes == ["left behind, no files that can be read: pipe, shut.json"]
+    assert done.notes == ["left behind, cannot be read: pipe, shut.json"]
 
 
 # ------------------------------------------------------------------------------------------------ links
@@ -144,7 +149,7 @@ def test_no_link_leads_out_of_the_folder(model: Path, tmp_path: Path) -> None:
     (model / "within.json").symlink_to("real/x.json")
     found = sidefiles.side_files(Folder(model))
     assert sorted(found.names) == ["config.json", "real/x.json", "within.json"]
-    assert found.left == {
+    assert found.left_behind == {
         "links out of the folder": sorted(
             ["out.json", "up.json", "hop.json", "folder", "inner", "nowhere.json", "self.json", "device.json"]
         )
@@ -204,7 +209,7 @@ def test_of_a_table_s_folder_only_its_own_files_go(model: Path, tmp_path: Path) 
     done = dequantize_file(build / "mine.parquet", tmp_path / "mine")
     assert listing(tmp_path / "mine") == ["config.json", "model.safetensors"]
     (note,) = done.notes
-    assert "not known as a model's own: code.py, notes.py, report.html, report.json" in note
+    assert "not recognized as a model's file: code.py, notes.py, report.html, report.json" in note
 
 
 def test_a_table_s_record_is_not_trusted(tmp_path: Path) -> None:
@@ -236,14 +241,14 @@ def test_documents_of_others_stay_and_configs_of_others_refuse(model: Path, tmp_
     done = huggingface.to_table(model, out / "m.parquet")
     assert (out / "README.md").read_text() == "mine"
     assert (out / "LICENSE").exists()
-    assert done.notes == ["left behind, another is there: README.md"]
+    assert done.notes == ["left behind, another already exists: README.md"]
     aq.convert(ConversionConfig(str(model), str(tmp_path / "shards")))
     assert (tmp_path / "shards" / "README.md").read_text() == (model / "README.md").read_text()
     fill(model, "assets/x.json")
     (out / "assets").write_text("a file")
-    with pytest.raises(aq.FormatError, match=r"assets: is a file, and assets/x\.json belongs into a folder"):
+    with pytest.raises(aq.FormatError, match=r"assets: is a file, and assets/x\.json needs a folder"):
         huggingface.to_table(model, out / "m.parquet")
     (out / "assets").unlink()
     (out / "config.json").write_text("another")
-    with pytest.raises(aq.FormatError, match=r"config\.json: is there already and differs from"):
+    with pytest.raises(aq.FormatError, match=r"config\.json: already exists and differs from"):
         huggingface.to_table(model, out / "m.parquet")

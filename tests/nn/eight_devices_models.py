@@ -18,7 +18,7 @@ from panels import NAME, Panels
 import aq_jax as aq
 from aq_jax.converters import huggingface
 from aq_jax.nn import QLinear, quantize_module
-from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.compiled import BoundProgram
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.layers import PreparedWeight
@@ -178,7 +178,7 @@ def test_a_module_s_weights_stay_on_their_devices() -> None:
 
 def test_results_are_everywhere_so_that_each_process_has_them(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
     model = generator(small[0], mesh=mesh).model
-    found = Compiled(model, lambda model, x: model.layers[0].up(x))(np.ones((1, 32), np.float32))
+    found = BoundProgram(model, lambda model, x: model.layers[0].up(x))(np.ones((1, 32), np.float32))
     assert found.shape == (1, 48)
     assert found.sharding.is_fully_replicated
     assert found.sharding.device_set == set(jax.devices())

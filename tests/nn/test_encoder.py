@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import aq_jax as aq
 from aq_jax.core.dispatch import ACTIVATIONS, TOKENS, backend
-from aq_jax.nn.encoder import Encoder, batches
+from aq_jax.nn.encoder import Encoder, make_batches
 from aq_jax.nn.load import load_model
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -269,13 +269,13 @@ calls = given(
 
 @calls
 def test_every_sentence_runs_once(lengths: list[int], longest: int, tokens: int) -> None:
-    members = [member for batch, _, _ in batches(lengths, longest, tokens) for member in batch]
+    members = [member for batch, _, _ in make_batches(lengths, longest, tokens) for member in batch]
     assert sorted(members) == list(range(len(lengths)))
 
 
 @calls
 def test_sentences_fit_their_batch(lengths: list[int], longest: int, tokens: int) -> None:
-    for members, rows, length in batches(lengths, longest, tokens):
+    for members, rows, length in make_batches(lengths, longest, tokens):
         assert 1 <= len(members) <= rows
         assert all(lengths[member] <= length or length == longest for member in members)
         assert length <= longest
@@ -285,7 +285,7 @@ def test_sentences_fit_their_batch(lengths: list[int], longest: int, tokens: int
 @calls
 def test_programs_are_few(lengths: list[int], longest: int, tokens: int) -> None:
     """One number of rows for each padded length, and those are powers of two, or the longest."""
-    found = list(batches(lengths, longest, tokens))
+    found = list(make_batches(lengths, longest, tokens))
     shapes = {(rows, length) for _, rows, length in found}
     assert len({length for _, length in shapes}) == len(shapes)
     assert all(length == longest or (length >= 16 and length.bit_count() == 1) for _, length in shapes)
@@ -296,7 +296,7 @@ def test_programs_are_few(lengths: list[int], longest: int, tokens: int) -> None
 @calls
 def test_little_of_a_batch_is_padding(lengths: list[int], longest: int, tokens: int) -> None:
     """Longest first: only the last batch may lack sentences, and no batch is longer than its longest sentence wants."""
-    found = list(batches(lengths, longest, tokens))
+    found = list(make_batches(lengths, longest, tokens))
     assert all(len(members) == rows for members, rows, _ in found[:-1])
     assert [length for _, _, length in found] == sorted((length for _, _, length in found), reverse=True)
     for members, _, length in found:
@@ -305,5 +305,5 @@ def test_little_of_a_batch_is_padding(lengths: list[int], longest: int, tokens: 
 
 
 def test_few_sentences_run_one_by_one() -> None:
-    assert [rows for _, rows, _ in batches([10] * 16, 256, 512)] == [1] * 16
-    assert [rows for _, rows, _ in batches([10] * 17, 256, 512)] == [32]
+    assert [rows for _, rows, _ in make_batches([10] * 16, 256, 512)] == [1] * 16
+    assert [rows for _, rows, _ in make_batches([10] * 17, 256, 512)] == [32]

@@ -18,8 +18,8 @@ import small_llama
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax.nn.compiled import Compiled
-from aq_jax.nn.generator import Generator, continuation, sample
+from aq_jax.nn.compiled import BoundProgram
+from aq_jax.nn.generator import Generator, decode_tokens, sample
 from aq_jax.nn.load import load_model
 
 PROMPT = [1, 270, 259, 263, 80]
@@ -58,7 +58,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(table: Path) -> Generator:
     """One whose texts have no end."""
     found = load(table)
-    assert found.ends == (1, 2)
+    assert found.eos_ids == (1, 2)
     return Generator(found.model, found.tokenizer)
 
 
@@ -84,8 +84,8 @@ def stopping(generator: Generator, greedy: list[int], stopped_at: int) -> Genera
 
 
 @pytest.fixture(scope="module")
-def run(stopping: Generator) -> Compiled:
-    """`continuation` as it stands; a program of its own would take seconds to compile."""
+def run(stopping: Generator) -> BoundProgram:
+    """`decode_tokens` as it stands; a program of its own would take seconds to compile."""
     return stopping._continue
 
 
@@ -118,7 +118,7 @@ def numbers(length: int, count: int = 16, temperature: float = 0.0) -> tuple[Any
 
 
 def test_what_fills_up_a_prompt_is_never_seen(
-    run: Compiled, greedy: list[int], stopped_at: int, rng: np.random.Generator
+    run: BoundProgram, greedy: list[int], stopped_at: int, rng: np.random.Generator
 ) -> None:
     for temperature in (0.0, 1.0):
         found = set()
@@ -139,7 +139,7 @@ def test_an_end_stops_the_text(stopping: Generator, generator: Generator, greedy
     assert stopping.generate_ids([*PROMPT, *greedy[:stopped_at]], 16) == []
 
 
-def test_after_the_end_nothing_is_computed(run: Compiled, greedy: list[int], stopped_at: int) -> None:
+def test_after_the_end_nothing_is_computed(run: BoundProgram, greedy: list[int], stopped_at: int) -> None:
     ids = np.zeros((1, 16), np.int32)
     ids[0, : len(PROMPT)] = PROMPT
     for count, last in ((16, stopped_at), (3, 2)):  # the last token is repeated
@@ -157,7 +157,7 @@ def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
         if generation is not None:
             (folder / "generation_config.json").write_text(json.dumps(generation))
-        assert load(folder / small_llama.TABLE).ends == wanted
+        assert load(folder / small_llama.TABLE).eos_ids == wanted
 
 
 # ------------------------------------------------------------------------------------------------ programs
@@ -196,7 +196,7 @@ def test_the_program_does_not_grow_with_the_text(generator: Generator) -> None:
 
     def size(padded: int, steps: int) -> int:
         def run(state: Any, ids: jax.Array, *numbers: Any) -> jax.Array:
-            return continuation(nnx.merge(graph, state), ids, *numbers, steps=steps, ends=(1, 2))
+            return decode_tokens(nnx.merge(graph, state), ids, *numbers, steps=steps, eos_ids=(1, 2))
 
         return equations(jax.make_jaxpr(run)(state, np.zeros((1, padded), np.int32), *numbers(1)).jaxpr)
 
@@ -320,7 +320,7 @@ def test_limits_of_a_tokenizer_are_not_those_of_the_model(table: Path) -> None:
     found = load(table)
     found.tokenizer.enable_truncation(3)
     found.tokenizer.enable_padding(length=20)
-    again = Generator(found.model, found.tokenizer, found.ends)
+    again = Generator(found.model, found.tokenizer, found.eos_ids)
     assert len(again.tokenizer.encode("bbbbbbb").ids) == 9
 
 

@@ -20,10 +20,10 @@ import aq_jax as aq
 from aq_jax.config import QuantizationConfig
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.nn.load import chosen_activations, load_model
+from aq_jax.nn.load import choose_activations, load_model
 from aq_jax.nn.models.bert import Bert
 from aq_jax.nn.pooling import Normalize, Pooling
-from aq_jax.nn.sentences import Sentences, read_sentences
+from aq_jax.nn.sentences import SentenceSettings, read_sentences
 from aq_jax.nn.tokenizer import read_tokenizer
 
 CONFIG = {**oracle.CONFIG, "num_hidden_layers": 1}
@@ -124,7 +124,7 @@ def test_activations_are_rounded_where_weights_have_eight_bits(config: Any, want
     names = ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight", BIAS)
     tensors = {name: TENSORS[name] for name in names}
     tensors = tensors if config is None else aq.quantize_tree(tensors, config)
-    assert chosen_activations(tensors, None, "m.parquet") == wanted
+    assert choose_activations(tensors, None, "m.parquet") == wanted
 
 
 def test_activations_are_those_of_every_layer(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_other_activations_are_refused(folder: Path, given: Any) -> None:
 @pytest.mark.parametrize("given", ["int8", "bfloat16"])
 def test_activations_of_float_weights_are_refused(folder: Path, given: Any) -> None:
     message = (
-        rf"m\.parquet: found float weights only; activations = '{given}' wants quantized ones.*convert with a quan"
+        rf"m\.parquet: holds float weights only; activations = '{given}' needs quantized ones.*convert with a quan"
     )
     with pytest.raises(aq.ConfigError, match=message):
         load(folder / "m.parquet", dict(TENSORS), given)
@@ -218,7 +218,7 @@ def test_tensors_of_another_model_are_all_named(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"model": {"type": "Unheard"}}'])
 def test_a_damaged_tokenizer_is_named(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(aq.FormatError, match=r"model/tokenizer\.json: no tokenizer can be made of it: "):
+    with pytest.raises(aq.FormatError, match=r"model/tokenizer\.json: holds no tokenizer that can be built: "):
         read_tokenizer(folder)
 
 
@@ -254,7 +254,7 @@ def test_older_tokenizer_files_are_read_by_transformers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second, refusal = done.stdout.split("\n", 2)
     assert [first, second] == [" ".join(map(str, oracle.tokenizer().encode(text).ids)) for text in texts]
-    assert refusal.startswith(f"{tmp_path / 'tokenizer.json'}: no tokenizer can be made of it: ")
+    assert refusal.startswith(f"{tmp_path / 'tokenizer.json'}: holds no tokenizer that can be built: ")
 
 
 POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -282,7 +282,7 @@ def test_pooling_is_what_the_files_say(folder: Path, fields: dict[str, object], 
     oracle.write_side_files(folder, CONFIG, normalize=normalize)
     oracle.write_json(folder / "1_Pooling" / "config.json", fields)
     stages = (Pooling((wanted,)), *([Normalize()] if normalize else []))
-    assert read_sentences(folder, 256) == Sentences(stages, 256)
+    assert read_sentences(folder, 256) == SentenceSettings(stages, 256)
 
 
 @pytest.mark.parametrize(
@@ -328,12 +328,12 @@ def test_modules_are_known_wherever_sentence_transformers_keeps_them(folder: Pat
     ]
     oracle.write_json(folder / "modules.json", modules)
     oracle.write_json(folder / "p" / "config.json", {"pooling_mode": "cls"})
-    assert read_sentences(folder, 256) == Sentences((Pooling(("cls",)),), 256)
+    assert read_sentences(folder, 256) == SentenceSettings((Pooling(("cls",)),), 256)
 
 
 def test_without_those_files_sentences_are_means(tmp_path: Path) -> None:
     oracle.write_side_files(tmp_path, CONFIG, pooling=None)
-    assert read_sentences(tmp_path, 256) == Sentences(max_tokens=256)
+    assert read_sentences(tmp_path, 256) == SentenceSettings(max_tokens=256)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_the_longest_text_is_what_the_files_say(
 def test_texts_without_room_for_a_token_are_refused(folder: Path, file: str, limit: object) -> None:
     name = {"sentence_bert_config.json": "max_seq_length", "tokenizer_config.json": "model_max_length"}[file]
     oracle.write_json(folder / file, {name: limit})
-    message = rf"model/{file}: {name} is {re.escape(repr(limit))}, of 256 positions; wanted so many tokens: 3 or more"
+    message = rf"model/{file}: {name} is {re.escape(repr(limit))}, of 256 positions; wanted 3 tokens or more"
     with pytest.raises(aq.FormatError, match=message):
         read_sentences(folder, 256, least=3)
 
@@ -371,7 +371,7 @@ def test_a_text_has_a_token_beside_the_special_ones(folder: Path) -> None:
     oracle.write_json(folder / "sentence_bert_config.json", {"max_seq_length": 3})
     assert load_model(folder / "m.parquet").sentences.max_tokens == 3
     oracle.write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
-    with pytest.raises(aq.FormatError, match="max_seq_length is 2, of 256 positions; wanted so many tokens: 3 or"):
+    with pytest.raises(aq.FormatError, match="max_seq_length is 2, of 256 positions; wanted 3 tokens or"):
         load_model(folder / "m.parquet")
 
 

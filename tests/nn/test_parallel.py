@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from aq_jax.nn.architecture import Architecture
 from aq_jax.nn.models import FAMILIES
-from aq_jax.nn.parallel import shardings, split
+from aq_jax.nn.parallel import partition_spec, shardings
 from aq_jax.store import RowInfo
 
 TESTS = Path(__file__).parent.parent
@@ -79,4 +79,4 @@ def test_codes_must_divide_as_well_as_weights() -> None:
         ("int8", 8, P(None, "model")),
         ("int4", 24, P()),
     ):
-        assert split(1, info(name, 4, columns, quant_type=quant_type), 8) == wanted, (quant_type, columns)
+        assert partition_spec(1, info(name, 4, columns, quant_type=quant_type), 8) == wanted, (quant_type, columns)

@@ -25,7 +25,7 @@ import aq_jax as aq
 from aq_jax.converters import huggingface
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.pooling import MODES, Dense, LayerNorm, Normalize, Pooling, embed
-from aq_jax.nn.sentences import read_prepared, read_sentences
+from aq_jax.nn.sentences import read_sentence_tokenizer, read_sentences
 from aq_jax.nn.tokenizer import read_tokenizer
 
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
@@ -419,7 +419,7 @@ def test_weights_that_are_missing_or_damaged_are_named(st: Any, make: Callable[.
 
 def test_modules_must_fit_each_other(st: Any, make: Callable[..., Path]) -> None:
     folder = make(st.sentence_transformer.modules.Dense(WIDTH, 20))
-    with pytest.raises(aq.FormatError, match="2_Dense: is for 32 numbers; what stands before gives 33"):
+    with pytest.raises(aq.FormatError, match="2_Dense: takes 32 numbers; the stage before it gives 33"):
         read_sentences(folder, POSITIONS, 33)
 
 
@@ -427,7 +427,7 @@ def test_code_of_a_folder_is_not_imported(st: Any, make: Callable[..., Path]) ->
     folder = make()
     (folder / "mine.py").write_text("raise SystemExit")
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.T", "mine.T"]}, tokenizer_class="Mine")
-    assert read_prepared(folder).encode("the sea").ids == oracle.tokenizer().encode("the sea").ids
+    assert read_sentence_tokenizer(folder).encode("the sea").ids == oracle.tokenizer().encode("the sea").ids
     modules = json.loads((folder / "modules.json").read_text())
     oracle.write_json(folder / "modules.json", [*modules, {"type": "mine.Dense", "path": ""}])
     with pytest.raises(aq.FormatError, match=r"modules\.json: has \['Transformer', 'Pooling', 'mine\.Dense'\]; wanted"):

@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 import small_validation
 
-from aq_jax.calibration.plan import LAST
-from aq_jax.calibration.solve import Training, drawn
+from aq_jax.calibration.allocation import JUDGE_FACTOR
+from aq_jax.calibration.solve import TrainingRequest, draw_texts
 from aq_jax.errors import ConfigError
 from aq_jax.validate.config import Case, ValidationConfig, read_conversions
 from aq_jax.validate.data import HeldOut, held_out, read_pairs, seen_lines
@@ -34,7 +34,7 @@ def test_no_line_that_a_case_calibrates_on_judges_any(seed: int) -> None:
     cases = (Case("int8", "int8.toml"), Case("gptq", "gptq.toml"))
     found = held(*cases, seed=seed, labels="labels.tsv")
     calibration = read_conversions(ValidationConfig(cases))[1].calibration
-    (used,) = drawn(calibration, None)
+    (used,) = draw_texts(calibration, None)
     assert not set(used.lines) & set(found.text.lines)
     assert found.excluded == len(used.lines) == 40
     assert len(found.text.lines) + 40 == len(Path("text.txt").read_text().splitlines())
@@ -62,12 +62,16 @@ def test_the_built_in_text_is_shared_fairly() -> None:
 
 def test_planning_and_training_see_more() -> None:
     plan = Case("a", "gptq.toml", ("quantization.rotate=true", "allocate.target_bpw=3", "allocate.sentences=5"))
-    assert held(plan).excluded == 40 + (1 + LAST) * 5
+    assert held(plan).excluded == 40 + (1 + JUDGE_FACTOR) * 5
     limited = ("calibration.sentences=20", "train.sentences=30", "train.held_out=10")
     trained = Case("t", "trained.toml", limited)
     (conversion,) = read_conversions(ValidationConfig((trained,)))
     assert conversion.train is not None
-    lines = {line for each in drawn(conversion.calibration, Training(conversion.train, Path())) for line in each.lines}
+    lines = {
+        line
+        for each in draw_texts(conversion.calibration, TrainingRequest(conversion.train, Path()))
+        for line in each.lines
+    }
     assert lines <= seen_lines(conversion)
     assert held(trained).excluded == 20 + 30 + 10
 

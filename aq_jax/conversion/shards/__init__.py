@@ -1,1 +1,1 @@
-"""Models larger than memory: converted file by file, by as many processes as there are, and taken up again."""
+"""Convert models larger than memory: file by file, by several processes, and resumed after an interruption."""

@@ -1,4 +1,4 @@
-"""Who does the tasks: this process, processes of this machine, or a Ray cluster. The bytes are the same."""
+"""Run the tasks in this process, in processes of this machine, or on a Ray cluster. The bytes are the same."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from aq_jax.conversion.shards.memory import PROCESS_BYTES
-from aq_jax.conversion.shards.task import ShardDone, ShardTask, Step, convert_shard
+from aq_jax.conversion.shards.task import OnTensor, ShardResult, ShardTask, convert_shard
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store.writer import use_system_memory
 from aq_jax.worker import Worker, WorkerDied, stop
 
-# An engine: yields what comes of the tasks, in any order; the step is called with each tensor that was written.
-Run = Callable[[Sequence[ShardTask], Step], Iterator[ShardDone]]
+# An engine yields the results of tasks in any order, and calls back for each tensor that was written.
+RunTasks = Callable[[Sequence[ShardTask], OnTensor], Iterator[ShardResult]]
 RETRIES = 3
 _WAIT = 0.5
 
 
-def local(workers: int) -> Run:
-    """This machine: one worker is this process, more are processes of their own.
+def local_engine(workers: int) -> RunTasks:
+    """Return the engine of this machine: one worker is this process, more are processes of their own.
 
-    Their interpreters are fresh: a script that asks for more than one keeps its own work under
+    Their interpreters are fresh: a script that asks for more than one worker must keep its own work under
     `if __name__ == "__main__"`.
     """
-    return _here if workers == 1 else lambda tasks, step: _processes(tasks, step, workers)
+    return _in_this_process if workers == 1 else lambda tasks, on_tensor: _in_processes(tasks, on_tensor, workers)
 
 
-def _here(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
+def _in_this_process(tasks: Sequence[ShardTask], on_tensor: OnTensor) -> Iterator[ShardResult]:
     for task in tasks:
-        yield convert_shard(task, step)
+        yield convert_shard(task, on_tensor)
 
 
-def _processes(tasks: Sequence[ShardTask], step: Step, workers: int) -> Iterator[ShardDone]:
+def _in_processes(tasks: Sequence[ShardTask], on_tensor: OnTensor, workers: int) -> Iterator[ShardResult]:
     try:
         pickle.dumps(tasks[0].config)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"the quantizer cannot be sent to other processes: {error}; define its class in a module that they can "
-            "import, or take workers = 1"
+            "import, or set workers = 1"
         ) from None
     waiting = deque(tasks)
     busy: dict[Connection, tuple[Worker, ShardTask]] = {}
     started: list[Worker] = []
     try:
         for _ in range(min(workers, len(tasks))):
-            started.append(worker := Worker(_work))
+            started.append(worker := Worker(_serve_tasks))
             busy[worker.connection] = worker, (task := waiting.popleft())
             worker.connection.send(task)
         while busy:
@@ -60,10 +60,10 @@ def _processes(tasks: Sequence[ShardTask], step: Step, workers: int) -> Iterator
                     kind, *content = worker.receive()
                 except WorkerDied as error:
                     raise AqError(
-                        f"{task.file}: {error}: set max_memory lower. Run again: finished files are kept"
+                        f"{task.file}: {error}; set max_memory lower, and run again: finished files are kept"
                     ) from None
-                if kind == "step":
-                    step(*content)
+                if kind == "tensor":
+                    on_tensor(*content)
                     continue
                 if kind == "error":
                     raise content[0]
@@ -77,24 +77,24 @@ def _processes(tasks: Sequence[ShardTask], step: Step, workers: int) -> Iterator
         stop(started)
 
 
-def _work(connection: Connection) -> None:
+def _serve_tasks(connection: Connection) -> None:
     use_system_memory()
     try:
         while True:
             task = connection.recv()
-            connection.send(("done", convert_shard(task, lambda name, size: connection.send(("step", name, size)))))
+            connection.send(("done", convert_shard(task, lambda name, size: connection.send(("tensor", name, size)))))
     except (EOFError, BrokenPipeError, ConnectionResetError, SystemExit):
-        pass  # nobody waits for us
+        pass  # the parent is gone
     except Exception as error:
         connection.send(("error", error))
     finally:
-        os._exit(1)  # what is half-written is removed; JAX has nothing to take down that another signal could disturb
+        os._exit(1)  # half-written files are removed by now; a normal exit could meet another signal in JAX
 
 
-def on_ray(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
-    """A Ray cluster: the one that RAY_ADDRESS names or that the process is connected to, else a new one, here.
+def ray_engine(tasks: Sequence[ShardTask], on_tensor: OnTensor) -> Iterator[ShardResult]:
+    """Run the tasks on the Ray cluster that RAY_ADDRESS names or this process is connected to, else on a new one, here.
 
-    Each task asks Ray for the memory that it takes; one whose worker ends is done again, elsewhere.
+    Each task asks Ray for the memory that it takes; if its worker ends, the task is done again elsewhere.
 
     Raises:
         ImportError: if Ray is not installed.
@@ -113,7 +113,8 @@ def on_ray(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
         most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if need > most:
             raise ConfigError(
-                f"engine = 'ray': a file takes {need:,} bytes of memory, no machine has more than {most:,}"
+                f"engine = 'ray': a file takes {need:,} bytes of memory, and no machine has more than {most:,}; take "
+                "smaller files (shards.size)"
             )
         remote: Any = ray.remote(convert_shard)
         running = {
@@ -130,9 +131,9 @@ def on_ray(tasks: Sequence[ShardTask], step: Step) -> Iterator[ShardDone]:
                     raise error.cause if isinstance(error.cause, Exception) else AqError(str(error)) from None
                 except ray.exceptions.RayError as error:
                     text = str(error).splitlines()[0]
-                    raise AqError(f"{task.file}: Ray gave up: {text}. Run again: finished files are kept") from None
+                    raise AqError(f"{task.file}: Ray gave up: {text}; run again: finished files are kept") from None
                 for name, size in task.sizes.items():
-                    step(name, size)
+                    on_tensor(name, size)
                 yield done
     finally:
         if own:

@@ -1,4 +1,4 @@
-"""A source into a folder of tables: planned, shared out, taken up where it was left, and published."""
+"""Convert a source into a folder of tables: partition it, run the tasks, resume an earlier run, publish the result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
 from aq_jax.conversion.corridor import check_source
 from aq_jax.conversion.shards import engines
 from aq_jax.conversion.shards.journal import Journal, refuse_taken
-from aq_jax.conversion.shards.plan import fingerprint, plan_shards, workers_within
+from aq_jax.conversion.shards.partition import fingerprint, partition, workers_within
 from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
-from aq_jax.conversion.write import Written
+from aq_jax.conversion.write import ConversionResult
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, compose_manifest
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from aq_jax.progress import Progress
 
 
-def convert_to_shards(source: Source, config: ConversionConfig, progress: Progress | None = None) -> Written:
-    """Write a source as a folder of tables, its manifest last; what an earlier run has finished is kept.
+def convert_to_shards(source: Source, config: ConversionConfig, progress: Progress | None = None) -> ConversionResult:
+    """Write a source as a folder of tables, its manifest last; files that an earlier run finished are kept.
 
-    Memory stays under `shards.max_memory` however large the model is: safetensors are read through memory maps, and of
-    a tensor that is larger than 1 GiB a piece at a time is held.
+    Memory stays under `shards.max_memory` however large the model is: safetensors are read through memory maps, and a
+    tensor that is larger than 1 GiB is held a piece at a time.
 
     Args:
-        source: that a format has opened.
-        config: whose output is a folder.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        source: A source that a format opened.
+        config: A config whose output is a folder.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        FormatError: for a source that is quantized already and would be again; for an output that holds a table already
-            or another model's files.
+        FormatError: for a source that is quantized already and would be again; for an output that already holds a
+            table or another model's files.
         OSError: for an output that cannot be written to.
         ConfigError: if the memory allowed is too little for one tensor; if another process converts into the folder;
             for a quantizer that cannot be sent to other processes.
@@ -57,28 +57,32 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     shards = config.shards or ShardsConfig()
     output, started = Folder(config.output), time.perf_counter()
     beside, notes = check_folder(source, output, config.quantization)
-    tasks = plan_shards(source, config)
-    run = engines.on_ray if shards.engine == "ray" else engines.local(workers_within(tasks, shards, _cores()))
+    tasks = partition(source, config)
+    run = (
+        engines.ray_engine if shards.engine == "ray" else engines.local_engine(workers_within(tasks, shards, _cores()))
+    )
     total = sum(task.bytes for task in tasks)
 
-    def step(name: str, size: int) -> None:
+    def on_tensor(name: str, size: int) -> None:
         if progress:
             progress(name, size, total)
 
     with Journal(output, fingerprint(source, tasks)) as journal:
         found = journal.finished(tasks)
         if found:
-            step(f"{len(found)} files were there", sum(tasks[index].bytes for index in found))
+            on_tensor(f"{len(found)} files were finished before", sum(tasks[index].bytes for index in found))
         waiting = [task for task in tasks if task.index not in found]
         if waiting:
-            for done in run(waiting, step):
-                journal.note(done)
+            for done in run(waiting, on_tensor):
+                journal.record(done)
                 found[done.index] = done
         copy_side_files(beside, output)
         ordered = [found[task.index] for task in tasks]
-        made = dict(source.made) | ({"quantization": config.quantization.to_dict()} if config.quantization else {})
+        made = dict(source.provenance) | (
+            {"quantization": config.quantization.to_dict()} if config.quantization else {}
+        )
         journal.close(compose_manifest([done.entry for done in ordered], made))
-    written = Written(config.output)
+    written = ConversionResult(config.output)
     for done in ordered:
         written.quantized |= done.quantized
         written.kept |= done.kept
@@ -96,7 +100,7 @@ def check_folder(source: Source, output: Folder, config: QuantizationConfig | No
     """Refuse an output that a conversion of this source would not write into.
 
     Returns:
-        What goes there beside the table, and what there is to know.
+        The side files, and notes.
 
     Raises:
         FormatError: naming what is in the way: a table, another model's config or tokenizer files, or anything else;

@@ -1,4 +1,4 @@
-"""The work of one shard: what it takes, and what comes of it. Both travel to other processes and machines."""
+"""Convert one shard: its task and its result, which travel to other processes and machines."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import ShardEntry
 from aq_jax.store.writer import release_memory
 
-# Called with the name of a tensor that has been written, and its bytes.
-Step = Callable[[str, int], None]
+# Gets the name of a tensor that was written, and its bytes.
+OnTensor = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One file of a conversion.
+    """The task to write one file of a conversion.
 
     Args:
-        index: of the file among those of the table, from 0.
-        file: its name.
-        source: opens what the tensors are read from.
-        output: the folder that the file goes to: a path or a URL.
-        sizes: bytes of each of the tensors before they are quantized, in order.
-        aliases: of these.
-        config: None writes plain weights.
-        compression: of the weights.
-        memory: bytes that the work takes at most, beside what a process has before it begins.
-        largest: the tensor that takes them, for messages.
+        index: The file's index in the table, from 0.
+        file: The file's name.
+        source: A function that opens the source of the tensors.
+        output: The folder that the file goes to: a path or a URL.
+        sizes: The bytes of each tensor before it is quantized, in order.
+        aliases: The tied names of these tensors.
+        config: The quantization; None writes plain weights.
+        compression: The compression of the weights.
+        memory: The peak memory of the work in bytes, beside what an idle process takes.
+        largest: The tensor that needs it, for messages.
     """
 
     index: int
@@ -51,13 +51,13 @@ class ShardTask:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors before they are quantized."""
+        """Count the bytes of the tensors before they are quantized."""
         return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, slots=True)
-class ShardDone:
-    """What came of a task: its file, as the manifest names it, and what `pipeline.Written` says of a table."""
+class ShardResult:
+    """The result of a task: its file, as the manifest lists it, and the fields of `write.ConversionResult`."""
 
     index: int
     entry: ShardEntry
@@ -68,15 +68,15 @@ class ShardDone:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """As text that `from_json` takes."""
+        """Return the text that `from_json` reads."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> ShardDone:
-        """What `to_json` wrote.
+    def from_json(cls, text: bytes) -> ShardResult:
+        """Read what `to_json` wrote.
 
         Raises:
-            FormatError: for anything else.
+            FormatError: for any other text.
         """
         try:
             found: dict[str, Any] = json.loads(text)
@@ -84,31 +84,31 @@ class ShardDone:
             notes, tensors = tuple(found.pop("notes")), tuple(entry.pop("tensors"))
             return cls(entry=ShardEntry(tensors=tensors, **entry), notes=notes, **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"not the note of a finished shard: {error!r}") from None
+            raise FormatError(f"is not the record of a finished shard: {error!r}") from None
 
 
-def convert_shard(task: ShardTask, step: Step | None = None) -> ShardDone:
-    """Do a task: the file appears, whole; doing it again gives the same bytes.
+def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardResult:
+    """Do a task: write its file whole; the same task always gives the same bytes.
 
     Raises:
-        AqError, OSError: as `pipeline.write_model`.
+        AqError, OSError: as `write.write_model`.
     """
     output = Folder(task.output)
     with ExitStack() as stack:
-        source = stack.enter_context(task.source()).only(task.sizes, task.aliases)
-        # write_model sees to it itself that a file here appears whole.
+        source = stack.enter_context(task.source()).subset(task.sizes, task.aliases)
+        # A local file appears whole by itself: write_model sees to that.
         path = output.local / task.file if output.local is not None else stack.enter_context(output.writing(task.file))
         done = write_model(
             source,
             path,
             task.config,
             compression=task.compression,
-            progress=None if step is None else lambda name, size, _: step(name, size),
+            progress=None if on_tensor is None else lambda name, size, _: on_tensor(name, size),
         )
         with open_table(path) as table:
             assert table.metadata is not None  # noqa: S101
             entry = ShardEntry(task.file, done.bytes, table.metadata.digest, table.names)
     release_memory()
-    return ShardDone(
+    return ShardResult(
         task.index, entry, done.source_bytes, done.quantized, done.kept, tuple(done.notes), dict(done.seconds)
     )

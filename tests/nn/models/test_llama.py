@@ -20,7 +20,7 @@ from flax import nnx
 import aq_jax as aq
 from aq_jax.converters import huggingface
 from aq_jax.nn import QEmbed, QLinear
-from aq_jax.nn.compiled import Compiled
+from aq_jax.nn.compiled import BoundProgram
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.load import load_model
 from aq_jax.nn.models.llama import Llama, LlamaConfig
@@ -40,7 +40,7 @@ def whole(model: Llama, ids: jax.Array) -> jax.Array:
 
 
 def logits(model: Llama, tokens: list[int] = TOKENS) -> np.ndarray:
-    return np.asarray(Compiled(model, whole)(np.array(tokens, np.int32)))
+    return np.asarray(BoundProgram(model, whole)(np.array(tokens, np.int32)))
 
 
 # ------------------------------------------------------------------------------------------------ whose logits
@@ -134,7 +134,7 @@ def test_single_steps_after_a_prompt_are_the_whole_and_rows_do_not_mix(model: Ll
         hidden, filled = model.extend(ids, list(zip(cache[::2], cache[1::2], strict=True)), start)
         return model.logits(hidden), jax.tree.leaves(filled)
 
-    run = Compiled(model, forward)
+    run = BoundProgram(model, forward)
     ids = np.array([TOKENS, TOKENS[::-1]], np.int32)
     # More room than there are tokens, and what lies there is never seen.
     cache = [np.full(x.shape, 1e3, np.float32) for x in jax.tree.leaves(model.empty_cache(2, 16))]
@@ -143,7 +143,7 @@ def test_single_steps_after_a_prompt_are_the_whole_and_rows_do_not_mix(model: Ll
         out, cache = run(ids[:, at], np.int32(at.start), *cache)
         found.append(out)
     assert run.compiles == 2
-    alone = Compiled(model, whole)
+    alone = BoundProgram(model, whole)
     for row, tokens in zip(np.concatenate(found, axis=1), ids, strict=True):
         np.testing.assert_allclose(row, alone(tokens), atol=1e-5, rtol=0)
 

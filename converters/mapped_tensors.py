@@ -1,4 +1,4 @@
-"""Tensors that lie in files as plain bytes: mapped if the files are here, else fetched one at a time."""
+"""Map tensors that lie in files as plain bytes; fetch them one at a time if the files are elsewhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.mapping import map_file
 
 
-class Extents(Source):
-    """A source of tensors whose places are known.
+class MappedTensors(Source):
+    """A source of tensors whose extents are known.
 
     Args:
-        folder: that holds the files.
-        extents: by the tensors' names, in order.
-        aliases: tied tensors: name -> stored name.
+        folder: The folder that holds the files.
+        extents: The extents by the tensors' names, in order.
+        aliases: Tied tensors: name -> stored name.
 
     >>> from pathlib import Path
     >>> folder = Folder(tempfile.mkdtemp())
     >>> folder.write("a.bin", np.arange(4, dtype=np.float32).tobytes())
-    >>> Extents(folder, {"w": Extent("a.bin", 4, (2,), "float32")}).read("w")
+    >>> MappedTensors(folder, {"w": Extent("a.bin", 4, (2,), "float32")}).read("w")
     array([1., 2.], dtype=float32)
     """
 
@@ -40,24 +40,24 @@ class Extents(Source):
         super().__init__(folder, shapes, aliases)
         self._maps: dict[str, memoryview] = {}
 
-    def held(self, name: str) -> int:
+    def read_memory(self, name: str) -> int:
         return 0  # it is mapped
 
-    def part(self, names: Collection[str]) -> Opener:
+    def opener(self, names: Collection[str]) -> Opener:
         extents = {name: self.extents[name] for name in names}
         return partial(_open_extents, self.folder.absolute, extents, self.aliases)
 
-    def states(self) -> list[list[object]]:
+    def file_states(self) -> list[list[object]]:
         self.files = {extent.file for extent in self.extents.values()}
-        return super().states()
+        return super().file_states()
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor: a read-only view of its file, or of what was fetched of it.
+        """Read one tensor: a read-only view of its file, or of its fetched bytes.
 
-        What is fetched is held by a temporary file (TMPDIR says where), not by memory, and goes when the view does.
+        Fetched bytes lie in a temporary file (TMPDIR says where), not in memory, and go when the view does.
 
         Raises:
-            FormatError: if the file is shorter than it was.
+            FormatError: if the file has become shorter.
             OSError: if it cannot be read.
         """
         extent = self.extents[name]
@@ -71,7 +71,7 @@ class Extents(Source):
         else:
             memory = self._mapped(extent.file)
             if extent.offset + extent.size > len(memory):
-                raise FormatError(f"{self.folder.at(extent.file)}: is shorter than it was; {name} is past its end")
+                raise FormatError(f"{self.folder.at(extent.file)}: has become shorter; {name} is past its end")
             raw = np.frombuffer(memory[extent.offset : extent.offset + extent.size], np.uint8)
         return raw.view(DTYPES[extent.dtype]).reshape(extent.shape)
 
@@ -84,6 +84,6 @@ class Extents(Source):
 
 
 @contextmanager
-def _open_extents(location: str, extents: Mapping[str, Extent], aliases: Mapping[str, str]) -> Iterator[Extents]:
-    """Open what another process has found."""
-    yield Extents(Folder(location), extents, aliases)
+def _open_extents(location: str, extents: Mapping[str, Extent], aliases: Mapping[str, str]) -> Iterator[MappedTensors]:
+    """Open the tensors whose extents another process found."""
+    yield MappedTensors(Folder(location), extents, aliases)

@@ -1,4 +1,4 @@
-"""Automatic mixed precision: from a source of weights and a goal to a plan, an override for each tensor."""
+"""Allocate bits automatically: choose a width for each tensor of a source, under a goal for the whole model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.calibration.allocate import frontier
-from aq_jax.calibration.sensitivity import Outputs, input_moments, sensitivities
-from aq_jax.calibration.solve import read_ids, read_names, read_weights
-from aq_jax.calibration.text import common_length, one_shape, read_text
+from aq_jax.calibration.knapsack import pareto_frontier
+from aq_jax.calibration.sensitivity import FloatOutputs, input_hessians, sensitivities
+from aq_jax.calibration.solve import match_tensors, read_float_weights, tokenize_lines
+from aq_jax.calibration.text import choose_common_length, pad_to_one_shape, read_text
 from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
@@ -29,22 +29,22 @@ from aq_jax.store.files import replacing
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
-FEWEST = 8  # sentences beside the calibration's; with fewer, errors are measured on those
-# Times as many sentences as each tensor's error is measured on: for moments, and to see how good the model is.
-MOMENTS, LAST = 4, 2
+FEWEST_OTHERS = 8  # sentences beside the calibration's; with fewer, errors are measured on the calibration's own
+# Times as many sentences as each tensor's error is measured on: for Hessians, and to judge the whole model.
+HESSIAN_FACTOR, JUDGE_FACTOR = 4, 2
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a plan says of one tensor.
+class WidthChoice:
+    """The width that one tensor gets.
 
     Args:
-        name: of the tensor.
-        shape: of the tensor.
-        quant_type: that it has.
-        bits: that it takes, scales and zero points with it.
-        error: 1 - cosine that it alone is predicted to cost.
-        override: what makes it so; None if the config did.
+        name: The tensor's name.
+        shape: The tensor's shape.
+        quant_type: The chosen quant_type.
+        bits: The bits that the tensor takes, with its scales and zero points.
+        error: The predicted 1 - cosine when this tensor alone is quantized.
+        override: The override that sets the width; None if the config fixed it.
     """
 
     name: str
@@ -65,24 +65,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A plan, and what is needed to see how good it was.
+    """The widths that were chosen for a model's tensors, and what is needed to judge them.
 
     Args:
-        choices: of every tensor that the model uses and that could be quantized.
-        goal: what it was made for.
-        uniform: of each width, if all tensors that are chosen for had it: (bits a weight, predicted cosine).
-        config: of the model, with the plan's overrides first.
-        outputs: of the float model, on texts that nothing else was measured on, if there were any left.
-        sentences: how many those are.
-        held_out: whether they are others than those of the calibration.
-        seconds: that it took.
+        choices: The widths of all tensors that the model uses and that could be quantized.
+        goal: The budget of bits, or the limit of error.
+        uniform: By width, (bits a weight, predicted cosine) if all free tensors had it.
+        config: The model's config, with the chosen overrides first.
+        outputs: The float model's outputs, on texts that nothing else was measured on, if any were left.
+        sentences: The number of those texts.
+        held_out: Whether the calibration did not see them.
+        seconds: The time that the allocation took.
     """
 
-    choices: tuple[Choice, ...]
+    choices: tuple[WidthChoice, ...]
     goal: AllocationConfig
     uniform: Mapping[str, tuple[float, float]]
     config: QuantizationConfig
-    outputs: Outputs
+    outputs: FloatOutputs
     sentences: int
     held_out: bool
     seconds: float
@@ -92,15 +92,15 @@ class Allocation:
         return sum(choice.bits for choice in self.choices) / sum(choice.params for choice in self.choices)
 
     @property
-    def predicted(self) -> float:
-        """The cosine that the model is predicted to have."""
+    def predicted_cosine(self) -> float:
+        """Predict the cosine between the float model's outputs and the quantized one's."""
         return 1 - sum(choice.error for choice in self.choices)
 
     def record(self, quantized: Model | None = None) -> dict[str, Any]:
-        """For a table's metadata; with the real cosine, if there is a quantized model."""
+        """Build the record for a table's metadata; with the measured cosine, if there is a quantized model."""
         goal = {"target_bpw": self.goal.target_bpw} if self.goal.target_bpw else {"min_cosine": self.goal.min_cosine}
         found = goal | {
-            "widths": list(self.goal.widths), "bpw": self.bpw, "predicted_cosine": self.predicted,
+            "widths": list(self.goal.widths), "bpw": self.bpw, "predicted_cosine": self.predicted_cosine,
             "uniform": {width: {"bpw": bpw, "predicted_cosine": c} for width, (bpw, c) in self.uniform.items()},
             "tensors": [
                 {"name": c.name, "shape": list(c.shape), "quant_type": c.quant_type, "bpw": c.bpw, "error": c.error,
@@ -110,14 +110,14 @@ class Allocation:
             "seconds": self.seconds,
         }  # fmt: skip
         if quantized is not None:
-            found |= {"cosine": 1 - self.outputs.change(quantized), "sentences": self.sentences}
+            found |= {"cosine": 1 - self.outputs.distance(quantized), "sentences": self.sentences}
             found["held_out"] = self.held_out
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as [[override]] tables, which a config's `plan` takes."""
+        """Write the widths as a plan: a file of [[override]] tables, which a config's `plan` takes."""
         lines = [
-            f"# A plan of aq-jax: {self.bpw:.3f} bits a weight, predicted cosine {self.predicted:.4f}.",
+            f"# A plan of aq-jax: {self.bpw:.3f} bits a weight, predicted cosine {self.predicted_cosine:.4f}.",
             '# Edit it, and use it: plan = "FILE" in a config. The first pattern that matches counts.',
         ]
         for choice in self.choices:
@@ -141,55 +141,60 @@ def allocate(
 ) -> Allocation:
     """Choose a width for each linear and each embedding table.
 
-    Each is quantized alone, in each width, and the float model is run with it; the errors of a plan are the sum of
-    those, and the plan is the best one (see `calibration.allocate`). Tensors whose quant_type an override or
-    mixed_precision_layers says, and those that no solver of the config runs the model for, are not chosen for.
+    Each tensor is quantized alone, in each width, and the float model runs with it. The error of an allocation is the
+    sum of those errors, and the best allocation is taken (see `calibration.knapsack`). Tensors whose quant_type an
+    override or mixed_precision_layers fixes keep it, and so do those whose solver does not run the model.
 
     Args:
-        source: of float weights.
-        folder: holds config.json and tokenizer files.
-        config: of the model: groups, symmetry and rotation of the widths below eight bits. Eight bits are per channel,
-            symmetric and not rotated.
-        calibration: of which text; lines are measured on that it leaves, if there are.
-        goal: what the plan is for.
-        progress: called with each tensor's name, its bytes, and the bytes of all.
+        source: The float weights.
+        folder: The folder that holds config.json and tokenizer files.
+        config: The model's config: groups, symmetry and rotation of the widths below eight bits. Eight bits are per
+            channel, symmetric and not rotated.
+        calibration: The calibration's text; errors are measured on the lines that it leaves, if there are any.
+        goal: The budget of bits, or the limit of error.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: for a goal that no plan reaches, text that is none, and grids that the solver does not have.
-        FormatError: for a model that is not known here.
+        ConfigError: for a goal that no allocation reaches, a file without text, and grids that the solver does not
+            have.
+        FormatError: for a model of an unknown family.
         AqError: for weights that are not finite, by name.
     """
     start = time.perf_counter()
-    architecture, names = read_names(source, folder)
+    architecture, names = match_tensors(source, folder)
     shapes = {
         path: source.shapes[name][0] for path, name in names.items() if is_weight(config, name, *source.shapes[name])
     }
-    options = {path: _options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
+    options = {path: _width_options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
     if not any(override for each in options.values() for override, _ in each):
-        raise ConfigError(f"[allocate]: overrides fix the quant_type of every tensor of {folder}: nothing is left")
+        raise ConfigError(
+            f"[allocate]: overrides fix the quant_type of every tensor of {folder}: there is nothing left to choose"
+        )
     sizes = [[treatment.compressed_bits for _, treatment in each] for each in options.values()]
     params = sum(math.prod(shape) for shape in shapes.values())
     least, most = sum(map(min, sizes)) / params, sum(map(max, sizes)) / params
     if goal.target_bpw is not None and goal.target_bpw < least:
         raise ConfigError(
-            f"[allocate]: target_bpw = {goal.target_bpw}: found {least:.3f} to {most:.3f} bits a weight, scales and "
-            f"tensors of a fixed quant_type counted, with widths {', '.join(goal.widths)}; take more, narrower "
-            "widths, or larger groups"
+            f"[allocate]: target_bpw = {goal.target_bpw}: widths {', '.join(goal.widths)} give {least:.3f} to "
+            f"{most:.3f} bits a weight, scales and tensors of a fixed quant_type included; ask for more, or take "
+            "narrower widths or larger groups"
         )
-    weights = read_weights(source, names)
-    most_lines = min(calibration.sentences + (1 + LAST) * goal.sentences, 2**24)
+    weights = read_float_weights(source, names)
+    most_lines = min(calibration.sentences + (1 + JUDGE_FACTOR) * goal.sentences, 2**24)
     lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
-    ids, sentences = read_ids(lines, folder, architecture, calibration)
+    ids, sentences = tokenize_lines(lines, folder, architecture, calibration)
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
-    held_out = len(others) >= FEWEST
-    others = others if held_out else known[: (1 + LAST) * goal.sentences]
-    first = others[: max(1, len(others) // (1 + LAST))]
+    held_out = len(others) >= FEWEST_OTHERS
+    others = others if held_out else known[: (1 + JUDGE_FACTOR) * goal.sentences]
+    first = others[: max(1, len(others) // (1 + JUDGE_FACTOR))]
     last = others[len(first) :] or first
-    length = common_length([len(text) for text in ids], sentences.max_tokens)
+    length = choose_common_length([len(text) for text in ids], sentences.max_tokens)
     model = architecture.fill(weights, "float32", str(folder))
-    said = sentences if architecture.family.task == "embed" else None
-    outputs = Outputs(model, one_shape(first, length), said)
-    moments = input_moments(model, one_shape(known[: MOMENTS * goal.sentences], length), calibration.seed)
+    settings = sentences if architecture.family.task == "embed" else None
+    outputs = FloatOutputs(model, pad_to_one_shape(first, length), settings)
+    hessians = input_hessians(
+        model, pad_to_one_shape(known[: HESSIAN_FACTOR * goal.sentences], length), calibration.seed
+    )
     total = sum(4 * math.prod(shape) for shape in shapes.values())
 
     def report(path: str) -> None:
@@ -199,36 +204,36 @@ def allocate(
     errors = sensitivities(
         model,
         {path: [treatment.policy for _, treatment in each] for path, each in options.items()},
-        outputs, moments, calibration.damping, np.unique([i for text in first for i in text[:length]]), report,
+        outputs, hessians, calibration.damping, np.unique([i for text in first for i in text[:length]]), report,
     )  # fmt: skip
     tensors = [list(zip(bits, errors[path], strict=True)) for path, bits in zip(options, sizes, strict=True)]
-    plans = frontier(tensors)
+    front = pareto_frontier(tensors)
     if goal.target_bpw is not None:
-        plan = plans.within(bits=math.floor(goal.target_bpw * params))
+        best = front.best_within(bits=math.floor(goal.target_bpw * params))
     else:
-        plan = plans.within(error=1 - (goal.min_cosine or 0))
-    if plan is None:
+        best = front.best_within(error=1 - (goal.min_cosine or 0))
+    if best is None:
         raise ConfigError(
-            f"[allocate]: min_cosine = {goal.min_cosine}: found {1 - plans.errors.min():.4f} at most, predicted, with "
-            f"widths {', '.join(goal.widths)}; take less, or wider ones"
+            f"[allocate]: min_cosine = {goal.min_cosine}: widths {', '.join(goal.widths)} reach a predicted "
+            f"{1 - front.errors.min():.4f} at most; ask for less, or take wider ones"
         )
     choices = []
-    for path, option, each in zip(options, plans.options(plan), tensors, strict=True):
+    for path, option, each in zip(options, front.options(best), tensors, strict=True):
         (override, treatment), (bits, error) = options[path][option], each[option]
-        choices.append(Choice(names[path], shapes[path], treatment.quant_type, bits, error, override))
+        choices.append(WidthChoice(names[path], shapes[path], treatment.quant_type, bits, error, override))
     chosen = tuple(choice.override for choice in choices if choice.override is not None)
     return Allocation(
-        tuple(choices), goal, _uniform(goal.widths, list(options.values()), tensors, params),
+        tuple(choices), goal, _uniform_widths(goal.widths, list(options.values()), tensors, params),
         dataclasses.replace(config, overrides=chosen + config.overrides),
-        Outputs(model, one_shape(last, length), said, outputs.programs),
+        FloatOutputs(model, pad_to_one_shape(last, length), settings, outputs.programs),
         len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
 
 
-def _options(
+def _width_options(
     name: str, path: str, shape: tuple[int, ...], dtype: np.dtype, config: QuantizationConfig, goal: AllocationConfig
 ) -> list[tuple[Override | None, Treatment]]:
-    """What a tensor can be: one treatment for each width, and what makes it so; or that which the config has for it."""
+    """List a tensor's treatment in each width, and the override that sets it; or the one that the config fixes."""
     policy = config.for_tensor(name)
     matching = next((o for o in config.overrides if re.search(o.pattern, name)), None)
     fixed = policy.quant_type != config.quant_type or (matching is not None and matching.quant_type is not None)
@@ -252,13 +257,13 @@ def _options(
     return found
 
 
-def _uniform(
+def _uniform_widths(
     widths: tuple[str, ...],
     options: list[list[tuple[Override | None, Treatment]]],
     tensors: list[list[tuple[int, float]]],
     params: int,
 ) -> dict[str, tuple[float, float]]:
-    """Of each width: bits a weight and predicted cosine, all tensors that are chosen for having it."""
+    """Compute, by width, bits a weight and the predicted cosine if all free tensors had that width."""
     found = {}
     for i, width in enumerate(widths):
         taken = [each[i if of[0][0] is not None else 0] for of, each in zip(options, tensors, strict=True)]

@@ -1,4 +1,4 @@
-"""The best plan under a budget, against all plans there are; and automatic mixed precision from the command line."""
+"""The best plan under a budget, against all front there are; and automatic mixed precision from the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import aq_jax as aq
 from aq_jax import AllocationConfig, ConfigError, QuantizationConfig
-from aq_jax.calibration.allocate import frontier
+from aq_jax.calibration.knapsack import pareto_frontier
 from aq_jax.config.schema import load_plan
 from aq_jax.quantizers.treatment import treat
 from aq_jax.store.inspection import inspect_table
@@ -37,19 +37,19 @@ def totals(tensors: list[list[tuple[int, float]]], options: tuple[int, ...] | li
 
 
 @given(TENSORS, st.integers(0, 45), st.integers(0, 45))
-def test_plans_are_the_best_of_all(tensors: list[list[tuple[int, float]]], budget: int, limit: int) -> None:
-    everything = [totals(tensors, plan) for plan in itertools.product(*(range(len(each)) for each in tensors))]
-    plans = frontier(tensors)
-    for i in range(len(plans.bits)):
-        assert totals(tensors, plans.options(i)) == (plans.bits[i], plans.errors[i])
+def test_allocations_are_the_best_of_all(tensors: list[list[tuple[int, float]]], budget: int, limit: int) -> None:
+    everything = [totals(tensors, each) for each in itertools.product(*(range(len(each)) for each in tensors))]
+    front = pareto_frontier(tensors)
+    for i in range(len(front.bits)):
+        assert totals(tensors, front.options(i)) == (front.bits[i], front.errors[i])
     fitting = [error for bits, error in everything if bits <= budget]
-    plan = plans.within(bits=budget)
-    assert (plan is None) == (not fitting)
-    assert plan is None or (plans.bits[plan] <= budget and plans.errors[plan] == min(fitting))
+    best = front.best_within(bits=budget)
+    assert (best is None) == (not fitting)
+    assert best is None or (front.bits[best] <= budget and front.errors[best] == min(fitting))
     fitting = [bits for bits, error in everything if error <= limit]
-    plan = plans.within(error=float(limit))
-    assert (plan is None) == (not fitting)
-    assert plan is None or (plans.errors[plan] <= limit and plans.bits[plan] == min(fitting))
+    best = front.best_within(error=float(limit))
+    assert (best is None) == (not fitting)
+    assert best is None or (front.errors[best] <= limit and front.bits[best] == min(fitting))
 
 
 @given(
@@ -61,22 +61,22 @@ def test_plans_are_the_best_of_all(tensors: list[list[tuple[int, float]]], budge
     )
 )  # fmt: skip
 def test_no_uniform_width_that_fits_is_better(tensors: list[list[tuple[int, float]]]) -> None:
-    plans = frontier(tensors)
+    front = pareto_frontier(tensors)
     for i in range(len(tensors[0])):
         bits, error = totals(tensors, [i] * len(tensors))
-        plan = plans.within(bits=bits)
-        assert plan is not None
-        assert plans.errors[plan] <= error
+        best = front.best_within(bits=bits)
+        assert best is not None
+        assert front.errors[best] <= error
 
 
 def test_a_model_of_many_layers_is_solved_at_once() -> None:
     rng = np.random.default_rng(0)
     sizes = [4096 * 4096] * 160 + [4096 * 14336] * 96
     tensors = [[(int(n * w) + n // 8, float(rng.random() * 4.0**-w)) for w in (2, 3, 4, 8)] for n in sizes]
-    plans = frontier(tensors)
-    plan = plans.within(bits=3 * sum(sizes))
-    assert plan is not None
-    assert set(plans.options(plan)) >= {0, 1}
+    front = pareto_frontier(tensors)
+    best = front.best_within(bits=3 * sum(sizes))
+    assert best is not None
+    assert set(front.options(best)) >= {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
     args += ["--set", "allocate.min_cosine=0.9999999", "--set", 'allocate.widths=["int8"]']
     status, out, err = run("convert", "cosine.toml", *args)
     assert (status, out) == (2, "")
-    assert "[allocate]: min_cosine = 0.9999999: found 0.99" in err
-    assert "at most, predicted, with widths int8; take less, or wider ones" in err
+    assert "[allocate]: min_cosine = 0.9999999: widths int8 reach a predicted 0.99" in err
+    assert " at most; ask for less, or take wider ones" in err
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_a_language_model_is_measured_on_its_hidden_states(
 
 # What is set -> the error.
 REFUSED = [
-    ("allocate.target_bpw=1.9", "[allocate]: target_bpw = 1.9: found "),
+    ("allocate.target_bpw=1.9", "[allocate]: target_bpw = 1.9: widths "),
     ("allocate.target_bpw=0", "target_bpw = 0: wanted bits a weight, above 0 and at most 64"),
     ("allocate.target_bpw=nan", "target_bpw = nan: wanted bits a weight"),
     ("allocate.target_bpw=some", "target_bpw = 'some': wanted a number"),

@@ -1,4 +1,4 @@
-"""Which tensors go into which file: decided by the model and the config alone, so that every run decides alike."""
+"""Partition a model's tensors into files, by the model and the config alone, so that every run decides alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from aq_jax._version import __version__
 from aq_jax.config import ConversionConfig, ShardsConfig
-from aq_jax.conversion.shards.memory import PARENT_BYTES, PROCESS_BYTES, machine_bytes, shard_bytes
+from aq_jax.conversion.shards.memory import PARENT_BYTES, PROCESS_BYTES, machine_memory, peak_memory
 from aq_jax.conversion.shards.task import ShardTask
 from aq_jax.conversion.source import Source
 from aq_jax.errors import ConfigError, FormatError
@@ -21,37 +21,37 @@ from aq_jax.store.manifest import shard_name
 MAX_SHARDS = 99_999
 
 
-def plan_shards(source: Source, config: ConversionConfig) -> tuple[ShardTask, ...]:
-    """The tasks of a conversion: tensors in the source's order, as many to a file as `shards.size` holds.
+def partition(source: Source, config: ConversionConfig) -> tuple[ShardTask, ...]:
+    """List the tasks of a conversion: tensors in the source's order, as many to a file as `shards.size` holds.
 
     Raises:
         FormatError: if there are no tensors.
         ConfigError: if there would be too many files.
     """
     size = (config.shards or ShardsConfig()).size_bytes
-    parts = list(_parts({name: source.size(name) for name in source.shapes}, size))
+    parts = list(_partition_sizes({name: source.nbytes(name) for name in source.shapes}, size))
     if not parts:
         raise FormatError(f"{source.folder}: holds no tensors")
     if len(parts) > MAX_SHARDS:
         raise ConfigError(
-            f"size = {size} bytes a shard: makes {len(parts)} files, more than {MAX_SHARDS}; ask for more"
+            f"shards.size = {size} bytes: gives {len(parts)} files, more than {MAX_SHARDS}; ask for larger files"
         )
     output = Folder(config.output).absolute
     policy = None if config.quantization is None else with_entries(config.quantization)
     tasks: list[ShardTask] = []
     for index, part in enumerate(parts):
         aliases = {alias: stored for alias, stored in source.aliases.items() if stored in part}
-        memory, largest = shard_bytes(source, part, policy, config.compression)
+        memory, largest = peak_memory(source, part, policy, config.compression)
         tasks.append(
             ShardTask(
-                index, shard_name(index, len(parts)), source.part(part), output, part, aliases,
+                index, shard_name(index, len(parts)), source.opener(part), output, part, aliases,
                 policy, config.compression, memory, f"{largest} {list(source.shapes[largest][0])}",
             )
         )  # fmt: skip
     return tuple(tasks)
 
 
-def _parts(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
+def _partition_sizes(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
     part: dict[str, int] = {}
     held = 0
     for name, size in sizes.items():
@@ -65,27 +65,27 @@ def _parts(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
 
 
 def fingerprint(source: Source, tasks: tuple[ShardTask, ...]) -> str:
-    """What the bytes of all files depend on: shards of one fingerprint belong together, whoever made them, and when."""
+    """Digest all that the files' bytes depend on: shards of one fingerprint fit together, whoever made them."""
     tensors = [[name, list(shape), dtype.name] for name, (shape, dtype) in source.shapes.items()]
     work = [[task.file, list(task.sizes)] for task in tasks]
     policy = tasks[0].config
     config = None
-    if policy is not None:  # quantizers have numbers of their own, beside their names
+    if policy is not None:  # quantizers may have settings of their own, beside their names
         config = [policy.to_dict(), [repr(each.solver) for each in (policy, *policy.overrides)]]
     made = [__version__, importlib.metadata.version("jax"), config, tasks[0].compression]
-    return blake3(canonical_json([source.folder.absolute, source.states(), tensors, work, made])).hexdigest()
+    return blake3(canonical_json([source.folder.absolute, source.file_states(), tensors, work, made])).hexdigest()
 
 
 def workers_within(tasks: tuple[ShardTask, ...], shards: ShardsConfig, cores: int) -> int:
-    """How many processes of this machine may work at once.
+    """Compute how many processes of this machine may work at once.
 
     Raises:
-        ConfigError: if there is not memory enough for one.
+        ConfigError: if there is not enough memory for one.
     """
-    limit = shards.max_memory_bytes or machine_bytes() // 4
+    limit = shards.max_memory_bytes or machine_memory() // 4
     largest = max(tasks, key=lambda task: task.memory)
     each = PROCESS_BYTES + largest.memory
     if each > limit:
-        raise ConfigError(f"max_memory = {limit:,} bytes: {largest.largest} takes about {each:,}; allow that")
+        raise ConfigError(f"max_memory = {limit:,} bytes: {largest.largest} takes about {each:,}; allow as much")
     several = max(1, (limit - PARENT_BYTES) // each)  # of one worker, the parent does the work itself
     return min(shards.workers or cores, several, len(tasks))
