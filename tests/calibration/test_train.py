@@ -175,7 +175,7 @@ def test_a_training_of_something_else_is_not_gone_on_with(run: Any, tmp_path: Pa
         store.save(1, [np.ones(3)], {})
     status, out, err = run("convert", "c.toml", "--set", "output=left.parquet")
     assert (status, out) == (2, "")
-    assert "left.parquet.training: found a training of {'text': 'another'}; wanted" in err
+    assert "left.parquet.training: holds the training {'text': 'another'}" in err
     assert "remove the folder to start over" in err
     assert not Path("left.parquet").exists()
 

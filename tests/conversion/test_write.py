@@ -15,7 +15,7 @@ from aq_jax.conversion import write
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import write_model
 from aq_jax.converters.tables import open_tables
-from aq_jax.io import loader
+from aq_jax.io import dense, qtensors
 from aq_jax.store import open_table, pieces
 from aq_jax.store.folders import Folder
 
@@ -71,8 +71,8 @@ def test_a_tensor_in_pieces_is_the_tensor_in_one(
     source = Tensors({"w": weights(12, 24), "bias": weights(12)})
     one = write_model(source, tmp_path / "one.parquet", config)
     limited = functools.partial(pieces, limit=256)
-    monkeypatch.setattr(loader, "pieces", limited)
-    monkeypatch.setattr(write, "pieces", limited)
+    for module in (dense, qtensors, write):
+        monkeypatch.setattr(module, "pieces", limited)
     many = write_model(source, tmp_path / "many.parquet", config)
     with open_table(tmp_path / "many.parquet") as table:
         cut = table.pieces("w")
@@ -90,8 +90,8 @@ def test_a_tensor_in_pieces_can_be_quantized_and_restored_from_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = functools.partial(pieces, limit=256)
-    monkeypatch.setattr(loader, "pieces", limited)
-    monkeypatch.setattr(write, "pieces", limited)
+    for module in (dense, qtensors, write):
+        monkeypatch.setattr(module, "pieces", limited)
     aq.save(tmp_path / "v1.parquet", {"w": weights(12, 24).astype(np.float16)})
     aq.quantize_file(tmp_path / "v1.parquet", tmp_path / "v2.parquet", "int8")
     aq.dequantize_file(tmp_path / "v2.parquet", tmp_path / "back.parquet")
@@ -103,8 +103,8 @@ def test_a_tensor_in_pieces_can_be_quantized_and_restored_from_a_table(
 def test_what_a_bad_piece_is_refused_for_is_known_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "pieces", functools.partial(pieces, limit=256))
-    monkeypatch.setattr(loader, "pieces", functools.partial(pieces, limit=256))
+    for module in (dense, qtensors, write):
+        monkeypatch.setattr(module, "pieces", functools.partial(pieces, limit=256))
     bad = weights(12, 24)
     bad[11, 23] = np.nan  # in the last piece
     keep = QuantizationConfig("int8", on_nonfinite="keep")

@@ -24,7 +24,7 @@ import small_llama
 import aq_jax as aq
 from aq_jax.conversion import write
 from aq_jax.converters import orbax
-from aq_jax.io import loader
+from aq_jax.io import dense, qtensors
 from aq_jax.store import open_table
 from aq_jax.store.layout import pieces
 
@@ -105,11 +105,11 @@ def make(scratch: Path) -> None:
     bulk = {"w": weight((12, 24), 1), "x": weight((12, 24), 2).astype(np.float16), "bias": weight((12,), 3)}
     aq.save(scratch / "bulk.parquet", bulk)
     limited = functools.partial(pieces, limit=256)
-    loader.pieces = write.pieces = limited  # type: ignore[assignment]
+    dense.pieces = qtensors.pieces = write.pieces = limited  # type: ignore[assignment]
     for suffix in SUFFIXES:
         for config in ("int8", "int3"):
             aq.quantize_file(scratch / "bulk.parquet", CORPUS / f"pieces_{config}.{suffix}", config)
-    loader.pieces = write.pieces = pieces
+    dense.pieces = qtensors.pieces = write.pieces = pieces
     shards = aq.ConversionConfig(
         str(source), str(CORPUS / "shards"), mixed, shards=aq.ShardsConfig(size=8000, workers=1)
     )
