@@ -22,14 +22,14 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page.
+    """The colours of a page.
 
     Args:
-        text: colour of words and axes.
-        grid: colour of the lines behind.
-        page: colour of the page, which surrounds points so that they stay apart.
-        ours: colour of our two lines.
-        peers: colours of the libraries, in the order of `PEERS`.
+        text: The colour of words and axes.
+        grid: The colour of the lines behind.
+        page: The colour of the page, which surrounds points so that they stay apart.
+        ours: The colour of our two lines.
+        peers: The colours of the libraries, in the order of `PEERS`.
     """
 
     text: str
@@ -81,8 +81,8 @@ def front(found: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def place(bits: float, cosine: float) -> tuple[float, float]:
-    """Give the pixel of a point."""
+def to_pixel(bits: float, cosine: float) -> tuple[float, float]:
+    """Compute the pixel of a point."""
     up = -math.log10(1 - cosine) / -math.log10(1 - TICKS[-1])
     across = (bits - BITS[0]) / (BITS[1] - BITS[0])
     return LEFT + across * (RIGHT - LEFT), BOTTOM - max(up, 0) * (BOTTOM - TOP)
@@ -98,15 +98,15 @@ def draw(found: Sequence[Mapping[str, Any]], theme: Theme) -> str:
         _text(12, 24, "Mean cosine of MiniLM's embeddings with the float32 model's: higher is nearer"),
     ]
     for cosine in TICKS:
-        _, y = place(0, cosine)
+        _, y = to_pixel(0, cosine)
         lines.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="{theme.grid}"/>')
         lines.append(_text(LEFT - 10, y + 5, f"{cosine:g}", "end"))
     for bits in range(round(BITS[0]), round(BITS[1]) + 1):
-        x, _ = place(bits, 0)
+        x, _ = to_pixel(bits, 0)
         lines.append(f'<path d="M{x:.1f} {BOTTOM}v6" stroke="{theme.text}"/>')
         lines.append(_text(x, BOTTOM + 24, f"{bits}", "middle"))
     lines.append(_text((LEFT + RIGHT) / 2, BOTTOM + 46, "bits a weight, scales and zero points counted", "middle"))
-    ours = {name: [place(*point) for point in front(series[name])] for name in OURS if name in series}
+    ours = {name: [to_pixel(*point) for point in front(series[name])] for name in OURS if name in series}
     for name, line in ours.items():
         dash = "" if name == "calibrated" else ' stroke-dasharray="7 5"'
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in line)
@@ -116,7 +116,7 @@ def draw(found: Sequence[Mapping[str, Any]], theme: Theme) -> str:
         lines.append(_text(*side[:2], OURS[name], side[2], f' font-weight="600" fill="{theme.ours}"'))
     across = LEFT - 10.0
     for (name, label), colour, shape in zip(PEERS.items(), theme.peers, SHAPES, strict=True):
-        for x, y in (*(place(*point) for point in series.get(name, ())), (across, HEIGHT - 16)):
+        for x, y in (*(to_pixel(*point) for point in series.get(name, ())), (across, HEIGHT - 16)):
             lines.append(
                 f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="{colour}" stroke="{theme.page}"/>'
             )

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.docs`: docs/benchmarks.md and its chart, from the last recorded figures. No figure is typed."""
+"""Write docs/benchmarks.md and its chart from the last recorded figures: `python -m benchmarks.docs`."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ SPEEDS: Mapping[str, tuple[str, Columns]] = {
 
 
 def speed(found: Mapping[str, Any]) -> float:
-    """Say how many times as fast ours is, by a ratio of either kind."""
+    """Compute our speed as a multiple of the peer's, from either kind of ratio."""
     return 1 / found["value"] if found["unit"] == "x time" else found["value"]
 
 
 def column_of(peer: str, columns: Columns) -> str | None:
-    """Find the heading of a peer: that of its exact name, or else of the first name that its own begins with."""
+    """Find the column of a peer by its exact name, or else by the first prefix of its name."""
     plain = peer.removesuffix(" (writes nothing)")
     for name, heading in columns:
         if plain == name:
@@ -105,14 +105,14 @@ def column_of(peer: str, columns: Columns) -> str | None:
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
-    """Collect what is different about a peer's work, or about its measurement."""
+    """Collect the notes on what a peer does differently, or how it was measured."""
     notes = [part for part in found.get("note", "").split("; ") if part.startswith("theirs")]
     notes += ["theirs writes nothing"] * found["peer"].endswith("(writes nothing)")
     return notes + ["theirs ran in one round"] * ("low" in found and found["low"] == found["high"])
 
 
 def speed_table(found: list[dict[str, Any]], columns: Columns) -> list[str]:
-    """Lay out cases down and peers across; where the other is faster, in bold."""
+    """Lay out cases as lines and peers as columns; figures of faster peers are bold."""
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for result in found:
         head = column_of(result.get("peer", ""), columns)
@@ -137,7 +137,7 @@ def _times(value: float) -> str:
 
 
 def page(found: Mapping[str, Any] | None) -> str:
-    """Write the page: how it was measured, and each suite with its question and its figures."""
+    """Write the page: the conditions, and each suite with its question and its figures."""
     if found is None:
         return f"{HEAD}\n{NOTHING}"
     parts = [HEAD, "\n", *_how(found)]
@@ -171,7 +171,7 @@ def _block(lines: list[str]) -> str:
 
 
 def _how(found: Mapping[str, Any]) -> Iterator[str]:
-    """Say where and with what it was measured, and which suites were measured under other conditions."""
+    """Describe the machine and the versions, and name suites that were measured under other conditions."""
     yield f"Recorded {found['date']}, {found['suite']} suites, on {found['cpu']}, {found['cores']} cores, with\n"
     names = [f"{name} {version}" for name, version in {"Python": found["python"], **found["versions"]}.items()]
     yield textwrap.fill(", ".join(names) + ".", 120) + "\n"
@@ -189,7 +189,7 @@ def _how(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def files(found: Mapping[str, Any] | None) -> dict[str, str]:
-    """Write what the folder docs/ holds of the figures: name -> text."""
+    """Write the files of docs/ that hold figures: name -> text."""
     results = found["results"] if found else []
     charts = {f"bits_{name}.svg": chart.draw(results, theme) for name, theme in chart.THEMES.items()}
     return {PAGE: page(found), **charts}

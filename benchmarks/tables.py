@@ -1,4 +1,4 @@
-"""Lay out the tables of docs/benchmarks.md, and the marks that lead to what stands below a table."""
+"""Lay out the tables of docs/benchmarks.md, and the footnotes below them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 
 class Marks:
-    """Give notes letters, in the order in which they come."""
+    """Footnotes of a table, which get letters in order."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
     def __call__(self, notes: Sequence[str]) -> str:
-        """Write the letters behind a figure."""
+        """Return the letters of notes, to be put behind a figure."""
         letters = [self._letters.setdefault(note, chr(ord("a") + len(self._letters))) for note in notes]
         return f" <sup>{' '.join(letters)}</sup>" if letters else ""
 
     def lines(self) -> list[str]:
-        """Write the notes below a table."""
+        """List the footnotes."""
         text = "; ".join(f"<sup>{letter}</sup> {note}" for note, letter in self._letters.items())
         return [*textwrap.wrap(text, 120), ""]
 
 
 def memory_table(found: list[dict[str, Any]]) -> list[str]:
-    """Lay out the MB that each adds, ours first."""
+    """Lay out the MB that each library adds, ours first."""
     cells: dict[str, dict[str, str]] = {}
     for result in found:
         match = re.match(
@@ -72,7 +72,7 @@ def accuracy_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def plain_table(found: list[dict[str, Any]]) -> list[str]:
-    """Lay out one figure a line, with what must be and with its notes."""
+    """Lay out one figure a line, with its limit and its notes."""
     lines = ["| what | measured | at least | also |", "|---|---|---|---|"]
     for result in found:
         figures = [f"{name} {value:.4g}" for name, value in result.get("figures", {}).items()]
@@ -85,12 +85,12 @@ def plain_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def name_in(result: Mapping[str, Any]) -> str:
-    """Name what a cosine is of."""
+    """Name the outputs that a cosine compares."""
     return result["case"].removesuffix(": embedding cosine")
 
 
 def provenance(made: Mapping[str, Any]) -> str:
-    """Say on what a table was calibrated."""
+    """Describe the calibration data of a table."""
     text = made["calibration"]
     name = "Python's manual, of which the judged text is" if text["text"] == "pydoc_data.topics" else text["text"]
     said = f"calibrated on {text['sentences']:,} lines of {name} (digest {text['digest'][:8]})"

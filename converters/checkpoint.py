@@ -12,7 +12,7 @@ import numpy as np
 from aq_jax.conversion.prequantized import read_config
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.converters.mapped_tensors import MappedTensors
-from aq_jax.core.frameworks import identity, to_numpy
+from aq_jax.core.frameworks import identity_key, to_numpy
 from aq_jax.core.torch_tensors import torch_module
 from aq_jax.errors import FormatError
 from aq_jax.io.tensorfile import Extent, read_header
@@ -67,7 +67,7 @@ class Checkpoint(MappedTensors):
     def _refuse_duplicate(self, name: str, file: str) -> None:
         if name in self.shapes:
             raise FormatError(
-                f"{self.folder.at(file)}: holds tensor {name!r}, which another file holds too; wanted each name once"
+                f"{self.folder.join(file)}: holds tensor {name!r}, which another file holds too; wanted each name once"
             )
 
 
@@ -79,7 +79,7 @@ def weights_folder(folder: Folder) -> Folder | None:
     if any(folder.holds(name) for name in WEIGHTS):
         return folder
     inner = transformer_path(folder)
-    return Folder(folder.at(inner)) if inner else None
+    return Folder(folder.join(inner)) if inner else None
 
 
 @contextmanager
@@ -118,16 +118,18 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
 def _check_pickle(folder: Folder, name: str, allowed: bool) -> None:
     if not allowed:
         raise FormatError(
-            f"{folder.at(name)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
+            f"{folder.join(name)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
             "comes from, or, if you trust its author, set allow_pickle = true"
         )
     if folder.local is None:
-        raise FormatError(f"{folder.at(name)}: is not on this machine, where pickles are read; fetch the folder first")
+        raise FormatError(
+            f"{folder.join(name)}: is not on this machine, where pickles are read; fetch the folder first"
+        )
 
 
 def _read_shards(index: str, checkpoint: Checkpoint, read: Callable[[str, Checkpoint], None]) -> None:
     folder = checkpoint.folder
-    path = folder.at(index)
+    path = folder.join(index)
     try:
         weight_map = (read_json(folder, index, dict) or {})["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -181,7 +183,7 @@ def _read_safetensors(file: str, checkpoint: Checkpoint) -> None:
             continue
         if checkpoint.aliases.setdefault(alias, kept) != kept:
             # Two files whose notes differ mean something else by them.
-            where = checkpoint.folder.at(file)
+            where = checkpoint.folder.join(file)
             checkpoint.notes.append(
                 f"{where}: its note {alias!r} is {kept!r}, and differs in another file: it ties nothing"
             )
@@ -207,7 +209,7 @@ def _read_pickle(file: str, checkpoint: Checkpoint) -> None:
         raise FormatError(f"{path}: holds something other than named tensors; save model.state_dict()")
     tied: dict[object, str] = {}
     for name, tensor in state.items():
-        if (stored := tied.setdefault(identity(tensor), name)) != name:
+        if (stored := tied.setdefault(identity_key(tensor), name)) != name:
             checkpoint.aliases[name] = stored
             continue
         if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:

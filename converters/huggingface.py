@@ -20,14 +20,14 @@ from aq_jax.converters.checkpoint import SINGLE, open_checkpoint
 from aq_jax.converters.formats.locations import resolve_source, source_folder
 from aq_jax.converters.tables import open_tables
 from aq_jax.errors import FormatError
-from aq_jax.io.tensorfile import SAFE_DTYPES
+from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
 from aq_jax.progress import Progress
-from aq_jax.store.files import replacing
+from aq_jax.store.files import atomic_write
 from aq_jax.store.folders import Folder
 
 __all__ = ["from_table", "resolve_source", "to_table", "write_folder", "write_safetensors"]
 
-_TO_SAFE = {name: safe for safe, name in SAFE_DTYPES.items()}
+_TO_SAFE = {name: safe for safe, name in SAFETENSORS_DTYPES.items()}
 
 
 def to_table(
@@ -179,7 +179,7 @@ def write_safetensors(source: Source, path: Path, progress: Progress | None = No
         header[name] = {"dtype": _TO_SAFE[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, origin in stored.items():
             array = np.ascontiguousarray(np.asarray(source.read(origin))).reshape(-1).view(np.uint8)

@@ -71,7 +71,7 @@ class MappedTensors(Source):
         else:
             memory = self._mapped(extent.file)
             if extent.offset + extent.size > len(memory):
-                raise FormatError(f"{self.folder.at(extent.file)}: has become shorter; {name} is past its end")
+                raise FormatError(f"{self.folder.join(extent.file)}: has become shorter; {name} is past its end")
             raw = np.frombuffer(memory[extent.offset : extent.offset + extent.size], np.uint8)
         return raw.view(DTYPES[extent.dtype]).reshape(extent.shape)
 

@@ -18,7 +18,7 @@ from aq_jax.errors import FormatError
 from aq_jax.io.qtensors import packed_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
 from aq_jax.store.folders import Folder
-from aq_jax.store.manifest import MANIFEST, entries_of
+from aq_jax.store.manifest import MANIFEST, read_manifest
 from aq_jax.store.rows import row_bytes
 
 # The fields that the pieces of one tensor share; each piece has its own cosine and error.
@@ -77,7 +77,7 @@ class TableSource(Source):
 
     def side_files(self, target: Folder) -> SideFiles:
         path = self._table.path
-        if path.is_dir() and (shards := entries_of(path)):  # the folder holds one model and nothing else
+        if path.is_dir() and (shards := read_manifest(path)):  # the folder holds one model and nothing else
             return side_files(self.folder, target, {MANIFEST, *(shard.file for shard in shards)})
         return side_files_beside(self.folder, self._config.get(RECORD), target)
 

@@ -19,7 +19,7 @@ import aq_jax as aq
 from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
-from aq_jax.core.sharding import build, qtensor_shardings
+from aq_jax.core.sharding import build_sharded, qtensor_shardings
 from aq_jax.io import dense, qtensors
 from aq_jax.store import aligned_empty, pieces
 
@@ -358,7 +358,7 @@ def test_shards_share_memory_with_nobody(line: Mesh, grid: Mesh, theirs: bool) -
             part.flags.writeable = not theirs
             return part
 
-        found = build((64, 64), base.dtype, sharding, rows)
+        found = build_sharded((64, 64), base.dtype, sharding, rows)
         base[...] = 2
         assert np.array_equal(np.asarray(found), np.ones((64, 64)))
         assert len({shard.data.unsafe_buffer_pointer() for shard in found.addressable_shards}) == 8

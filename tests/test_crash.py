@@ -23,7 +23,7 @@ from killing import Server
 import aq_jax as aq
 from aq_jax import cli
 from aq_jax.config import ConversionConfig
-from aq_jax.store.files import replacing
+from aq_jax.store.files import atomic_write
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="needs Linux: SIGKILL, and descriptors of processes"
@@ -186,9 +186,9 @@ def test_what_a_process_of_the_same_number_has_left_is_removed(tmp_path: Path) -
     path = tmp_path / "m.txt"
     left = tmp_path / f".m.txt.{os.getpid()}.0123abcd.tmp"
     left.write_text("half")
-    with replacing(path) as outer:
+    with atomic_write(path) as outer:
         outer.write_text("outer")
-        with replacing(path) as inner:  # as another thread would
+        with atomic_write(path) as inner:  # as another thread would
             inner.write_text("inner")
         assert outer.exists()
     assert contents(tmp_path) == {"m.txt": b"outer"}

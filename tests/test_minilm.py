@@ -133,10 +133,10 @@ def test_files_are_as_small_as_they_are_said_to_be(
 ) -> None:
     full = sum(a.nbytes for a in weights.values())
     half = sum(a.nbytes // 2 if a.dtype == np.float32 else a.nbytes for a in weights.values())
-    for converted, to_full, to_half in ((int8, 3.9, 1.95), (int2, 14.1, 7.0), (int2_asymmetric, 12.5, 6.2)):
+    for converted, to_full, to_float16 in ((int8, 3.9, 1.95), (int2, 14.1, 7.0), (int2_asymmetric, 12.5, 6.2)):
         size = converted.path.stat().st_size
         assert full / size >= to_full, full / size
-        assert half / size >= to_half, half / size
+        assert half / size >= to_float16, half / size
         assert converted.done.source_bytes == full
 
 

@@ -27,12 +27,12 @@ from aq_jax.converters import huggingface
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.convert import dry_run
 from aq_jax.io.dense import plain_rows
-from aq_jax.io.tensorfile import SAFE_DTYPES
+from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
 from aq_jax.quantizers.absmax import AbsMax
-from aq_jax.quantizers.tiles import Quantized, _Short
+from aq_jax.quantizers.tiles import GroupsPerTile, Quantized
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import group_count
-from aq_jax.store.rows import RowOrder, at, check
+from aq_jax.store.rows import RowOrder, check, row_location
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "numbers.md"
 NAME = "some.weight"
@@ -59,7 +59,7 @@ class Input:
     @property
     def stored(self) -> str:
         """The dtype's name in this library; that of a dtype that it does not have is its own."""
-        return SAFE_DTYPES.get(self.dtype, self.dtype)
+        return SAFETENSORS_DTYPES.get(self.dtype, self.dtype)
 
     @property
     def count(self) -> int:
@@ -128,7 +128,7 @@ def v1(given: Input, folder: Path) -> Path:
     path = folder / "v1.parquet"
     if path.exists():
         return path
-    if given.dtype in SAFE_DTYPES or given.dtype not in DTYPES:
+    if given.dtype in SAFETENSORS_DTYPES or given.dtype not in DTYPES:
         huggingface.to_table(write_safetensors(given, folder / "hf"), path)
     else:
         aq.save(path, {NAME: given.array()})
@@ -243,9 +243,9 @@ def test_the_table_has_a_row_for_every_dtype_that_safetensors_knows(tmp_path: Pa
     assert {"F32", "F4", "BOOL"} < known, "the library does not say any more what it knows"
     described = {given.dtype for text, _, _ in SMALL if (given := parse_input(text)).text == f"`{given.dtype}`"}
     assert known <= described
-    assert set(SAFE_DTYPES) <= known
+    assert set(SAFETENSORS_DTYPES) <= known
     # And for every dtype of the format.
-    assert set(DTYPES) <= {SAFE_DTYPES.get(dtype, dtype) for dtype in described}
+    assert set(DTYPES) <= {SAFETENSORS_DTYPES.get(dtype, dtype) for dtype in described}
 
 
 def test_the_table_has_all_columns() -> None:
@@ -324,7 +324,7 @@ def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) ->
         return list(plain_rows(NAME, array))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "quantize_pieces", quantize_pieces)
-        patch.setattr(write, "to_half", lambda array: empty(array.shape, "float16", folder))
+        patch.setattr(write, "to_float16", lambda array: empty(array.shape, "float16", folder))
         return list(quantized_rows(NAME, array, config, ConversionResult("")))
 
 
@@ -333,7 +333,7 @@ def checked(rows: list[Row]) -> str:
     order = RowOrder()
     try:
         for position, row in enumerate(rows):
-            check(row, at("t", position, NAME))
+            check(row, row_location("t", position, NAME))
             order.add(row, "t", position)
         order.finish("t")
     except aq.FormatError as error:
@@ -381,7 +381,9 @@ def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path) -
             file.seek(4 * start)
             file.write(values.tobytes())
     config = QuantizationConfig("int4", solver="absmax")
-    road = _Short(np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, AbsMax(), True)
+    road = GroupsPerTile(
+        np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, AbsMax(), True
+    )
     near, far = (
         road.candidates(start, start + values.size, keep=True)[0] for start in (0, count - values.size)
     )  # fmt: skip

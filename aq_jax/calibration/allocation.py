@@ -22,9 +22,9 @@ from aq_jax.config import AllocationConfig, CalibrationConfig, Override, Quantiz
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
 from aq_jax.progress import Progress
-from aq_jax.quantizers.lookup import calibrated_by
+from aq_jax.quantizers.lookup import calibrated_quantizer
 from aq_jax.quantizers.treatment import Treatment, is_weight, treat
-from aq_jax.store.files import replacing
+from aq_jax.store.files import atomic_write
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
@@ -127,7 +127,7 @@ class Allocation:
                 continue
             given = choice.override.to_dict()
             lines += ["", "[[override]]", f"# {said}", *(f"{key} = {_toml(value)}" for key, value in given.items())]
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -238,7 +238,7 @@ def _width_options(
     matching = next((o for o in config.overrides if re.search(o.pattern, name)), None)
     fixed = policy.quant_type != config.quant_type or (matching is not None and matching.quant_type is not None)
     used = path.endswith(".embedding") or (path.startswith("layers.") and path.endswith(".kernel"))
-    quantizer = calibrated_by(policy)
+    quantizer = calibrated_quantizer(policy)
     if fixed or not used or quantizer is None:
         return [(None, treat(config, name, shape, dtype))]
     pattern, found = f"^{re.escape(name)}$", []

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aq_jax.codes import bits_jax, check_even
+from aq_jax.codes import bits_jax, check_uniform
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import assemble
+from aq_jax.core.quantize import assemble_qtensor
 from aq_jax.quantizers.mse import STORED_MANTISSA
 
 START_RADIUS = 0.4  # how far from its code a latent starts, at most: half a step is where the code changes
@@ -56,7 +56,7 @@ def init_latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     >>> bool((latent_to_float(init_latent(q, w), q.spec) == dequantize(q)).all())
     True
     """
-    check_even(q.spec.coding, "training")
+    check_uniform(q.spec.coding, "training")
     codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     w = (rotate(w, q.spec.rotation) if q.spec.rotation else w).reshape(*q.scale.shape, -1)
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
@@ -86,7 +86,7 @@ def clip_latent(weight: Latent, spec: QuantSpec) -> Latent:
 def latent_to_qtensor(weight: Latent, spec: QuantSpec) -> QTensor:
     """Build the quantized tensor that `latent_to_float` computes with."""
     scale, zero_point = _grid(weight)
-    return assemble(_codes(weight, spec).reshape(*scale.shape, -1), scale, zero_point, weight.codes.shape, spec)
+    return assemble_qtensor(_codes(weight, spec).reshape(*scale.shape, -1), scale, zero_point, weight.codes.shape, spec)
 
 
 def _grid(weight: Latent) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:

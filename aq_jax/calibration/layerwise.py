@@ -31,7 +31,7 @@ from aq_jax.nn.compiled import Program
 from aq_jax.nn.models import Model
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
-from aq_jax.quantizers.lookup import calibrated_by
+from aq_jax.quantizers.lookup import calibrated_quantizer
 
 GRADIENT_BATCHES = 8  # a few thousand gradients: tables are a few hundred numbers wide
 
@@ -80,15 +80,15 @@ def calibrate(
     """
     done = CalibrationResult(tokens=int(sum(lengths.sum() for _, lengths in batches)))
     specs = {path: policy.spec_for(weight_shape(model, path), path) for path, policy in policies.items()}
-    quantizers = {path: found for path, policy in policies.items() if (found := calibrated_by(policy))}
+    quantizers = {path: found for path, policy in policies.items() if (found := calibrated_quantizer(policy))}
     total = sum(4 * get_parameter(model, path).size for path in specs)
 
     def fall_back(path: str, reason: str) -> None:
         done.fallbacks[path] = reason
         set_weight(quantized, path, fallback_value(path))
 
-    def put(path: str, weight: np.ndarray, metric: Any, target: np.ndarray) -> None:
-        q = quantizers[path].solve(target, metric, specs[path], policies[path].symmetric)
+    def put(path: str, weight: np.ndarray, prepared: Any, target: np.ndarray) -> None:
+        q = quantizers[path].solve(target, prepared, specs[path], policies[path].symmetric)
         value = dequantize(jax.device_put(q))
         bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
         if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
@@ -106,7 +106,7 @@ def calibrate(
         hessian = hessians.get(path.removesuffix(".embedding"))
         if hessian is not None:
             weight = np.asarray(get_weight(model, path))
-            put(path, weight, quantizers[path].metric(hessian, config.damping, specs[path].rotation), weight)
+            put(path, weight, quantizers[path].prepare_hessian(hessian, config.damping, specs[path].rotation), weight)
     inputs = LayerInputs(model, quantized, batches)
     for layer in range(len(model.layers)):
         for index, members in enumerate(inputs.linears_by_input):
@@ -124,10 +124,10 @@ def calibrate(
                 continue
             move = _gptaq_correction(sums, config.damping) * config.correction
             kinds = {path: (quantizers[path], specs[path].rotation) for path in paths}
-            metrics = {kind: kind[0].metric(hessian, config.damping, kind[1]) for kind in kinds.values()}
+            prepared = {kind: kind[0].prepare_hessian(hessian, config.damping, kind[1]) for kind in kinds.values()}
             for path in paths:
                 weight = np.asarray(get_weight(model, path))
-                put(path, weight, metrics[kinds[path]], np.asarray(weight + weight @ move))
+                put(path, weight, prepared[kinds[path]], np.asarray(weight + weight @ move))
         inputs.advance()
     for path in specs.keys() - done.weights.keys() - done.fallbacks.keys():
         fall_back(path, "the model does not use it, or uses it outside its layers")

@@ -30,8 +30,8 @@ from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.ops import dequantize
 from aq_jax.quantizers.apply import quantize_tree
-from aq_jax.quantizers.lookup import calibrated_by
-from aq_jax.quantizers.screen import to_half
+from aq_jax.quantizers.eligibility import to_float16
+from aq_jax.quantizers.lookup import calibrated_quantizer
 
 
 class FloatOutputs:
@@ -196,12 +196,12 @@ def fake_quantized(
 ) -> Float[np.ndarray, "rows inputs"]:
     """Quantize and dequantize a weight; under its Hessian where the policy is calibrated and below eight bits."""
     if not policy.coded:
-        return to_half(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
-    if (quantizer := calibrated_by(policy)) is not None:
+        return to_float16(weight).astype(np.float32) if policy.quant_type == "fp16" else weight
+    if (quantizer := calibrated_quantizer(policy)) is not None:
         spec = policy.spec_for(weight.shape, name)
         if spec.bits < 8 and hessian is not None:
-            metric = quantizer.metric(hessian, damping, spec.rotation)
-            q = quantizer.solve(weight, metric, spec, policy.symmetric, quick=True)
+            prepared = quantizer.prepare_hessian(hessian, damping, spec.rotation)
+            q = quantizer.solve(weight, prepared, spec, policy.symmetric, quick=True)
             return np.asarray(dequantize(jax.device_put(q)))
         policy = replace(policy, solver=None)
     q = quantize_tree({name: weight}, policy)[name]

@@ -31,7 +31,7 @@ from aq_jax.nn.weights import match_names
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.apply import quantize_tree
-from aq_jax.quantizers.lookup import calibrated_by, fallback
+from aq_jax.quantizers.lookup import calibrated_quantizer, with_fallback
 from aq_jax.quantizers.treatment import is_weight
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def solve_model(
     ids, sentences = tokenize_lines(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name) for name in shapes}
-    solvers = {name: found for name, policy in policies.items() if policy.coded and (found := calibrated_by(policy))}
+    solvers = {
+        name: found for name, policy in policies.items() if policy.coded and (found := calibrated_quantizer(policy))
+    }
     asked = {name: policies[name] for name in solvers}
     for name, quantizer in solvers.items():
         quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
@@ -137,7 +139,7 @@ def solve_model(
 
     def fallback_value(path: str) -> Array:
         name = names[path]
-        value = quantize_tree({name: weights[name]}, fallback(asked[name]))[name]
+        value = quantize_tree({name: weights[name]}, with_fallback(asked[name]))[name]
         return dequantize(value) if isinstance(value, QTensor) else value
 
     done = calibrate(model, quantized, solvable, pad_batches(ids), calibration, fallback_value, report)

@@ -1,12 +1,12 @@
-"""Say how numbers become bytes: a table of codes by the format's `quant_type`.
+"""Codes, which say how numbers become bytes: an open table by the format's `quant_type`.
 
 The store, the core and the configs ask an entry, and have no list of their own. Nothing here imports NumPy or
 JAX before one of their arrays is asked for.
 
-    entry           what a code says of itself
-    elementwise     codes of so many bits an element (`elementwise_numpy`: rows of a table; `elementwise_jax`: QTensors)
+    entry           the protocol of a code
+    elementwise     codes of a fixed number of bits (`elementwise_numpy`: rows of a table; `elementwise_jax`: QTensors)
     affine          evenly spaced levels of any width from 2 to 8 bits
-    bits            the stream that they lie in, in NumPy (`bits_jax`: in JAX; `runs`: its arithmetic)
+    bits            the bit stream, in NumPy (`bits_jax`: in JAX; `runs`: its arithmetic)
     rotation        the Hadamard blocks of rotated weights, in NumPy (`rotation_jax`: in JAX)
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from aq_jax.codes.affine import Affine
 from aq_jax.codes.elementwise import Elementwise
-from aq_jax.codes.entry import Code, Grid, check_even
+from aq_jax.codes.entry import Code, Grid, check_uniform
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 
@@ -22,4 +22,4 @@ CODES: dict[str, Code] = {
     code.name: code for rotated in (False, True) for code in (Affine(bits, rotated) for bits in WIDTHS)
 }
 
-__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "check_even"]
+__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "check_uniform"]

@@ -18,7 +18,7 @@ from aq_jax.codes.entry import Grid, Host
 
 
 def code_range(bits: int) -> tuple[int, int]:
-    """(qmin, qmax) of a width.
+    """Return (qmin, qmax) of a width.
 
     >>> code_range(2)
     (-2, 1)
@@ -28,11 +28,11 @@ def code_range(bits: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Affine(Elementwise):
-    """Signed codes of one width, each in as many bits of a stream.
+    """Signed codes of one width.
 
     Args:
-        bits: of a code, 2 to 8.
-        rotated: whether the codes stand for weights whose last axis was rotated (see `codes.rotation`).
+        bits: The bits of a code, 2 to 8.
+        rotated: Whether the codes stand for weights whose last axis was rotated (see `codes.rotation`).
 
     >>> Affine(5).name, Affine(5).data_bytes(231), Affine(5, rotated=True).name
     ('int5', 145, 'int5h')
@@ -41,20 +41,20 @@ class Affine(Elementwise):
     bits: int
     rotated: bool = False
     name: str = field(init=False, repr=False)
-    top: float = field(init=False, repr=False)
-    even = True
+    max_level: float = field(init=False, repr=False)
+    uniform = True
     zero_points = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.turned if self.rotated else self.plain)
-        object.__setattr__(self, "top", code_range(self.bits)[1])
+        object.__setattr__(self, "name", self.rotated_name if self.rotated else self.plain_name)
+        object.__setattr__(self, "max_level", code_range(self.bits)[1])
 
     @property
-    def plain(self) -> str:
+    def plain_name(self) -> str:
         return f"int{self.bits}"
 
     @property
-    def turned(self) -> str:
+    def rotated_name(self) -> str:
         return f"int{self.bits}h"
 
     def quantizer(self, symmetric: bool) -> str:
@@ -68,9 +68,9 @@ class Affine(Elementwise):
         return super().grouping(per_channel, group_size)
 
     def encode(self, w: Any, grid: Grid) -> Any:
-        return w.__array_namespace__().round(self.place(w, grid))
+        return w.__array_namespace__().round(self.encode_unrounded(w, grid))
 
-    def place(self, w: Any, grid: Grid) -> Any:
+    def encode_unrounded(self, w: Any, grid: Grid) -> Any:
         xp = w.__array_namespace__()
         qmin, qmax = code_range(self.bits)
         shifted = w - grid.base[..., None] if grid.rounding == "affine" else w
@@ -79,7 +79,7 @@ class Affine(Elementwise):
             # Rounded before qmin is added: the sum would be rounded elsewhere.
             q = xp.round(xp.clip(q, 0, qmax - qmin)) + qmin
         else:
-            q = xp.clip(xp.floor(q) if grid.rounding == "rise" else q, qmin, qmax)
+            q = xp.clip(xp.floor(q) if grid.rounding == "mid_rise" else q, qmin, qmax)
         return xp.where(q == q, q, 0.0)
 
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:

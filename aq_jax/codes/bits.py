@@ -1,4 +1,4 @@
-"""The stream that codes lie in, in NumPy: code i in bits [b*i, b*(i+1)), stored as q + 2^(b-1), lowest bit first.
+"""The bit stream of codes, in NumPy: code i takes bits [b*i, b*(i+1)), stored as q + 2^(b-1), lowest bit first.
 
     3 bits, byte 0          byte 1                    byte 2
     v0 v0 v0 v1 v1 v1 v2 v2 | v2 v3 v3 v3 v4 v4 v4 v5 | v5 v5 v6 v6 v6 v7 v7 v7
@@ -17,9 +17,9 @@ from aq_jax.errors import FormatError
 
 
 def unpack_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first `count` codes of a bit stream, int8; spare bits are ignored.
+    """Unpack the first `count` codes of a bit stream to int8; spare bits are ignored.
 
-    Several codes at a time are looked up in a table: a byte of them, or as many as have up to 14 bits.
+    A table lookup gives several codes at a time: those of a byte, or of up to 14 bits.
 
     >>> unpack_codes(np.array([0b11100100], np.uint8), 2, 4)
     array([-2, -1,  0,  1], dtype=int8)
@@ -44,18 +44,18 @@ def unpack_codes(data: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The bit stream of int8 codes, uint8; spare bits are zero.
+    """Pack int8 codes into a bit stream of uint8; spare bits are zero.
 
     >>> pack_codes(np.array([-2, -1, 0, 1], np.int8), 2)
     array([228], dtype=uint8)
 
     Raises:
-        FormatError: a code does not fit in `bits` bits.
+        FormatError: if a code does not fit in `bits` bits.
     """
     half = 1 << (bits - 1)
     codes = np.ascontiguousarray(codes, np.int8).reshape(-1)
     if codes.size and (codes.min() < -half or codes.max() >= half):
-        raise FormatError(f"codes are {codes.min()} to {codes.max()}, {bits} bits hold {-half} to {half - 1}")
+        raise FormatError(f"codes range from {codes.min()} to {codes.max()}; {bits} bits hold {-half} to {half - 1}")
     if bits == 8:
         return codes.view(np.uint8)
     run, length = run_of(bits)
@@ -69,13 +69,13 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _word(bits: int) -> int:
-    """Bits that are looked up at once: whole codes, of which a run is a whole number."""
+    """Count the bits of one lookup: whole codes, and a whole number of lookups a run."""
     return {2: 8, 3: 12, 4: 8}.get(bits, 2 * bits)
 
 
 @cache
 def _table(bits: int) -> np.ndarray:
-    """The codes of each word, packed into one integer that is looked up at once."""
+    """Tabulate the codes of each word, packed into one integer."""
     width = _word(bits)
     words = np.arange(1 << width, dtype=np.int64)[:, None]
     values = (words >> (bits * np.arange(width // bits))) & ((1 << bits) - 1)

@@ -1,4 +1,4 @@
-"""The stream of `codes.bits` in JAX, along the last axis.
+"""The bit stream of `codes.bits` in JAX, along the last axis.
 
     2 bits   u3u3 u2u2 u1u1 u0u0                      one byte
     4 bits   u1u1u1u1 u0u0u0u0                        one byte
@@ -19,15 +19,15 @@ from aq_jax.codes.runs import fills_bytes, run_of
 
 
 def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lead bytes"]:
-    """Signed codes to the format's bytes, each row on its own.
+    """Pack signed codes into the format's bytes, each row on its own.
 
     Args:
-        codes: in [-2^(bits-1), 2^(bits-1) - 1], of an integer or a float dtype; floats are rounded to the nearest
+        codes: Codes in [-2^(bits-1), 2^(bits-1) - 1], of an integer or a float dtype; floats are rounded to the nearest
             integer, ties to even.
-        bits: 2 to 8. Eight-bit codes are int8 as they are.
+        bits: The bits of a code, 2 to 8. Eight-bit codes are int8 as they are.
 
     Raises:
-        ValueError: if a row is no whole number of bytes.
+        ValueError: if a row is not a whole number of bytes.
 
     >>> import jax.numpy as jnp
     >>> [hex(b) for b in pack(jnp.array([-2, -1, 0, 1]), 2)]
@@ -37,7 +37,7 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
         return _integers(codes, 0).astype(jnp.int8)
     *lead, length = codes.shape
     if not fills_bytes(length, bits):
-        raise ValueError(f"{length} codes of {bits} bits are no whole number of bytes")
+        raise ValueError(f"{length} codes of {bits} bits are not a whole number of bytes")
     run, words, octets = _run(bits)
     unsigned = _integers(codes, 2 ** (bits - 1))
     if octets > 1:  # else what stands above a code, a multiple of 256, leaves the byte alone
@@ -52,7 +52,7 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
 
 
 def _octet(words: Int32[Array, "*lead 2"], k: int, width: int) -> Int32[Array, "*lead"]:
-    """Byte k of two words of `width` bits, and what stands above it."""
+    """Take byte k of two words of `width` bits; the bits above it are not cleared."""
     first, second = words[..., 0], words[..., 1]
     if 8 * k + 8 <= width:
         return first >> (8 * k)
@@ -62,7 +62,7 @@ def _octet(words: Int32[Array, "*lead 2"], k: int, width: int) -> Int32[Array, "
 
 
 def _run(bits: int) -> tuple[int, int, int]:
-    """The fewest codes that fill whole bytes, in how many words of up to 32 bits they are put together, and the bytes.
+    """Return the codes of a run, the words of up to 32 bits that they are assembled in, and the bytes.
 
     >>> _run(3), _run(5), _run(2)
     ((8, 1, 3), (8, 2, 5), (4, 1, 1))
@@ -72,10 +72,10 @@ def _run(bits: int) -> tuple[int, int, int]:
 
 
 def _integers(codes: Shaped[Array, "*shape"], offset: int) -> Int32[Array, "*shape"]:
-    """codes + offset in the low bits of integers; above them, for float codes, stands a constant.
+    """Add an offset to codes, in the low bits of integers; for float codes, the high bits hold a constant.
 
-    A small number that is added to 1.5 * 2^23 is rounded to the nearest integer, and stands in the low bits of the
-    sum. A conversion, which has to mind NaN and values out of range, makes the loop a third slower in the cache.
+    Adding a small number to 1.5 * 2^23 rounds it to the nearest integer, in the low bits of the sum. A conversion must
+    handle NaN and values out of range, which makes the loop a third slower in the cache.
     """
     if not jnp.issubdtype(codes.dtype, jnp.floating):
         return codes.astype(jnp.int32) + offset
@@ -83,7 +83,7 @@ def _integers(codes: Shaped[Array, "*shape"], offset: int) -> Int32[Array, "*sha
 
 
 def unpack(data: Shaped[Array, "*lead bytes"], bits: int) -> Int8[Array, "*lead length"]:
-    """The inverse of `pack`: every code that the bytes hold.
+    """Undo `pack`: unpack every code that the bytes hold.
 
     >>> import jax.numpy as jnp
     >>> unpack(jnp.array([0xE4], jnp.uint8), 2).tolist()
@@ -97,7 +97,7 @@ def unpack(data: Shaped[Array, "*lead bytes"], bits: int) -> Int8[Array, "*lead 
 
 
 def unpack_float(data: Shaped[Array, "*lead bytes"], bits: int) -> Float[Array, "*lead length"]:
-    """As `unpack`, but straight to float32, which is what a dequantize multiplies."""
+    """Unpack codes straight to float32, which dequantizing multiplies."""
     if bits == 8:
         return data.astype(jnp.float32)
     return (_unsigned(data, bits) - 2 ** (bits - 1)).astype(jnp.float32)
@@ -123,7 +123,7 @@ def _unsigned(data: Array, bits: int) -> Array:
 
 
 def multiples(of: int, count: int, axes: int) -> Int32[Array, "..."]:
-    """0, of, 2 of, ... along the last of so many axes: what it meets need not be promoted to its rank.
+    """Count 0, of, 2 of, ... along the last of several axes, so that no rank promotion is needed.
 
     >>> multiples(3, 4, 2).tolist()
     [[0, 3, 6, 9]]

@@ -1,4 +1,4 @@
-"""Codes of so many bits an element, one after the other in the stream of `codes.bits`, whatever they stand for."""
+"""Codes of a fixed number of bits an element, one after the other in the stream of `codes.bits`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ GROUP = 128
 
 
 class Elementwise(Code):
-    """What such codes have in common. An entry adds a name, the bits, `encode` and `decode`.
+    """The base of codes with a fixed number of bits an element. An entry adds `name`, `bits`, `encode` and `decode`.
 
-    In a QTensor they are rows of bytes where rows are whole bytes, and signed bytes, one a code, where they are not.
+    A QTensor holds them as rows of bytes where rows are whole bytes, and otherwise as one signed byte a code.
     """
 
     @property
-    def plain(self) -> str:
+    def plain_name(self) -> str:
         return self.name
 
     @property
-    def turned(self) -> str:
+    def rotated_name(self) -> str:
         return ""
 
     def quantizer(self, symmetric: bool) -> str:
@@ -37,10 +37,10 @@ class Elementwise(Code):
     def data_bytes(self, count: int, shape: Sequence[int] = ()) -> int:
         return -(-count * self.bits // 8)
 
-    def piece(self, group: int, shape: Sequence[int]) -> int:
+    def cut_step(self, group: int, shape: Sequence[int]) -> int:
         return lcm(group, 8)
 
-    def unit(self, shape: Sequence[int]) -> int:
+    def read_step(self, shape: Sequence[int]) -> int:
         return run_of(self.bits)[0]
 
     def span(self, start: int, stop: int, shape: Sequence[int]) -> tuple[int, int]:
@@ -64,7 +64,7 @@ class Elementwise(Code):
         out[...] = self.decode(codes.astype("float32"), scales, zeros)
 
     def packed(self, length: int) -> bool:
-        """Say whether rows of so many codes are rows of bytes; eight-bit codes are int8 in any case."""
+        """Tell whether rows of this many codes are stored as bytes; eight-bit codes are always int8."""
         return self.bits < 8 and fills_bytes(length, self.bits)
 
     def codes_like(self, shape: Shape) -> tuple[Shape, str]:
@@ -78,29 +78,29 @@ class Elementwise(Code):
     def shape(self, codes: Shape, length: int, rows: int | None) -> Shape:
         return (*codes[:-1], length)
 
-    def lay(self, stream: Host, shape: Shape) -> Host:
+    def from_stream(self, stream: Host, shape: Shape) -> Host:
         from aq_jax.codes.bits import unpack_codes
 
         if self.packed(shape[-1]):
             return stream.reshape(self.codes_like(shape)[0])
         return unpack_codes(stream, self.bits, prod(shape)).reshape(shape)
 
-    def flat(self, codes: Host, shape: Shape) -> Host:
+    def to_stream(self, codes: Host, shape: Shape) -> Host:
         from aq_jax.codes.bits import pack_codes
 
         return pack_codes(codes, self.bits) if codes.dtype == "int8" else codes.reshape(-1)
 
-    def element(self, row: int, shape: Shape) -> int:
+    def row_start(self, row: int, shape: Shape) -> int:
         codes, _ = self.codes_like(shape)
         return row * prod(codes[1:]) * shape[-1] // codes[-1] if codes[-1] else 0
 
     def axes(self, ndim: int) -> tuple[int | None, ...]:
         return tuple(range(ndim))
 
-    def divides(self, shape: Shape, parts: Sequence[int]) -> str:
+    def refuses_shards(self, shape: Shape, parts: Sequence[int]) -> str:
         count = self.codes_like(shape)[0][-1]
-        # Rows are read whole; one that is the whole tensor is read from where its codes fill bytes.
-        step = self.unit(shape) if len(shape) == 1 and parts[0] > 1 and self.packed(shape[0]) else 1
+        # Rows are read whole; a tensor of one row is read from where its codes fill bytes.
+        step = self.read_step(shape) if len(shape) == 1 and parts[0] > 1 and self.packed(shape[0]) else 1
         if count % parts[-1] == 0 and shape[-1] // parts[-1] % step == 0:
             return ""
         return (
@@ -108,7 +108,7 @@ class Elementwise(Code):
             f"{self.bits}-bit codes has {count} of them"
         )
 
-    def place(self, w: Any, grid: Grid) -> Any:
+    def encode_unrounded(self, w: Any, grid: Grid) -> Any:
         return self.encode(w, grid)
 
     def values(self, q: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Codes of so many bits an element in JAX: from the arrays of a QTensor to the numbers that they stand for."""
+"""Decode elementwise codes in JAX: from the arrays of a QTensor to values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aq_jax.codes.elementwise import Elementwise
 
 
 def unpacked(code: Elementwise, codes: Array) -> Float[Array, "*lead length"]:
-    """Codes as float32, of rows of bytes or of one code a byte."""
+    """Unpack codes to float32, from rows of bytes or from one code a byte."""
     return bits_jax.unpack_float(codes, code.bits) if codes.dtype == np.uint8 else codes.astype(jnp.float32)
 
 

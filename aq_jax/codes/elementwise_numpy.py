@@ -1,4 +1,4 @@
-"""Codes of so many bits an element in NumPy: from a row of the table to the numbers that they stand for."""
+"""Decode elementwise codes in NumPy: from a row of the table to values."""
 
 from __future__ import annotations
 

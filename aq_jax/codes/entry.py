@@ -1,8 +1,7 @@
-"""What an entry of `CODES` says of itself: nobody else knows what its codes are, or how many bytes they take.
+"""The protocol of an entry of `CODES`: nothing else knows its codes, or how many bytes they take.
 
-`Elementwise` answers nearly all of it for codes of so many bits an element in the ordinary stream: such an entry says
-what its codes stand for. Where arrays are given, what is asked follows them: NumPy arrays are computed by NumPy, JAX
-arrays by JAX, which is not imported before one is asked for.
+`Elementwise` implements nearly all of it for codes of a fixed number of bits an element. Methods follow the arrays that
+they are given: NumPy computes with NumPy arrays, JAX with JAX arrays, and JAX is not imported before.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 from aq_jax.errors import ConfigError
 
-# A NumPy array; configs ask codes, too, and NumPy is not imported for them.
+# A NumPy array. Configs ask codes, too, and must not import NumPy.
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
 else:
     Host = Any
 Shape = tuple[int, ...]
-Rounding = Literal["tread", "rise", "affine"]
+Rounding = Literal["mid_tread", "mid_rise", "affine"]
 
 
 class Grid(NamedTuple):
-    """What a quantizer proposes for some groups: where their codes lie, and how values are rounded to them.
+    """The grids that a quantizer proposes for some groups, and how values are rounded to them.
 
     Args:
-        scale: float32, within [2^-126, 2^126].
-        zero_point: float32; 0 for `tread`, -0.5 for `rise` (0 where all of a group is zero).
-        base: the value of the lowest code, which `affine` subtracts.
-        sound: False where the scale had to be forced into its bounds: such a group is not represented well.
-        rounding: one way for all groups; codes without zero points are given `tread` alone.
+        scale: Float32 scales, within [2^-126, 2^126].
+        zero_point: Float32 zero points: 0 for `mid_tread`, -0.5 for `mid_rise` (0 where all of a group is zero).
+        base: The value of the lowest code, which `affine` subtracts.
+        sound: False where the scale was clipped to its bounds, so that the group is represented badly.
+        rounding: The rounding of all groups; codes without zero points get `mid_tread` only.
     """
 
     scale: Any
@@ -43,49 +42,50 @@ class Grid(NamedTuple):
 
 @runtime_checkable
 class Code(Protocol):
-    """How numbers become bytes. Entries are hashable, as frozen dataclasses are: programs are compiled for them.
+    """A code, which turns numbers into bytes.
 
-    A group has one float32 in the table's column `scales`. How a matrix is encoded as a whole, under a metric, is a
-    quantizer's business: `quantizers.Calibrated.solve` gives a QTensor.
+    Entries are hashable, as frozen dataclasses are: programs are compiled for them.
+
+    A group has one float32 in the table's column `scales`. A code that is encoded a matrix at a time, under a Hessian,
+    has a quantizer of its own: `quantizers.Calibrated.solve` returns its QTensor.
 
     Args:
-        name: the format's `quant_type`.
-        bits: of a code, rounded up to whole ones; `data_bytes` says what a tensor takes.
-        even: whether a code q stands for (q - zero_point) * scale: what sums of integers, training and solvers that
-            move codes by steps need.
-        zero_points: whether there is one a group, beside its scale: in the table's column, which is empty without, and
-            in the QTensor, where None stands without.
-        top: the largest level at scale 1, -1, 0 and 1 being levels, too; 0 where codes are not rounded one by one, but
-            chosen by a quantizer of their own.
+        name: The format's `quant_type`.
+        bits: The bits of a code, rounded up; `data_bytes` counts the bytes of a tensor.
+        uniform: Whether a code q stands for (q - zero_point) * scale, which integer products, training and GPTQ need.
+        zero_points: Whether each group has a zero point beside its scale. Without, the table's column is empty, and
+            the QTensor has None.
+        max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by
+            one, but chosen by a quantizer of their own.
     """
 
     name: str
     bits: int
-    even: bool = False
+    uniform: bool = False
     zero_points: bool = False
-    top: float = 1.0
+    max_level: float = 1.0
 
     @property
-    def plain(self) -> str:
-        """The name of this code for weights as they are: what a config asks for."""
+    def plain_name(self) -> str:
+        """The name of this code for weights that are not rotated, as a config names it."""
         ...
 
     @property
-    def turned(self) -> str:
-        """Its name for rotated weights: its own, if the table's `rotation` alone says so; "" if it has none."""
+    def rotated_name(self) -> str:
+        """The name for rotated weights: the same, if only the table's `rotation` tells; "" if there is none."""
         ...
 
     # What a config leaves open
 
     def quantizer(self, symmetric: bool) -> str:
-        """Name the quantizer where none is named."""
+        """Name the default quantizer."""
         ...
 
     def grouping(self, per_channel: bool | None, group_size: int) -> tuple[bool, int]:
-        """Settle (per_channel, group_size); None is left open, and both at once do not come.
+        """Resolve (per_channel, group_size), where None and 0 leave the choice to the code.
 
         Raises:
-            ConfigError: for what this code does not have.
+            ConfigError: for a grouping that this code does not have.
         """
         ...
 
@@ -95,16 +95,16 @@ class Code(Protocol):
         """Count the bytes of `data`."""
         ...
 
-    def piece(self, group: int, shape: Sequence[int]) -> int:
-        """Count the elements at whose multiples a tensor may be cut into pieces, with groups of so many elements."""
+    def cut_step(self, group: int, shape: Sequence[int]) -> int:
+        """Return the number of elements at whose multiples a tensor may be cut into pieces, given its group length."""
         ...
 
-    def unit(self, shape: Sequence[int]) -> int:
-        """Count the elements at whose multiples reading may begin and end; a piece begins at one of them."""
+    def read_step(self, shape: Sequence[int]) -> int:
+        """Return the number of elements at whose multiples reading may begin and end; pieces begin there, too."""
         ...
 
     def span(self, start: int, stop: int, shape: Sequence[int]) -> tuple[int, int]:
-        """Say which bytes of `data` elements `start` to `stop` lie in, both at multiples of `unit` or at the end."""
+        """Find the bytes of `data` that hold elements `start` to `stop`, both multiples of `read_step` or the end."""
         ...
 
     def read(
@@ -122,35 +122,35 @@ class Code(Protocol):
     # A QTensor: `codes` is an array whose first axes may be those of a batch
 
     def codes_like(self, shape: Shape) -> tuple[Shape, str]:
-        """Say which shape and dtype the codes of a tensor of one axis or more have, int8 or uint8."""
+        """Return the shape and dtype (int8 or uint8) of the codes of a tensor of one axis or more."""
         ...
 
     def rows(self, shape: Shape) -> int | None:
-        """Count the rows of a matrix, where the shape of its codes does not tell them."""
+        """Count the rows of a matrix, if the shape of its codes does not tell."""
         ...
 
     def shape(self, codes: Shape, length: int, rows: int | None) -> Shape:
-        """Undo `codes_like`, with the length of the last axis and what `rows` said."""
+        """Undo `codes_like`, given the length of the last axis and the result of `rows`."""
         ...
 
-    def lay(self, stream: Host, shape: Shape) -> Host:
-        """Turn `data` of elements of this shape into an array of codes, without a copy where that is possible."""
+    def from_stream(self, stream: Host, shape: Shape) -> Host:
+        """Reshape or unpack `data` into the codes of a QTensor, without a copy where possible."""
         ...
 
-    def flat(self, codes: Host, shape: Shape) -> Host:
-        """Undo `lay`."""
+    def to_stream(self, codes: Host, shape: Shape) -> Host:
+        """Undo `from_stream`."""
         ...
 
-    def element(self, row: int, shape: Shape) -> int:
-        """Say at which element of a tensor a row of axis 0 of its codes begins."""
+    def row_start(self, row: int, shape: Shape) -> int:
+        """Return the element of a tensor at which a row of axis 0 of its codes begins."""
         ...
 
     def axes(self, ndim: int) -> tuple[int | None, ...]:
-        """Say along which axis of the tensor each axis of its codes runs; None for one that is never cut."""
+        """Map each axis of the codes to the tensor's axis; None for an axis that is never cut."""
         ...
 
-    def divides(self, shape: Shape, parts: Sequence[int]) -> str:
-        """Say why the codes cannot be cut with a tensor into so many parts of each axis, or nothing."""
+    def refuses_shards(self, shape: Shape, parts: Sequence[int]) -> str:
+        """Say why the codes cannot be cut into these numbers of parts along each axis, or return ""."""
         ...
 
     # Numbers
@@ -159,12 +159,12 @@ class Code(Protocol):
         """Round [*groups, size] to codes: integers held as float32. NaN has the code of 0, infinities saturate."""
         ...
 
-    def place(self, w: Any, grid: Grid) -> Any:
-        """As `encode`, but not rounded yet where rounding to the nearest integer is all that is left."""
+    def encode_unrounded(self, w: Any, grid: Grid) -> Any:
+        """Encode, but leave out a last rounding to the nearest integer: packing does it anyway."""
         ...
 
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
-        """Say what codes [*groups, size] of float32 stand for, in float32; without zero points, that is whatever."""
+        """Turn float32 codes [*groups, size] into values; codes without zero points ignore `zero_point`."""
         ...
 
     def values(self, q: Any) -> Any:
@@ -176,11 +176,11 @@ class Code(Protocol):
         ...
 
 
-def check_even(code: Code, what: str) -> None:
-    """Refuse what can only be done with evenly spaced levels.
+def check_uniform(code: Code, what: str) -> None:
+    """Refuse a code whose levels are not evenly spaced.
 
     Raises:
-        ConfigError: naming the code, and what was to be done.
+        ConfigError: naming the code, and what needs such levels.
     """
-    if not code.even:
-        raise ConfigError(f"{what} needs evenly spaced levels, which {code.plain} does not have")
+    if not code.uniform:
+        raise ConfigError(f"{what} needs evenly spaced levels, which {code.plain_name} does not have")

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 @functools.cache
 def rotation_matrix(block: int) -> Float[np.ndarray, "block block"]:
-    """R of one block, in float32; read-only.
+    """Make R for one block, in float32; read-only.
 
     >>> rotation_matrix(4) * 2
     array([[ 1.,  1.,  1.,  1.],
@@ -36,15 +36,18 @@ def rotation_matrix(block: int) -> Float[np.ndarray, "block block"]:
 
 
 def rotate_rows(values: Float[np.ndarray, "*lead length"], block: int) -> Float[np.ndarray, "*lead length"]:
-    """values R, block by block along the last axis. What is not finite spreads over its block; sums may overflow."""
+    """Compute values R, block by block along the last axis.
+
+    A value that is not finite spreads over its block; sums may overflow.
+    """
     return _blocks_times(values, rotation_matrix(block))
 
 
 def unrotate_rows(values: Float[np.ndarray, "*lead length"], block: int) -> Float[np.ndarray, "*lead length"]:
-    """values R^T: undoes `rotate_rows`."""
+    """Compute values R^T, which undoes `rotate_rows`."""
     return _blocks_times(values, rotation_matrix(block).T)
 
 
 def _blocks_times(values: Float[np.ndarray, "*lead length"], matrix: np.ndarray) -> Float[np.ndarray, "*lead length"]:
-    with np.errstate(over="ignore", invalid="ignore"):  # who calls finds it, and names it
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses it by name
         return (values.reshape(-1, len(matrix)) @ matrix).reshape(values.shape)

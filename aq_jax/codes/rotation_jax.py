@@ -10,7 +10,7 @@ from aq_jax.codes.rotation import rotation_matrix
 
 
 def rotate(values: Float[Array, "*lead length"], block: int) -> Float[Array, "*lead length"]:
-    """values R, block by block along the last axis, in float32.
+    """Compute values R, block by block along the last axis, in float32.
 
     >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (3, 96))
@@ -21,7 +21,7 @@ def rotate(values: Float[Array, "*lead length"], block: int) -> Float[Array, "*l
 
 
 def unrotate(values: Float[Array, "*lead length"], block: int) -> Float[Array, "*lead length"]:
-    """values R^T: undoes `rotate`."""
+    """Compute values R^T, which undoes `rotate`."""
     return _blocks_times(values, rotation_matrix(block).T)
 
 

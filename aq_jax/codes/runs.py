@@ -1,4 +1,4 @@
-"""How codes of so many bits lie in whole bytes: arithmetic, for which nothing is imported."""
+"""The arithmetic of codes in whole bytes; it imports no array library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import gcd
 
 
 def run_of(bits: int) -> tuple[int, int]:
-    """Count the codes of a run, the fewest that fill whole bytes, and its bytes.
+    """Count the codes of a run, which are the fewest that fill whole bytes, and its bytes.
 
     >>> run_of(3), run_of(4), run_of(8)
     ((8, 3), (2, 1), (1, 1))
@@ -15,12 +15,12 @@ def run_of(bits: int) -> tuple[int, int]:
 
 
 def fills_bytes(length: int, bits: int) -> bool:
-    """Say whether a row of this many codes is a whole number of bytes."""
+    """Tell whether a row of this many codes is a whole number of bytes."""
     return length * bits % 8 == 0
 
 
 def overlaps(bits: int) -> list[tuple[int, int, int]]:
-    """List which codes of a run have bits in which of its bytes: (byte, code, how far the code is shifted to the left).
+    """List which codes of a run have bits in which bytes: (byte, code, left shift of the code).
 
     >>> overlaps(3)
     [(0, 0, 0), (0, 1, 3), (0, 2, 6), (1, 2, -2), (1, 3, 1), (1, 4, 4), (1, 5, 7), (2, 5, -1), (2, 6, 2), (2, 7, 5)]

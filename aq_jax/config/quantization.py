@@ -74,7 +74,7 @@ class QuantSpec:
         """The format's column."""
         if not self.code:
             return f"int{self.bits}h" if self.rotation else f"int{self.bits}"
-        return self.coding.turned if self.rotation else self.code
+        return self.coding.rotated_name if self.rotation else self.code
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; `code` is there where it says more than `bits`."""
@@ -101,7 +101,7 @@ class QuantSpec:
 
 def widths() -> tuple[str, ...]:
     """List the quant_types of codes that a config may name; `rotate` says whether they are rotated."""
-    return tuple(name for name, code in CODES.items() if name == code.plain)
+    return tuple(name for name, code in CODES.items() if name == code.plain_name)
 
 
 def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -225,8 +225,8 @@ class QuantizationConfig:
     def _check_code(self, code: Code) -> None:
         if not self.symmetric and not code.zero_points:
             raise ConfigError(f"symmetric = false: {code.name} has no zero points; set symmetric = true")
-        if self.rotate and not code.turned:
-            others = ", ".join(name for name in widths() if CODES[name].turned)
+        if self.rotate and not code.rotated_name:
+            others = ", ".join(name for name in widths() if CODES[name].rotated_name)
             raise ConfigError(f"rotate = true: {code.name} has no rotated form; wanted one of {others}")
         code.grouping(self.per_channel, self.group_size)
 

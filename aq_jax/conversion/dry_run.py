@@ -9,7 +9,7 @@ import numpy as np
 from aq_jax.config import ConversionConfig
 from aq_jax.conversion.corridor import check_source
 from aq_jax.conversion.source import Source
-from aq_jax.quantizers.screen import to_half
+from aq_jax.quantizers.eligibility import to_float16
 from aq_jax.quantizers.treatment import treat
 from aq_jax.store import check_table
 from aq_jax.store.folders import Folder, split_url
@@ -62,7 +62,7 @@ def expected_rows(source: Source, config: ConversionConfig) -> list[ExpectedRow]
         kind, size = treatment.quant_type, treatment.stored_bytes
         if config.quantization is None:
             kind, size = source.row_metadata.get(name, {}).get("quant_type", dtype.name), source.nbytes(name)
-        elif treatment.half and (half := to_half(np.asarray(source.read(name)))).dtype != np.float16:
+        elif treatment.half and (half := to_float16(np.asarray(source.read(name)))).dtype != np.float16:
             kind, size = "none", half.nbytes
         rows.append(ExpectedRow(name, shape, kind, size, treatment.vector))
     return rows

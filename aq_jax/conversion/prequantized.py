@@ -126,7 +126,7 @@ def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[s
             return notes
         return [
             *notes,
-            f"{folder.at('config.json')}: {entry} says {method}, but all weights are plain numbers, and are taken as "
+            f"{folder.join('config.json')}: {entry} says {method}, but all weights are plain numbers, and are taken as "
             "such; remove the entry from the copy if a loader minds it",
         ]
     if quantizes:

@@ -65,7 +65,7 @@ class GeneratedFiles:
     origin: str
     files: Mapping[str, bytes]
 
-    def at(self, name: str) -> str:
+    def join(self, name: str) -> str:
         return f"the {name} that is generated from {self.origin}"
 
     def read(self, name: str) -> bytes:
@@ -254,7 +254,7 @@ def check_side_files(found: SideFiles, target: Folder) -> None:
         above = ["/".join(parts[:count]) for count in range(1, len(parts))]
         if in_the_way := [folder for folder in above if target.state(folder) is not None]:
             raise FormatError(
-                f"{target.at(in_the_way[0])}: is a file, and {name} needs a folder of that name; write to another "
+                f"{target.join(in_the_way[0])}: is a file, and {name} needs a folder of that name; write to another "
                 "folder, or remove it"
             )
         if not target.holds(name) or _is_equal(source, target, name):
@@ -264,7 +264,7 @@ def check_side_files(found: SideFiles, target: Folder) -> None:
             found.leave_behind("another already exists", name)
             continue
         raise FormatError(
-            f"{target.at(name)}: already exists and differs from {source.at(name)}, which belongs beside this "
+            f"{target.join(name)}: already exists and differs from {source.join(name)}, which belongs beside this "
             "model; write to another folder, or remove it"
         )
 

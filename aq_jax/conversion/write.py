@@ -19,8 +19,8 @@ from aq_jax.errors import FormatError
 from aq_jax.io.dense import as_v2, plain_rows
 from aq_jax.io.qtensors import packed_rows
 from aq_jax.ops import dequantize
-from aq_jax.quantizers.lookup import fallback, quantizer_of
-from aq_jax.quantizers.screen import Refused, to_half
+from aq_jax.quantizers.eligibility import Refused, to_float16
+from aq_jax.quantizers.lookup import quantizer_of, with_fallback
 from aq_jax.quantizers.tiles import quantize_pieces
 from aq_jax.quantizers.treatment import treat, vectors_note
 from aq_jax.store import Row, TableWriter, pieces
@@ -153,14 +153,14 @@ def quantized_rows(
     policy, spec = treatment.policy, treatment.spec
     dtype = array.dtype.name
     if treatment.half:
-        half = to_half(array)
+        half = to_float16(array)
         if half.dtype == np.float16:
             yield from plain_rows(name, half, dtype, "fp16")
             return
         done.kept[name] = f"{name}: float16 would change it by more than 2^-10 of its largest value, if that is finite"
     elif spec is not None:
         if name in unsolved:
-            policy = fallback(policy)
+            policy = with_fallback(policy)
         cuts = pieces(array.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
         results = quantize_pieces(array, policy, name, cuts)
         if not isinstance(results, Refused):

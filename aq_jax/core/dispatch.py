@@ -1,7 +1,7 @@
-"""What inputs are rounded to, and what depends on the processor: how models are run there, never what they compute.
+"""Name what inputs are rounded to, and the settings that depend on the processor, which change no result.
 
 `Activations` says what a product's inputs are rounded to; nothing else does, neither the machine nor the number of rows
-(docs/decisions/0006). Which sizes and compiler options are best where stands in one table each.
+(docs/decisions/0006). The best sizes and compiler options stand in one table each.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from jaxtyping import DTypeLike
 
 Activations = Literal["float32", "bfloat16", "int8"]
 ACTIVATIONS: tuple[Activations, ...] = get_args(Activations)
-# Rows that an integer dot is filled up to: XLA's fall to a scalar loop at fewer.
-FEWEST_ROWS = 8
+# An integer dot is padded to this many rows: with fewer, XLA falls back to a scalar loop.
+MIN_ROWS = 8
 
-# Tokens that a model is given at once: on a CPU, what its caches hold of activations.
+# Tokens in one call of a model: on a CPU, as many as have activations that fit in its caches.
 TOKENS: Mapping[str, int] = types.MappingProxyType({"cpu": 512, "gpu": 16384, "tpu": 16384})
-# Of the programs of whole models. XLA's default on a CPU keeps all dequantized weights in memory at the same time: for
-# MiniLM 42 MB instead of 2.6, and, on fresh pages in every call, four times slower at one sentence.
+# Options for programs of whole models. XLA's default on a CPU keeps all dequantized weights in memory at the same time:
+# for MiniLM 42 MB instead of 2.6, and, on fresh pages in every call, four times slower at one sentence.
 COMPILER_OPTIONS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
     {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}, "gpu": {}, "tpu": {}}
 )
 
 
 def backend() -> str:
-    """The platform of this process's default device; one that is not known counts as a GPU.
+    """Name the platform of this process's default device; an unknown one counts as a GPU.
 
     >>> backend() in TOKENS
     True
@@ -39,7 +39,7 @@ def backend() -> str:
 
 
 def product_dtype(activations: Activations) -> DTypeLike:
-    """The dtype in which attention multiplies: bfloat16 where that was asked for, else float32.
+    """Choose the dtype in which attention multiplies: bfloat16 if it was asked for, else float32.
 
     >>> [jnp.dtype(product_dtype(activations)).name for activations in ACTIVATIONS]
     ['float32', 'bfloat16', 'float32']

@@ -1,4 +1,4 @@
-"""NumPy arrays to JAX and torch, and back. torch is imported only where a torch tensor is made or read."""
+"""Hand arrays from NumPy to JAX and torch, and back. torch is imported only where a torch tensor is made or read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ FRAMEWORKS = ("jax", "torch", "numpy")
 
 
 def check_framework(framework: str) -> None:
+    """Refuse a framework that is not one of FRAMEWORKS.
+
+    Raises:
+        ConfigError: naming it.
+    """
     if framework not in FRAMEWORKS:
         raise ConfigError(f"framework = {framework!r}: wanted one of {', '.join(FRAMEWORKS)}")
 
@@ -39,11 +44,15 @@ def to_framework(array: np.ndarray, framework: Framework, name: str) -> Any:
         return to_torch(array, name)
     import jax
 
-    return jax.device_put(canonical(array, name))
+    return jax.device_put(to_jax_dtype(array, name))
 
 
-def canonical(array: np.ndarray, name: str) -> np.ndarray:
-    """The array in the dtype that JAX would give it, with every value checked instead of wrapped."""
+def to_jax_dtype(array: np.ndarray, name: str) -> np.ndarray:
+    """Convert an array to the dtype that JAX gives it; a value that does not fit is refused instead of wrapped.
+
+    Raises:
+        AqError: naming the first such value.
+    """
     import jax
 
     target = jax.dtypes.canonicalize_dtype(array.dtype)
@@ -62,15 +71,15 @@ def canonical(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
-    """A NumPy view of an array of any of the three frameworks (a copy if it is not in host memory), or of nested lists.
+    """View an array of any of the three frameworks, or nested lists, in NumPy; what is not in host memory is copied.
 
     Raises:
-        AqError: if it is none of them, has a mask, or is a shape without values.
+        AqError: for anything else, for a masked array, and for a shape without values.
     """
-    value = unwrapped(value)
+    value = unwrap_variable(value)
     if is_torch(value):
         return from_torch(value, name)
-    refuse_mask(value, name)
+    refuse_masked(value, name)
     if isinstance(value, Mapping):
         raise AqError(f"{name}: is a {type(value).__name__}; wanted an array or a QTensor: names are flat, as 'a.b'")
     array = value if hasattr(value, "dtype") else _from_lists(value, name)
@@ -86,36 +95,38 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
             f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored: it has a shape "
             "and no values; wanted an array: call the function that makes it, outside of jax.jit and jax.eval_shape"
         )
-    return native(found)
+    return to_native_byte_order(found)
 
 
 def to_jax(value: Any, name: str) -> Any:
-    """A JAX array of an array of any of the three frameworks, or of nested lists; one that is traced as it is.
+    """Make a JAX array of an array of any of the three frameworks, or of nested lists; a traced one stays as it is.
 
     Raises:
-        AqError: as `to_numpy`.
+        AqError: as for `to_numpy`.
     """
     import jax
 
-    value = unwrapped(value)
+    value = unwrap_variable(value)
     if isinstance(value, jax.Array):
         return value
     if isinstance(value, jax.ShapeDtypeStruct):
         raise AqError(
-            f"{name}: is a ShapeDtypeStruct, which has a shape and no values; wanted an array: the shape of what is "
-            "made of one is found by jax.eval_shape"
+            f"{name}: is a ShapeDtypeStruct, which has a shape and no values; wanted an array: to find the shape "
+            "of a result, use jax.eval_shape"
         )
-    refuse_mask(value, name)
+    refuse_masked(value, name)
     if is_torch(value):
         return jax.numpy.asarray(from_torch(value, name))
     try:
-        return jax.numpy.asarray(native(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value)
+        return jax.numpy.asarray(
+            to_native_byte_order(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+        )
     except (TypeError, ValueError) as error:
         raise AqError(f"{name}: {type(value).__name__} is no array: {str(error)[:200]}") from None
 
 
-def refuse_mask(value: Any, name: str) -> None:
-    """Refuse a NumPy array with a mask, which no other array has.
+def refuse_masked(value: Any, name: str) -> None:
+    """Refuse a NumPy array with a mask, which would be lost.
 
     Raises:
         AqError: naming it.
@@ -124,8 +135,8 @@ def refuse_mask(value: Any, name: str) -> None:
         raise AqError(f"{name}: is a masked array, whose mask would be lost; wanted one without: value.filled(0), say")
 
 
-def native(array: np.ndarray) -> np.ndarray:
-    """The array in this machine's order of bytes."""
+def to_native_byte_order(array: np.ndarray) -> np.ndarray:
+    """Convert an array to this machine's byte order."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -137,35 +148,40 @@ def _from_lists(value: Any, name: str) -> np.ndarray:
 
 
 def is_variable(value: Any) -> bool:
-    """Whether it is a variable of Flax NNX, such as nnx.Param; Flax is not imported to see."""
+    """Tell whether a value is a variable of Flax NNX, such as nnx.Param, without importing Flax."""
     # Another thread may be importing it.
     return isinstance(value, getattr(sys.modules.get("flax.nnx"), "Variable", ()))
 
 
-def unwrapped(value: Any) -> Any:
-    """What a variable of Flax NNX holds; anything else as it is."""
+def unwrap_variable(value: Any) -> Any:
+    """Take the value out of a variable of Flax NNX; return anything else as it is."""
     return value.get_value() if is_variable(value) else value
 
 
-def identity(value: Any) -> object:
-    """What two values share if they are one: the object or, since torch makes new ones for the same memory, that.
+def identity_key(value: Any) -> object:
+    """Make a key that two values share if they are the same: the object's id, or the memory of a torch tensor.
 
-    Of a QTensor and a prepared weight their arrays: a variable of Flax NNX gives others of them whenever it is asked.
+    torch makes new objects for the same memory. Of a QTensor and a prepared weight the arrays count, since a variable
+    of Flax NNX makes a new object around them whenever it is asked.
     """
     if isinstance(value, QTensor):
-        return tuple(identity(part) for part in (value.codes, value.scale, value.zero_point)), value.spec, value.length
+        return (
+            tuple(identity_key(part) for part in (value.codes, value.scale, value.zero_point)),
+            value.spec,
+            value.length,
+        )
     if isinstance(value, Prepared):
         import jax
 
         return tuple(map(id, jax.tree.leaves(value))), value.like
     if not is_torch(value) or not value.numel() or value.layout != torch_module().strided or value.is_meta:
         return id(value)
-    place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
-    return (*place, value.dtype, value.device, value.is_conj(), value.is_neg())
+    memory = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+    return (*memory, value.dtype, value.device, value.is_conj(), value.is_neg())
 
 
-def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Floating arrays in another floating dtype, others as they are; None leaves everything as it is.
+def cast_floating(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Cast a floating array to another floating dtype; arrays of other dtypes, and dtype None, change nothing.
 
     Raises:
         ConfigError: if the dtype is unknown, or not floating.

@@ -1,8 +1,8 @@
-"""Where the codes of a group lie: its range, and the grids that the range alone says.
+"""Place the codes of a group: find its range, and make the grids that follow from the range alone.
 
 The functions of a grid follow the array they are given: NumPy arrays are computed by NumPy, JAX arrays by JAX.
 
-A jitted `quantize` by `absmax` or `minmax` reads its input twice: `ends` finds the ranges in one reduction, a second
+A jitted `quantize` by `absmax` or `minmax` reads its input twice: `min_max` finds the ranges in one reduction, a second
 loop scales, rounds, clips and packs. XLA's CPU compiler makes vector code of both: on 4096 x 4096 weights, one AVX2
 core that copies 8 to 9 GB/s took 6.0 ms for the ranges and 5.8 (int4, int8) to 6.4 ms (int2) for the codes. Slower
 there: minimum and maximum as two reductions (5.9 instead of 11.5 GB/s); reductions of `where(isfinite(w), w, ...)` or
@@ -33,8 +33,11 @@ SCALE_MIN, SCALE_MAX = np.float32(2.0**-126), np.float32(2.0**126)
 _FLOAT_MAX = np.finfo(np.float32).max
 
 
-def ends(x: Float[Array, "*groups size"]) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
-    """Smallest and largest element of each group, in one reduction: memory is read once. Both are NaN if any is."""
+def min_max(x: Float[Array, "*groups size"]) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
+    """Find the smallest and largest element of each group in one reduction, which reads memory once.
+
+    Both are NaN if any element is.
+    """
     return lax.reduce(
         (x, x),
         (np.float32(np.inf), np.float32(-np.inf)),
@@ -46,12 +49,12 @@ def ends(x: Float[Array, "*groups size"]) -> tuple[Float[Array, "*groups"], Floa
 def finite_range(
     w: Float[Array, "*groups size"],
 ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], Bool[Array, ""]]:
-    """(smallest, largest) finite element of each group, and whether all elements of all groups are finite.
+    """Find the smallest and largest finite element of each group, and whether all elements of all groups are finite.
 
-    A group without a finite element has the range (0, 0). The plain reductions are several times faster than
-    the masked ones, which are only run when something is not finite.
+    A group without a finite element has the range (0, 0). The plain reductions are several times faster than the masked
+    ones, which run only when something is not finite.
     """
-    lo, hi = ends(w)
+    lo, hi = min_max(w)
     finite = jnp.isfinite(jnp.min(lo)) & jnp.isfinite(jnp.max(hi))
 
     def masked(w: Array, lo: Array, hi: Array) -> tuple[Array, Array]:
@@ -66,29 +69,35 @@ def finite_range(
 
 
 def absmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], code: Code) -> Grid:
-    """Symmetric: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe); qmax is the outermost level."""
+    """Make the symmetric grid: scale = max|x| * f32(1/qmax), zero_point = 0 (the published recipe).
+
+    qmax is the outermost level.
+    """
     xp = lo.__array_namespace__()
-    scale = xp.maximum(hi, -lo) * np.float32(1 / code.top)
-    return settle(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, code, "tread")
+    scale = xp.maximum(hi, -lo) * np.float32(1 / code.max_level)
+    return fix_degenerate(scale, xp.zeros_like(scale), xp.zeros_like(scale), lo, hi, code, "mid_tread")
 
 
 def minmax_grid(lo: Float[AnyArray, "*groups"], hi: Float[AnyArray, "*groups"], code: Code) -> Grid:
-    """Asymmetric: scale = max * f32(1/n) - min * f32(1/n), zero_point = qmin - min * (1/scale), a float."""
+    """Make the asymmetric grid: scale = max * f32(1/n) - min * f32(1/n), zero_point = qmin - min * (1/scale).
+
+    The zero point is a float.
+    """
     xp = lo.__array_namespace__()
     qmin, qmax = code_range(code.bits)
     share = np.float32(1 / (qmax - qmin))
     scale = _product(hi, share) - _product(lo, share)
     safe = xp.clip(scale, SCALE_MIN, SCALE_MAX)
     zero_point = qmin - _product(lo, 1 / safe)
-    return settle(scale, zero_point, lo, lo, hi, code, "affine")
+    return fix_degenerate(scale, zero_point, lo, lo, hi, code, "affine")
 
 
-def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, code: Code, rounding: Rounding) -> Grid:
+def fix_degenerate(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, code: Code, rounding: Rounding) -> Grid:
     """Make constant groups exact and force every scale into its bounds.
 
-    A group of one value c has scale = |c| (2|c| for `rise`) and a zero point under which a code is c exactly: -1 and 1
-    are levels of every code.
-    A group whose range is too narrow, beside its values, for a float32 scale counts as constant.
+    A group of one value c gets scale = |c| (2|c| for `mid_rise`) and a zero point under which a code is c exactly: -1
+    and 1 are levels of every code. A group whose range is too narrow, beside its values, for a float32 scale counts as
+    constant.
     """
     xp = lo.__array_namespace__()
     qmin, _ = code_range(code.bits)
@@ -97,7 +106,7 @@ def settle(scale: Any, zero_point: Any, base: Any, lo: Any, hi: Any, code: Code,
     constant = (lo == hi) | ((scale == 0) & narrow)
     zero = constant & (hi == 0)
     exact = xp.where(zero, np.float32(1), xp.abs(hi))
-    if rounding == "rise":
+    if rounding == "mid_rise":
         exact = xp.where(zero, np.float32(1), 2 * exact)
         zero_point = xp.where(zero, np.float32(0), np.float32(-0.5))
     else:
@@ -122,5 +131,5 @@ def round_mantissa(x: Float[AnyArray, "*shape"], bits: int) -> Float[AnyArray, "
 
 
 def _product(a: Any, b: Any) -> Any:
-    """a * b that is never fused with a later addition: no compiler looks through the saturation."""
+    """Multiply so that no later addition is fused with it: no compiler looks through the saturation."""
     return (a * b).clip(-_FLOAT_MAX, _FLOAT_MAX)

@@ -1,4 +1,4 @@
-"""A weight as a kernel wants it: what was made of a QTensor once, beside it or instead of it."""
+"""Weights that a kernel has prepared: arrays made from a QTensor once, kept beside it or instead of it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from aq_jax.core.qtensor import QTensor
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prepared:
-    """A QTensor, and what a kernel has prepared of it: `aq_jax.prepare` makes one.
+    """A QTensor and the arrays that a kernel prepared from it; `aq_jax.prepare` makes one.
 
-    It is made again whenever a weight is loaded: what is saved, split, differentiated and exported is the QTensor.
+    It is made anew whenever a weight is loaded: saving, splitting, differentiating and exporting use the QTensor.
 
     Args:
-        weight: the QTensor; None where the arrays stand for it.
-        arrays: what the kernel prepared, a pytree; None if it takes QTensors as they are.
-        kernel: its name (static).
-        maker: the entry of `ops.KERNELS` that prepared them, and makes the QTensor of them again (static).
-        like: the QTensor, with shapes in the place of arrays (static).
+        weight: The QTensor; None where the arrays stand for it.
+        arrays: A pytree of the arrays that the kernel prepared; None if it takes QTensors as they are.
+        kernel: The kernel's name (static).
+        maker: The entry of `ops.KERNELS` that prepared the arrays, and can restore the QTensor from them (static).
+        like: The QTensor with shapes instead of arrays (static).
     """
 
     # Leaves may be anything while a pytree is rebuilt, so the fields have no types to check.
@@ -52,11 +52,11 @@ class Prepared:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes in memory: what was prepared, and the QTensor if it is kept beside it."""
+        """Count the bytes in memory: the prepared arrays, and the QTensor if it is kept."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def to_qtensor(self) -> QTensor:
-        """Give the QTensor back, bit for bit."""
+        """Restore the QTensor, bit for bit."""
         if self.weight is not None:
             return self.weight
         return dataclasses.replace(self.maker.restore(self.arrays, unrotated(self.like)), spec=self.like.spec)
@@ -69,27 +69,27 @@ Weight = TypeVar("Weight", bound=QTensor | Prepared)
 
 
 def unrotated(w: Weight) -> Weight:
-    """The same codes as a weight that is not rotated: kernels are given it so, and what they multiply is rotated."""
+    """Drop the rotation from a weight's numerics and keep its codes: kernels multiply rotated inputs by it."""
     if isinstance(w, QTensor):
         return dataclasses.replace(w, spec=dataclasses.replace(w.spec, rotation=0)) if w.spec.rotation else w
     weight = None if w.weight is None else unrotated(w.weight)
     return dataclasses.replace(w, weight=weight, like=unrotated(w.like))
 
 
-def described(w: QTensor | Prepared) -> QTensor:
-    """A QTensor to ask for sizes and numerics, whose arrays may be shapes."""
+def abstract_qtensor(w: QTensor | Prepared) -> QTensor:
+    """Give a QTensor that knows sizes and numerics; its arrays may be shapes."""
     return w.like if isinstance(w, Prepared) else w
 
 
 def to_qtensor(w: QTensor | Prepared) -> QTensor:
-    """The QTensor of a weight."""
+    """Give the QTensor of a weight."""
     return w.to_qtensor() if isinstance(w, Prepared) else w
 
 
-def prepared_by(maker: Any, kernel: str, q: QTensor) -> Prepared:
-    """Prepare a weight for a kernel, if that has a form of its own.
+def prepare_weight(maker: Any, kernel: str, q: QTensor) -> Prepared:
+    """Prepare a weight for a kernel, if the kernel wants a form of its own.
 
-    The QTensor is left out where the kernel can make it again: both would take twice the memory.
+    The QTensor is dropped if the kernel can restore it: keeping both would take twice the memory.
     """
     arrays = maker.prepare(unrotated(q)) if hasattr(maker, "prepare") else None
     kept = None if arrays is not None and hasattr(maker, "restore") else q
@@ -97,10 +97,10 @@ def prepared_by(maker: Any, kernel: str, q: QTensor) -> Prepared:
     return Prepared(kept, arrays, kernel, maker, like)
 
 
-def as_wanted(w: QTensor | Prepared, maker: Any, kernel: str) -> QTensor | Prepared:
-    """Give a kernel what it wants: a QTensor, or what it has prepared, here and now if that was not done before."""
+def for_kernel(w: QTensor | Prepared, maker: Any, kernel: str) -> QTensor | Prepared:
+    """Give a kernel the form that it wants: a QTensor, or prepared arrays, which are made now if they are not there."""
     if not hasattr(maker, "prepare"):
         return to_qtensor(w)
     if not isinstance(w, Prepared) or w.arrays is None or w.kernel != kernel:
-        w = prepared_by(maker, kernel, to_qtensor(w))
+        w = prepare_weight(maker, kernel, to_qtensor(w))
     return w.weight if w.arrays is None else w

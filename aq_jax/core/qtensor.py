@@ -24,16 +24,16 @@ from aq_jax.config import QuantSpec
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QTensor:
-    """Codes, and what they are scaled by: x ~ (q - zero_point) * scale, where their levels are evenly spaced.
+    """Codes and their grids: x ~ (q - zero_point) * scale, where their levels are evenly spaced.
 
     Args:
-        codes: as `spec.coding` lays them: those of so many bits an element are [*lead, bytes] uint8, the format's bit
-            stream of each row, where rows are whole bytes; otherwise [*lead, length] int8, and eight-bit codes always.
-        scale: float32, [*lead, groups] where groups divide a row of the last axis, otherwise [groups].
-        zero_point: float32, as `scale`; None where the code has none.
-        spec: the numerics (static).
-        length: of the last axis (static).
-        rows: of the matrix, where the shape of its codes does not tell them (static).
+        codes: The codes in the layout of `spec.coding`. Elementwise codes are [*lead, bytes] uint8, the format's bit
+            stream of each row, where rows are whole bytes; otherwise, and with eight bits, [*lead, length] int8.
+        scale: Float32 of shape [*lead, groups] where groups divide a row of the last axis, otherwise [groups].
+        zero_point: Float32 of the shape of `scale`; None where the code has none.
+        spec: The numerics (static).
+        length: The length of the last axis (static).
+        rows: The number of rows of a matrix, where the shape of its codes does not tell it (static).
 
     Nothing is validated here: unflattening a pytree runs through this constructor. `quantize` and the loader
     check where data enters.
@@ -67,7 +67,7 @@ class QTensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values that the codes stand for."""
+        """The dtype of the values that the codes stand for."""
         return np.dtype(np.float32)
 
     @property
@@ -76,7 +76,7 @@ class QTensor:
 
     @property
     def by_row(self) -> bool:
-        """Whether each row of the last axis has its own groups; otherwise groups run over the flattened tensor."""
+        """Tell whether each row of the last axis has its own groups; otherwise groups run over the flattened tensor."""
         if not self.scale.shape or self.scale.shape[:-1] != self.shape[:-1]:
             return False
         groups = self.scale.shape[-1]
@@ -84,7 +84,7 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points in memory."""
+        """Count the bytes of codes, scales and zero points in memory."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def __repr__(self) -> str:
@@ -103,14 +103,14 @@ def _from_json(data: bytes) -> tuple[QuantSpec, int, int | None]:
     return QuantSpec(**static["spec"]), static["length"], static.get("rows")
 
 
-# So that exported functions that take or give QTensors can be written to files, too.
+# Without this, exported functions that take or return QTensors could not be written to files.
 jax.export.register_pytree_node_serialization(
     QTensor, serialized_name="aq_jax.QTensor", serialize_auxdata=_to_json, deserialize_auxdata=_from_json
 )
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
-    """Say which shape the scale of a tensor has, and its zero_point, if there is one (see QTensor)."""
+    """Compute the shape of a tensor's scale and zero point (see QTensor)."""
     size = min(spec.group_elements(shape), max(1, math.prod(shape)))
     if shape and math.prod(shape) and shape[-1] % size == 0:
         return (*shape[:-1], shape[-1] // size)
@@ -118,7 +118,7 @@ def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
 
 
 def check_layout(q: QTensor) -> None:
-    """Refuse a QTensor that is no one tensor: a batch of them, made by `vmap`, whose groups cross rows.
+    """Refuse a batch of tensors, made by `vmap`, whose groups cross rows: it has no layout of one tensor.
 
     Raises:
         ValueError: naming both shapes; such a batch is decoded with `jax.vmap`, and stored one by one.
@@ -131,10 +131,10 @@ def check_layout(q: QTensor) -> None:
 
 
 def to_groups(w: Float[Array, "*shape"], spec: QuantSpec) -> tuple[Float[Array, "*groups size"], np.ndarray]:
-    """One row a group, and how many elements of each group only fill it up.
+    """Reshape a weight to one row a group, and count the padding elements of each group.
 
-    A last, short group is filled with its own last element: that changes no range, and a sum over the group can
-    take it away again.
+    A short last group is padded with its own last element: that changes no range, and a sum over the group can
+    subtract it.
     """
     shape = w.shape
     grids = scale_shape(shape, spec)
@@ -149,6 +149,6 @@ def to_groups(w: Float[Array, "*shape"], spec: QuantSpec) -> tuple[Float[Array, 
 
 
 def from_groups(groups: Float[Array, "*groups size"], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """The inverse of `to_groups`: the filling of a short last group is dropped."""
+    """Undo `to_groups`: drop the padding of a short last group."""
     count = math.prod(shape)
     return (groups if groups.size == count else groups.reshape(-1)[:count]).reshape(shape)

@@ -1,4 +1,4 @@
-"""Between weights and QTensors, once the grid is known: codes for a grid, values for codes."""
+"""Assemble QTensors from codes on known grids, and decode them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor, check_layout, from_groups
 
 
-def assemble(
+def assemble_qtensor(
     codes: Float[Array, "*groups size"],
     scale: Float[Array, "*groups"],
     zero_point: Float[Array, "*groups"] | None,
     shape: tuple[int, ...],
     spec: QuantSpec,
 ) -> QTensor:
-    """A QTensor from codes in groups (see `bits_jax.pack`): back to the tensor's shape, then packed.
+    """Make a QTensor from codes in groups: restore the tensor's shape, then pack (see `bits_jax.pack`).
 
     Args:
-        codes: one an element.
-        scale: of each group.
-        zero_point: of each group; nothing is kept of it where the code has none.
-        shape: of the tensor.
-        spec: its numerics.
+        codes: One code an element.
+        scale: The scale of each group.
+        zero_point: The zero point of each group; dropped where the code has none.
+        shape: The tensor's shape.
+        spec: The tensor's numerics.
     """
     codes = from_groups(codes, shape)
     packed = spec.coding.codes_like(shape)[1] == "uint8"
@@ -36,15 +36,15 @@ def assemble(
 
 @jax.jit(static_argnames="dtype")
 def dequantize(q: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
-    """The values that the codes stand for, such as (q - zero_point) * scale, in float32; a rotation is undone.
+    """Decode a QTensor: (q - zero_point) * scale for evenly spaced levels, in float32; a rotation is undone.
 
     Args:
-        q: a quantized tensor.
-        dtype: what the values are rounded to at the end.
+        q: The quantized tensor.
+        dtype: The dtype that the values are rounded to at the end.
 
     Raises:
-        ValueError: for a batch of tensors, made by `vmap`, whose groups do not lie in rows: its grids are those of
-            one tensor each, so it takes `jax.vmap(dequantize)`.
+        ValueError: for a batch of tensors, made by `vmap`, whose groups cross rows: each tensor has its own grids, so
+            use `jax.vmap(dequantize)`.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import dequantize, quantize

@@ -1,4 +1,4 @@
-"""Where the shards of a tensor lie: of the arrays of a QTensor as of the weight that they stand for."""
+"""Place the shards of a tensor: the arrays of a QTensor follow the weight that they stand for."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 
 
-def parts(sharding: Sharding, shape: Shape, name: str) -> Shape:
-    """Into how many parts each axis is cut.
+def shard_counts(sharding: Sharding, shape: Shape, name: str) -> Shape:
+    """Count the parts that each axis is cut into.
 
     Raises:
-        FormatError: if the sharding does not fit the shape; the tensor is named.
+        FormatError: if the sharding does not fit the shape, naming the tensor.
     """
     try:
         shard = sharding.shard_shape(shape)
     except (ValueError, IndexError) as error:  # the latter where there are fewer axes than the sharding has
-        raise FormatError(f"{name}: shape {list(shape)} cannot be sharded by {_spelled(sharding)}: {error}") from None
+        raise FormatError(f"{name}: shape {list(shape)} cannot be sharded by {_describe(sharding)}: {error}") from None
     return tuple(whole // part if part else 1 for whole, part in zip(shape, shard, strict=True))
 
 
 def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: str) -> tuple[Sharding, Sharding]:
-    """The shardings of codes, and of scales and zero points, on the axes on which the weight itself is sharded.
+    """Derive the shardings of codes, and of scales and zero points, from that of the weight.
 
-    An axis of scales that is not cut into whole groups by this, because a shard ends inside a group or because all
-    columns share one, is replicated, and so are scales that have no axes in common with the weight.
+    An axis of scales is replicated where a shard would end inside a group, or where all columns share one group; so are
+    scales that have no axes in common with the weight.
 
     Args:
-        sharding: of the weight.
-        shape: of the weight.
-        spec: its numerics.
-        name: of the tensor, for errors.
+        sharding: The weight's sharding.
+        shape: The weight's shape.
+        spec: The weight's numerics.
+        name: The tensor's name, for errors.
 
     Raises:
         FormatError: if the sharding does not fit the shape, cuts the codes where they cannot be cut, or has no axes.
@@ -51,17 +51,17 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
     >>> [leaf.spec for leaf in qtensor_shardings(rows, (4, 8), QuantSpec(4, group_size=3), "w")]
     [P('x', None), P()]
     """
-    cuts = parts(sharding, shape, name)
+    cuts = shard_counts(sharding, shape, name)
     if not isinstance(sharding, NamedSharding):
         if sharding.is_fully_replicated:
             return sharding, sharding
         raise FormatError(
-            f"{name}: found {_spelled(sharding)}, wanted a NamedSharding, whose axes the codes and scales of a "
+            f"{name}: found {_describe(sharding)}, wanted a NamedSharding, whose axes the codes and scales of a "
             "QTensor can follow"
         )
     code, scales = spec.coding, scale_shape(shape or (1,), spec)
-    if shape and (why := code.divides(shape, cuts)):
-        raise FormatError(f"{name}: {_spelled(sharding)} {why}")
+    if shape and (why := code.refuses_shards(shape, cuts)):
+        raise FormatError(f"{name}: {_describe(sharding)} {why}")
     axes = (*sharding.spec, *(None for _ in range(len(shape) - len(sharding.spec))))
     follows = len(scales) == len(shape) and scales[:-1] == shape[:-1]
 
@@ -74,27 +74,30 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
     return codes, on(*axes[:-1], axes[-1] if scales[-1] % cuts[-1] == 0 else None)
 
 
-def own_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:
-    """The ranges of axis 0 that this process's devices hold shards of.
+def local_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:
+    """List the ranges of axis 0 that this process's devices hold.
 
-    >>> own_rows(jax.sharding.SingleDeviceSharding(jax.devices()[0]), (4, 8))
+    >>> local_rows(jax.sharding.SingleDeviceSharding(jax.devices()[0]), (4, 8))
     [(0, 4)]
     """
     return sorted({_rows(index, shape) for index in sharding.addressable_devices_indices_map(shape).values()})
 
 
-def build(shape: Shape, dtype: np.dtype, sharding: Sharding, rows: Callable[[int, int], np.ndarray]) -> jax.Array:
-    """An array of which each device holds its own shard, in memory that nothing else has.
+def build_sharded(
+    shape: Shape, dtype: np.dtype, sharding: Sharding, rows: Callable[[int, int], np.ndarray]
+) -> jax.Array:
+    """Build an array whose shards lie in memory that nothing else shares.
 
     Args:
-        shape: of the array.
-        dtype: of the array.
-        sharding: of the array.
-        rows: (start, stop) of axis 0 to these rows, of the shape of the array otherwise; called once for each range of
-            them. A scalar's are (0, 1).
+        shape: The array's shape.
+        dtype: The array's dtype.
+        sharding: The array's sharding.
+        rows: A function that returns rows start to stop of axis 0; it is called once for each range. A scalar has the
+            range (0, 1).
 
     >>> one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    >>> build((2, 2), np.dtype("int32"), one, lambda start, stop: np.eye(2, dtype=np.int32)[start:stop]).tolist()
+    >>> eye = np.eye(2, dtype=np.int32)
+    >>> build_sharded((2, 2), eye.dtype, one, lambda start, stop: eye[start:stop]).tolist()
     [[1, 0], [0, 1]]
     """
     blocks: dict[tuple[int, int], np.ndarray] = {}
@@ -106,7 +109,7 @@ def build(shape: Shape, dtype: np.dtype, sharding: Sharding, rows: Callable[[int
         if own not in blocks:
             blocks[own] = rows(*own)
         found = blocks[own][(slice(None), *index[1:])] if index else blocks[own].reshape(())
-        # On CPUs, JAX takes over memory that is aligned: what a device holds must not be the file's, or another's.
+        # On CPUs, JAX takes over aligned memory: a device must not share it with the file or with another device.
         if found.size == blocks[own].size and found.flags.writeable and own not in taken:
             taken.add(own)
             return found
@@ -121,7 +124,7 @@ def _rows(index: Index | None, shape: Shape) -> tuple[int, int]:
     return index[0].indices(shape[0])[:2] if index else (0, 1)
 
 
-def _spelled(sharding: Sharding) -> str:
+def _describe(sharding: Sharding) -> str:
     if isinstance(sharding, NamedSharding):
         return f"{sharding.spec} on a mesh of {dict(sharding.mesh.shape)}"
     return type(sharding).__name__

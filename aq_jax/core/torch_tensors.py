@@ -1,4 +1,4 @@
-"""NumPy arrays to torch tensors, and back. torch is imported only where a torch tensor is made or read."""
+"""Hand NumPy arrays to torch, and back. torch is imported only where a torch tensor is made or read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BITS_OF = {1: np.uint8, 2: np.int16}
 
 
 def is_torch(value: Any) -> bool:
-    """Whether it is a torch tensor, of torch's own class or of one made from it; torch is not imported to see."""
+    """Tell whether a value is a torch tensor, or of a subclass, without importing torch."""
     return any(kind.__module__.partition(".")[0] == "torch" for kind in type(value).__mro__)
 
 
@@ -33,7 +33,7 @@ def torch_module() -> types.ModuleType:
 
 
 def to_torch(array: np.ndarray, name: str) -> Any:
-    """Hand an array over to torch, see `to_framework`."""
+    """Hand an array over to torch; see `to_framework`."""
     torch = torch_module()
     if not array.flags.writeable or not array.flags.c_contiguous:
         array = aligned_copy(array)
@@ -46,7 +46,7 @@ def to_torch(array: np.ndarray, name: str) -> Any:
 
 
 def from_torch(tensor: Any, name: str) -> np.ndarray:
-    """Give the values of a tensor, see `to_numpy`."""
+    """View a tensor's values in NumPy; see `to_numpy`."""
     torch = torch_module()
     dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:

@@ -1,1 +1,1 @@
-"""Tables to arrays of a framework and back: `WeightLoader`, `load`, `save`."""
+"""Load tables as arrays of a framework, and save arrays: `WeightLoader`, `load`, `save`."""

@@ -1,4 +1,4 @@
-"""Tensors that are arrays of numbers: rows to arrays of JAX, torch and NumPy, and arrays to rows."""
+"""Read rows as plain arrays of JAX, torch and NumPy, and make rows of plain arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aq_jax.core.frameworks import Framework, as_dtype, check_framework, to_framework
+from aq_jax.core.frameworks import Framework, cast_floating, check_framework, to_framework
 from aq_jax.core.torch_tensors import torch_module
 from aq_jax.errors import FormatError
 from aq_jax.store import Row, TableReader, aligned_copy, decode, pieces
@@ -20,7 +20,7 @@ def load_dense(table: TableReader, name: str, framework: Framework, dtype: Any, 
     check_framework(framework)
     if framework == "torch":
         torch_module()  # before anything is read
-    array = as_dtype(decode(table.read_tensor(name)), dtype)
+    array = cast_floating(decode(table.read_tensor(name)), dtype)
     if copy and not array.flags.writeable:
         array = aligned_copy(array)
     return to_framework(array, framework, name)
@@ -29,13 +29,15 @@ def load_dense(table: TableReader, name: str, framework: Framework, dtype: Any, 
 def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_type: str | None = None) -> Iterator[Row]:
     """Make the rows of a tensor that is stored as it is: one, or several of at most 1 GiB."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:  # which nobody could load again
-        raise FormatError(f"{name}: holds bytes other than 0 and 1, which are no bool; wanted those, or dtype uint8")
+    if flat.dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:  # which no reader would load
+        raise FormatError(
+            f"{name}: holds bytes other than 0 and 1, which are not bool; wanted only those, or dtype uint8"
+        )
     for start, stop in pieces(array.shape, array.dtype.name):
         data = flat[start:stop].view(np.uint8) if stop > start else _NO_BYTES
         yield Row(name, array.shape, dtype or array.dtype.name, data, stop - start, quant_type)
 
 
 def as_v2(row: Row) -> Row:
-    """Give a plain row as a V2 table holds it."""
+    """Convert a plain row to that of a V2 table."""
     return row if row.quant_type else Row(row.layer_name, row.shape, row.dtype, row.data, row.num_params, "none")

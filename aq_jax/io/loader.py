@@ -1,4 +1,4 @@
-"""The face of a table for those who want arrays: tensors by name, for JAX, torch and NumPy."""
+"""Load tensors from a table by name, as arrays of JAX, torch and NumPy."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class WeightLoader:
     Threads may share one loader. Opening reads names, shapes and digests only.
 
     Args:
-        path: a .parquet or .arrow table of schema V1 or V2, or a folder of them.
-        verify: compare every row that is read whole with its digest; only sizes and scales can be checked of those that
-            `load_sharded` reads in part.
+        path: The path of a .parquet or .arrow table of schema V1 or V2, or of a folder of them.
+        verify: Whether to compare every row that is read whole with its digest. Of rows that `load_sharded` reads in
+            part, only sizes and scales can be checked.
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        FormatError: if it is no table of this format.
-        IntegrityError: if rows are missing, or metadata is not what was written.
+        FormatError: if it is not a table of this format.
+        IntegrityError: if rows are missing, or the metadata was changed.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq
@@ -47,7 +47,7 @@ class WeightLoader:
         self._reader = open_table(path, verify)
 
     def __enter__(self) -> Self:
-        _ = self._table  # refuses a closed one
+        _ = self._table  # raises if it is closed
         return self
 
     def __exit__(
@@ -56,12 +56,12 @@ class WeightLoader:
         self.close()
 
     def close(self) -> None:
-        """Close the files. Arrays that were loaded stay valid; asking for anything else raises ValueError."""
+        """Close the files. Arrays that were loaded stay valid; loading more raises ValueError."""
         self._reader.close()
 
     @property
     def _table(self) -> TableReader:
-        return self._reader.opened()
+        return self._reader.ensure_open()
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -70,7 +70,7 @@ class WeightLoader:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What the table says of how it was made; nothing for tables of other writers.
+        """The config that made the table; empty for tables of other writers.
 
         >>> import numpy as np, tempfile
         >>> import aq_jax as aq
@@ -83,7 +83,7 @@ class WeightLoader:
 
     @property
     def bytes_read(self) -> int:
-        """How many bytes of data, scales and zero points were read so far, uncompressed; if read twice, counted twice.
+        """The bytes of data, scales and zero points read so far, uncompressed; bytes read twice count twice.
 
         >>> import numpy as np, tempfile
         >>> import aq_jax as aq
@@ -101,27 +101,27 @@ class WeightLoader:
         return self._table.partly_read
 
     def get_layer_names(self) -> list[str]:
-        """All names in the table's order, tied ones last."""
+        """List all names in the table's order, tied ones last."""
         return [*self._table.names, *self._table.aliases]
 
     def describe(self, name: str) -> RowInfo:
-        """What the table knows of a tensor without reading it: its first row, less the arrays."""
+        """Describe a tensor without reading it, by its first row without the arrays."""
         return self._table.pieces(name)[0]
 
     def get_layer(self, name: str, framework: Framework = "jax", *, dtype: Any = None, copy: bool = True) -> Any:
-        """One tensor: quantized ones as float32, others in their own dtype.
+        """Load one tensor: quantized ones as float32, others in their own dtype.
 
         Args:
-            name: of the tensor, or an alias.
+            name: The tensor's name, or an alias.
             framework: "jax", "torch" or "numpy".
-            dtype: what floating tensors are converted to.
-            copy: True gives memory of its own. False lets tensors that are stored as they are alias the file where
-                the framework and the alignment allow: NumPy views are read-only, JAX arrays cannot be written to,
-                torch is still given a copy, because it would write through.
+            dtype: The dtype that floating tensors are converted to.
+            copy: Whether the array has its own memory. False lets unquantized tensors alias the file where the
+                framework and the alignment allow: NumPy views are read-only, JAX arrays cannot be written to, and
+                torch still gets a copy, because it would write through.
 
         Raises:
-            KeyError: for an unknown name; the nearest is named.
-            IntegrityError: if the row's bytes are not those that were written.
+            KeyError: for an unknown name, naming the nearest.
+            IntegrityError: if the row's bytes were changed.
             ImportError: if torch is asked for and not installed.
             ValueError: if the loader is closed.
 
@@ -135,14 +135,14 @@ class WeightLoader:
         return load_dense(self._table, name, framework, dtype, copy)
 
     def get_quantized(self, name: str, *, copy: bool = True) -> Any:
-        """One tensor as a packed QTensor of JAX arrays; an unquantized one as the JAX array that it is.
+        """Load one tensor as a packed QTensor of JAX arrays; an unquantized one as a JAX array.
 
         Args:
-            name: of the tensor, or an alias.
-            copy: as in `get_layer`.
+            name: The tensor's name, or an alias.
+            copy: See `get_layer`.
 
         Raises:
-            KeyError, IntegrityError, ValueError: as `get_layer`.
+            KeyError, IntegrityError, ValueError: as for `get_layer`.
 
         >>> import numpy as np, tempfile
         >>> import aq_jax as aq
@@ -156,28 +156,29 @@ class WeightLoader:
     def load_sharded(
         self, name: str, sharding: Sharding, *, packed: bool = False, dtype: Any = None
     ) -> jax.Array | QTensor:
-        """One tensor over many devices: this process reads the rows (of axis 0) that its devices hold, each once.
+        """Load one tensor over many devices: this process reads the rows (of axis 0) that its devices hold, each once.
 
-        Rows lie together in the file, and are read whole, also where other axes are sharded. Bytes that are compressed,
-        or that another tool has written in a way of its own, are read as whole table rows. So are scales and zero
-        points in Parquet, where they are compressed: a process reads those of every table row of which it needs a part.
-        Of Arrow IPC, it reads those that its rows need.
+        Rows are contiguous in the file, and are read whole, also where other axes are sharded. Compressed bytes, and
+        those in another tool's layout, are read as whole table rows. So are scales and zero points in Parquet, which
+        are compressed: a process reads those of every table row of which it needs a part. From Arrow IPC it reads only
+        those that its rows need.
 
-        The digest of a table row covers all of its bytes: it is compared where this process needs all of them, and
-        cannot be compared where it needs a part. Then sizes and scales are checked, and nothing else is; the tensor's
-        name is in `partly_read`. Check a file once, before it is loaded in parts, by `aq-jax verify FILE`.
+        The digest of a table row covers all of its bytes: it is compared only where this process needs all of them.
+        Otherwise only sizes and scales are checked, and the tensor's name is in `partly_read`. Check a file once,
+        before it is loaded in parts, by `aq-jax verify FILE`.
 
         Args:
-            name: of the tensor, or an alias.
-            sharding: of an array of the tensor's shape. Devices may be of several processes, all of which call this.
-            packed: a quantized tensor as QTensor instead of float32. Its codes, scales and zero points are sharded on
-                the same axes; scales are replicated along an axis that is not cut into whole groups.
-            dtype: what floating tensors are converted to.
+            name: The tensor's name, or an alias.
+            sharding: The sharding of an array of the tensor's shape. If devices belong to several processes, all of
+                them call this.
+            packed: Whether a quantized tensor becomes a QTensor instead of float32. Its codes, scales and zero points
+                are sharded on the same axes; scales are replicated along an axis that is not cut into whole groups.
+            dtype: The dtype that floating tensors are converted to.
 
         Raises:
             FormatError: naming the tensor, if the sharding does not fit its shape, or cuts through a byte of codes.
             ConfigError: if the dtype is unknown, or not floating.
-            KeyError, IntegrityError, ValueError: as `get_layer`.
+            KeyError, IntegrityError, ValueError: as for `get_layer`.
 
         >>> import jax, numpy as np, tempfile
         >>> import aq_jax as aq
@@ -199,15 +200,15 @@ class WeightLoader:
         copy: bool = True,
         shardings: Mapping[str, Sharding] | None = None,
     ) -> dict[str, Any]:
-        """All tensors by name; tied names share one array.
+        """Load all tensors by name; tied names share one array.
 
         Args:
             framework: "jax", "torch" or "numpy".
-            packed: quantized tensors as QTensors (framework "jax" only).
-            dtype: what floating tensors are converted to.
-            copy: as in `get_layer`; shards always have memory of their own.
-            shardings: where the tensors go, by name (framework "jax" only), as `load_sharded` does it; all stored names
-                must be there. Tied names may be, if their sharding is that of the stored name.
+            packed: Whether quantized tensors become QTensors (framework "jax" only).
+            dtype: The dtype that floating tensors are converted to.
+            copy: See `get_layer`; shards always have memory of their own.
+            shardings: The shardings by name (framework "jax" only; see `load_sharded`). All stored names must be there;
+                tied names may be, with the sharding of the stored name.
 
         Raises:
             FormatError: if packed QTensors, or shards, are asked for in another framework than JAX; if shardings lack
@@ -252,14 +253,14 @@ def load(
     verify: bool = True,
     shardings: Mapping[str, Sharding] | None = None,
 ) -> dict[str, Any]:
-    """All tensors of a table by name; see `WeightLoader.load_weights`.
+    """Load all tensors of a table by name; see `WeightLoader.load_weights`.
 
     Args:
-        path, verify: as `WeightLoader` has them.
-        framework, packed, dtype, copy, shardings: as `WeightLoader.load_weights` has them.
+        path, verify: The arguments of `WeightLoader`.
+        framework, packed, dtype, copy, shardings: The arguments of `WeightLoader.load_weights`.
 
     Raises:
-        FileNotFoundError, FormatError, IntegrityError, ImportError: as `WeightLoader` and its methods.
+        FileNotFoundError, FormatError, IntegrityError, ImportError: as for `WeightLoader` and its methods.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq

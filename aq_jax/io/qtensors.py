@@ -1,4 +1,4 @@
-"""Tensors that are quantized: rows to QTensors, and QTensors to rows."""
+"""Read rows as QTensors, and make rows of QTensors."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream, to_stream
-from aq_jax.core.frameworks import as_dtype, canonical, to_numpy
+from aq_jax.core.frameworks import cast_floating, to_jax_dtype, to_numpy
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.store import Row, RowInfo, TableReader, aligned_copy, decode, pieces
 
 
 def read_packed(table: TableReader, name: str, dtype: Any = None, *, copy: bool = True) -> Any:
-    """Read one tensor as a QTensor of NumPy leaves or, if it is none, as an array, ready for one transfer."""
+    """Read one tensor as a QTensor of NumPy leaves, or as an array if it is not quantized, ready for one transfer."""
     rows = table.read_tensor(name)
     keep = aligned_copy if copy else np.asarray
     if rows[0].quantized:
         return packed_tensor(rows, keep)
-    array = canonical(decode(rows), name)
-    return as_dtype(array if array.flags.writeable else keep(array), dtype)
+    array = to_jax_dtype(decode(rows), name)
+    return cast_floating(array if array.flags.writeable else keep(array), dtype)
 
 
 def packed_tensor(rows: Sequence[Row], keep: Callable[[np.ndarray], np.ndarray] = np.asarray) -> QTensor:
-    """Make the QTensor of NumPy leaves that quantized rows hold; `keep` is what each array goes through."""
+    """Make a QTensor of NumPy leaves from quantized rows; `keep` copies each array, or not."""
     data = rows[0].data if len(rows) == 1 else np.concatenate([row.data for row in rows])
-    scales, zeros = grids_of(rows)
+    scales, zeros = join_grids(rows)
     return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0]))
 
 
-def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def join_grids(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Join the scales and zero points of all rows of a tensor.
 
     Raises:
-        FormatError: if it has one grid, and the rows have several.
+        FormatError: if the rows of a tensor with one grid have several.
     """
     scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
     if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
@@ -48,21 +48,21 @@ def grids_of(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spec_of(row: Row | RowInfo) -> QuantSpec:
-    """Give the numerics of a quantized row."""
+    """Return the numerics of a quantized row."""
     assert row.code is not None  # noqa: S101
     channels = row.quant_axis == 0 and not row.group_size
-    return QuantSpec(row.code.bits, channels, row.group_size, row.rotation, row.code.plain)
+    return QuantSpec(row.code.bits, channels, row.group_size, row.rotation, row.code.plain_name)
 
 
 def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
-    """Make the rows of a QTensor that was made of a tensor of this dtype: its codes as one bit stream, flattened."""
+    """Make the rows of a QTensor, whose weights had this dtype: its codes as one bit stream, flattened."""
     arrays = {part: getattr(q, part) for part in ("codes", "scale", "zero_point")}
     parts = {part: to_numpy(array, f"{name}.{part}") for part, array in arrays.items() if array is not None}
     stream, scales, zeros = to_stream(dataclasses.replace(q, **parts))
     spec, size = q.spec, q.spec.group_elements(q.shape)
     cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
     for start, stop in cuts:
-        # One grid a tensor is repeated in each piece; and channels have one each even if they are empty.
+        # The one grid of a tensor is repeated in each piece; and channels have a grid each even if they are empty.
         grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 and len(cuts) > 1 else slice(None)
         data = stream[slice(*spec.coding.span(start, stop, q.shape))]
         yield Row(

@@ -1,4 +1,4 @@
-"""Writes arrays and QTensors to a table."""
+"""Write arrays and QTensors to a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config import Compression
-from aq_jax.core.frameworks import identity, to_numpy, unwrapped
+from aq_jax.core.frameworks import identity_key, to_numpy, unwrap_variable
 from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.core.qtensor import QTensor
 from aq_jax.io.dense import as_v2, plain_rows
@@ -24,20 +24,20 @@ def save(
 ) -> None:
     """Write arrays and QTensors to a table: V1 if nothing is quantized, else V2.
 
-    A value that stands under several names (the same object, or torch tensors over the same memory) is stored once
-    and comes back under all of them. A QTensor is recorded as float32, whatever it was made from; `quantize_file`
-    and `convert` record the dtype that a tensor had.
+    A value with several names (the same object, or torch tensors over the same memory) is stored once and comes back
+    under all of them. A QTensor is recorded as float32, whatever it was made from; `quantize_file` and `convert` record
+    the tensor's own dtype.
 
     Args:
-        path: .parquet or .arrow; appears whole, or not at all.
-        tensors: JAX, NumPy or torch arrays, or QTensors, by name; also as variables of Flax NNX. Of what `prepare` made
-            the QTensor is stored.
-        config: kept in the table's metadata.
-        compression: "zstd" compresses the weights too (.parquet only).
+        path: The path of a .parquet or .arrow file, which appears whole, or not at all.
+        tensors: JAX, NumPy or torch arrays, or QTensors, by name; also in variables of Flax NNX. A prepared weight is
+            stored as its QTensor.
+        config: A config for the table's metadata.
+        compression: The compression of the weights: "zstd" (.parquet only), or "none".
 
     Raises:
-        AqError: for a value that is no tensor, a masked array, and a shape without values.
-        FormatError: for a file name, a tensor name or a shape that the format does not have.
+        AqError: for a value that is not a tensor, a masked array, and a shape without values.
+        FormatError: for a file name, a tensor name or a shape that the format does not allow.
         ValueError: for a batch of QTensors whose groups cross rows.
 
     >>> import jax.numpy as jnp, tempfile
@@ -47,13 +47,13 @@ def save(
     >>> list(aq.load(path))
     ['w', 'bias']
     """
-    # Once: of a mapping that makes its values when asked, an object's id would mean nothing.
-    tensors = {name: unwrapped(value) for name, value in tensors.items()}
+    # Once: where a mapping makes its values when asked, their ids would mean nothing.
+    tensors = {name: unwrap_variable(value) for name, value in tensors.items()}
     quantized = any(isinstance(value, QTensor | Prepared) for value in tensors.values())
     seen: dict[object, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:
         for name, value in tensors.items():
-            if (stored := seen.setdefault(identity(value), name)) != name:
+            if (stored := seen.setdefault(identity_key(value), name)) != name:
                 table.alias(name, stored)
                 continue
             if isinstance(value, QTensor | Prepared):

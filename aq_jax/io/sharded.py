@@ -1,4 +1,4 @@
-"""Tensors over many devices: each process reads the rows that its own devices hold."""
+"""Load tensors over many devices: each process reads the rows that its own devices hold."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from aq_jax.core.frameworks import as_dtype, canonical
+from aq_jax.core.frameworks import cast_floating, to_jax_dtype
 from aq_jax.core.qtensor import QTensor, scale_shape
-from aq_jax.core.sharding import build, own_rows, parts, qtensor_shardings
+from aq_jax.core.sharding import build_sharded, local_rows, qtensor_shardings, shard_counts
 from aq_jax.errors import FormatError
-from aq_jax.io.qtensors import grids_of, spec_of
-from aq_jax.store import DTYPES, Parts, RowInfo, TableReader
+from aq_jax.io.qtensors import join_grids, spec_of
+from aq_jax.store import DTYPES, PartialTensor, RowInfo, TableReader
 
 _NO_FLOATS = np.empty(0, np.float32)
 
 
 def load_sharded(table: TableReader, name: str, sharding: Sharding, packed: bool, dtype: Any) -> jax.Array | QTensor:
     """Read this process's part of one tensor; see `WeightLoader.load_sharded`."""
-    as_dtype(_NO_FLOATS, dtype)  # refused before anything is read
+    cast_floating(_NO_FLOATS, dtype)  # refused before anything is read
     info = table.pieces(name)[0]
     if packed and info.quantized:
         return _load_codes(table, info, sharding)
-    parts(sharding, info.shape, name)
+    shard_counts(sharding, info.shape, name)
     inner = math.prod(info.shape[1:])
-    ranges = [(start * inner, stop * inner) for start, stop in own_rows(sharding, info.shape)]
-    found = Parts(table, info.layer_name, ranges)
+    ranges = [(start * inner, stop * inner) for start, stop in local_rows(sharding, info.shape)]
+    found = PartialTensor(table, info.layer_name, ranges)
 
     def rows(start: int, stop: int) -> np.ndarray:
-        array = as_dtype(found.values(start * inner, stop * inner), dtype)
+        array = cast_floating(found.values(start * inner, stop * inner), dtype)
         part = name if not start else f"{name}, from row {start} on"
-        return canonical(array.reshape(stop - start, *info.shape[1:]), part)
+        return to_jax_dtype(array.reshape(stop - start, *info.shape[1:]), part)
 
     kept = np.empty(0, np.float32 if info.quantized else DTYPES[info.dtype])
-    return build(info.shape, canonical(as_dtype(kept, dtype), name).dtype, sharding, rows)
+    return build_sharded(info.shape, to_jax_dtype(cast_floating(kept, dtype), name).dtype, sharding, rows)
 
 
 def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTensor:
@@ -46,38 +46,38 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
     (codes, dtype), grids = code.codes_like(shape), scale_shape(shape, spec)
 
     def elements(start: int, stop: int) -> tuple[int, int]:
-        return code.element(start, shape), code.element(stop, shape)
+        return code.row_start(start, shape), code.row_start(stop, shape)
 
     inner, beside = math.prod(shape[1:]), math.prod(grids[1:])
-    groups = [(start * beside, stop * beside) for start, stop in own_rows(laid[1], grids)]
-    ranges = [elements(*own) for own in own_rows(laid[0], codes)]
-    found = Parts(table, name, ranges, groups=groups)
-    one = grids_of(found.rows) if info.quant_axis < 0 else None
+    groups = [(start * beside, stop * beside) for start, stop in local_rows(laid[1], grids)]
+    ranges = [elements(*own) for own in local_rows(laid[0], codes)]
+    found = PartialTensor(table, name, ranges, groups=groups)
+    one = join_grids(found.rows) if info.quant_axis < 0 else None
 
     def rows(start: int, stop: int) -> np.ndarray:
         first, last = elements(start, stop)
         if dtype == "int8":
             return found.codes(first, last).reshape(stop - start, *codes[1:])
-        return code.lay(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
+        return code.from_stream(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
 
     def grid(which: int) -> jax.Array:
         def rows(start: int, stop: int) -> np.ndarray:
             values = one or found.grids(start * beside, stop * beside)
             return values[which].reshape(stop - start, *grids[1:])
 
-        return build(grids, np.dtype(np.float32), laid[1], rows)
+        return build_sharded(grids, np.dtype(np.float32), laid[1], rows)
 
     zeros = grid(1) if code.zero_points else None
     return QTensor(
-        build(codes, np.dtype(dtype), laid[0], rows), grid(0), zeros, spec, shape[-1], code.rows(shape)
+        build_sharded(codes, np.dtype(dtype), laid[0], rows), grid(0), zeros, spec, shape[-1], code.rows(shape)
     )  # fmt: skip
 
 
 def check_names(table: TableReader, shardings: Mapping[str, Sharding]) -> None:
-    """Refuse shardings that lack a layer, or name another: nothing is placed by guess.
+    """Refuse shardings that lack a tensor, or name an unknown one: nothing is placed by guess.
 
     Raises:
-        FormatError: naming them.
+        FormatError: naming the tensors.
     """
     lacking = [name for name in table.names if name not in shardings]
     unknown = sorted(set(shardings) - {*table.names, *table.aliases})

@@ -1,4 +1,4 @@
-"""Safetensors files: where their tensors lie, once the library and the rules here have found nothing wrong."""
+"""Read headers of safetensors files; the library and the rules here check them first."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import parse_json
 from aq_jax.store.schema import MAX_AXES
 
-# How safetensors spells what the table can hold.
-SAFE_DTYPES: Mapping[str, str] = {
+# The dtype names of safetensors -> those of the table.
+SAFETENSORS_DTYPES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
-# Bytes of JSON that are taken: each becomes up to fifteen of memory, here and in the library, which takes 100 MB of it.
+# The most bytes of JSON: each becomes up to fifteen of memory, here and in the library, whose own limit is 100 MB.
 _MAX_HEADER = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a tensor's bytes are: in which file of a folder, and from which byte on."""
+    """The extent of a tensor's bytes: a file of a folder, and an offset in it."""
 
     file: str
     offset: int
@@ -40,7 +40,7 @@ class Extent:
 
     @property
     def size(self) -> int:
-        """Bytes.
+        """The number of bytes.
 
         >>> Extent("model.safetensors", 8, (3, 5), "bfloat16").size
         30
@@ -49,19 +49,20 @@ class Extent:
 
 
 def read_header(folder: Folder, file: str, most: int = _MAX_HEADER) -> tuple[dict[str, Extent], dict[str, str]]:
-    """Find the places of the tensors in a safetensors file, here or at a URL, and what is noted in it.
+    """Read the extents of the tensors in a safetensors file, here or at a URL, and its metadata.
 
     The library checks bounds, overlaps and sizes; no tensor is read.
 
     Args:
-        folder: that holds the file.
-        file: its name.
-        most: bytes that its header may have.
+        folder: The folder that holds the file.
+        file: The file's name.
+        most: The most bytes that its header may have.
 
     Raises:
-        FormatError: if it is damaged, its header is too long or repeats a name, or a table has no such dtype or shape.
+        FormatError: if it is damaged, if its header is too long or repeats a name, and for dtypes and shapes that a
+            table cannot hold.
     """
-    path = folder.at(file)
+    path = folder.join(file)
     start = 8 + int.from_bytes(folder.read(file, 0, 8), "little")
     if start > 8 + most:
         raise FormatError(
@@ -78,27 +79,27 @@ def read_header(folder: Folder, file: str, most: int = _MAX_HEADER) -> tuple[dic
     header.pop("__metadata__", None)
     extents: dict[str, Extent] = {}
     for name, entry in header.items():
-        if entry["dtype"] not in SAFE_DTYPES:
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise FormatError(
-                f"{path}: {name[:80]} has dtype {entry['dtype'][:40]}; known are {', '.join(SAFE_DTYPES)}"
+                f"{path}: {name[:80]} has dtype {entry['dtype'][:40]}; wanted one of {', '.join(SAFETENSORS_DTYPES)}"
             )
         _check_shape(entry["shape"], f"{path}: {name[:80]}")
         first = start + entry["data_offsets"][0]
-        extents[name] = Extent(file, first, tuple(entry["shape"]), SAFE_DTYPES[entry["dtype"]])
+        extents[name] = Extent(file, first, tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]])
     return extents, notes
 
 
 def _check_shape(shape: list[int], where: str) -> None:
-    """Refuses shapes that NumPy has no array of: an empty axis may hide others of any size from the library."""
+    """Refuse shapes that NumPy cannot hold: an empty axis may hide others of any size from the library."""
     if len(shape) > MAX_AXES:
-        raise FormatError(f"{where} has {len(shape)} axes, at most {MAX_AXES} are allowed")
+        raise FormatError(f"{where} has {len(shape)} axes; wanted at most {MAX_AXES}")
     if any(n >= 2**63 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**59:
         raise FormatError(f"{where} has shape {shape}, which is too large for any memory")
 
 
 @contextmanager
 def _checked(folder: Folder, file: str, head: bytes) -> Iterator[Any]:
-    """The file as the library opens it: elsewhere, its head with nothing behind it but the right number of bytes."""
+    """Open the file by the library: of a file elsewhere, its header in a sparse file of the same size."""
     if folder.local is not None:
         with safetensors.safe_open(folder.local / file, framework="numpy") as handle:
             yield handle
@@ -106,7 +107,7 @@ def _checked(folder: Folder, file: str, head: bytes) -> Iterator[Any]:
     state = folder.state(file)
     with tempfile.NamedTemporaryFile() as stand_in:
         stand_in.write(head)
-        stand_in.truncate(state.size if state else len(head))  # which takes no room on the disk
+        stand_in.truncate(state.size if state else len(head))  # sparse: it takes no room on the disk
         stand_in.flush()
         with safetensors.safe_open(stand_in.name, framework="numpy") as handle:
             yield handle

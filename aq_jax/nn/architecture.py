@@ -11,7 +11,7 @@ from typing import Any
 from aq_jax.core.dispatch import Activations
 from aq_jax.errors import FormatError
 from aq_jax.nn.models import FAMILIES, Family, Model, family_of
-from aq_jax.nn.weights import Mapped, abstract, fill
+from aq_jax.nn.weights import NameRule, abstract_model, fill
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import transformer_path
@@ -32,14 +32,14 @@ class Architecture:
     fields: dict[str, Any]
 
     @property
-    def names(self) -> tuple[Mapped, ...]:
+    def names(self) -> tuple[NameRule, ...]:
         """List the mappings from stored tensors to parameters."""
         return self.family.names(self.config)
 
     def fill(self, tensors: Mapping[str, Any], activations: Activations, where: str) -> Model:
         """Build the model with these weights (see `nn.weights.fill`)."""
         make = partial(self.family.module, self.config, activations=activations)
-        return fill(abstract(lambda rngs: make(rngs=rngs)), tensors, self.names, activations, where)
+        return fill(abstract_model(lambda rngs: make(rngs=rngs)), tensors, self.names, activations, where)
 
 
 def read_architecture(folder: Path) -> Architecture:

@@ -1,4 +1,4 @@
-"""What the layers of models are made of, beside linear layers, norms and attention: rotary positions."""
+"""Building blocks of layers, beside linear layers, norms and attention: rotary positions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-def rotations(
+def rope_cos_sin(
     positions: Int[Array, "tokens"], size: int, theta: float, scaling: Sequence[float] = ()
 ) -> tuple[Array, Array]:
-    """Cosines and sines, [tokens, 1, size / 2], by which the pairs (i, i + size / 2) of a head are turned.
+    """Compute the cosines and sines, [tokens, 1, size / 2], that rotate the pairs (i, i + size / 2) of a head.
 
     Args:
-        positions: of the tokens.
-        size: of a head.
-        theta: the slowest pair takes about 2 pi theta tokens for a turn.
-        scaling: the numbers of the llama3 rule, in the order of `LLAMA3`, or none.
+        positions: The positions of the tokens.
+        size: The size of a head.
+        theta: The base of the frequencies: the slowest pair takes about 2 pi theta tokens for a turn.
+        scaling: The numbers of the llama3 rule, in the order of `LLAMA3_SCALING`, or none.
     """
     half = size // 2
     speed = theta ** -(np.arange(half) / half)
@@ -34,10 +34,10 @@ def rotations(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
+def apply_rope(
     x: Float[Array, "batch tokens heads size"], rope: tuple[Array, Array]
 ) -> Float[Array, "batch tokens heads size"]:
-    """Turn the pairs (i, i + size / 2), as Hugging Face's weights have them."""
+    """Rotate the pairs (i, i + size / 2), which is the order of Hugging Face's weights."""
     cos, sin = rope[0][None], rope[1][None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""NNX layers whose weights stay packed: QLinear and QEmbed stand where nnx.Linear and nnx.Embed stood."""
+"""NNX layers whose weights stay packed: QLinear and QEmbed replace nnx.Linear and nnx.Embed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Integer, Real
 
 from aq_jax.core.dispatch import Activations
-from aq_jax.core.prepared import Prepared, described, to_qtensor
+from aq_jax.core.prepared import Prepared, abstract_qtensor, to_qtensor
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.ops import lacks_for_integers, prepare, qdot, qembed
+from aq_jax.ops import integer_dot_needs, prepare, qdot, qembed
 
 
 class PreparedWeight(nnx.Variable[Prepared]):
-    """A weight that a kernel has prepared: no parameter, since what is trained and saved is the QTensor."""
+    """A weight that a kernel has prepared. It is not a parameter: the QTensor is trained and saved."""
 
 
 class QLinear(nnx.Module):
-    """y = x @ W.T + b on a packed weight, in place of nnx.Linear or nnx.LinearGeneral.
+    """A layer y = x @ W.T + b on a packed weight, in place of nnx.Linear or nnx.LinearGeneral.
 
     Args:
-        weight: [outputs, inputs]: a Flax kernel, turned. It is prepared for its products (see `aq_jax.prepare`), if
-            that was not done before.
-        bias: of the shape of the outputs, or None.
-        activations: what inputs are rounded to (see `qdot`).
-        inputs: the lengths of the last axes of x, which are multiplied as one; default: one axis.
-        outputs: the lengths of the axes that the result has instead; default: one axis.
-        dtype: of inputs and results; None keeps that of the inputs.
+        weight: The weight [outputs, inputs], which is a Flax kernel transposed. It is prepared for its products (see
+            `aq_jax.prepare`), if that was not done before.
+        bias: The bias, of the shape of the outputs, or None.
+        activations: The type that inputs are rounded to (see `qdot`).
+        inputs: The lengths of the last axes of x, which are multiplied as one; by default one axis.
+        outputs: The lengths of the axes that replace them in the result; by default one axis.
+        dtype: The dtype of inputs and results; None keeps that of the inputs.
 
     Raises:
         ValueError: if the weight has another shape.
@@ -59,13 +59,15 @@ class QLinear(nnx.Module):
         self.inputs = inputs or weight.shape[1:]
         self.outputs = outputs or weight.shape[:1]
         if (math.prod(self.outputs), math.prod(self.inputs)) != weight.shape:
-            raise ValueError(f"QLinear: weight of shape {list(weight.shape)} for {self.inputs} -> {self.outputs}")
+            raise ValueError(
+                f"QLinear: weight of shape {list(weight.shape)} does not fit {self.inputs} -> {self.outputs}"
+            )
         _check_activations("QLinear", weight, activations)
         self.weight = _variable(weight, activations, "product")
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, x: Real[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
-        """The last axes of x, as many as `inputs`, become `outputs`; `out_sharding` as in nnx.Linear."""
+        """Replace the last axes of x, as many as `inputs`, by `outputs`; see nnx.Linear for `out_sharding`."""
         batch = x.shape[: x.ndim - len(self.inputs)]
         if x.shape[len(batch) :] != self.inputs:
             raise ValueError(f"QLinear: x of shape {list(x.shape)}; wanted [..., {', '.join(map(str, self.inputs))}]")
@@ -79,7 +81,7 @@ class QLinear(nnx.Module):
 
     @property
     def qtensor(self) -> QTensor:
-        """The weight, whatever a kernel has made of it."""
+        """The weight as a QTensor, also where a kernel has prepared it."""
         return to_qtensor(self.weight.get_value())
 
 
@@ -87,9 +89,9 @@ class QEmbed(nnx.Module):
     """Rows of a packed table, in place of nnx.Embed: the codes of the rows are gathered, then dequantized.
 
     Args:
-        table: [rows, width]. It is prepared for looking rows up, if that was not done before.
-        activations: what the queries of `attend` are rounded to (see `qdot`).
-        dtype: of rows, queries and logits; None gives rows in float32, and keeps that of the queries.
+        table: The table [rows, width]. It is prepared for looking rows up, if that was not done before.
+        activations: The type that the queries of `attend` are rounded to (see `qdot`).
+        dtype: The dtype of rows, queries and logits; None gives rows in float32, and keeps that of the queries.
 
     Raises:
         ConfigError: for 8-bit activations, if integers cannot be multiplied by this table.
@@ -109,27 +111,27 @@ class QEmbed(nnx.Module):
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
     def __call__(self, ids: Integer[Array, "*batch"], out_sharding: Any = None) -> Float[Array, "*batch width"]:
-        """The rows of these numbers; `out_sharding` as in nnx.Embed."""
+        """Look up rows by number; see nnx.Embed for `out_sharding`."""
         rows = qembed(self.table.get_value(), ids)
         rows = rows if self.dtype is None else rows.astype(self.dtype)
         return rows if out_sharding is None else jax.sharding.reshard(rows, out_sharding)
 
     def attend(self, query: Real[Array, "*batch width"], out_sharding: Any = None) -> Float[Array, "*batch rows"]:
-        """query @ table.T: the logits of a tied output head."""
+        """Compute query @ table.T, the logits of a tied output head."""
         query = query if self.dtype is None else query.astype(self.dtype)
         logits = qdot(query, self.table.get_value(), self.activations)
         return logits if out_sharding is None else jax.sharding.reshard(logits, out_sharding)
 
     @property
     def qtensor(self) -> QTensor:
-        """The table, whatever a kernel has made of it."""
+        """The table as a QTensor, also where a kernel has prepared it."""
         return to_qtensor(self.table.get_value())
 
 
 def _variable(
     weight: QTensor | Prepared, activations: Activations, operation: Literal["product", "rows"]
 ) -> nnx.Variable[Any]:
-    """A parameter, unless a kernel wants something beside it or instead of it."""
+    """Make a parameter, or a PreparedWeight if a kernel prepares it."""
     if isinstance(weight, Prepared):
         return PreparedWeight(weight)
     prepared = prepare(weight, activations=activations, operation=operation)
@@ -137,9 +139,9 @@ def _variable(
 
 
 def _check_activations(where: str, weight: QTensor | Prepared, activations: Activations) -> None:
-    """Refuse when the layer is made what `qdot` would refuse when it is first called."""
-    if activations == "int8" and (lack := lacks_for_integers(described(weight))):
+    """Refuse, when a layer is made, a weight that `qdot` would refuse when it is called."""
+    if activations == "int8" and (lack := integer_dot_needs(abstract_qtensor(weight))):
         raise ConfigError(
-            f"{where}: activations = 'int8' wants {lack}; found {weight}; choose a group_size that divides its rows, "
+            f"{where}: activations = 'int8' needs {lack}; found {weight}; choose a group_size that divides its rows, "
             "or other activations"
         )

@@ -18,7 +18,7 @@ from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.sentences import read_sentence_tokenizer, read_sentences
-from aq_jax.ops import lacks_for_integers
+from aq_jax.ops import integer_dot_needs
 from aq_jax.store.jsonfile import read_json
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def choose_activations(tensors: dict[str, Any], asked: Activations | None, where
     """
     quantized = {name: value for name, value in tensors.items() if isinstance(value, QTensor)}
     matrices = {name: value for name, value in quantized.items() if value.ndim == 2}  # only these are multiplied by
-    lacking = {name: lack for name, value in sorted(matrices.items()) if (lack := lacks_for_integers(value))}
+    lacking = {name: lack for name, value in sorted(matrices.items()) if (lack := integer_dot_needs(value))}
     if asked is None:
         return "int8" if quantized and not lacking and all(q.spec.bits == 8 for q in quantized.values()) else "float32"
     if asked != "float32" and not quantized:

@@ -71,6 +71,6 @@ def partition_spec(axis: int | None, info: RowInfo, count: int) -> PartitionSpec
     if axis is None or not axis < axes <= 2:  # the bias of a layer that is cut by inputs is added once, to the sum
         return PartitionSpec()
     parts = [count if i == axis else 1 for i in range(axes)]
-    if info.shape[axis] % count or (info.code and info.code.divides(info.shape, parts)):
+    if info.shape[axis] % count or (info.code and info.code.refuses_shards(info.shape, parts)):
         return PartitionSpec()
     return PartitionSpec(*(AXIS if i == axis else None for i in range(axes)))

@@ -1,4 +1,4 @@
-"""Quantized layers in the place of float ones, in any NNX model."""
+"""Replace float layers by quantized ones, in any NNX model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from aq_jax.nn.layers import QEmbed, QLinear
 from aq_jax.quantizers.apply import quantize_tree
 
 M = TypeVar("M", bound=nnx.Module)
-# With another value of these a float layer computes otherwise than quantized ones do.
-USUAL = {
+# A float layer with another value of these would not compute as quantized layers do.
+DEFAULTS = {
     "dot_general": (None, lax.dot_general),
     "dot_general_cls": (None,),
     "promote_dtype": (promote_dtype,),
@@ -31,24 +31,25 @@ USUAL = {
 
 
 def quantize_module(model: M, config: QuantizationConfig | str, *, activations: Activations = "float32") -> M:
-    """A copy of a model in which QLinear and QEmbed stand where nnx.Linear, nnx.LinearGeneral and nnx.Embed stood.
+    """Copy a model, with QLinear and QEmbed instead of nnx.Linear, nnx.LinearGeneral and nnx.Embed.
 
     A weight's name, which the config's patterns see, is its path joined by dots: "layers.0.query.kernel". Channels and
-    groups are those of the weight as [outputs, inputs], kernels being turned. Layers that several parents share stay
-    shared. Parameters keep the `out_sharding` that they are annotated with, weights as [outputs, inputs], and weights
-    the devices that they are on. Subclasses, other layers, layers stacked by `nnx.vmap`, and axes that are not the last
-    ones are left as they are, and so is the model that was given.
+    groups are those of the weight [outputs, inputs], so that kernels are transposed. Layers that several parents share
+    stay shared. Parameters keep the `out_sharding` that they are annotated with, transposed with the weights, and
+    weights stay on their devices. Subclasses, other layers, layers stacked by `nnx.vmap`, and axes that are not the
+    last ones are left as they are, and so is the original model.
 
     Args:
-        model: any NNX module; concrete, or being traced (inside `nnx.eval_shape` or a jitted function).
-        config: or just a quant_type. What it keeps in float16 is stored so, and computed in the layer's own dtype.
-        activations: what the new layers round their inputs to (see `qdot`).
+        model: Any NNX module; concrete, or being traced (inside `nnx.eval_shape` or a jitted function).
+        config: The config, or just a quant_type. Weights that it keeps in float16 are stored so, and computed in the
+            layer's own dtype.
+        activations: The type that the new layers round their inputs to (see `qdot`).
 
     Raises:
         AqError: for weights that cannot be quantized, by name.
-        ConfigError: for shapes without weights; for other activations; and by name for weights that these cannot be
-            multiplied by, and for layers that multiply or promote by functions of their own, or whose `out_sharding`
-            the weight as [outputs, inputs] cannot have.
+        ConfigError: for shapes without weights; for unknown activations; and by name for weights that do not fit the
+            activations, for layers with their own functions to multiply or promote, and for an `out_sharding` that
+            the transposed weight cannot have.
 
     >>> from flax import nnx
     >>> model = nnx.Sequential(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
@@ -64,19 +65,19 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
     weights = {
         ".".join(map(str, (*path, key))): weight
         for path, layer in nnx.iter_modules(model)
-        for key, weight in [_weight(layer)]
+        for key, weight in [_weight_matrix(layer)]
         if weight is not None
     }
     quantized = quantize_tree(weights, config)
 
     def swap(path: tuple[Any, ...], node: Any) -> Any:
-        key, weight = _weight(node)
+        key, weight = _weight_matrix(node)
         if weight is None:
             return node
         name = ".".join(map(str, (*path, key)))
         new = quantized[name]
         if isinstance(new, QTensor):
-            inputs = 0 if key == "embedding" else len(_axes(node)[0])
+            inputs = 0 if key == "embedding" else len(_axis_lengths(node)[0])
             try:
                 return quantized_layer(node, shard_like(new, getattr(node, key).get_value(), inputs, name), activations)
             except ConfigError as error:
@@ -90,53 +91,53 @@ def quantize_module(model: M, config: QuantizationConfig | str, *, activations: 
 
 
 def quantized_layer(layer: Any, weight: QTensor, activations: Activations) -> QLinear | QEmbed:
-    """What stands in the place of a float layer: the same shapes, the same bias and the same dtype.
+    """Make the quantized layer that replaces a float one, with the same shapes, bias and dtype.
 
     Raises:
         ValueError: if the weight has another shape than the layer's, as [outputs, inputs].
-        ConfigError: if the layer computes by functions of its own, which would be lost, for an `out_sharding` that the
-            weight cannot have, or see QLinear.
+        ConfigError: if the layer has its own functions to compute by, which would be lost, for an `out_sharding` that
+            the weight cannot have, and as for QLinear.
     """
     kind = type(layer).__name__
-    for option, usual in USUAL.items():
+    for option, usual in DEFAULTS.items():
         if getattr(layer, option, usual[0]) not in usual:
-            raise ConfigError(f"{kind} has a {option} of its own; wanted the default, as quantized layers compute")
+            raise ConfigError(f"{kind} has its own {option}; wanted the default, which quantized layers use")
     if layer.dtype is not None and not jnp.issubdtype(layer.dtype, jnp.floating):
         raise ConfigError(f"{kind} of dtype {jnp.dtype(layer.dtype)}; wanted a floating one")
     if isinstance(layer, nnx.Embed):
         embed = QEmbed(weight, activations=activations, dtype=layer.dtype)
-        embed.table = _whole(embed.table, weight, layer.embedding)
+        embed.table = _shardable(embed.table, weight, layer.embedding)
         annotate(embed.table, layer.embedding)
         return embed
-    inputs, outputs = _axes(layer)
+    inputs, outputs = _axis_lengths(layer)
     bias = None if layer.bias is None else layer.bias.get_value()
     linear = QLinear(weight, bias, activations=activations, inputs=inputs, outputs=outputs, dtype=layer.dtype)
-    linear.weight = _whole(linear.weight, weight, layer.kernel)
+    linear.weight = _shardable(linear.weight, weight, layer.kernel)
     annotate(linear.weight, layer.kernel, len(inputs))
     if linear.bias is not None and layer.bias is not None:
         annotate(linear.bias, layer.bias)
     return linear
 
 
-def _whole(new: nnx.Variable[Any], weight: QTensor, old: nnx.Variable[Any]) -> nnx.Variable[Any]:
-    """The variable of a weight: a QTensor, which can be cut, where the one that it stands for is to be."""
+def _shardable(new: nnx.Variable[Any], weight: QTensor, old: nnx.Variable[Any]) -> nnx.Variable[Any]:
+    """Keep a QTensor, which can be sharded, in the variable of a weight that has an `out_sharding`."""
     return nnx.Param(weight) if old.get_metadata("out_sharding", None) else new
 
 
-def _weight(layer: Any) -> tuple[str, Array | None]:
-    """The name of a layer's weight and the weight as [outputs, inputs]; None for what is not swapped."""
+def _weight_matrix(layer: Any) -> tuple[str, Array | None]:
+    """Return the name of a layer's weight and the matrix [outputs, inputs]; None for layers that are not replaced."""
     if type(layer) is nnx.Embed and layer.embedding.get_value().ndim == 2:
         return "embedding", layer.embedding.get_value()
     if type(layer) is nnx.Linear or (type(layer) is nnx.LinearGeneral and _multiplies_last_axes(layer)):
         kernel = layer.kernel.get_value()
-        inputs, outputs = _axes(layer)
-        if kernel.shape == (*inputs, *outputs):  # has more axes where `nnx.vmap` made several layers at once
+        inputs, outputs = _axis_lengths(layer)
+        if kernel.shape == (*inputs, *outputs):  # `nnx.vmap` makes several layers at once, with more axes
             return "kernel", kernel.reshape(math.prod(inputs), math.prod(outputs)).T
     return "", None
 
 
-def _axes(layer: nnx.Linear | nnx.LinearGeneral) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The lengths of the axes that a layer takes, and of those that it gives."""
+def _axis_lengths(layer: nnx.Linear | nnx.LinearGeneral) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the lengths of a layer's input axes and of its output axes."""
     inputs, outputs = layer.in_features, layer.out_features
     return (
         inputs if isinstance(inputs, tuple) else (inputs,),

@@ -1,4 +1,4 @@
-"""A table's tensors into an NNX model: a list of name patterns says where each goes, and nothing goes unsaid."""
+"""Fill an NNX model from a table: rules for names say where each tensor goes, and none is ignored silently."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from aq_jax.nn.swap import quantized_layer
 from aq_jax.ops import dequantize
 
 Transform = Callable[[Array], Array]
-# (pattern of the whole stored name, path in the model or None to leave it out, what is done to a float array)
-Mapped = tuple[str, str | None, Transform]
+# (pattern of the whole stored name, path in the model or None to ignore the tensor, transform of a float array)
+NameRule = tuple[str, str | None, Transform]
 M = TypeVar("M", bound=nnx.Module)
 
 
-def kept(x: Array) -> Array:
-    """As it is."""
+def keep(x: Array) -> Array:
+    """Return an array as it is."""
     return x
 
 
-def turned(x: Array) -> Array:
-    """[outputs, inputs] to the [inputs, outputs] of Flax kernels."""
+def transpose(x: Array) -> Array:
+    """Transpose [outputs, inputs] to the [inputs, outputs] of Flax kernels."""
     return x.T
 
 
-def abstract(make: Callable[[nnx.Rngs], M]) -> M:
-    """A model of shapes only, to be filled.
+def abstract_model(make: Callable[[nnx.Rngs], M]) -> M:
+    """Make a model of shapes only, to be filled.
 
-    All initializers are given one key: what they would draw is never computed, and splitting keys while tracing takes
-    most of the time that a model takes to build.
+    All initializers get one key: their numbers are never computed, and splitting keys while tracing takes most of the
+    time to build a model.
 
-    >>> abstract(lambda rngs: nnx.Linear(2, 3, rngs=rngs)).kernel.get_value().shape
+    >>> abstract_model(lambda rngs: nnx.Linear(2, 3, rngs=rngs)).kernel.get_value().shape
     (2, 3)
     """
 
@@ -51,14 +51,14 @@ def abstract(make: Callable[[nnx.Rngs], M]) -> M:
     return nnx.eval_shape(build)
 
 
-def match_names(stored: Iterable[str], names: Sequence[Mapped]) -> tuple[dict[str, tuple[str, Transform]], list[str]]:
-    """Which stored tensor fills which parameter, and how; and what is wrong with the names, one text each.
+def match_names(stored: Iterable[str], names: Sequence[NameRule]) -> tuple[dict[str, tuple[str, Transform]], list[str]]:
+    """Match stored names with parameters, path -> (name, transform), and describe each name that does not fit.
 
-    >>> match_names(["a.weight", "b"], [(r"(.)\\.weight", r"\\1.kernel", turned)])[1]
+    >>> match_names(["a.weight", "b"], [(r"(.)\\.weight", r"\\1.kernel", transpose)])[1]
     ['b: matches no pattern']
     """
     wrong: list[str] = []
-    goals: dict[str, tuple[str, Transform]] = {}
+    targets: dict[str, tuple[str, Transform]] = {}
     for name in stored:
         hits = [(match, path, do) for pattern, path, do in names if (match := re.fullmatch(pattern, name))]
         if len(hits) != 1:
@@ -67,39 +67,41 @@ def match_names(stored: Iterable[str], names: Sequence[Mapped]) -> tuple[dict[st
         match, path, do = hits[0]
         if path is None:
             continue
-        goal = match.expand(path)
-        if goal in goals:
-            wrong.append(f"{name}: fills {goal}, and so does {goals[goal][0]}")
-        goals[goal] = name, do
-    return goals, wrong
+        target = match.expand(path)
+        if target in targets:
+            wrong.append(f"{name}: fills {target}, and so does {targets[target][0]}")
+        targets[target] = name, do
+    return targets, wrong
 
 
-def fill(model: M, tensors: Mapping[str, Any], names: Sequence[Mapped], activations: Activations, where: str) -> M:
+def fill(model: M, tensors: Mapping[str, Any], names: Sequence[NameRule], activations: Activations, where: str) -> M:
     """Put a table's tensors into a model made under `nnx.eval_shape`.
 
-    A QTensor replaces the layer that it is the weight of (QLinear, QEmbed); elsewhere it is dequantized. Plain floats
-    become float32, in which the models compute.
+    A QTensor that is the weight of a layer replaces that layer (QLinear, QEmbed); elsewhere it is dequantized. Plain
+    floats become float32, in which the models compute.
 
     Args:
-        model: abstract; it is changed, and returned.
-        tensors: arrays and QTensors by stored name.
-        names: the table of patterns.
-        activations: of the quantized layers.
-        where: the file's name, for errors.
+        model: The abstract model, which is changed and returned.
+        tensors: Arrays and QTensors by stored name.
+        names: The rules for names.
+        activations: The activations of the quantized layers.
+        where: The file's name, for errors.
 
     Raises:
-        FormatError: naming every tensor that no pattern or more than one matches, every parameter that none fills or
-            several do, and every shape that does not fit.
+        FormatError: naming every tensor that no pattern or several match, every parameter that no tensor or several
+            fill, and every shape that does not fit.
     """
-    goals, wrong = match_names(tensors, names)
+    targets, wrong = match_names(tensors, names)
     empty = {".".join(map(str, path)): value for path, value in nnx.iter_graph(model) if isinstance(value, nnx.Param)}
-    wrong += [f"{goals[goal][0]}: the model has no {goal}" for goal in goals.keys() - empty.keys()]
-    wrong += [f"{goal}: no tensor fills it" for goal in empty.keys() - goals.keys()]
+    wrong += [f"{targets[target][0]}: the model has no {target}" for target in targets.keys() - empty.keys()]
+    wrong += [f"{target}: no tensor fills it" for target in empty.keys() - targets.keys()]
     # Biases first: a layer that is replaced takes its bias with it.
-    for goal in sorted(goals.keys() & empty.keys(), key=lambda goal: (goal.endswith((".kernel", ".embedding")), goal)):
-        name, do = goals[goal]
-        value, wanted = tensors[name], empty[goal].get_value().shape
-        parent, layer, key = _locate(model, goal)
+    for target in sorted(
+        targets.keys() & empty.keys(), key=lambda target: (target.endswith((".kernel", ".embedding")), target)
+    ):
+        name, do = targets[target]
+        value, wanted = tensors[name], empty[target].get_value().shape
+        parent, layer, key = _locate(model, target)
         if isinstance(value, QTensor) and key in ("kernel", "embedding"):
             shape = value.shape[::-1] if key == "kernel" else value.shape
             if shape == wanted:
@@ -110,16 +112,16 @@ def fill(model: M, tensors: Mapping[str, Any], names: Sequence[Mapped], activati
             value = do(plain)
             shape = value.shape
             if shape == wanted:
-                empty[goal].set_value(value)
+                empty[target].set_value(value)
                 continue
-        wrong.append(f"{name}: shape {list(shape)} does not fit {goal}, which wants {list(wanted)}")
+        wrong.append(f"{name}: shape {list(shape)} does not fit {target}, which wants {list(wanted)}")
     if wrong:
         raise FormatError(f"{where}: {len(wrong)} tensors do not fit the model: " + "; ".join(sorted(wrong)))
     return model
 
 
 def _locate(model: nnx.Module, path: str) -> tuple[tuple[Any, Any], Any, str]:
-    """((the layer's parent, its key there), the layer, the parameter's name) of a path."""
+    """Resolve a path to ((the layer's parent, its key there), the layer, the parameter's name)."""
     *parts, key = path.split(".")
     parent: Any = None
     layer: Any = model

@@ -1,13 +1,13 @@
 """Attention, by the first kernel that takes it.
 
-Models call it inside their programs, which are other ones where another kernel is forced (`kernels.choices`).
+Models call it inside their programs; forcing another kernel makes another program (`kernels.choices`).
 """
 
 from __future__ import annotations
 
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from aq_jax.ops.kernels import choose
+from aq_jax.ops.kernels import choose_kernel
 
 
 def attention(
@@ -18,11 +18,11 @@ def attention(
     heads: int,
     dtype: DTypeLike,
 ) -> Float[Array, "batch tokens width"]:
-    """softmax(q k / sqrt(d)) v, heads and batch together as one axis, products of `dtype`, sums of float32.
+    """Compute softmax(q k / sqrt(d)) v over whole texts, with products of `dtype` and sums of float32.
 
-    Keys that are masked have no weight at all, so that a sentence does not depend on how far it was padded.
+    Masked keys have no weight at all, so that a sentence does not depend on its padding.
     """
-    _, kernel = choose("attention", None, query, heads, dtype)
+    _, kernel = choose_kernel("attention", None, query, heads, dtype)
     return kernel.run(query, key, value, mask, heads, dtype)
 
 
@@ -33,6 +33,6 @@ def cached_attention(
     positions: Int[Array, "tokens"],
     dtype: DTypeLike,
 ) -> Float[Array, "batch tokens heads size"]:
-    """softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads share one key."""
-    _, kernel = choose("cached_attention", None, query, keys, dtype)
+    """Compute softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads may share one key."""
+    _, kernel = choose_kernel("cached_attention", None, query, keys, dtype)
     return kernel.run(query, keys, values, positions, dtype)

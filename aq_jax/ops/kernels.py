@@ -1,4 +1,4 @@
-"""Who computes what models do with weights: kernels by operation, all of the same numerics.
+"""The open table of kernels by operation; all kernels of an operation have the same numerics.
 
     product          x @ W.T                 refuses(w, activations)        run(x, w, activations)
     rows             rows of a table         refuses(table)                 run(table, ids, inside)
@@ -7,12 +7,12 @@
     quantize         codes on given grids    refuses(size, code)            run(w, grid, code)
     dequantize       values of codes         refuses(w)                     run(w, dtype)
 
-Shapes are those of the first of each, `xla`. `refuses` says why a kernel does not take a call, or nothing; it is given
-shapes alone. Weights are given without their rotation, which has been moved to the other side. The first kernel of an
-operation that takes a call computes it, unless one is asked for by name: by the argument `kernel`, or for all
-operations that have it by the variable AQ_JAX_KERNEL.
+`xla` shows the shapes of each. `refuses` returns the reason why a kernel does not take a call, or ""; it sees only
+shapes. Weights come without their rotation, which is applied to the other operand. The first kernel of an operation
+that takes a call computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that
+have it by the variable AQ_JAX_KERNEL.
 
-A kernel of products or rows may want its weights in another form: `Preparing`. To add one, assign it:
+A kernel of products or rows may want its weights in another form: see `Preparing`. To add a kernel, assign it:
 `KERNELS["product"]["mine"] = Mine()`. Entries are hashable, as plain objects are: programs are compiled for them.
 """
 
@@ -31,7 +31,7 @@ VARIABLE = "AQ_JAX_KERNEL"
 
 @runtime_checkable
 class Kernel(Protocol):
-    """One way to compute an operation; see above for its arguments."""
+    """One way to compute an operation; the module's docstring lists the arguments."""
 
     @property
     def refuses(self) -> Callable[..., str]: ...
@@ -40,15 +40,15 @@ class Kernel(Protocol):
 
 
 class Preparing(Kernel, Protocol):
-    """A kernel whose `run` is given a `core.prepared.Prepared`, where `prepare` gave something.
+    """A kernel that prepares its weights: `run` gets a `core.prepared.Prepared` unless `prepare` returned None.
 
-    Entries of one name, in "product" and "rows", are one kernel: both are given what one of them has prepared.
-    One that also has `restore(arrays, like)`, which makes the QTensor of its arrays again, bit for bit, keeps them
-    instead of the QTensor, for both would take twice the memory; `like` is the QTensor with shapes for arrays.
+    Entries of one name in "product" and "rows" are one kernel: both get what one of them prepared. A kernel may also
+    have `restore(arrays, like)`, which makes the QTensor from its arrays, bit for bit. Then the arrays are kept instead
+    of the QTensor, since both would take twice the memory; `like` is the QTensor with shapes for arrays.
     """
 
     def prepare(self, q: QTensor) -> Any:
-        """Make the arrays that this kernel wants beside a weight, or instead of it; None if it takes it as it is."""
+        """Make the arrays that this kernel wants, or return None for a weight that it takes as it is."""
 
 
 KERNELS: dict[str, dict[str, Kernel]] = {
@@ -61,18 +61,18 @@ KERNELS: dict[str, dict[str, Kernel]] = {
 }
 
 
-def choose(operation: str, kernel: str | None, *what: Any, first: str = "") -> tuple[str, Kernel]:
-    """Find the kernel that computes a call, and its name.
+def choose_kernel(operation: str, kernel: str | None, *what: Any, first: str = "") -> tuple[str, Kernel]:
+    """Choose the kernel that computes a call; return its name and itself.
 
     Args:
-        operation: a key of KERNELS.
-        kernel: the one that is asked for; by default that of the variable, if it is there for this operation, or else
-            the first that takes the call.
-        what: see above, `refuses`.
-        first: the one that is tried before the others: a weight was prepared for it.
+        operation: A key of KERNELS.
+        kernel: The name of a kernel; by default the one in the variable, if this operation has it, or else the first
+            that takes the call.
+        what: The arguments of `refuses`.
+        first: The kernel to try before the others: the one that the weight was prepared for.
 
     Raises:
-        ConfigError: for one that is not there, and if none takes the call, with the reason of each.
+        ConfigError: for an unknown kernel, and if none takes the call, with the reason of each.
     """
     known = KERNELS[operation]
     if kernel is None and (forced := os.environ.get(VARIABLE)):
@@ -92,5 +92,5 @@ def choose(operation: str, kernel: str | None, *what: Any, first: str = "") -> t
 
 
 def choices() -> Hashable:
-    """All that `choose` depends on beside a call: a program in which it chose is another one where this is."""
+    """Return all that `choose_kernel` depends on beside a call, as a key for programs in which it chose."""
     return os.environ.get(VARIABLE), tuple(tuple(entries.items()) for entries in KERNELS.values())

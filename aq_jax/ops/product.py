@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Real
 
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
-from aq_jax.core.prepared import Prepared, as_wanted, described, to_qtensor, unrotated
+from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops.kernels import Kernel, choose
+from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.ops.xla import float32_dot
 
-# Of two int8 numbers each; a few more may not fit in int32.
-MOST_PRODUCTS = 2**17 - 1
+# Products of two int8 numbers in one sum; a few more may not fit in int32.
+MAX_PRODUCTS = 2**17 - 1
 
 
 def qdot(
@@ -28,26 +28,26 @@ def qdot(
     *,
     kernel: str | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """x @ W.T for a weight stored as [outputs, inputs], as PyTorch and this format store it.
+    """Compute x @ W.T for a weight stored as [outputs, inputs], as in PyTorch and this format.
 
     Sums are taken in float32, or in int32 where both sides are integers; the result has x's dtype, or float32 where x
     is not floating. Derivatives are those of the float32 product, whatever x was rounded to.
 
     Args:
-        x: real numbers, the last axis as long as W's.
-        w: [outputs, inputs]; also as `prepare` makes it.
-        activations: what x is rounded to before it meets W. "float32" is exact. "bfloat16" also rounds W.
-            "int8" gives each row of x a scale and an offset of its own, so that a row's result depends on no other row
-            (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as minmax has it), and
+        x: Real inputs, whose last axis is as long as W's.
+        w: The weight [outputs, inputs], or the result of `prepare`.
+        activations: The type that x is rounded to before the product. "float32" is exact. "bfloat16" also rounds W.
+            "int8" gives each row of x its own scale and offset, so that a row's result depends on no other row
+            (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as in minmax), and
             multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
-        kernel: who computes it, of `ops.KERNELS["product"]`; by default the one that W was prepared for, or else the
-            first that takes it. Which one that is changes no more than the order of sums. In a function of your own
-            under `jit` it is chosen when that is traced.
+        kernel: The name of a kernel in `ops.KERNELS["product"]`; by default the one that W was prepared for, or else
+            the first that takes it. The choice changes no more than the order of sums. In your own function under
+            `jit`, the kernel is chosen when the function is traced.
 
     Raises:
-        ValueError: if W has other than two axes, or x another length; for other activations than these; for "int8" if
-            the groups of W cross its rows, or a sum has over 131071 products.
-        ConfigError: for a kernel that is not there, or does not take this.
+        ValueError: if W does not have two axes, or x has another length; for unknown activations; for "int8" if the
+            groups of W cross its rows, or a sum has over 131071 products.
+        ConfigError: for an unknown kernel, and for one that does not take this weight.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import qdot, quantize
@@ -59,12 +59,12 @@ def qdot(
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
     check_product(w, activations)
     first = w.kernel if isinstance(w, Prepared) else ""
-    name, entry = choose("product", kernel, described(w), activations, first=first)
+    name, entry = choose_kernel("product", kernel, abstract_qtensor(w), activations, first=first)
     return _qdot(x, w, activations, name, entry)
 
 
 def check_product(w: QTensor | Prepared, activations: str) -> None:
-    """Refuse weights that cannot be multiplied by such inputs.
+    """Refuse a weight that cannot be multiplied by such inputs.
 
     Raises:
         ValueError: see `qdot`.
@@ -73,7 +73,7 @@ def check_product(w: QTensor | Prepared, activations: str) -> None:
         raise ValueError(f"qdot: W of shape {list(w.shape)}: wanted [outputs, inputs]")
     if activations not in ACTIVATIONS:
         raise ValueError(f"qdot: activations={activations!r}; wanted one of {', '.join(ACTIVATIONS)}")
-    if activations == "int8" and w.size and (wanted := lacks_for_integers(described(w))):
+    if activations == "int8" and w.size and (wanted := integer_dot_needs(abstract_qtensor(w))):
         raise ValueError(f"qdot: integer products need {wanted}; found {w}")
 
 
@@ -82,7 +82,7 @@ def _qdot(
     x: Real[Array, "*batch inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
 ) -> Float[Array, "*batch outputs"]:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
-    if rotation := described(w).spec.rotation:  # x W^T = (x R)(W R)^T
+    if rotation := abstract_qtensor(w).spec.rotation:  # x W^T = (x R)(W R)^T
         rows = rotate(rows, rotation)
     if w.size == 0:
         activations = "float32"  # there is nothing to round
@@ -94,24 +94,24 @@ def _qdot(
 def _product(
     x: Float[Array, "rows inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
 ) -> Float[Array, "rows outputs"]:
-    return kernel.run(x, as_wanted(w, kernel, name), activations)
+    return kernel.run(x, for_kernel(w, kernel, name), activations)
 
 
 @_product.defjvp
 def _product_jvp(
     activations: Activations, name: str, kernel: Kernel, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    """Straight through the rounding of x, whose own derivative is zero."""
+    """Differentiate straight through the rounding of x, whose own derivative is zero."""
     _, tangent = jax.jvp(lambda x, w: float32_dot(x, to_qtensor(w)), primals, tangents)
     return _product(*primals, activations, name, kernel), tangent
 
 
-def lacks_for_integers(w: QTensor) -> str:
-    """What W would need for integer products; nothing if they can be computed."""
-    if not w.spec.coding.even:
+def integer_dot_needs(w: QTensor) -> str:
+    """Say what W lacks for integer products; return "" if they can be computed."""
+    if not w.spec.coding.uniform:
         return "evenly spaced levels"
     if not w.by_row and w.scale.size != 1:
         return "grids that each lie in one row of W"
-    if w.length // (w.scale.shape[-1] if w.by_row else 1) > MOST_PRODUCTS:
-        return f"at most {MOST_PRODUCTS} products in a sum, for 32 bits to hold it"
+    if w.length // (w.scale.shape[-1] if w.by_row else 1) > MAX_PRODUCTS:
+        return f"at most {MAX_PRODUCTS} products in a sum, for 32 bits to hold it"
     return ""

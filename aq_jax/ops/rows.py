@@ -10,26 +10,26 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from aq_jax.codes.rotation_jax import unrotate
-from aq_jax.core.prepared import Prepared, as_wanted, described, unrotated
+from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, unrotated
 from aq_jax.core.qtensor import QTensor, check_layout
-from aq_jax.ops.kernels import Kernel, choose
+from aq_jax.ops.kernels import Kernel, choose_kernel
 
 
 def qembed(
     table: QTensor | Prepared, ids: Integer[Array | np.ndarray, "*batch"], *, kernel: str | None = None
 ) -> Float[Array, "*batch width"]:
-    """Rows of an embedding table: gathered as codes, dequantized after.
+    """Look up rows of an embedding table: gather their codes, then dequantize them.
 
     Args:
-        table: [rows, width]; also as `prepare` makes it.
-        ids: row numbers; negative ones count from the end. An id outside the table gives a row of NaN, since
-            nothing can be raised in compiled code.
-        kernel: who computes it, of `ops.KERNELS["rows"]`; chosen as in `qdot`.
+        table: The table [rows, width], or the result of `prepare`.
+        ids: Row numbers; negative ones count from the end. An id outside the table gives a row of NaN, since compiled
+            code can raise nothing.
+        kernel: The name of a kernel in `ops.KERNELS["rows"]`; chosen as in `qdot`.
 
     Raises:
-        ValueError: if the table has other than two axes.
-        ConfigError: for a kernel that is not there, or if none takes this table: its groups cross rows, and it has
-            over 2^31 elements.
+        ValueError: if the table does not have two axes.
+        ConfigError: for an unknown kernel, or if none takes this table: its groups cross rows, and it has over 2^31
+            elements.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import qembed, quantize
@@ -38,19 +38,19 @@ def qembed(
     """
     check_rows(table)
     first = table.kernel if isinstance(table, Prepared) else ""
-    name, entry = choose("rows", kernel, described(table), first=first)
+    name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), first=first)
     return _qembed(table, ids, name, entry)
 
 
 def check_rows(table: QTensor | Prepared) -> None:
-    """Refuse what is no table.
+    """Refuse a QTensor that is not a table.
 
     Raises:
         ValueError: see `qembed`.
     """
     if table.ndim != 2:
         raise ValueError(f"qembed: table of shape {list(table.shape)}: wanted [rows, width]")
-    check_layout(described(table))
+    check_layout(abstract_qtensor(table))
 
 
 @functools.partial(jax.jit, static_argnames=("name", "kernel"))
@@ -64,6 +64,6 @@ def _qembed(
         ids = jnp.minimum(ids, rows).astype(jnp.int32)
     inside = (ids >= -rows) & (ids < rows)
     wrapped = jnp.where(inside, jnp.where(ids < 0, ids + rows, ids), rows)
-    found = kernel.run(as_wanted(unrotated(table), kernel, name), wrapped, inside)
-    rotation = described(table).spec.rotation
+    found = kernel.run(for_kernel(unrotated(table), kernel, name), wrapped, inside)
+    rotation = abstract_qtensor(table).spec.rotation
     return unrotate(found, rotation) if rotation else found

@@ -1,4 +1,4 @@
-"""Back from codes to values."""
+"""Dequantize: from codes to values."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from jaxtyping import Array, DTypeLike, Float
 from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.core.prepared import Prepared, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops.kernels import Kernel, choose
+from aq_jax.ops.kernels import Kernel, choose_kernel
 
 
 def dequantize(
     q: QTensor | Prepared, dtype: DTypeLike = jnp.float32, *, kernel: str | None = None
 ) -> Float[Array, "*shape"]:
-    """The values that the codes stand for, such as (q - zero_point) * scale, in float32; a rotation is undone.
+    """Decode a QTensor: (q - zero_point) * scale for evenly spaced levels, in float32; a rotation is undone.
 
     Args:
-        q: a quantized tensor; also as `prepare` makes it.
-        dtype: what the values are rounded to at the end.
-        kernel: who computes it, of `ops.KERNELS["dequantize"]`; by default the first that takes it.
+        q: The quantized tensor, or the result of `prepare`.
+        dtype: The dtype that the values are rounded to at the end.
+        kernel: The name of a kernel in `ops.KERNELS["dequantize"]`; by default the first that takes the tensor.
 
     Raises:
-        ValueError: for a batch of tensors, made by `vmap`, whose groups do not lie in rows: its grids are those of
-            one tensor each, so it takes `jax.vmap(dequantize)`.
-        ConfigError: for a kernel that is not there, or does not take this.
+        ValueError: for a batch of tensors, made by `vmap`, whose groups cross rows: each tensor has its own grids, so
+            use `jax.vmap(dequantize)`.
+        ConfigError: for an unknown kernel, and for one that does not take this tensor.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import dequantize, quantize
@@ -35,7 +35,7 @@ def dequantize(
     [[0.5, -1.0, 0.25, 1.0]]
     """
     q = to_qtensor(q)
-    return _dequantize(q, dtype, choose("dequantize", kernel, q)[1])
+    return _dequantize(q, dtype, choose_kernel("dequantize", kernel, q)[1])
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "kernel"))

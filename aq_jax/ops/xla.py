@@ -1,4 +1,4 @@
-"""XLA's kernels: the formulations that every backend has, and that others are compared with."""
+"""XLA's kernels: every backend has them, and other kernels are compared with them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Int8
 
 from aq_jax.codes import Code, Grid, bits_jax
-from aq_jax.core.dispatch import FEWEST_ROWS, Activations
-from aq_jax.core.grid import ends
+from aq_jax.core.dispatch import MIN_ROWS, Activations
+from aq_jax.core.grid import min_max
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.quantize import dequantize
 
@@ -27,7 +27,7 @@ class Product:
 
 
 class Rows:
-    """Rows of a table: gathered as codes, dequantized after."""
+    """Rows of a table: their codes are gathered, then dequantized."""
 
     def refuses(self, table: QTensor) -> str:
         if table.by_row or table.size < 2**31:
@@ -44,17 +44,17 @@ class Rows:
 
 
 class Quantize:
-    """Codes of groups on their grids, or what is rounded to them when it is packed (see `Code.place`)."""
+    """Codes of groups on their grids; packing does the last rounding (see `Code.encode_unrounded`)."""
 
     def refuses(self, size: int, code: Code) -> str:
         return ""
 
     def run(self, w: Float[Array, "*groups size"], grid: Grid, code: Code) -> Float[Array, "*groups size"]:
-        return code.place(w, grid)
+        return code.encode_unrounded(w, grid)
 
 
 class Dequantize:
-    """What codes stand for."""
+    """Values of codes."""
 
     def refuses(self, w: QTensor) -> str:
         return ""
@@ -64,6 +64,7 @@ class Dequantize:
 
 
 def float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
+    """Multiply float32 inputs by the dequantized weight."""
     return jnp.dot(x, dequantize(w).T, preferred_element_type=jnp.float32)
 
 
@@ -72,15 +73,15 @@ def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "r
 
 
 def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
-    """Sums of integers, exact up to the scales.
+    """Multiply by integer codes; sums are exact up to the scales.
 
     With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
     sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
     """
     rows = x.shape[0]
     qx, sx, ox = quantize_rows(x)
-    # The last row, of ones, gives sum(qw). How many rows there are is not known where a program is exported for any.
-    filled = max(1, FEWEST_ROWS - rows) if isinstance(rows, int) else FEWEST_ROWS
+    # The last row, of ones, gives sum(qw). A program that is exported for any number of rows does not know it.
+    filled = max(1, MIN_ROWS - rows) if isinstance(rows, int) else MIN_ROWS
     qx = jnp.pad(qx, ((0, filled), (0, 0)), constant_values=1)
     qw = bits_jax.unpack(w.codes, w.spec.bits) if w.packed else w.codes
     groups = w.scale.shape[-1] if w.by_row else 1
@@ -90,7 +91,7 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
     def product(part: Any) -> Float[Array, "rows outputs"]:
         a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))
         sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False)[None] for grid in (scale, zero_point))
-        dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((FEWEST_ROWS, size), jnp.int8))
+        dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((MIN_ROWS, size), jnp.int8))
         # The scale of W first: x may be so large that no float32 holds its product with integers.
         return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[-1:] - size * zw))
 
@@ -103,11 +104,11 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
 def quantize_rows(
     x: Float[Array, "rows inputs"],
 ) -> tuple[Int8[Array, "rows inputs"], Float[Array, "rows 1"], Float[Array, "rows 1"]]:
-    """Codes, scale and offset, x ~ scale * codes + offset: the range of each row on 256 levels.
+    """Quantize each row's range to 256 levels: codes, scale and offset, x ~ scale * codes + offset.
 
-    The offset of a row whose range is not finite is not finite, and neither are its products.
+    A row whose range is not finite has no finite offset, and no finite products.
     """
-    lo, hi = ends(x)
+    lo, hi = min_max(x)
     scale = jnp.maximum((hi - lo) * np.float32(1 / 255), np.float32(2.0**-100))
     codes = bits_jax.pack((x - lo[:, None]) * (1 / scale)[:, None] - 128, 8)
     return codes, scale[:, None], (lo + 128 * scale)[:, None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-FEWEST_COLUMNS = 32  # of keys in a product
+MIN_COLUMNS = 32  # keys in a product
 
 
 class Attention:
@@ -34,11 +34,11 @@ class Attention:
         q, k, v = split(query * size**-0.5).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
         # Keys as columns, and 32 of them or more: otherwise XLA sums in another order for other numbers of tokens
         # where vectors are 512 bits wide.
-        columns = jnp.pad(k.swapaxes(1, 2), ((0, 0), (0, 0), (0, max(0, FEWEST_COLUMNS - tokens))))
+        columns = jnp.pad(k.swapaxes(1, 2), ((0, 0), (0, 0), (0, max(0, MIN_COLUMNS - tokens))))
         columns = jax.lax.optimization_barrier(columns)
         scores = jnp.einsum("bqd,bdk->bqk", q, columns, preferred_element_type=jnp.float32)[..., :tokens]
         scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
-        # A sentence of padding only, as fills up a batch, has no largest score.
+        # A sentence of padding only, which fills up a batch, has no largest score.
         weights = exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
         weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
         # Their sums come out of the product as well: as a reduction they would be rounded otherwise in other shapes,
@@ -78,7 +78,7 @@ class CachedAttention:
 
 
 def exp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """e^x for x <= 0, to 2 units in the last place: the same bits in programs of every shape.
+    """Compute e^x for x <= 0, to 2 units in the last place: the same bits in programs of every shape.
 
     XLA's own differs in the last bit between loops that it vectorizes and loops that it does not; one such bit turns an
     8-bit code, that code others, and a short sentence alone would not be what it is in a batch. Here

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aq_jax.codes import Code, Grid
 from aq_jax.core.grid import absmax_grid
 from aq_jax.quantizers.entry import Quantizer
-from aq_jax.quantizers.measure import Measure
+from aq_jax.quantizers.statistics import GroupStatistics
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class AbsMax(Quantizer):
     name = "absmax"
     grids = ("symmetric",)
 
-    def serves(self, code: Code) -> bool:
-        return code.top > 0
+    def supports(self, code: Code) -> bool:
+        return code.max_level > 0
 
-    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+    def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         return (absmax_grid(groups.lo, groups.hi, code),)

@@ -1,4 +1,4 @@
-"""What an entry of `QUANTIZERS` is, and so what a user's own quantizer must be."""
+"""The protocols of entries of `QUANTIZERS`, which your own quantizers follow, too."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ import numpy as np
 from aq_jax.codes import Code, Grid
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor
-from aq_jax.quantizers.measure import Measure
+from aq_jax.quantizers.statistics import GroupStatistics
 
 Needs = Literal["weights", "inputs"]
 Grids = Literal["symmetric", "asymmetric"]
-ALL: tuple[Grids, ...] = ("symmetric", "asymmetric")
+ALL_GRIDS: tuple[Grids, ...] = ("symmetric", "asymmetric")
 
 
-class Described(Protocol):
-    """What every entry says of itself. Entries are hashable, as frozen dataclasses are: programs are compiled for them.
+class QuantizerBase(Protocol):
+    """The attributes of every entry. Entries are hashable, as frozen dataclasses are: programs are compiled for them.
 
     Args:
-        name: as configs and tables have it.
-        needs: "weights", or "inputs": those of a running model.
-        grids: which kinds it makes.
+        name: The name in configs and tables.
+        needs: "weights", or "inputs" for those of a running model.
+        grids: The kinds of grids that it makes.
     """
 
     name: str
     needs: Needs
-    grids: tuple[Grids, ...] = ALL
+    grids: tuple[Grids, ...] = ALL_GRIDS
 
-    def serves(self, code: Code) -> bool:
-        """Say whether it can choose such codes; by default, those of evenly spaced levels."""
-        return code.even
+    def supports(self, code: Code) -> bool:
+        """Tell whether the quantizer can choose such codes; by default, those with evenly spaced levels."""
+        return code.uniform
 
 
 @runtime_checkable
-class Quantizer(Described, Protocol):
-    """Chooses grids by the weights alone. A class of this one needs a name and `__call__`, if it makes all grids.
+class Quantizer(QuantizerBase, Protocol):
+    """A quantizer that chooses grids by the weights alone.
+
+    A subclass needs `name` and `__call__`, and `grids` if it does not make all kinds.
 
     >>> from dataclasses import dataclass
     >>> from aq_jax import QuantizationConfig, quantize
@@ -56,42 +58,42 @@ class Quantizer(Described, Protocol):
 
     needs: Needs = "weights"
 
-    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
-        """Give candidates for the grids of some groups.
+    def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+        """Propose candidates for the grids of some groups.
 
         Args:
-            groups: what may be asked of the weights; JAX arrays within a program, NumPy's for one long group.
-            code: whose `bits` and `top` say which levels there are.
-            symmetric: one constant zero point for the tensor, 0 or -0.5.
+            groups: Statistics of the weights: JAX arrays within a program, NumPy arrays for one long group.
+            code: The code, whose `bits` and `max_level` tell its levels.
+            symmetric: Whether the tensor has one constant zero point, 0 or -0.5.
         """
         ...
 
 
 @runtime_checkable
-class Calibrated(Described, Protocol):
-    """Solves weights under the inputs that they are given while the model runs.
+class Calibrated(QuantizerBase, Protocol):
+    """A quantizer that solves weights under the inputs that they get while the model runs.
 
     Args:
-        fallback: the quantizer, by name, of weights whose inputs are not known.
+        fallback: The name of the quantizer of weights whose inputs are not known.
     """
 
     needs: Needs = "inputs"
     fallback: str = "mse"
 
     def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
-        """Refuse what cannot be solved.
+        """Refuse a weight that cannot be solved.
 
         Raises:
             ConfigError: naming `where`.
         """
         ...
 
-    def metric(self, moment: Any, damping: float, rotation: int) -> Any:
-        """Make a second moment ready to solve under, for weights that are rotated in such blocks."""
+    def prepare_hessian(self, hessian: Any, damping: float, rotation: int) -> Any:
+        """Prepare a Hessian, the second moment of inputs, for weights that are rotated in such blocks."""
         ...
 
-    def solve(self, w: np.ndarray, under: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> QTensor:
-        """Quantize [outputs, inputs] under a metric, to NumPy leaves; `quick` is for comparing widths."""
+    def solve(self, w: np.ndarray, hessian: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> QTensor:
+        """Quantize [outputs, inputs] under a prepared Hessian, to NumPy leaves; `quick` is for comparing widths."""
         ...
 
 

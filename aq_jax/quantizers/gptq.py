@@ -1,7 +1,7 @@
-"""Codes chosen so that a layer's outputs change least: GPTQ, then coordinate descent on the same objective.
+"""Choose codes so that a layer's outputs change least: GPTQ, then coordinate descent on the same objective.
 
-Of a layer y = x W^T with second moment H = E[x^T x] of its inputs, row w of W becomes v, where (v - w) H (v - w)^T is
-the expected square of what its output changes by. Three steps lower it, each for all rows at once:
+In a layer y = x W^T with the Hessian H = E[x^T x] of its inputs, row w of W becomes v, and (v - w) H (v - w)^T is the
+expected square of the change of its output. Three steps lower it, each for all rows at once:
 
     grids     those of `mse`, which looks at the weights alone
     gptq      column by column, the error of a code is made up for by the columns that follow (E. Frantar et al.,
@@ -26,21 +26,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from aq_jax.codes import Affine, check_even
+from aq_jax.codes import Affine, check_uniform
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import assemble
+from aq_jax.core.quantize import assemble_qtensor
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers.entry import Calibrated
-from aq_jax.quantizers.measure import Groups
 from aq_jax.quantizers.mse import MSE, STORED_MANTISSA
+from aq_jax.quantizers.statistics import Groups
 
-COLUMNS = 128  # are solved one by one before their errors reach all others, in one product
+BLOCK_COLUMNS = 128  # solved one by one before their errors reach all others, in one product
 ROUNDS = 4
-ROWS = 256  # in a tile of `gptq_tiled`
+TILE_ROWS = 256  # in a tile of `gptq_tiled`
 LARGEST_ZERO_POINT = 2.0**8
 
 
@@ -53,20 +53,22 @@ class GPTQ(Calibrated):
     def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         check_gptq(spec, shape, where)
 
-    def metric(self, moment: Float[Array, "inputs inputs"], damping: float, rotation: int) -> Metric:
-        return metric(moment, damping, rotation)
+    def prepare_hessian(self, hessian: Float[Array, "inputs inputs"], damping: float, rotation: int) -> PreparedHessian:
+        return prepare_hessian(hessian, damping, rotation)
 
-    def solve(self, w: np.ndarray, under: Metric, spec: QuantSpec, symmetric: bool, quick: bool = False) -> QTensor:
-        return gptq_tiled(w, under, spec, symmetric, rounds=1 if quick else ROUNDS)
+    def solve(
+        self, w: np.ndarray, hessian: PreparedHessian, spec: QuantSpec, symmetric: bool, quick: bool = False
+    ) -> QTensor:
+        return gptq_tiled(w, hessian, spec, symmetric, rounds=1 if quick else ROUNDS)
 
 
-class Metric(NamedTuple):
-    """A second moment, made ready to solve under.
+class PreparedHessian(NamedTuple):
+    """A Hessian that was damped, rotated and factored.
 
     Args:
-        h: damped, and rotated as the weights will be.
-        u: upper triangular, h^-1 = u^T u, columns and rows in the order of `order`.
-        order: columns, those of the largest inputs first.
+        h: The damped Hessian, rotated as the weights will be.
+        u: The upper triangular factor, h^-1 = u^T u, with columns and rows in the order of `order`.
+        order: The columns, those of the largest inputs first.
     """
 
     h: Float[Array, "inputs inputs"]
@@ -75,29 +77,31 @@ class Metric(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="rotation")
-def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotation: int = 0) -> Metric:
-    """Damp, rotate and factor a second moment.
+def prepare_hessian(
+    hessian: Float[Array, "inputs inputs"], damping: float = 0.01, rotation: int = 0
+) -> PreparedHessian:
+    """Damp, rotate and factor a Hessian.
 
-    Columns whose input was always zero are left to themselves: rounded, and never used to make up for others.
+    Columns whose input was always zero are rounded, and never compensate for others.
 
     Args:
-        moment: E[x^T x]; any multiple of it does.
-        damping: added to the diagonal, of its mean. Ten times as much, again and again, until the matrix is positive
-            definite in float32; what is no second moment at all ends as a multiple of the identity.
-        rotation: the Hadamard block of the weights (see `aq_jax.hadamard`); 0 for none.
+        hessian: E[x^T x], or any multiple of it.
+        damping: The share of the diagonal's mean that is added to the diagonal. It grows tenfold until the matrix is
+            positive definite in float32; a matrix that is no second moment ends as a multiple of the identity.
+        rotation: The Hadamard block of the weights (see `codes.rotation`); 0 for none.
 
-    >>> metric(jnp.diag(jnp.array([1.0, 3.0]))).order.tolist()
+    >>> prepare_hessian(jnp.diag(jnp.array([1.0, 3.0]))).order.tolist()
     [1, 0]
     """
-    moment = jnp.where(jnp.isfinite(moment), moment, 0.0)
+    hessian = jnp.where(jnp.isfinite(hessian), hessian, 0.0)
     if rotation:
-        moment = rotate(rotate(moment, rotation).T, rotation)
-    diagonal = jnp.diagonal(moment)
+        hessian = rotate(rotate(hessian, rotation).T, rotation)
+    diagonal = jnp.diagonal(hessian)
     unit = jnp.maximum(jnp.mean(jnp.maximum(diagonal, 0.0)), 1e-30)
-    h = moment / unit + jnp.diag((diagonal <= 0).astype(jnp.float32))
+    h = hessian / unit + jnp.diag((diagonal <= 0).astype(jnp.float32))
     order = jnp.argsort(-jnp.diagonal(h)).astype(jnp.int32)
     eye = jnp.eye(h.shape[0], dtype=jnp.float32)
-    # h = r r^T with r upper triangular is the Cholesky factor of the matrix read backwards; u is its inverse.
+    # The Cholesky factor of the reversed matrix, reversed, is the upper triangular r of h = r r^T; u is its inverse.
     backwards = h[order][:, order][::-1, ::-1]
 
     def factor(added: Array | float) -> Array:
@@ -111,33 +115,33 @@ def metric(moment: Float[Array, "inputs inputs"], damping: float = 0.01, rotatio
     sound = jnp.isfinite(r).all()
     h, r = jnp.where(sound, h + added * eye, eye), jnp.where(sound, r, eye)
     u = jax.scipy.linalg.solve_triangular(r[::-1, ::-1], eye)
-    return Metric(h, u, order)
+    return PreparedHessian(h, u, order)
 
 
 @partial(jax.jit, static_argnames=("spec", "symmetric"))
 def gptq(
     w: Float[Array, "rows inputs"],
-    under: Metric,
+    hessian: PreparedHessian,
     spec: QuantSpec,
     symmetric: bool,
     rounds: int | Int[Array, ""] = ROUNDS,
     zero_point: Float[Array, ""] | float = math.nan,
 ) -> QTensor:
-    """Quantize a weight so that its outputs change least under a metric.
+    """Quantize a weight so that its outputs change least under a Hessian.
 
     Args:
-        w: [outputs, inputs]; rows do not depend on each other, but for the kind of symmetric grids.
-        under: of the layer's inputs, with the rotation of `spec`.
-        spec: channels, or groups that divide a row.
-        symmetric: one constant zero point.
-        rounds: of refinement; 0 is GPTQ alone.
-        zero_point: of a symmetric grid, 0 or -0.5; NaN takes the one that fits the weights better.
+        w: The weight [outputs, inputs]; rows share nothing but the zero point of symmetric grids.
+        hessian: The prepared Hessian of the layer's inputs, with the rotation of `spec`.
+        spec: The numerics: channels, or groups that divide a row.
+        symmetric: Whether there is one constant zero point.
+        rounds: The rounds of refinement; 0 is GPTQ alone.
+        zero_point: The zero point of a symmetric grid, 0 or -0.5; NaN takes the one that fits the weights better.
 
     Raises:
         ConfigError: for one grid a tensor, and groups that cross rows.
 
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
-    >>> gptq(w, metric(jnp.eye(8)), QuantSpec(2, group_size=8), symmetric=True)
+    >>> gptq(w, prepare_hessian(jnp.eye(8)), QuantSpec(2, group_size=8), symmetric=True)
     QTensor(int2[4, 8], QuantSpec(bits=2, per_channel=False, group_size=8, rotation=0))
     """
     check_gptq(spec, w.shape, "gptq")
@@ -147,36 +151,42 @@ def gptq(
     size = spec.group_elements(shape)
     scale, zeros = _starting_grids(w.reshape(shape[0], -1, size), bits, symmetric, jnp.asarray(zero_point, jnp.float32))
     w = jnp.where(jnp.isfinite(w), w, 0.0)
-    codes = _gptq(w, under, scale, zeros, bits)
-    error = _error(w, codes, scale, zeros, under.h)
+    codes = _gptq(w, hessian, scale, zeros, bits)
+    error = _error(w, codes, scale, zeros, hessian.h)
 
     def refined(_: int, best: tuple[Array, ...]) -> tuple[Array, ...]:
         codes, scale, zeros, error = best
-        new = _least_squares(w, codes, scale, zeros, under.h, symmetric)
-        moved = _descend(w, codes, *new, under.h, bits)
-        after = _error(w, moved, *new, under.h)
+        new = _least_squares(w, codes, scale, zeros, hessian.h, symmetric)
+        moved = _coordinate_descent(w, codes, *new, hessian.h, bits)
+        after = _error(w, moved, *new, hessian.h)
         better = after < error
         keep = partial(jnp.where, better[:, None])
         return keep(moved, codes), keep(new[0], scale), keep(new[1], zeros), jnp.where(better, after, error)
 
     codes, scale, zeros, _ = lax.fori_loop(0, rounds, refined, (codes, scale, zeros, error))
-    return assemble(codes.reshape(*scale.shape, size), scale, zeros, shape, spec)
+    return assemble_qtensor(codes.reshape(*scale.shape, size), scale, zeros, shape, spec)
 
 
 def gptq_tiled(
-    w: Float[np.ndarray, "rows inputs"], under: Metric, spec: QuantSpec, symmetric: bool, rounds: int = ROUNDS
+    w: Float[np.ndarray, "rows inputs"],
+    hessian: PreparedHessian,
+    spec: QuantSpec,
+    symmetric: bool,
+    rounds: int = ROUNDS,
 ) -> QTensor:
-    """As `gptq`, by tiles of ROWS rows, so that all matrices with rows of one length share one program.
+    """Run `gptq` by tiles of TILE_ROWS rows, so that all matrices with rows of one length share one program.
 
-    A last, short tile is filled up with its own rows. The zero point of a symmetric grid is what fits the first tile.
+    A short last tile is padded with its own rows. The zero point of a symmetric grid is that of the first tile.
 
     Returns:
         A QTensor of NumPy leaves.
     """
-    tiles = [np.resize(w[start : start + ROWS], (ROWS, w.shape[1])) for start in range(0, w.shape[0], ROWS)]
+    tiles = [
+        np.resize(w[start : start + TILE_ROWS], (TILE_ROWS, w.shape[1])) for start in range(0, w.shape[0], TILE_ROWS)
+    ]
 
     def solve(tile: np.ndarray, zero_point: float = math.nan) -> QTensor:
-        return jax.device_get(gptq(tile, under, spec, symmetric, rounds, np.float32(zero_point)))
+        return jax.device_get(gptq(tile, hessian, spec, symmetric, rounds, np.float32(zero_point)))
 
     first = solve(tiles[0])
     zero_point = float(first.zero_point.min()) if symmetric else math.nan  # groups of zeros have 0, others not
@@ -185,12 +195,12 @@ def gptq_tiled(
 
 
 def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
-    """Refuse what `gptq` cannot solve: it takes rows one by one.
+    """Refuse a weight that `gptq` cannot solve: it takes rows one by one.
 
     Raises:
         ConfigError: naming `where`.
     """
-    check_even(spec.coding, f"{where}: solver = 'gptq'")
+    check_uniform(spec.coding, f"{where}: solver = 'gptq'")
     size = spec.group_elements(shape)
     if len(shape) != 2 or spec.quant_axis < 0 or 0 in shape or shape[-1] % size:
         grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"
@@ -203,47 +213,50 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
 def _starting_grids(
     groups: Float[Array, "rows groups size"], bits: int, symmetric: bool, zero_point: Float[Array, ""]
 ) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
-    """Scale and zero point of each group; of the two symmetric grids the one that was asked for, or fits better."""
+    """Find each group's scale and zero point; of two symmetric grids, the one that was asked for, or fits better."""
     measured = Groups(groups, jnp.zeros(groups.shape[:-1], jnp.float32))
     grids = MSE()(measured, Affine(bits), symmetric)
-    errors = jnp.stack([jnp.sum(measured.error(grid, Affine(bits))) for grid in grids])
+    errors = jnp.stack([jnp.sum(measured.squared_error(grid, Affine(bits))) for grid in grids])
     asked = (zero_point < 0).astype(jnp.int32)
     best = jnp.where(jnp.isnan(zero_point), jnp.argmin(errors).astype(jnp.int32), asked) if symmetric else 0
     scale, zero_point = (jnp.stack([getattr(grid, field) for grid in grids])[best] for field in ("scale", "zero_point"))
     return scale, zero_point
 
 
-def _level(x: Array, scale: Array, zero_point: Array, bits: int) -> Array:
+def _nearest_level(x: Array, scale: Array, zero_point: Array, bits: int) -> Array:
     low, high = code_range(bits)
     return jnp.clip(jnp.round(x / scale + zero_point), low, high)
 
 
-def _wide(grid: Float[Array, "rows groups"], inputs: int) -> Float[Array, "inputs rows"]:
-    """A grid's numbers for each element, columns first: they are what the loops go over."""
+def _per_element(grid: Float[Array, "rows groups"], inputs: int) -> Float[Array, "inputs rows"]:
+    """Repeat a grid's numbers for each element, columns first: the loops go over columns."""
     return jnp.repeat(grid.T, inputs // grid.shape[1], axis=0)
 
 
 def _blocks(inputs: int) -> tuple[int, int]:
-    """(columns of a block, columns that are missing in the last one)."""
-    size = min(COLUMNS, inputs)
+    """Return (columns of a block, columns missing in the last one)."""
+    size = min(BLOCK_COLUMNS, inputs)
     return size, -inputs % size
 
 
-def _ones_after(inputs: int, missing: int) -> Float[Array, "columns columns"]:
-    """The diagonal of the columns that fill up the last block."""
+def _padding_identity(inputs: int, missing: int) -> Float[Array, "columns columns"]:
+    """Make the identity of the columns that pad the last block."""
     return jnp.diag((jnp.arange(inputs + missing) >= inputs).astype(jnp.float32))
 
 
-def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -> Float[Array, "rows inputs"]:
+def _gptq(
+    w: Array, hessian: PreparedHessian, scale: Array, zero_point: Array, bits: int
+) -> Float[Array, "rows inputs"]:
     inputs = w.shape[1]
     size, missing = _blocks(inputs)
-    order = under.order
-    # Columns that fill up the last block have no weight, and touch no other.
+    order = hessian.order
+    # Columns that pad the last block have no weight, and touch no other.
     pad = ((0, missing), (0, 0))
     left, s, z = (
-        jnp.pad(a[order], pad, constant_values=1) for a in (w.T, _wide(scale, inputs), _wide(zero_point, inputs))
+        jnp.pad(a[order], pad, constant_values=1)
+        for a in (w.T, _per_element(scale, inputs), _per_element(zero_point, inputs))
     )
-    u = jnp.pad(under.u, (0, missing)) + _ones_after(inputs, missing)
+    u = jnp.pad(hessian.u, (0, missing)) + _padding_identity(inputs, missing)
 
     def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         left, codes = state
@@ -254,7 +267,7 @@ def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -
 
         def column(j: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             w, codes, errors = state
-            q = _level(w[j], sb[j], zb[j], bits)
+            q = _nearest_level(w[j], sb[j], zb[j], bits)
             error = (w[j] - (q - zb[j]) * sb[j]) / square[j, j]
             return w - square[j][:, None] * error[None], codes.at[j].set(q), errors.at[j].set(error)
 
@@ -267,16 +280,19 @@ def _gptq(w: Array, under: Metric, scale: Array, zero_point: Array, bits: int) -
     return codes[:inputs][jnp.argsort(order)].T
 
 
-def _descend(
+def _coordinate_descent(
     w: Array, codes: Array, scale: Array, zero_point: Array, h: Array, bits: int
 ) -> Float[Array, "rows inputs"]:
-    """One sweep over the columns: each code at the level that is best given all the others."""
+    """Sweep once over the columns, and put each code at its best level given all the others."""
     inputs = w.shape[1]
     size, missing = _blocks(inputs)
     pad = ((0, missing), (0, 0))
-    s, z, q = (jnp.pad(a, pad, constant_values=1) for a in (_wide(scale, inputs), _wide(zero_point, inputs), codes.T))
-    h = jnp.pad(h, (0, missing)) + _ones_after(inputs, missing)
-    slope = h @ ((q - z) * s - jnp.pad(w.T, pad))  # half of the objective's
+    s, z, q = (
+        jnp.pad(a, pad, constant_values=1)
+        for a in (_per_element(scale, inputs), _per_element(zero_point, inputs), codes.T)
+    )
+    h = jnp.pad(h, (0, missing)) + _padding_identity(inputs, missing)
+    slope = h @ ((q - z) * s - jnp.pad(w.T, pad))  # half the gradient
 
     def block(k: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         q, slope = state
@@ -288,7 +304,7 @@ def _descend(
 
         def column(j: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
             q, slope = state
-            best = _level((q[j] - zb[j]) * sb[j] - slope[j] / square[j, j], sb[j], zb[j], bits)
+            best = _nearest_level((q[j] - zb[j]) * sb[j] - slope[j] / square[j, j], sb[j], zb[j], bits)
             return q.at[j].set(best), slope + square[j][:, None] * ((best - q[j]) * sb[j])[None]
 
         after, _ = lax.fori_loop(0, size, column, (before, here(slope)))
@@ -301,10 +317,10 @@ def _descend(
 def _least_squares(
     w: Array, codes: Array, scale: Array, zero_point: Array, h: Array, symmetric: bool
 ) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
-    """The scales (and zero points) of a row's groups that fit best, given its codes: a linear system a row.
+    """Fit the scales (and zero points) of a row's groups to its codes: one linear system a row.
 
-    v = sum over groups of scale * (codes - zero_point), so that the unknowns are a group's scale and its
-    -scale * zero_point, whose columns in the system are the group's codes and ones.
+    v = sum over groups of scale * (codes - zero_point): the unknowns are a group's scale and its -scale * zero_point,
+    whose columns in the system are the group's codes and ones.
     """
     rows, groups = scale.shape
     size = w.shape[1] // groups
@@ -321,7 +337,7 @@ def _least_squares(
             [jnp.concatenate([system, mixed], 2), jnp.concatenate([mixed.swapaxes(1, 2), ones], 2)], 1
         )
         wanted = jnp.concatenate([wanted, goal.sum(-1)], 1)
-    # Groups whose codes are all alike leave the system singular; they keep their grid below.
+    # Groups with one code throughout make the system singular; they keep their grid below.
     eye = jnp.eye(system.shape[1], dtype=jnp.float32)[None]
     ridge = 1e-6 * jnp.trace(system, axis1=1, axis2=2)[:, None, None] * eye
     found = jnp.linalg.solve(system + ridge, wanted[..., None])[..., 0]

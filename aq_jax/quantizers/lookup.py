@@ -1,4 +1,4 @@
-"""Which quantizer a config means: names are looked up here, and refused."""
+"""Look up the quantizers that a config names, and refuse unknown ones."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from aq_jax.config.quantization import check_choice
 from aq_jax.config.schema import load_config
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers import QUANTIZERS, Calibrated, Entry, Quantizer
-from aq_jax.quantizers.measure import Groups
+from aq_jax.quantizers.statistics import Groups
 
 _RENAMED = {"search": "mse"}
 
 
-def find(solver: Any) -> Entry:
-    """Look up a name, or take an object for what it is.
+def find_quantizer(solver: Any) -> Entry:
+    """Look up a quantizer by name, or check an object that is one.
 
     Raises:
-        ConfigError: for an unknown name, and for an object that is no quantizer.
+        ConfigError: for an unknown name, and for an object that is not a quantizer.
 
-    >>> find("absmax").grids
+    >>> find_quantizer("absmax").grids
     ('symmetric',)
     """
     if not isinstance(solver, str):
-        return _sound(solver)
+        return _checked(solver)
     if solver in _RENAMED and solver not in QUANTIZERS:
         new = _RENAMED[solver]
         raise ConfigError(f"solver = {solver!r} is called {new!r} now: write solver = {new!r}")
     check_choice("solver", solver, tuple(QUANTIZERS))
-    found = _sound(QUANTIZERS[solver], solver)
+    found = _checked(QUANTIZERS[solver], solver)
     if found.name != solver:
-        raise ConfigError(f"QUANTIZERS[{solver!r}]: its name is {found.name!r}; wanted that under which it is found")
+        raise ConfigError(
+            f"QUANTIZERS[{solver!r}]: its name is {found.name!r}; wanted the name that it has in the table"
+        )
     return found
 
 
-def _sound(entry: Any, name: str = "") -> Entry:
+def _checked(entry: Any, name: str = "") -> Entry:
     try:
-        wrong = _wrong(entry)
+        wrong = _problem(entry)
     except TypeError:
         wrong = "cannot be hashed, and programs are compiled for it; make it a frozen dataclass"
     if wrong:
@@ -52,37 +54,35 @@ def _sound(entry: Any, name: str = "") -> Entry:
     return entry
 
 
-@lru_cache  # to ask whether an object keeps to a protocol takes as long as to quantize a small array
-def _wrong(entry: Any) -> str:
+@lru_cache  # checking an object against a protocol takes as long as quantizing a small array
+def _problem(entry: Any) -> str:
     kind = Calibrated if getattr(entry, "needs", None) == "inputs" else Quantizer
     if isinstance(entry, kind) and not isinstance(entry, type):
         return ""
-    return (
-        f"is no quantizer; wanted a name, or an object of a class of aq_jax.quantizers.{kind.__name__}, with a name of "
-        "its own"
-    )
+    wanted = f"an object of a subclass of aq_jax.quantizers.{kind.__name__} with a name"
+    return f"is not a quantizer; wanted a name, or {wanted}"
 
 
 def quantizer_of(policy: QuantizationConfig) -> Entry:
     """Look up the quantizer of one tensor's policy (`QuantizationConfig.for_tensor`).
 
-    The model's gives way to the default where an override asks for grids of the kind that it does not make, or for a
-    code that it does not serve.
+    The default replaces the model's quantizer where an override asks for grids that it does not make, or for a code
+    that it does not support.
 
     >>> quantizer_of(QuantizationConfig("int8", symmetric=False)).name
     'minmax'
     """
     code = CODES.get(policy.quant_type)
-    if policy.solver is not None and _makes(found := find(policy.solver), policy.symmetric, code):
+    if policy.solver is not None and _makes(found := find_quantizer(policy.solver), policy.symmetric, code):
         return found
-    return find(policy.default_solver)
+    return find_quantizer(policy.default_solver)
 
 
-def without_inputs(policy: QuantizationConfig, name: str) -> Quantizer:
-    """Look up the quantizer of one tensor's policy where there are only weights.
+def data_free_quantizer(policy: QuantizationConfig, name: str) -> Quantizer:
+    """Look up the quantizer of one tensor's policy, where only weights are known.
 
     Raises:
-        ConfigError: for one that needs the running model, naming the tensor.
+        ConfigError: for a quantizer that needs the running model, naming the tensor.
     """
     found = quantizer_of(policy)
     if found.needs == "inputs":
@@ -93,33 +93,33 @@ def without_inputs(policy: QuantizationConfig, name: str) -> Quantizer:
     return cast(Quantizer, found)
 
 
-def calibrated_by(policy: QuantizationConfig) -> Calibrated | None:
-    """Look up the quantizer that solves a tensor of this policy on the running model, if one does."""
+def calibrated_quantizer(policy: QuantizationConfig) -> Calibrated | None:
+    """Look up the quantizer that solves a tensor of this policy on the running model; None if there is none."""
     found = quantizer_of(policy)
     return cast(Calibrated, found) if found.needs == "inputs" else None
 
 
-def fallback(policy: QuantizationConfig) -> QuantizationConfig:
-    """Give a tensor's policy the quantizer that its own leaves weights to whose inputs are not known."""
-    found = calibrated_by(policy)
+def with_fallback(policy: QuantizationConfig) -> QuantizationConfig:
+    """Replace a calibrated quantizer in a tensor's policy by its fallback for weights whose inputs are not known."""
+    found = calibrated_quantizer(policy)
     return policy if found is None else dataclasses.replace(policy, solver=found.fallback)
 
 
 def calibrated(config: QuantizationConfig) -> bool:
-    """Say whether any tensor may be solved on the running model."""
+    """Tell whether any tensor may be solved on the running model."""
     return bool(_on_inputs(config))
 
 
 def _on_inputs(config: QuantizationConfig) -> list[str]:
-    found = [find(each.solver) for each in (config, *config.overrides) if each.solver is not None]
+    found = [find_quantizer(each.solver) for each in (config, *config.overrides) if each.solver is not None]
     return [entry.name for entry in found if entry.needs == "inputs"]
 
 
 def check_policy(config: QuantizationConfig) -> None:
-    """Refuse what names no quantizer, and grids that the one that is named with them does not make.
+    """Refuse unknown quantizers, and grids or codes that the named quantizer does not make.
 
     Raises:
-        ConfigError: naming the override, if it is in one.
+        ConfigError: naming the override, if the quantizer is in one.
     """
     _check(config.solver, config.symmetric, config.quant_type)
     for override in config.overrides:
@@ -136,9 +136,9 @@ def _check(solver: Any, symmetric: bool, quant_type: str) -> None:
         if code is None:
             return
         solver = code.quantizer(symmetric)
-    found = find(solver)
-    if code is not None and not found.serves(code):
-        others = [name for name, entry in QUANTIZERS.items() if entry.serves(code)]
+    found = find_quantizer(solver)
+    if code is not None and not found.supports(code):
+        others = [name for name, entry in QUANTIZERS.items() if entry.supports(code)]
         raise ConfigError(
             f"solver = {found.name!r} cannot choose codes of {code.name}; set solver = {' or '.join(map(repr, others))}"
         )
@@ -155,14 +155,14 @@ def _kind(symmetric: bool) -> str:
 
 
 def _makes(entry: Entry, symmetric: bool, code: Code | None = None) -> bool:
-    return _kind(symmetric) in entry.grids and (code is None or entry.serves(code))
+    return _kind(symmetric) in entry.grids and (code is None or entry.supports(code))
 
 
 def read_conversion(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
     """Read a conversion's TOML file, and look up the quantizers that it names.
 
     Raises:
-        ConfigError, OSError: as `load_config`; naming the file, as `check_conversion`.
+        ConfigError, OSError: as for `load_config` and `check_conversion`, naming the file.
     """
     config = load_config(path, sets)
     try:
@@ -173,11 +173,11 @@ def read_conversion(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionC
 
 
 def check_conversion(config: ConversionConfig) -> None:
-    """Refuse a conversion whose quantizers are none, or cannot do what else it asks for: before anything is read.
+    """Refuse a conversion whose quantizers are unknown, or cannot do what it asks, before anything is read.
 
     Raises:
-        ConfigError: for what `check_policy` refuses, training and allocation without the running model, and a folder
-            of shards with it.
+        ConfigError: for policies that `check_policy` refuses, for training and allocation without the running model,
+            and for a folder of shards with it.
     """
     policy = config.quantization
     if policy is None:
@@ -189,9 +189,7 @@ def check_conversion(config: ConversionConfig) -> None:
     runs = _on_inputs(policy)
     wanted = " or ".join(f'"{name}"' for name, entry in QUANTIZERS.items() if entry.needs == "inputs")
     if config.train is not None and not runs:
-        raise ConfigError(
-            f"[train]: found no tensor of that solver; wanted quantization.solver = {wanted}, whose weights are trained"
-        )
+        raise ConfigError(f"[train]: found no tensor whose weights are trained; wanted quantization.solver = {wanted}")
     if config.allocate is not None and quantizer_of(policy).needs != "inputs":
         named = None if policy.solver is None else quantizer_of(policy).name
         raise ConfigError(
@@ -205,11 +203,11 @@ def check_conversion(config: ConversionConfig) -> None:
         )
 
 
-def with_entries(config: QuantizationConfig) -> QuantizationConfig:
-    """Put entries in the place of their names: another process may not have them in its table."""
+def resolve_solvers(config: QuantizationConfig) -> QuantizationConfig:
+    """Replace names of quantizers by their entries: another process may not have them in its table."""
 
     def entry(solver: Any) -> Entry | None:
-        return None if solver is None else find(solver)
+        return None if solver is None else find_quantizer(solver)
 
     overrides = tuple(dataclasses.replace(each, solver=entry(each.solver)) for each in config.overrides)
     return dataclasses.replace(config, solver=entry(config.solver), overrides=overrides)
@@ -217,7 +215,7 @@ def with_entries(config: QuantizationConfig) -> QuantizationConfig:
 
 @lru_cache
 def candidates(entry: Entry, code: Code, symmetric: bool) -> int:
-    """Count the grids that a quantizer gives a tensor: the codes of all are held until the best is known."""
+    """Count the candidate grids of a quantizer: the codes of all are held until the best is known."""
     if entry.needs == "inputs":
         return 1
     call = cast(Quantizer, entry)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aq_jax.codes import Code, Grid
 from aq_jax.core.grid import minmax_grid
 from aq_jax.quantizers.entry import Quantizer
-from aq_jax.quantizers.measure import Measure
+from aq_jax.quantizers.statistics import GroupStatistics
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,5 @@ class MinMax(Quantizer):
     name = "minmax"
     grids = ("asymmetric",)
 
-    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+    def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         return (minmax_grid(groups.lo, groups.hi, code),)

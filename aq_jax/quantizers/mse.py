@@ -1,4 +1,4 @@
-"""The grid with the least squared error that alternation finds, from several starts; no data is needed.
+"""Find grids of small squared error by alternating least squares and rounding, from several starts, without data.
 
 Given codes, the best scale and zero point are those of a straight line through (level, weight): least squares.
 Given the line, the best codes are the nearest ones. Alternating the two never raises the error (Lloyd's algorithm
@@ -22,12 +22,12 @@ from jax import lax
 from aq_jax.codes import Code, Grid
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.entry import Rounding
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa, settle
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, fix_degenerate, round_mantissa
 from aq_jax.quantizers.entry import Quantizer
-from aq_jax.quantizers.measure import Measure, Sums
+from aq_jax.quantizers.statistics import GroupStatistics, LevelSums
 
-# One number, the scale, settles sooner than two.
-ROUNDS: Mapping[Rounding, int] = MappingProxyType({"tread": 4, "rise": 4, "affine": 14})
+# One number, the scale, converges sooner than two.
+ROUNDS: Mapping[Rounding, int] = MappingProxyType({"mid_tread": 4, "mid_rise": 4, "affine": 14})
 STARTS = 8
 # The narrower the code, the further inside the range the best grid may end.
 SMALLEST_START = MappingProxyType({2: 0.25, 3: 0.35, 4: 0.6, 5: 0.7, 6: 0.8, 7: 0.85, 8: 0.9})
@@ -36,18 +36,19 @@ STORED_MANTISSA = 7
 
 @dataclass(frozen=True)
 class MSE(Quantizer):
-    """Candidates: one affine grid for each group or, symmetric, one with zero on a level and one with zero between
-    two; which of them a tensor takes is decided by its total error.
+    """The quantizer `mse`: one affine grid for each group or, symmetric, two candidates for the tensor.
+
+    One of them has zero on a level, the other between two; the tensor takes the one with the smaller total error.
     """
 
     name = "mse"
 
-    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
-        roundings: tuple[Rounding, ...] = ("tread", "rise") if symmetric else ("affine",)
+    def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+        roundings: tuple[Rounding, ...] = ("mid_tread", "mid_rise") if symmetric else ("affine",)
         return tuple(_best_grid(groups, code, rounding) for rounding in roundings)
 
 
-def _best_grid(groups: Measure, code: Code, rounding: Rounding) -> Grid:
+def _best_grid(groups: GroupStatistics, code: Code, rounding: Rounding) -> Grid:
     xp = groups.lo.__array_namespace__()
     # Around one, no square over- or underflows; a power of two changes no bit of a mantissa.
     top = xp.maximum(groups.hi, -groups.lo)
@@ -58,17 +59,17 @@ def _best_grid(groups: Measure, code: Code, rounding: Rounding) -> Grid:
     mean = sums.w / sums.count
 
     def grid_at(start: Any) -> tuple[Any, Grid]:
-        scale, base = _start(scaled.lo, scaled.hi, mean, start, code.bits, rounding)
+        scale, base = _initial_grid(scaled.lo, scaled.hi, mean, start, code.bits, rounding)
         grid = _grid(scale, base, base, rounding)
-        grid = _stored(_rounds(scaled, grid, code), code.bits)
-        return scaled.error(grid, code), grid
+        grid = _round_to_stored(_alternate(scaled, grid, code), code.bits)
+        return scaled.squared_error(grid, code), grid
 
-    found = scaled.best(grid_at, np.linspace(1.0, SMALLEST_START[code.bits], STARTS, dtype=np.float32))
-    return settle(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, code, rounding)
+    found = scaled.best_grid(grid_at, np.linspace(1.0, SMALLEST_START[code.bits], STARTS, dtype=np.float32))
+    return fix_degenerate(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, code, rounding)
 
 
-def _rounds(groups: Measure, grid: Grid, code: Code) -> Grid:
-    """Least squares and rounding in turn."""
+def _alternate(groups: GroupStatistics, grid: Grid, code: Code) -> Grid:
+    """Alternate least squares and rounding."""
     times, rounding = ROUNDS[grid.rounding], grid.rounding
     if not isinstance(grid.scale, jax.Array):
         for _ in range(times):
@@ -84,8 +85,8 @@ def _rounds(groups: Measure, grid: Grid, code: Code) -> Grid:
     return Grid(scale, zero_point, base, sound, rounding)
 
 
-def _start(lo: Any, hi: Any, mean: Any, fraction: Any, bits: int, rounding: Rounding) -> tuple[Any, Any]:
-    """A grid over a fraction of the range; the narrower, the nearer its middle is to the mean."""
+def _initial_grid(lo: Any, hi: Any, mean: Any, fraction: Any, bits: int, rounding: Rounding) -> tuple[Any, Any]:
+    """Start from a grid over a fraction of the range; the narrower it is, the nearer its middle is to the mean."""
     xp = lo.__array_namespace__()
     qmin, qmax = code_range(bits)
     if rounding == "affine":
@@ -93,7 +94,7 @@ def _start(lo: Any, hi: Any, mean: Any, fraction: Any, bits: int, rounding: Roun
         middle = mean + fraction * ((lo + hi) / 2 - mean)
         return scale, middle - scale * ((qmax - qmin) / 2)
     top = xp.maximum(hi, -lo)
-    return top * fraction / (qmax if rounding == "tread" else qmax + 0.5), xp.zeros_like(lo)
+    return top * fraction / (qmax if rounding == "mid_tread" else qmax + 0.5), xp.zeros_like(lo)
 
 
 def _grid(scale: Any, zero_point: Any, base: Any, rounding: Rounding) -> Grid:
@@ -102,8 +103,8 @@ def _grid(scale: Any, zero_point: Any, base: Any, rounding: Rounding) -> Grid:
     return Grid(scale, zero_point, base, scale > 0, rounding)
 
 
-def _refine(s: Sums, grid: Grid) -> Grid:
-    """The least-squares line through (level, weight); where all codes are one, the grid stays."""
+def _refine(s: LevelSums, grid: Grid) -> Grid:
+    """Fit a line through (level, weight) by least squares; a group with one code throughout keeps its grid."""
     xp = s.u.__array_namespace__()
     if grid.rounding != "affine":
         fits = s.uu > 0
@@ -117,16 +118,16 @@ def _refine(s: Sums, grid: Grid) -> Grid:
     return _grid(xp.where(fits, scale, grid.scale), grid.zero_point, xp.where(fits, base, grid.base), grid.rounding)
 
 
-def _stored(grid: Grid, bits: int) -> Grid:
-    """The grid as it is stored: scale and zero point rounded to two-byte floats.
+def _round_to_stored(grid: Grid, bits: int) -> Grid:
+    """Round scale and zero point to two-byte floats, as they are stored.
 
-    A zero point beyond 2^8 could not be told from its neighbours after rounding; a scale that is large enough
-    keeps it below (only groups far from zero are concerned).
+    After rounding, a zero point beyond 2^8 could not be told from its neighbours; a larger scale keeps it below, in
+    groups far from zero.
     """
     xp = grid.scale.__array_namespace__()
     if grid.rounding != "affine":
         scale = round_mantissa(grid.scale, STORED_MANTISSA)
-        zero = np.float32(0.0 if grid.rounding == "tread" else -0.5)
+        zero = np.float32(0.0 if grid.rounding == "mid_tread" else -0.5)
         return _grid(scale, xp.zeros_like(scale) + zero, grid.base, grid.rounding)
     qmin, _ = code_range(bits)
     scale = round_mantissa(xp.maximum(grid.scale, xp.abs(grid.base) * np.float32(2.0**-8)), STORED_MANTISSA)

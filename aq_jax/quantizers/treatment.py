@@ -1,4 +1,4 @@
-"""Decide what becomes of a tensor under a model's config, and what that takes: here, and nowhere else."""
+"""Decide what becomes of a tensor under a model's config, and count the bytes: here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig, QuantSpec
 from aq_jax.quantizers import Entry
+from aq_jax.quantizers.eligibility import is_floating
 from aq_jax.quantizers.lookup import candidates, quantizer_of
-from aq_jax.quantizers.screen import is_floating
 from aq_jax.store import pieces
 from aq_jax.store.layout import column_bytes
 from aq_jax.store.schema import GROUP_BYTES
@@ -23,21 +23,21 @@ _NORM = re.compile(r"norm|(?<![a-z])ln(?![a-z])", re.IGNORECASE)
 _WEIGHTS = ("kernel", "embedding")
 _SHOWN = 20
 SCALE_BITS = 16
-"""What is left of a scale or a zero point, a float32 of 8 mantissa bits, when it is compressed."""
+"""The bits of a compressed scale or zero point, a float32 of 8 mantissa bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What becomes of one tensor, and what that takes.
+    """The decision about one tensor, and its bytes.
 
     Args:
-        policy: of this tensor (`QuantizationConfig.for_tensor`).
-        shape: of the tensor.
-        dtype: of the tensor.
-        spec: the numerics of its codes; None if it is not quantized.
-        quantizer: what chooses its codes; None if it is not quantized.
-        half: whether it is kept in float16, if that can hold it.
-        vector: whether it is left alone for being a norm or a bias by its name, although its axes are those of weights.
+        policy: The tensor's config (`QuantizationConfig.for_tensor`).
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
+        spec: The numerics of its codes; None if it is not quantized.
+        quantizer: The quantizer that chooses its codes; None if it is not quantized.
+        half: Whether it is kept in float16, if that can hold it.
+        vector: Whether it is left alone because its name is that of a norm or a bias, though it has two axes or more.
     """
 
     policy: QuantizationConfig
@@ -50,17 +50,17 @@ class Treatment:
 
     @property
     def quant_type(self) -> str:
-        """The format's name of what it becomes, if float16 can hold it."""
+        """The format's name of the result, if float16 can hold it."""
         return self.spec.quant_type if self.spec is not None else "fp16" if self.half else "none"
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of a table's large columns at most: scales and zero points count in full."""
+        """The most bytes of a table's large columns: scales and zero points count in full."""
         return sum(self._columns(math.prod(self.shape)).values())
 
     @property
     def compressed_bits(self) -> int:
-        """Bits of a table, as a budget counts them: 16 for each scale and, where they differ, each zero point.
+        """Count the bits of a table for a budget: 16 for each scale and, where they differ, each zero point.
 
         >>> treat(QuantizationConfig("int2", group_size=128), "w", (4, 256), np.dtype("float32")).compressed_bits / 1024
         2.125
@@ -70,12 +70,12 @@ class Treatment:
         return 8 * found["data"] + floats // 4 * SCALE_BITS
 
     def peak_bytes(self, compression: Compression = "none") -> int:
-        """Bytes of memory at most, beside the tensor itself, while it is quantized and written.
+        """Bound the bytes of memory, beside the tensor itself, while it is quantized and written.
 
         >>> treat(QuantizationConfig("int8"), "w", (1024, 1024), np.dtype("float32")).peak_bytes() >> 20
         11
         """
-        # What goes into Parquet is copied twice there: into a page, and into the page behind its header; or once more.
+        # Parquet copies data twice, into a page and behind the page's header; compression copies it once more.
         copies = 2 if compression == "none" else 3
         spec, count = self.spec, math.prod(self.shape)
         cuts = pieces(self.shape, self.dtype.name, spec and spec.quant_type, *self._grouping)
@@ -88,9 +88,9 @@ class Treatment:
         made = codes * candidates(self.quantizer, spec.coding, self.policy.symmetric)
         if largest * spec.bits % 8 or spec.group_elements(self.shape) * spec.bits % 8:
             made += 2 * largest  # a byte a code, until all can be packed
-        turned = 4 * count if spec.rotation else 0
+        rotated = 4 * count if spec.rotation else 0
         grids = self.stored_bytes - self._columns(count)["data"]
-        return made + copies * codes + 6 * grids + turned + GROUP_BYTES
+        return made + copies * codes + 6 * grids + rotated + GROUP_BYTES
 
     @property
     def _grouping(self) -> tuple[int, int]:
@@ -103,18 +103,18 @@ class Treatment:
 def treat(config: QuantizationConfig | None, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Treatment:
     """Decide what becomes of a tensor.
 
-    Floating tensors of two axes or more are quantized. Stacked norms and biases are not: of two axes, their name saying
-    `norm`, or `ln` as a word, but not that it is a `kernel` or an `embedding` in the end; or of any number, their name
-    ending in `bias`. An override that matches, and has a quant_type, quantizes them too.
+    Floating tensors of two axes or more are quantized. Stacked norms and biases are not: tensors of two axes whose
+    name has `norm`, or `ln` as a word, and does not end in `kernel` or `embedding`; and all whose name ends in `bias`.
+    An override that matches, and has a quant_type, quantizes them too.
 
     Args:
-        config: of the model, or of this tensor, no override being left then; None leaves all as it is.
-        name: of the tensor.
-        shape: of the tensor.
-        dtype: of the tensor.
+        config: The model's config, or this tensor's, which has no overrides left; None leaves all as it is.
+        name: The tensor's name.
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
 
     Raises:
-        ConfigError: for a solver that is none.
+        ConfigError: for an unknown solver.
 
     >>> config = QuantizationConfig("int4", group_size=32)
     >>> found = treat(config, "layers.dense.kernel", (4, 64), np.dtype("float32"))
@@ -134,7 +134,7 @@ def treat(config: QuantizationConfig | None, name: str, shape: tuple[int, ...], 
 
 
 def is_weight(config: QuantizationConfig, name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether a tensor is one of those that are quantized, whatever quant_type it has; see `treat`."""
+    """Tell whether a tensor is one that is quantized, whatever its quant_type; see `treat`."""
     if len(shape) < 2 or not is_floating(dtype):
         return False
     norm = len(shape) == 2 and _NORM.search(name) is not None and not name.endswith(_WEIGHTS)
@@ -143,7 +143,7 @@ def is_weight(config: QuantizationConfig, name: str, shape: tuple[int, ...], dty
 
 
 def vectors_note(names: Sequence[str]) -> str:
-    """Say which tensors of a model are left alone for being norms or biases by their names."""
+    """Name the tensors of a model that are left alone because their names are those of norms or biases."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
         "kept as they are, being norms or biases by their names, though of two axes or more: "

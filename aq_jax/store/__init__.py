@@ -7,7 +7,7 @@ from aq_jax.store.decode import aligned_copy, aligned_empty, decode, dequantize_
 from aq_jax.store.digest import row_digest, statistics_digest, table_digest
 from aq_jax.store.layout import pieces
 from aq_jax.store.metadata import Metadata
-from aq_jax.store.ranges import Parts
+from aq_jax.store.partial import PartialTensor
 from aq_jax.store.reader import TableReader, open_table
 from aq_jax.store.rows import Row, RowInfo, check
 from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
@@ -19,7 +19,7 @@ __all__ = [
     "V2",
     "VERSIONS",
     "Metadata",
-    "Parts",
+    "PartialTensor",
     "Row",
     "RowInfo",
     "TableReader",

@@ -1,4 +1,4 @@
-"""Arrow columns to Python and NumPy values, whichever of Arrow's encodings a tool has chosen for them."""
+"""Convert Arrow columns to Python and NumPy values, in any of Arrow's encodings."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _ACCEPTS: dict[pa.DataType, tuple[Callable[[pa.DataType], bool], str]] = {
 
 
 def check_columns(schema: pa.Schema, where: str) -> bool:
-    """Refuses a table whose columns are not the format's; returns whether it is a V2 table.
+    """Refuse a table whose columns are not the format's; tell whether it is a V2 table.
 
     Raises:
-        FormatError: names the column, and the columns or the type that were found.
+        FormatError: naming the column, and the columns or the type that were found.
     """
     names = schema.names
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise FormatError(f"{where}: column {doubled[0]!r} is there more than once")
+        raise FormatError(f"{where}: column {doubled[0]!r} occurs more than once")
     wanted = V2 if "quant_type" in names else V1
     added = {"digest", "rotation", "solver", "cosine", "rel_mse"}
     missing = [name for name in wanted.names if name not in names and name not in added]
@@ -62,21 +62,21 @@ def check_columns(schema: pa.Schema, where: str) -> bool:
             kind = kind.value_type if pt.is_dictionary(kind) else kind
             accepts, text = (_is_shape, "a list of integers") if pt.is_list(column.type) else _ACCEPTS[column.type]
             if not accepts(kind):
-                raise FormatError(f"{where}: column {column.name!r} is {kind}, it must be {text}")
+                raise FormatError(f"{where}: column {column.name!r} is {kind}; wanted {text}")
     return wanted is V2
 
 
-def plain(batch: pa.RecordBatch, limits: Mapping[str, int]) -> dict[str, pa.Array]:
-    """A batch's columns, checked in full: nothing reads through an offset that leads out of its buffer.
+def decode_columns(batch: pa.RecordBatch, limits: Mapping[str, int]) -> dict[str, pa.Array]:
+    """Check and decode a batch's columns: no offset may point outside its buffer.
 
     Args:
-        limits: bytes that a column's values may take, each on its own: rows can share one in dictionaries and views.
+        limits: The most bytes of each column's decoded values, which rows can share in dictionaries and views.
     """
     columns: dict[str, pa.Array] = {}
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         array.validate(full=True)
         if (size := _shared_bytes(array)) > (limit := limits.get(name, 0)):
-            raise ValueError(f"column {name}: its rows share values, of {size} bytes in all; at most {limit} are due")
+            raise ValueError(f"column {name}: its rows share values, of {size} bytes in all; wanted at most {limit}")
         if pt.is_dictionary(array.type):
             array = array.dictionary_decode()
         if pt.is_binary_view(array.type) or pt.is_fixed_size_binary(array.type):
@@ -86,16 +86,16 @@ def plain(batch: pa.RecordBatch, limits: Mapping[str, int]) -> dict[str, pa.Arra
 
 
 def gather(batches: Sequence[pa.RecordBatch], limits: Mapping[str, int]) -> Columns:
-    """Put the columns of batches together, each checked as `plain` does."""
+    """Collect the columns of batches, checked by `decode_columns`."""
     columns: Columns = {}
     for batch in batches:
-        for name, array in plain(batch, limits).items():
+        for name, array in decode_columns(batch, limits).items():
             columns.setdefault(name, []).append(array)
     return columns
 
 
 def _shared_bytes(array: pa.Array) -> int:
-    """Bytes that values which may be stored once for many rows take when each row has its own; 0 for other arrays."""
+    """Count the decoded bytes of values that rows can share; 0 for other arrays."""
     if not len(array):
         return 0
     if pt.is_dictionary(array.type):
@@ -107,7 +107,7 @@ def _shared_bytes(array: pa.Array) -> int:
 
 
 def _lengths(array: pa.Array) -> np.ndarray:
-    """Bytes of each value of an array of texts or bytes; of a null, whatever stands there."""
+    """Count the bytes of each text or binary value; of a null, whatever the buffer says."""
     kind, buffers = array.type, array.buffers()
     if not len(array) or buffers[1] is None:
         return np.zeros(len(array), np.int64)
@@ -119,13 +119,13 @@ def _lengths(array: pa.Array) -> np.ndarray:
     return np.diff(offsets[array.offset : array.offset + len(array) + 1]).astype(np.int64)
 
 
-def cells(arrays: Iterable[pa.Array]) -> list[Any]:
-    """All values of a small column as Python objects."""
+def to_python(arrays: Iterable[pa.Array]) -> list[Any]:
+    """Convert a small column to Python objects."""
     return [value for array in arrays for value in array.to_pylist()]
 
 
 def byte_views(array: pa.Array) -> list[np.ndarray | None]:
-    """Each binary value as a read-only view of Arrow's own memory; None for a null."""
+    """View each binary value in Arrow's memory, read-only; None for a null."""
     wide = pt.is_large_binary(array.type)
     _, offset_buffer, value_buffer = array.buffers()
     if not len(array) or offset_buffer is None:
@@ -141,7 +141,7 @@ def byte_views(array: pa.Array) -> list[np.ndarray | None]:
 
 
 def all_views(arrays: Iterable[pa.Array]) -> list[np.ndarray | None]:
-    """Give all values of a large column as `byte_views` does."""
+    """View all values of a large column; see `byte_views`."""
     return [view for array in arrays for view in byte_views(array)]
 
 

@@ -1,4 +1,4 @@
-"""One face for Parquet and Arrow IPC files: small columns at once, large ones a row group at a time."""
+"""One interface for Parquet and Arrow IPC files: small columns are read at once, large ones by row group."""
 
 from __future__ import annotations
 
@@ -29,39 +29,42 @@ class Container(Protocol):
     is_v2: bool
     metadata: bytes | None
     group_rows: tuple[int, ...]
-    """Rows in each row group or record batch."""
+    """The number of rows of each row group or record batch."""
     names: list[str]
-    """Of its columns."""
+    """The names of its columns."""
     maps_grids: bool
-    """Whether `heavy`, not asked for `data`, gives views of the file; else scales and zero points are read whole."""
+    """Whether scales and zero points from `read_large` are views of the file; otherwise they are read whole."""
     doubts: list[str]
-    """Why the file is not to be trusted, although some of it can be read: only `verify` goes on when there are any."""
+    """Reasons not to trust the file, though some of it can be read: only `verify` goes on if there are any."""
 
-    def small(self) -> Columns:
+    def read_small(self) -> Columns:
         """Read the small columns of all rows."""
         ...
 
-    def small_of(self, group: int, column: str) -> list[pa.Array]:
+    def read_small_column(self, group: int, column: str) -> list[pa.Array]:
         """Read one small column of one group."""
         ...
 
-    def place(self, group: int, column: str) -> tuple[int, int]:
-        """Find the bytes of the file in which a group's column is, maybe with others."""
+    def extent(self, group: int, column: str) -> tuple[int, int]:
+        """Return the extent of a group's column in the file, (start, stop); others may be in it, too."""
         ...
 
-    def heavy(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
-        """Read the large columns of one group; `needs` says how many bytes the rows' shapes ask for.
+    def read_large(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
+        """Read the large columns of one group.
 
-        `checksums` asks for the container's own, where it has any.
+        Args:
+            group: The group's index.
+            needs: The bytes that the rows' shapes require, by column.
+            checksums: Whether to check the container's own checksums, if it has any.
         """
         ...
 
     def mapped(self, group: int) -> list[np.ndarray] | None:
-        """Give each row's `data` as a view of the mapped file, unread; None where the file has no such bytes."""
+        """View each row's `data` in the mapped file, unread; None if the file does not hold those bytes as they are."""
         ...
 
     def disk_bytes(self, group: int, column: str) -> int | None:
-        """Count the bytes of a group's column on disk; None where it is stored as it is."""
+        """Count the bytes of a group's column on disk; None if it is stored uncompressed."""
         ...
 
     def check_capacity(self, needs: Mapping[str, int]) -> None:
@@ -72,7 +75,7 @@ class Container(Protocol):
 
 
 class Sink(Protocol):
-    """A file that is written: batches, and then either its metadata or, where something went wrong, nothing more."""
+    """A file that is written: batches, and then its metadata or, after an error, nothing more."""
 
     def write(self, batch: pa.RecordBatch) -> None: ...
 
@@ -85,7 +88,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of file: its first bytes, who reads it, and who writes it."""
+    """One kind of file: its first bytes, its reader, and its writer."""
 
     magic: bytes
     open: Callable[[memoryview, str], Container]
@@ -99,10 +102,10 @@ KINDS = {
 
 
 def open_container(path: Path, where: str) -> Container:
-    """Open a file by what it is, not by what it is called.
+    """Open a file by its first bytes, not by its name.
 
-    It is opened once, so that all of its bytes are of one file, also when another takes its name meanwhile; of them
-    those are read that are looked at. pyarrow's own mapping would have the system fetch whatever it reads through.
+    It is opened and mapped once, so that all bytes come from one file even if another takes its name meanwhile, and
+    only pages that are accessed are read. pyarrow's own mapping would make the system fetch all that it passes.
     """
     with path.open("rb") as file:
         data = map_file(file)

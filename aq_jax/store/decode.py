@@ -17,7 +17,7 @@ import numpy as np
 from aq_jax.codes.rotation import unrotate_rows
 from aq_jax.errors import FormatError
 from aq_jax.store.layout import group_length, stored_dtype
-from aq_jax.store.rows import elements
+from aq_jax.store.rows import element_count
 from aq_jax.store.schema import DTYPES
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _ALIGNMENT = 64
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.ndarray:
-    """Uninitialized memory that starts at a multiple of 64 bytes, as JAX needs it to take it without a copy.
+    """Allocate uninitialized memory at a multiple of 64 bytes, which JAX can take over without a copy.
 
     >>> aligned_empty((3, 5), "float32").ctypes.data % 64
     0
@@ -49,12 +49,12 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
 
 
 def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
-    """The tensor of quantized rows in float32, by their code; new memory, aligned.
+    """Decode quantized rows into a float32 tensor in new, aligned memory.
 
     Results below 2^-126 become 0, as they do in XLA. The rotation of rotated rows is undone.
     """
     first = pieces[0]
-    flat = aligned_empty((elements(first),), np.float32)
+    flat = aligned_empty((element_count(first),), np.float32)
     start = 0
     for row in pieces:
         assert row.code is not None  # noqa: S101
@@ -69,29 +69,29 @@ def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
 
 
 def raw_array(pieces: Sequence[Row]) -> np.ndarray:
-    """The tensor of unquantized rows in its own dtype.
+    """Give unquantized rows their dtype and shape.
 
-    A single row whose bytes need no cast is returned as a read-only view of them, all else as new memory.
+    A single row whose bytes need no cast becomes a read-only view of them; all else becomes new memory.
 
     Raises:
-        FormatError: the bytes are not values of that dtype.
+        FormatError: if the bytes are not values of that dtype.
     """
     first = pieces[0]
     stored, wanted = DTYPES[stored_dtype(first.dtype, first.quant_type)], DTYPES[first.dtype]
     for row in pieces:
         if stored == np.bool_ and row.data.size and row.data.max() > 1:
-            raise FormatError(f"{row.layer_name}: holds bytes other than 0 and 1, which are no bool")
+            raise FormatError(f"{row.layer_name}: holds bytes other than 0 and 1, which are not bool")
     if len(pieces) == 1 and stored == wanted:
         view = first.data.view(stored).reshape(first.shape)
         if view.flags.aligned:
             view.flags.writeable = False
             return view
-    result = aligned_empty((elements(first),), wanted)
+    result = aligned_empty((element_count(first),), wanted)
     start = 0
     for row in pieces:
         values = row.data.view(stored)
         if wanted.kind in "iub" and stored != wanted and not np.isfinite(values).all():
-            raise FormatError(f"{row.layer_name}: holds NaN or infinity, which are no {first.dtype}")
+            raise FormatError(f"{row.layer_name}: holds NaN or infinity, which {first.dtype} cannot hold")
         with np.errstate(over="ignore"):
             result[start : start + row.num_params] = values
         start += row.num_params
@@ -99,5 +99,5 @@ def raw_array(pieces: Sequence[Row]) -> np.ndarray:
 
 
 def decode(pieces: Sequence[Row]) -> np.ndarray:
-    """One tensor from all its rows: float32 if it is quantized, else its own dtype."""
+    """Decode all rows of one tensor: to float32 if it is quantized, else to its own dtype."""
     return dequantize_rows(pieces) if pieces[0].quantized else raw_array(pieces)

@@ -1,4 +1,4 @@
-"""BLAKE3 digests of a row, of the rows' statistics, and of the table.
+"""Compute BLAKE3 digests of a row, of the rows' statistics, and of the table.
 
 A digest depends on values only, never on how Arrow or Parquet encodes them: a table rewritten by another tool keeps it.
 """
@@ -27,7 +27,7 @@ _MANY_THREADS_FROM = 64 << 20
 
 
 def row_digest(row: Row) -> bytes:
-    """32 bytes over everything that a row's values depend on; docs/format.md gives it byte by byte."""
+    """Hash everything that a row's values depend on into 32 bytes; docs/format.md specifies it byte by byte."""
     quantized = row.quant_type is not None
     head = b"".join(
         (
@@ -44,13 +44,13 @@ def row_digest(row: Row) -> bytes:
             b"\x01" + _LENGTH.pack(row.data.nbytes),
         )
     )
-    # Threads of its own would only fight with the caller's, unless there is much to do.
+    # Threads would only compete with the caller's, unless there is much to hash.
     threads = blake3.AUTO if row.data.nbytes >= _MANY_THREADS_FROM else 1
     return blake3(head, max_threads=threads).update(np.ascontiguousarray(row.data).data).digest()
 
 
 def statistics_digest(rows: Iterable[Row | RowInfo]) -> bytes:
-    """32 bytes over solver, cosine and rel_mse of all rows in order."""
+    """Hash solver, cosine and rel_mse of all rows in order into 32 bytes."""
     state = blake3()
     for row in rows:
         state.update(_field(row.solver.encode() if row.solver is not None else None))
@@ -60,7 +60,7 @@ def statistics_digest(rows: Iterable[Row | RowInfo]) -> bytes:
 
 
 def table_digest(metadata: Mapping[str, object], row_digests: Iterable[bytes] = ()) -> bytes:
-    """32 bytes over the metadata, less its own `digest`, and then every row's digest in order."""
+    """Hash the metadata without its own `digest`, and then every row's digest in order, into 32 bytes."""
     state = blake3(canonical_json({key: value for key, value in metadata.items() if key != "digest"}))
     for digest in row_digests:
         state.update(digest)
@@ -68,7 +68,7 @@ def table_digest(metadata: Mapping[str, object], row_digests: Iterable[bytes] = 
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces, UTF-8: one value, one text.
+    """Write JSON with sorted keys and no spaces, in UTF-8: one value, one text.
 
     >>> canonical_json({"b": 1, "a": "ü"}).decode()
     '{"a":"ü","b":1}'

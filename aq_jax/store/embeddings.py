@@ -1,4 +1,4 @@
-"""Embeddings of texts, as a NumPy file or as a Parquet table that SQL and data frames read."""
+"""Write embeddings of texts to a NumPy file, or to a Parquet table that SQL and data frames read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from aq_jax.errors import ConfigError
-from aq_jax.store.files import check_writable, replacing
+from aq_jax.store.files import atomic_write, check_writable
 
 SUFFIXES = (".npy", ".parquet")
 
 
 def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if embeddings can be written there.
+    """Check that embeddings can be written to a path, and return it.
 
     Raises:
         ConfigError: for another suffix, and for a folder.
@@ -41,9 +41,9 @@ def write_embeddings(
     """Write one embedding a text: .npy holds the float32 array, .parquet the columns `text` and `embedding`.
 
     Args:
-        path: appears whole, or not at all.
-        texts: in the order of the embeddings; .npy does not hold them.
-        embeddings: float32.
+        path: The path of the file, which appears whole, or not at all.
+        texts: The texts in the order of the embeddings; .npy does not hold them.
+        embeddings: The embeddings, float32.
 
     Raises:
         ConfigError: for another suffix.
@@ -55,7 +55,7 @@ def write_embeddings(
     """
     target = check_embeddings_path(path)
     values = np.ascontiguousarray(embeddings, np.float32)
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         if target.suffix == ".npy":
             with temporary.open("wb") as file:
                 np.save(file, values)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process has."""
+"""Write files atomically, and lock folders for one process."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from aq_jax.errors import ConfigError
 
 LOCK = "lock"
 _open: set[str] = set()
-"""Temporary names that this process is writing to."""
+"""The temporary names that this process is writing to."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder; what was written there takes the place of `path` if the block succeeds.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; the file there replaces `path` if the block succeeds.
 
-    The file is on disk before it is renamed, and the folder after. Whatever stops the block, the temporary file is
-    removed, and what a killed process left behind is removed by the next writer of the same file.
+    The file is synced to disk before it is renamed, and the folder after. Whatever stops the block, the temporary file
+    is removed; the next writer of the same file removes those that killed processes left behind.
 
     Raises:
-        OSError: with the name of `path`, also where what went wrong did so under the temporary one: a full disk, say.
+        OSError: naming `path`, also for errors on the temporary file, such as a full disk.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.txt"
-    >>> with replacing(path) as temporary:
+    >>> with atomic_write(path) as temporary:
     ...     _ = temporary.write_text("whole")
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('whole', 1)
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename needs no such care
             _sync(path.parent)
     except OSError as error:
-        # pyarrow and `write` name no file, `open` and `shutil` one that nobody has asked for.
+        # pyarrow and `write` name no file, `open` and `shutil` name the temporary one.
         if error.errno is None or str(temporary) not in (str(error.filename or temporary), str(error.filename2)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -56,14 +56,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Have a folder to oneself: its file `lock` is held, and goes with the process that holds it.
+    """Lock a folder: its file `lock` is held until the block or the process ends.
 
     Args:
-        folder: is made.
-        busy: what the error says if another process has it.
+        folder: The folder, which is made if it is not there.
+        busy: The text of the error if another process holds the lock.
 
     Raises:
-        ConfigError: if another process has it.
+        ConfigError: if another process holds the lock.
     """
     import fcntl
 
@@ -77,10 +77,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse the name of a file that cannot be made; of a folder that is not there, the nearest above it is tried.
+    """Refuse a path where no file can be made; if its folder is missing, the nearest one above is tried.
 
-    Permissions do not tell: disks may be mounted for reading only, and some users may do anything. So a file is made,
-    without a name where the system has such, and goes at once.
+    Permissions do not tell: disks may be mounted read-only, and some users may do anything. So a file is made, without
+    a name where the system allows, and removed at once.
 
     Raises:
         OSError: naming the file, or its folder where that cannot be made.
@@ -105,7 +105,7 @@ def _make_file(folder: Path, name: str) -> None:
             os.close(os.open(folder, os.O_WRONLY | nameless, 0o600))
             return
         except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):  # what a kernel or a disk says that has no such
+            if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):  # the kernel or the disk does not have it
                 raise
     os.close(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     os.unlink(folder / name)
@@ -135,7 +135,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _lives(process: int) -> bool:
-    if process == os.getpid():  # in a container, each run may have the number of the one before it, which was killed
+    if process == os.getpid():  # in a container, the process may have the number of a killed one before it
         return False
     try:
         os.kill(process, 0)
@@ -147,4 +147,4 @@ def _lives(process: int) -> bool:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):  # no Linux, or just gone
         return True
-    return state not in "ZX"  # killed, and only waiting for its parent to take note
+    return state not in "ZX"  # a zombie, or dead

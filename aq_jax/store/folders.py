@@ -1,4 +1,4 @@
-"""A folder of files, on this machine or at a URL of any filesystem that pyarrow knows."""
+"""Read and write folders of files, on this machine or at a URL of any filesystem that pyarrow knows."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ import pyarrow as pa
 from pyarrow import fs
 
 from aq_jax.errors import ConfigError, FormatError
-from aq_jax.store.files import check_writable, replacing
+from aq_jax.store.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 8 << 20
 _BLOBS, _SNAPSHOTS = "blobs", "snapshots"
-"""Of a model in the cache of Hugging Face's hub: the files, and folders of links to them."""
+"""The folders of a model in the cache of Hugging Face's hub: its files, and folders of links to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What stands in a folder under a name: a file and its bytes, a folder, or what is not to be read.
+    """An entry of a folder: a file and its size, a folder, or something that is not to be read.
 
-    A link counts as the file that it leads to, if that is in the folder itself or is its own in the hub's cache; as
-    "outside" if it leads elsewhere, to a folder or nowhere. "other" is neither, or not to be read.
+    A link counts as the file that it leads to, if that is in the folder or belongs to it in the hub's cache; as
+    "outside" if it leads elsewhere, to a folder or nowhere. "other" is anything else, or not readable.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """By what a file is known to be the same one: bytes, and nanoseconds since 1970 (None where nobody knows)."""
+    """The state by which a file is recognized: its size, and its time in nanoseconds since 1970 (None if unknown)."""
 
     size: int
     modified: int | None
 
 
 class Folder:
-    """What is read and written of a folder; names in it are relative, parts joined by `/`.
+    """A folder whose files are read and written by names relative to it, with `/` between parts.
 
     Args:
-        location: a path, or a URL such as `s3://bucket/model` or `file:///data/model`.
+        location: A path, or a URL such as `s3://bucket/model` or `file:///data/model`.
 
     Raises:
         ConfigError: for a URL of a filesystem that pyarrow does not know.
@@ -67,7 +67,7 @@ class Folder:
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = os.fspath(location)
         self.local: Path | None = None
-        """Where it is on this machine; None if it is elsewhere."""
+        """Its path on this machine; None if it is elsewhere."""
         if is_url(self.location):
             try:
                 self._system, self._base = fs.FileSystem.from_uri(quoted(self.location))
@@ -87,34 +87,34 @@ class Folder:
 
     @property
     def absolute(self) -> str:
-        """Its location, as it is understood by a process that runs elsewhere."""
+        """The location in a form that other processes understand."""
         return str(self.local.absolute()) if self.local is not None else self.location
 
-    def at(self, name: str) -> str:
-        """How a file of the folder is named in messages."""
+    def join(self, name: str) -> str:
+        """Join a name to the folder's path or URL."""
         return str(self.local / name) if self.local is not None else f"{self.location.rstrip('/')}/{name}"
 
     def exists(self) -> bool:
-        """Whether there is such a folder; a bucket has no folders but those that hold files."""
+        """Tell whether the folder exists; a bucket has only folders that hold files."""
         return self._info("").type == fs.FileType.Directory
 
     def holds(self, name: str) -> bool:
-        """Whether there is anything of that name: a file, or a folder."""
+        """Tell whether there is a file or a folder of that name."""
         return self._info(name).type != fs.FileType.NotFound
 
     def state(self, name: str) -> FileState | None:
-        """Of a file; None if there is none of that name."""
+        """Return the state of a file; None if there is no such file."""
         info = self._info(name)
         if info.type != fs.FileType.File:
             return None
         return FileState(int(info.size), None if info.mtime is None else info.mtime_ns)
 
     def names(self) -> list[str]:
-        """Of the files and folders in it, sorted."""
+        """List the names of files and folders in it, sorted."""
         return sorted(name for name, _ in self._list(""))
 
     def entries(self, name: str = "") -> list[Entry]:
-        """What stands in it, or in a folder in it, by name; links are followed only as `Entry` says."""
+        """List its entries, or those of a folder in it, by name; `Entry` says which links are followed."""
         if self.local is not None:
             with os.scandir(self.local / name) as found:
                 return sorted((self._entry(item, name) for item in found), key=lambda entry: entry.name)
@@ -140,7 +140,7 @@ class Folder:
         )
 
     def check_writable(self, name: str) -> None:
-        """Refuse to go on if a file of that name could not be written, on this machine; nothing is left behind.
+        """Refuse a name that cannot be written on this machine; nothing is left behind.
 
         Raises:
             OSError: naming the file, or its folder where that cannot be made.
@@ -149,7 +149,7 @@ class Folder:
             check_writable(self.local / name)
 
     def glob(self, pattern: str) -> list[str]:
-        """Names of the files that match, sorted; `*` stops at `/`, of which there may be one."""
+        """List the files that match, sorted; `*` stops at `/`, and the pattern may have one `/`."""
         above, _, last = pattern.rpartition("/")
         folders = [name for name, is_file in self._list("") if not is_file] if above else [""]
         found: list[str] = []
@@ -160,12 +160,12 @@ class Folder:
         return sorted(found)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """A file's bytes, or a range of them: fewer than `length` where the file ends.
+        """Read a file, or a range of it, which is shorter than `length` where the file ends.
 
         Raises:
             FileNotFoundError: if there is no such file.
         """
-        with self._named(name), self._system.open_input_file(self._path(name)) as file:
+        with self._translate_errors(name), self._system.open_input_file(self._path(name)) as file:
             if length is None:
                 return file.read()
             return file.read_at(max(0, min(length, file.size() - offset)), offset)
@@ -176,12 +176,14 @@ class Folder:
         Raises:
             FormatError: if the file ends before the range does.
         """
-        with self._named(name), self._system.open_input_file(self._path(name)) as file:
+        with self._translate_errors(name), self._system.open_input_file(self._path(name)) as file:
             for start in range(offset, offset + length, _BLOCK):
                 count = min(_BLOCK, offset + length - start)
                 block = file.read_at(count, start)
                 if len(block) != count:
-                    raise FormatError(f"{self.at(name)}: ends within bytes {start} to {start + count}; fetch it again")
+                    raise FormatError(
+                        f"{self.join(name)}: ends within bytes {start} to {start + count}; fetch it again"
+                    )
                 to.write(block)
 
     def write(self, name: str, data: bytes) -> None:
@@ -191,9 +193,9 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A path on this machine to write to; if the block succeeds, the file appears in the folder, whole."""
+        """Yield a path on this machine to write to; if the block succeeds, the file appears in the folder, whole."""
         if self.local is not None:
-            with replacing(self.local / name) as temporary:
+            with atomic_write(self.local / name) as temporary:
                 yield temporary
             return
         import tempfile
@@ -203,10 +205,10 @@ class Folder:
             yield path
             above, _, last = name.rpartition("/")
             target = self._path(name)
-            # An upload that breaks off may leave a part of a file under the name that was opened.
+            # An upload that breaks off may leave a partial file under the name that was opened.
             hidden = f".{last}.{secrets.token_hex(4)}.tmp"
             temporary = self._path(f"{above}/{hidden}" if above else hidden)
-            with self._named(name), ExitStack() as stack:
+            with self._translate_errors(name), ExitStack() as stack:
                 self._system.create_dir(target.rpartition("/")[0], recursive=True)
                 stack.callback(self._delete_quietly, temporary)
                 fs.copy_files(
@@ -222,24 +224,24 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.state(name) is not None:
-            with self._named(name):
+            with self._translate_errors(name):
                 self._system.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder in it, with all that it holds, if it is there."""
         if self._info(name).type == fs.FileType.Directory:
-            with self._named(name):
+            with self._translate_errors(name):
                 self._system.delete_dir(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}" if name else self._base
 
     def _info(self, name: str) -> fs.FileInfo:
-        with self._named(name):
+        with self._translate_errors(name):
             return self._system.get_file_info(self._path(name))
 
     def _infos(self, name: str) -> list[fs.FileInfo]:
-        with self._named(name):
+        with self._translate_errors(name):
             return self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
 
     def _list(self, name: str) -> list[tuple[str, bool]]:
@@ -247,28 +249,30 @@ class Folder:
         return [(info.base_name, info.type == kinds[0]) for info in self._infos(name) if info.type in kinds]
 
     @contextmanager
-    def _named(self, name: str) -> Iterator[None]:
-        """What a filesystem elsewhere raises, in whatever class, as an OSError that names the file."""
+    def _translate_errors(self, name: str) -> Iterator[None]:
+        """Turn errors of any filesystem into OSErrors that name the file."""
         try:
             yield
         except FileNotFoundError:
-            raise FileNotFoundError(2, "No such file or directory", self.at(name) if name else self.location) from None
+            raise FileNotFoundError(
+                2, "No such file or directory", self.join(name) if name else self.location
+            ) from None
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise
-            raise OSError(error.errno or 5 if isinstance(error, OSError) else 5, str(error), self.at(name)) from error
+            raise OSError(error.errno or 5 if isinstance(error, OSError) else 5, str(error), self.join(name)) from error
 
 
 def _linked_size(folder: Path, link: Path) -> int | None:
-    """Bytes of the file that a link in a folder leads to; None unless it is one of the folder's own.
+    """Return the size of the file that a link in a folder leads to; None unless the file belongs to the folder.
 
-    Its own are the files in it and, of a folder MODEL/snapshots/REVISION as the hub's cache has them, those in
+    The files in a folder belong to it and, to a folder MODEL/snapshots/REVISION of the hub's cache, those in
     MODEL/blobs, unless that is a link itself.
     """
     try:
         root, target = folder.resolve(strict=True), link.resolve(strict=True)
         found = target.stat()
-    except (OSError, RuntimeError):  # leads nowhere, or to itself
+    except (OSError, RuntimeError):  # the link leads nowhere, or to itself
         return None
     stored = root.parent.name == _SNAPSHOTS and target.parent == root.parent.parent / _BLOBS  # both without links
     own = stored or target.is_relative_to(root)
@@ -276,13 +280,13 @@ def _linked_size(folder: Path, link: Path) -> int | None:
 
 
 def quoted(url: str) -> str:
-    """A URL as the standard has it: what stands in its path as it is called on the disk is written by numbers.
+    """Quote the special characters of a URL's path, as the standard requires.
 
     >>> quoted("file:///my models/100%#1"), quoted("s3://bucket/a%20b?region=eu")
     ('file:///my%20models/100%25%231', 's3://bucket/a%20b?region=eu')
     """
     scheme, _, rest = url.partition("://")
-    if _is_verbatim(scheme):
+    if _is_fsspec(scheme):
         return url
     host, slash, path = rest.partition("/")
     path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
@@ -290,13 +294,13 @@ def quoted(url: str) -> str:
     return f"{scheme}://{host}{slash}{urllib.parse.quote(path, safe=kept)}"
 
 
-def _is_verbatim(scheme: str) -> bool:
-    """Whether a filesystem takes URLs as they are written: those of fsspec."""
+def _is_fsspec(scheme: str) -> bool:
+    """Tell whether a filesystem is one of fsspec, which take URLs unquoted."""
     return scheme == "hf" or scheme.startswith("fsspec+")
 
 
 def is_url(location: str | os.PathLike[str]) -> bool:
-    """Whether a location is a URL, and no path.
+    """Tell whether a location is a URL rather than a path.
 
     >>> is_url("s3://bucket/m"), is_url("build/m")
     (True, False)
@@ -306,7 +310,7 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 
 
 def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
-    """The folder and the name of a file, whose location is a path or a URL.
+    """Split the path or URL of a file into its folder and its name.
 
     >>> split_url("build/m.parquet")[1], split_url("file:///build/my%20model.parquet")[1]
     ('m.parquet', 'my model.parquet')
@@ -315,5 +319,5 @@ def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
     if not is_url(text):
         return Folder(Path(text).parent), Path(text).name
     above, _, name = text.rpartition("/")
-    verbatim = _is_verbatim(text.partition("://")[0])
+    verbatim = _is_fsspec(text.partition("://")[0])
     return Folder(above), name if verbatim else urllib.parse.unquote(name)

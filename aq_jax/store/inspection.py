@@ -1,4 +1,4 @@
-"""What a table holds, from its small columns alone."""
+"""List what a table holds, from its small columns alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.store import RowInfo, open_table
-from aq_jax.store.manifest import files_of
+from aq_jax.store.manifest import table_files
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A tensor as `inspect` lists it: its rows taken together."""
+    """A tensor in the list of `inspect`: all of its rows together."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,15 +30,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a table holds, from its small columns alone.
+    """The contents of a table, from its small columns alone.
 
     Args:
-        path: the file or folder.
-        version: of the schema.
-        file_bytes: on disk, everything counted.
-        layers: one for each tensor.
-        aliases: tied tensors.
-        config: what made the table, if it says so.
+        path: The file or folder.
+        version: The version of the schema.
+        file_bytes: The bytes on disk, everything counted.
+        layers: The tensors.
+        aliases: The tied tensors.
+        config: The config that made the table, if it has one.
     """
 
     path: str
@@ -57,10 +57,10 @@ def inspect_table(path: str | os.PathLike[str]) -> Inspection:
     """List the tensors of a table: shape, type, true bits per weight (bytes on disk), fit. No tensor is read.
 
     Args:
-        path: a table, or a folder of them.
+        path: The path of a table, or of a folder of them.
 
     Raises:
-        FormatError: if it is no table of this format.
+        FormatError: if it is not a table of this format.
         IntegrityError: if its metadata and its rows do not belong together.
 
     >>> import numpy as np, tempfile
@@ -78,8 +78,7 @@ def inspect_table(path: str | os.PathLike[str]) -> Inspection:
 def _layer(rows: list[RowInfo]) -> Layer:
     first, params = rows[0], sum(row.num_params for row in rows)
     size = sum(row.disk_bytes for row in rows)
-    # Pieces of one tensor: the worst of their cosines, the mean of their errors.
-    # (NaN, which another writer may have stored, is as good as none.)
+    # Of a tensor in pieces, the worst cosine and the mean error count; NaN of another writer does not.
     cosines = [row.cosine for row in rows if row.cosine is not None and math.isfinite(row.cosine)]
     errors = [row.rel_mse * row.num_params for row in rows if row.rel_mse is not None and math.isfinite(row.rel_mse)]
     return Layer(
@@ -96,5 +95,5 @@ def _layer(rows: list[RowInfo]) -> Layer:
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else files_of(path)[0]
+    files = [path] if path.is_file() else table_files(path)[0]
     return sum(file.stat().st_size for file in files)

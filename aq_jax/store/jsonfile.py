@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote: of limited size, and of the kind that is wanted."""
+"""Read JSON files of other writers: of limited size, and of the expected kind."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from aq_jax.store.folders import Folder
 J = TypeVar("J")
 _NAMES: dict[type, str] = {dict: "object", list: "array"}
 _MAX_BYTES = 16 << 20
-"""Of a file: each becomes up to fifteen bytes of memory."""
+"""The most bytes of a file: each becomes up to fifteen of memory."""
 
 
 def parse_json(text: bytes, where: str, kind: type[J], *, distinct: bool = False) -> J:
     """Parse the text of a JSON file that holds an object (dict) or an array (list), or anything (object).
 
     Args:
-        text: of the file.
-        where: its name, for errors.
-        kind: what it must hold.
-        distinct: whether a key that is there twice is refused; of two, the last is taken otherwise.
+        text: The file's text.
+        where: The file's name, for errors.
+        kind: The expected type.
+        distinct: Whether a repeated key is refused; otherwise the last one counts.
 
     Raises:
-        FormatError: for text that is no JSON, or nested too deep; for another kind, and for a key that is there twice.
+        FormatError: for text that is not JSON, or nested too deep; for another type, and for a repeated key.
 
     >>> parse_json(b'{"a": [1]}', "a.json", dict)
     {'a': [1]}
@@ -52,13 +52,13 @@ def read_json(folder: Folder | Path, name: str, kind: type[J], most: int = _MAX_
     """Read a JSON file of a folder, here or at a URL; None if there is no such file.
 
     Args:
-        folder: that holds it.
-        name: of the file.
-        kind: as `parse_json`.
-        most: bytes that it may have.
+        folder: The folder that holds the file.
+        name: The file's name.
+        kind: The expected type, see `parse_json`.
+        most: The most bytes that it may have.
 
     Raises:
-        FormatError: as `parse_json`, and for what is too large, or no file.
+        FormatError: as for `parse_json`, and for a file that is too large, or not a file.
         OSError: if it cannot be read.
 
     >>> import tempfile
@@ -68,10 +68,10 @@ def read_json(folder: Folder | Path, name: str, kind: type[J], most: int = _MAX_
     ([1, 2], None)
     """
     folder = Folder(folder) if isinstance(folder, Path) else folder
-    state, where = folder.state(name), folder.at(name)
+    state, where = folder.state(name), folder.join(name)
     if state is None:
         if folder.holds(name):
-            raise FormatError(f"{where}: is no file; wanted a JSON {_NAMES[kind]}")
+            raise FormatError(f"{where}: is not a file; wanted a JSON {_NAMES[kind]}")
         return None
     if state.size > most:
         raise FormatError(f"{where}: is {state.size} bytes long; wanted a JSON {_NAMES[kind]} of at most {most}")

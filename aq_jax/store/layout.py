@@ -1,4 +1,4 @@
-"""How many bytes, groups and pieces a tensor has: plain integer arithmetic, done before anything is allocated."""
+"""Count the bytes, groups and pieces of a tensor: integer arithmetic before anything is allocated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def column_bytes(
     quant_axis: int = -1,
     group_size: int = 0,
 ) -> dict[str, int]:
-    """Bytes that `count` values of a tensor take in each of the three large columns.
+    """Count the bytes of `count` elements of a tensor in each of the three large columns.
 
     >>> column_bytes(231, (7, 33), "float32", "int2", 0, 128), column_bytes(231, (7, 33), "bfloat16", None)["data"]
     ({'data': 58, 'scales': 8, 'zero_points': 8}, 462)
@@ -35,19 +35,19 @@ def column_bytes(
 
 
 def stored_dtype(dtype: str, quant_type: str | None) -> str:
-    """The dtype of an unquantized row's bytes: `fp16` and `fp32` rows say it themselves, whatever `dtype` says."""
+    """Return the dtype of an unquantized row's bytes: `fp16` and `fp32` rows override `dtype`."""
     return {"fp16": "float16", "fp32": "float32"}.get(quant_type or "", dtype)
 
 
 def group_length(shape: Sequence[int], quant_axis: int, group_size: int) -> int:
-    """Elements that share one scale; 0 means all of them, however many (per tensor)."""
+    """Count the elements that share one scale; 0 means all of them (per tensor)."""
     if group_size:
         return group_size
     return prod(shape[1:]) if quant_axis == 0 else 0
 
 
 def group_count(count: int, shape: Sequence[int], quant_axis: int, group_size: int) -> int:
-    """Scales of a row that holds `count` elements of a tensor of this shape.
+    """Count the scales of a row that holds `count` elements of a tensor of this shape.
 
     >>> group_count(231, (7, 33), 0, 128), group_count(231, (7, 33), 0, 0), group_count(231, (7, 33), -1, 0)
     (2, 7, 1)
@@ -59,9 +59,9 @@ def group_count(count: int, shape: Sequence[int], quant_axis: int, group_size: i
 
 
 def cut_step(shape: Sequence[int], quant_type: str | None, quant_axis: int, group_size: int) -> int:
-    """Pieces of a tensor start at multiples of this many elements, such as whole groups and whole bytes."""
+    """Return the number of elements at whose multiples pieces of a tensor start: whole groups and whole bytes."""
     code = CODES.get(quant_type or "")
-    return 8 if code is None else code.piece(group_length(shape, quant_axis, group_size) or 1, shape)
+    return 8 if code is None else code.cut_step(group_length(shape, quant_axis, group_size) or 1, shape)
 
 
 def pieces(
@@ -73,7 +73,7 @@ def pieces(
     *,
     limit: int = WHOLE_BYTES,
 ) -> list[tuple[int, int]]:
-    """Where a tensor is cut into rows: (start, stop) in elements of the flattened tensor.
+    """Cut a tensor into rows: (start, stop) in elements of the flattened tensor.
 
     >>> pieces((10, 10), "float32")
     [(0, 100)]
@@ -81,8 +81,8 @@ def pieces(
     [(0, 48), (48, 96), (96, 100)]
 
     Args:
-        limit: bytes in the tensor's own dtype over which it is cut; a piece exceeds it only where one step does.
-            Of groups so short that their scales take more than that, bytes of scales.
+        limit: The bytes, in the tensor's own dtype, above which it is cut; a piece exceeds it only if one step does.
+            If groups are so short that their scales take more, the bytes of scales count.
     """
     total, itemsize = prod(shape), DTYPES[dtype].itemsize
     if quant_type in CODES and (length := group_length(shape, quant_axis, group_size)):

@@ -1,6 +1,6 @@
-"""The manifest of a table that is a folder of files: which belong to it, and how each is known.
+"""The manifest of a table that is a folder of files: it lists them with their digests.
 
-It is written last, when all others are there, so that a folder that has one is whole.
+It is written last, after all files, so that a folder that has one is whole.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class ShardEntry:
     """One file of a table.
 
     Args:
-        file: its name, in the same folder.
-        bytes: of the file.
-        digest: that its metadata has, hexadecimal: over its rows' digests and the metadata itself.
-        tensors: names of those that it holds, in order.
+        file: The file's name, in the same folder.
+        bytes: The file's size.
+        digest: The digest in its metadata, hexadecimal: over its rows' digests and the metadata itself.
+        tensors: The names of its tensors, in order.
     """
 
     file: str
@@ -47,7 +47,7 @@ class ShardEntry:
 
 
 def shard_name(index: int, count: int, suffix: str = ".parquet") -> str:
-    """What a shard is called; the first is 0.
+    """Name a shard; the first has index 0.
 
     >>> shard_name(0, 12)
     'weights-00001-of-00012.parquet'
@@ -56,10 +56,10 @@ def shard_name(index: int, count: int, suffix: str = ".parquet") -> str:
 
 
 def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object]) -> bytes:
-    """The JSON text of a manifest; `digest` in it is over everything else.
+    """Write the JSON text of a manifest; its `digest` covers everything else.
 
     Raises:
-        FormatError: it would be longer than what is read.
+        FormatError: if it would be too long to be read.
     """
     entries: dict[str, Any] = {
         "kind": KIND,
@@ -72,16 +72,18 @@ def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object])
     entries["digest"] = table_digest(entries).hex()
     text = json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if len(text) > _MAX_BYTES:
-        raise FormatError(f"the manifest of {len(shards)} files would be {len(text)} bytes long, above {_MAX_BYTES}")
+        raise FormatError(
+            f"the manifest of {len(shards)} files would be {len(text)} bytes long; at most {_MAX_BYTES} are read"
+        )
     return text
 
 
 def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
-    """The files that a manifest names.
+    """Parse the files that a manifest names.
 
     Raises:
-        FormatError: it is not JSON, of another version, or an entry is missing or cannot be.
-        IntegrityError: it was changed.
+        FormatError: if it is not JSON, of another version, or an entry is missing or wrong.
+        IntegrityError: if it was changed.
     """
     found = parse_json(text, where, object)
     if not isinstance(found, dict) or found.get("kind") != KIND:
@@ -117,7 +119,7 @@ def _entry(entry: object, where: str) -> ShardEntry:
     if not _is_plain(file):
         raise FormatError(f"{where}: names the file {file[:80]!r}; wanted a .parquet or .arrow of the same folder")
     if not all(isinstance(name, str) for name in tensors):
-        raise FormatError(f"{where}: names a tensor that is no string")
+        raise FormatError(f"{where}: names a tensor that is not a string")
     return ShardEntry(file, entry["bytes"], entry["digest"], tuple(tensors))
 
 
@@ -126,26 +128,26 @@ def _is_plain(file: str) -> bool:
     return plain and file.endswith(tuple(KINDS)) and len(file.encode()) <= 255
 
 
-def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
-    """The files of a table that is a folder, and what its manifest, if it has one, says of each.
+def table_files(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
+    """List the files of a table that is a folder, and their entries in its manifest, if it has one.
 
-    Without a manifest these are all tables in it, by name; hidden files are passed over.
+    Without a manifest these are all tables in it, by name; hidden files are ignored.
 
     Raises:
-        FormatError: there is none, or some of `NAME-00001-of-00003` are missing.
-        IntegrityError: a file that the manifest names is missing, or has another size.
+        FormatError: if there is no file, or some of `NAME-00001-of-00003` are missing.
+        IntegrityError: if a file of the manifest is missing, or has another size.
     """
     manifest = folder / MANIFEST
-    entries = entries_of(folder)
+    entries = read_manifest(folder)
     if entries is not None:
         for entry in entries:
             file = folder / entry.file
             if not file.is_file():
-                raise IntegrityError(f"{manifest}: names {entry.file}, which is not there; fetch it, or write it again")
+                raise IntegrityError(f"{manifest}: names {entry.file}, which is missing; fetch it, or write it again")
             if (size := file.stat().st_size) != entry.bytes:
-                raise IntegrityError(f"{file}: has {size} bytes, its manifest says {entry.bytes}; fetch it again")
+                raise IntegrityError(f"{file}: has {size} bytes, but its manifest says {entry.bytes}; fetch it again")
         return [folder / entry.file for entry in entries], entries
-    files = tables_in(folder)
+    files = list_tables(folder)
     for file in files:
         if file.is_symlink() and not file.exists():
             raise FormatError(f"{file}: is a link to a file that is not there; fetch it, or remove the link")
@@ -156,33 +158,33 @@ def files_of(folder: Path) -> tuple[list[Path], tuple[ShardEntry, ...] | None]:
     return files, None
 
 
-def tables_in(folder: Path) -> list[Path]:
-    """List what is called a table in a folder, by name, whatever it is; hidden files are passed over."""
+def list_tables(folder: Path) -> list[Path]:
+    """List the entries of a folder whose names are those of tables, sorted; hidden files are ignored."""
     return sorted(file for file in folder.iterdir() if file.suffix in KINDS and not file.name.startswith("."))
 
 
-def entries_of(folder: Path) -> tuple[ShardEntry, ...] | None:
-    """What a folder's manifest names; None if there is none.
+def read_manifest(folder: Path) -> tuple[ShardEntry, ...] | None:
+    """Read a folder's manifest; None if there is none.
 
     Raises:
-        FormatError, IntegrityError: as `parse_manifest`; for what has its name and is no file, or too long a one.
+        FormatError, IntegrityError: as for `parse_manifest`; and if it is not a file, or too long.
     """
     manifest = folder / MANIFEST
     if not os.path.lexists(manifest):
         return None
     if not manifest.is_file():
-        raise FormatError(f"{manifest}: is no file, or a link to none; fetch it, or remove it")
+        raise FormatError(f"{manifest}: is not a file, or a broken link; fetch it, or remove it")
     if (size := manifest.stat().st_size) > _MAX_BYTES:
         raise FormatError(f"{manifest}: is {size} bytes long; a manifest is read up to {_MAX_BYTES}")
     return parse_manifest(manifest.read_bytes(), str(manifest))
 
 
 def check_entry(entry: ShardEntry, digest: str | None, rows: Sequence[str], where: str) -> None:
-    """Refuses a file that is not the one that the manifest means, by its digest and the names of its rows."""
+    """Refuse a file whose digest or names are not those in the manifest."""
     if digest != entry.digest:
         raise IntegrityError(
-            f"{where}: has digest {digest or 'none'}, its manifest says {entry.digest[:64]}: it is another table's, or "
-            "of another conversion; fetch or write all files again"
+            f"{where}: has digest {digest or 'none'}, but its manifest says {entry.digest[:64]}: it belongs to another "
+            "table or conversion; fetch or write all files again"
         )
     names = tuple(dict.fromkeys(rows))
     if names != entry.tensors:

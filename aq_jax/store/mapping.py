@@ -1,4 +1,4 @@
-"""Files mapped into memory without a descriptor each, so that a table may have more files than a process may open."""
+"""Map files into memory without keeping descriptors: a table may have more files than a process may open."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import IO, Any
 
 
 def map_file(file: IO[bytes]) -> memoryview:
-    """Map an open file, which may be closed then; of its bytes those are read that are looked at.
+    """Map an open file, which may be closed afterwards; only pages that are accessed are read.
 
-    `mmap.mmap` keeps a descriptor of its own for as long as the mapping lives, and of those a process has 1,024.
+    `mmap.mmap` keeps a descriptor of its own while the mapping lives, and a process has 1,024 of them.
 
     Args:
-        file: of which all bytes are mapped; it must not be cut short meanwhile.
+        file: The file, which must not be truncated while it is mapped.
 
     Returns:
-        Its bytes, read-only; the mapping goes with the last view of them.
+        Its bytes, read-only; the mapping ends with the last view of them.
 
     Raises:
         OSError: if the system cannot map it.
@@ -33,7 +33,7 @@ def map_file(file: IO[bytes]) -> memoryview:
     (b'abc', True)
     """
     size = os.fstat(file.fileno()).st_size
-    if not size:  # which no system maps
+    if not size:  # no system maps an empty file
         return memoryview(b"")
     if os.name != "posix":
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -43,7 +43,7 @@ def map_file(file: IO[bytes]) -> memoryview:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     owner = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(owner, system.munmap, address, size).atexit = False  # others may look at it until the very end
+    weakref.finalize(owner, system.munmap, address, size).atexit = False  # views may live until the very end
     return memoryview(owner).cast("B").toreadonly()
 
 

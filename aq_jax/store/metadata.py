@@ -1,4 +1,4 @@
-"""The JSON that a table carries under the key `aq_jax`: who wrote it, how, and digests over all of it."""
+"""The JSON metadata of a table under the key `aq_jax`: its writer, its config, and digests over all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aq_jax._version import __version__
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import canonical_json, statistics_digest, table_digest
-from aq_jax.store.rows import at
+from aq_jax.store.rows import row_location
 from aq_jax.store.schema import VERSIONS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a table says about itself."""
+    """The metadata of a table."""
 
     version: str
     """The format's version, such as "2.0"; the major number is the table's."""
@@ -54,13 +54,13 @@ _TYPES = {
 }
 
 
-def compose(
+def compose_metadata(
     version: int, config: Mapping[str, object], aliases: Mapping[str, str], rows: Sequence[Row | RowInfo]
 ) -> bytes:
-    """The metadata JSON of a table whose rows carry their digests.
+    """Write the metadata JSON of a table whose rows have digests.
 
     Raises:
-        FormatError: the configuration is not plain JSON.
+        FormatError: if the config is not plain JSON.
     """
     entries: dict[str, object] = {
         "version": VERSIONS[version],
@@ -79,14 +79,14 @@ def compose(
 
 
 def parse(text: bytes, where: str) -> Metadata:
-    """Reads the metadata JSON.
+    """Parse the metadata JSON.
 
     Raises:
-        FormatError: it is not JSON, lacks an entry, or is of an unknown major version.
+        FormatError: if it is not JSON, lacks an entry, or is of an unknown major version.
     """
     try:
         raw = json.loads(text.decode(), parse_constant=_refuse_constant)
-        canonical_json(raw)  # which the digest is over: lone surrogates and numbers beyond all floats have none
+        canonical_json(raw)  # the digest covers it: lone surrogates and numbers beyond all floats have none
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the aq_jax metadata is not valid JSON: {error}") from error
     if not isinstance(raw, dict) or not isinstance(version := raw.get("version"), str):
@@ -105,26 +105,26 @@ def parse(text: bytes, where: str) -> Metadata:
 
 
 def verify(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> None:
-    """Compares the metadata with the rows that a table holds; reads no tensor data.
+    """Compare the metadata with the rows of a table; no tensor data is read.
 
     Raises:
-        IntegrityError: rows were removed, added, reordered or edited, or the metadata was.
+        IntegrityError: if rows were removed, added, reordered or edited, or the metadata was.
     """
-    for complaint in complaints(metadata, rows, where):  # later ones may follow from the first
-        raise complaint
+    for mismatch in find_mismatches(metadata, rows, where):  # later ones may follow from the first
+        raise mismatch
 
 
-def complaints(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> Iterator[IntegrityError]:
-    """In what metadata and rows do not agree; see `verify`."""
+def find_mismatches(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> Iterator[IntegrityError]:
+    """Find where metadata and rows do not agree; see `verify`."""
     if metadata.rows != len(rows):
         yield IntegrityError(
-            f"{where}: holds {len(rows)} rows, its metadata says {str(metadata.rows)[:20]}: rows were lost or added"
+            f"{where}: holds {len(rows)} rows, but its metadata says {str(metadata.rows)[:20]}: rows were lost or added"
         )
         return
     digests: list[bytes] = []
     for index, row in enumerate(rows):
         if row.digest is None:
-            here = at(where, index, row.layer_name)
+            here = row_location(where, index, row.layer_name)
             yield IntegrityError(f"{here}: has no digest, but the table's metadata is a digest over all of them")
             return
         digests.append(row.digest)
@@ -139,7 +139,7 @@ def complaints(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> Itera
 
 
 def check_aliases(aliases: Mapping[str, str], names: Sequence[str], where: str) -> None:
-    """Refuses aliases that hide a stored tensor or lead nowhere."""
+    """Refuse aliases that hide a stored tensor or lead nowhere."""
     stored = set(names)
     for name, target in aliases.items():
         if not name or name in stored:

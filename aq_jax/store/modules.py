@@ -1,4 +1,4 @@
-"""modules.json of a sentence-transformers folder: which modules a model has, and in which folders they lie."""
+"""Read modules.json of a sentence-transformers folder: the modules of a model, and their folders."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Module:
-    """One module.
+    """A module of a sentence-transformers model.
 
     Args:
-        kind: the name of its class, such as "Pooling"; in full if it is not one of sentence-transformers' own.
-        path: of its folder inside the model's; "" is that folder itself.
+        kind: The name of its class, such as "Pooling"; in full if it is not one of sentence-transformers' own.
+        path: The path of its folder inside the model's; "" is that folder itself.
     """
 
     kind: str
@@ -31,7 +31,7 @@ def read_modules(folder: Folder) -> list[Module] | None:
     """Read modules.json; None if there is none.
 
     Raises:
-        FormatError: as `read_json`, and if it names a folder that is not inside this one.
+        FormatError: as for `read_json`, and if it names a folder that is not inside this one.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
@@ -39,7 +39,7 @@ def read_modules(folder: Folder) -> list[Module] | None:
     >>> read_modules(folder)
     [Module(kind='Transformer', path='0_Transformer')]
     """
-    entries, where = read_json(folder, MODULES, list, _MAX_BYTES), folder.at(MODULES)
+    entries, where = read_json(folder, MODULES, list, _MAX_BYTES), folder.join(MODULES)
     if entries is None:
         return None
     if not all(isinstance(entry, dict) for entry in entries):
@@ -60,7 +60,7 @@ def _plain(path: str) -> str:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays in its folder, on any system.
+    """Tell whether a relative path stays in its folder, on any system.
 
     >>> [is_inside(path) for path in ("", "1_Pooling", "a/b", "../a", "/a", "C:a", "a/../../b")]
     [True, True, True, False, False, False, False]

@@ -1,4 +1,4 @@
-"""Reads tables: what they hold when they are opened, a row's bytes when they are asked for, and nothing on trust."""
+"""Read tables: small columns when they are opened, a row's bytes on request, and nothing unchecked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import row_digest
-from aq_jax.store.manifest import check_entry, files_of
+from aq_jax.store.manifest import check_entry, table_files
 from aq_jax.store.metadata import Metadata, check_aliases
-from aq_jax.store.rows import Row, RowInfo, RowOrder, at, row_bytes, span
+from aq_jax.store.rows import Row, RowInfo, RowOrder, data_span, row_bytes, row_location
 from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def open_table(path: str | os.PathLike[str], verify: bool = True) -> TableReader
     ...     rows = table.read_tensor("encoder.weight")
 
     Args:
-        path: of the table.
-        verify: compare each row that is read with its digest, or, where it has none, with Parquet's page checksums.
+        path: The table's path.
+        verify: Whether to compare each row that is read with its digest, or, if it has none, Parquet's page checksums.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: it is not a table of this format, or a row breaks one of its rules.
-        IntegrityError: rows or metadata are not those that were written.
+        FileNotFoundError: if there is no such file.
+        FormatError: if it is not a table of this format, or a row breaks one of its rules.
+        IntegrityError: if rows or metadata were changed.
     """
     return TableReader(Path(path), verify)
 
@@ -51,7 +51,7 @@ class TableReader:
         self.path = path
         self._verify = verify
         self.bytes_read = 0
-        """Of data, scales and zero points, uncompressed; what is read twice counts twice."""
+        """The bytes of data, scales and zero points read so far, uncompressed; bytes read twice count twice."""
         self._partly_read: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -59,7 +59,7 @@ class TableReader:
         infos: list[RowInfo] = []
         order = RowOrder()
         try:
-            files, entries = files_of(path) if path.is_dir() else ([path], None)
+            files, entries = table_files(path) if path.is_dir() else ([path], None)
             for file, entry in zip(files, entries or [None] * len(files), strict=True):
                 shard = Shard(file, len(infos))
                 self._shards.append(shard)
@@ -87,16 +87,16 @@ class TableReader:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the table says of how it was made; nothing for tables of other writers."""
+        """The config that made the table; empty for tables of other writers."""
         return self.metadata.config if self.metadata else {}
 
     def pieces(self, name: str) -> list[RowInfo]:
-        """List what is known of the rows of one tensor, in order.
+        """List the rows of one tensor, in order, without their arrays.
 
         Raises:
-            KeyError: there is no tensor of that name, and no alias; the nearest name is said.
+            KeyError: if there is no tensor and no alias of that name, naming the nearest.
         """
-        self.opened()
+        self.ensure_open()
         try:
             return list(self._pieces[self.aliases.get(name, name)])
         except KeyError:
@@ -108,24 +108,24 @@ class TableReader:
         """Read all rows of one tensor, in order.
 
         Raises:
-            KeyError: as `pieces`.
-            FormatError, IntegrityError: as `read`.
+            KeyError: as for `pieces`.
+            FormatError, IntegrityError: as for `read`.
         """
         return [self.read(info.position) for info in self.pieces(name)]
 
     def read(self, position: int) -> Row:
-        """Read one row; its arrays are read-only views of the file's memory where that is possible.
+        """Read one row; its arrays are read-only views of the mapped file where possible.
 
         Args:
-            position: index into `infos`.
+            position: The index into `infos`.
 
         Raises:
-            FormatError: the row breaks a rule of the format.
-            IntegrityError: the row is not the one that was written.
+            FormatError: if the row breaks a rule of the format.
+            IntegrityError: if the row was changed.
         """
         shard = self._shard(position)
         with self._lock:
-            self.opened()
+            self.ensure_open()
             row = shard.read(position - shard.start, self._verify)
             self.bytes_read += row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
         if self._verify:
@@ -138,28 +138,28 @@ class TableReader:
         ranges: Sequence[tuple[int, int]],
         groups: Sequence[tuple[int, int]] | None = None,
     ) -> Row:
-        """Read one row, of whose elements only those in `ranges` may be looked at: no other bytes of `data` are read.
+        """Read the elements of one row that are in `ranges`; other bytes of `data` are not read, and not valid.
 
-        The row is read whole, as `read` does, if the ranges are all of it, or if the file does not hold the bytes as
-        they are: compressed, for example. Otherwise it can be compared with no digest, and its name is in `partly_read`
-        from then on; the rules of scales and zero points are checked. Those are read whole from Parquet, where they are
-        compressed; of Arrow IPC none but those of `groups` are, or may be looked at.
+        The row is read whole, by `read`, if the ranges are all of it, or if the file does not hold the bytes as they
+        are, because they are compressed, for example. Otherwise no digest can be compared, and the tensor's name is in
+        `partly_read` from then on; the rules of scales and zero points are checked. Those are read whole from Parquet,
+        where they are compressed; from Arrow IPC only those of `groups` are read, and only they are valid.
 
         Args:
-            position: index into `infos`.
-            ranges: of the row's elements, (start, stop); ascending, none touches another.
-            groups: of the row's groups, those whose scales and zero points are asked for, as `ranges`; None for all.
+            position: The index into `infos`.
+            ranges: Ranges (start, stop) of the row's elements, ascending, none of which touches another.
+            groups: Ranges of the row's groups whose scales and zero points are requested; None for all.
 
         Raises:
-            FormatError, IntegrityError: as `read`.
+            FormatError, IntegrityError: as for `read`.
         """
         shard, info = self._shard(position), self.infos[position]
-        wanted = sum(last - first for first, last in (span(info, *each) for each in ranges))
+        wanted = sum(last - first for first, last in (data_span(info, *each) for each in ranges))
         whole = wanted == row_bytes(info)["data"]
         if whole and self._verify and info.digest is None:
             return self.read(position)  # with the container's checksums
         with self._lock:
-            self.opened()
+            self.ensure_open()
             groups = None if whole else groups
             row = (shard.mapped if ranges else shard.grids)(position - shard.start, groups)
             if row is not None:
@@ -176,13 +176,13 @@ class TableReader:
 
     @property
     def partly_read(self) -> frozenset[str]:
-        """Tensors of which rows were read in part, so that their digests could not be compared."""
+        """The tensors of which rows were read in part, so that their digests could not be compared."""
         with self._lock:
             return frozenset(self._partly_read)
 
     def _shard(self, position: int) -> Shard:
         if not 0 <= position < len(self.infos):
-            raise IndexError(f"{self.path}: has {len(self.infos)} rows, there is no row {position}")
+            raise IndexError(f"{self.path}: has {len(self.infos)} rows, and no row {position}")
         return self._shards[bisect.bisect_right(self._starts, position) - 1]
 
     def rows(self) -> Iterator[Row]:
@@ -191,12 +191,12 @@ class TableReader:
             yield self.read(info.position)
 
     def verify_table(self) -> None:
-        """Compare each file's metadata with its rows; reads no tensor data, so that opening does it too.
+        """Compare each file's metadata with its rows; opening does it too, since no tensor data is read.
 
         Raises:
-            IntegrityError: rows, their statistics or the metadata are not those that were written.
+            IntegrityError: if rows, their statistics or the metadata were changed.
         """
-        self.opened()
+        self.ensure_open()
         for shard in self._shards:
             shard.verify()
 
@@ -207,18 +207,18 @@ class TableReader:
             for shard in self._shards:
                 shard.close()
 
-    def opened(self) -> Self:
-        """Give the table itself, as long as it is open.
+    def ensure_open(self) -> Self:
+        """Return the table itself if it is open.
 
         Raises:
-            ValueError: it is closed.
+            ValueError: if it is closed.
         """
         if self._closed:
             raise ValueError(f"{self.path} is closed")
         return self
 
     def __enter__(self) -> Self:
-        return self.opened()
+        return self.ensure_open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -231,17 +231,17 @@ class TableReader:
             for name, target in (shard.metadata.aliases if shard.metadata else {}).items():
                 if merged.setdefault(name, target) != target:
                     raise FormatError(
-                        f"{shard.where}: alias {name!r} leads to {target!r}, elsewhere to {merged[name]!r}"
+                        f"{shard.where}: alias {name!r} leads to {target!r}, but elsewhere to {merged[name]!r}"
                     )
         check_aliases(merged, self.names, str(self.path))
         return merged
 
 
 def _compare_digest(row: Row, shard: Shard, position: int) -> None:
-    """Refuses a row whose bytes are not those that were written."""
+    """Refuse a row whose bytes were changed."""
     found = row_digest(row)
     if row.digest is not None and found != row.digest:
-        here = at(shard.where, position - shard.start, row.layer_name)
+        here = row_location(shard.where, position - shard.start, row.layer_name)
         raise IntegrityError(
             f"{here}: its bytes have digest {found.hex()}, written was {row.digest.hex()}: "
             "the file was damaged or changed; fetch or write it again"

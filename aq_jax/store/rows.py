@@ -1,4 +1,4 @@
-"""One row of the table, and every rule that a row must keep.
+"""The rows of a table, and every rule that a row must follow.
 
 Sizes are Python integers, so that no claim in a file can overflow, and they are compared before anything is allocated.
 """
@@ -36,24 +36,24 @@ def _no_floats() -> np.ndarray:
 
 
 class _Derived:
-    """What follows from a row's `quant_type`."""
+    """The properties that follow from a row's `quant_type`."""
 
     __slots__ = ()
     quant_type: str | None
 
     @property
     def code(self) -> Code | None:
-        """What `data` holds, None where nothing is quantized."""
+        """The code of `data`; None if the row is not quantized."""
         return CODES.get(self.quant_type or "")
 
     @property
     def bits(self) -> int | None:
-        """Bits a code, None where nothing is quantized."""
+        """The bits of a code; None if the row is not quantized."""
         return None if self.code is None else self.code.bits
 
     @property
     def quantized(self) -> bool:
-        """Whether `data` holds codes."""
+        """Tell whether `data` holds codes."""
         return self.code is not None
 
 
@@ -74,7 +74,7 @@ class Row(_Derived):
     data: np.ndarray
     """uint8, one axis: codes or raw bytes."""
     num_params: int
-    """Elements in this row."""
+    """The number of elements in this row."""
     quant_type: str | None = None
     """None in a V1 row."""
     scales: np.ndarray = field(default_factory=_no_floats)
@@ -90,7 +90,7 @@ class Row(_Derived):
 
 @dataclass(frozen=True, slots=True)
 class RowInfo(_Derived):
-    """A row without its arrays: what a table knows once it is opened."""
+    """A row without its arrays, which an open table knows."""
 
     layer_name: str
     shape: tuple[int, ...]
@@ -99,7 +99,7 @@ class RowInfo(_Derived):
     position: int
     """Index of the row in the table, or in the folder of tables."""
     disk_bytes: int
-    """Bytes that data, scales and zero_points take on disk."""
+    """The bytes of data, scales and zero_points on disk."""
     quant_type: str | None = None
     quant_axis: int = -1
     group_size: int = 0
@@ -110,8 +110,8 @@ class RowInfo(_Derived):
     digest: bytes | None = None
 
 
-class Described(Protocol):
-    """What `Row` and `RowInfo` share."""
+class RowLike(Protocol):
+    """The attributes that `Row` and `RowInfo` share."""
 
     @property
     def layer_name(self) -> str: ...
@@ -133,33 +133,33 @@ class Described(Protocol):
     def digest(self) -> bytes | None: ...
 
 
-def at(where: str, position: int, name: str) -> str:
-    """Names a row in an error text.
+def row_location(where: str, position: int, name: str) -> str:
+    """Name a row in an error text.
 
-    >>> at("model.parquet", 17, "bias")
+    >>> row_location("model.parquet", 17, "bias")
     'model.parquet: row 17 (bias)'
     """
     return f"{where}: row {position} ({name if len(name) <= 60 else name[:59] + '…'})"
 
 
-def elements(row: Described) -> int:
-    """Elements of the whole tensor."""
+def element_count(row: RowLike) -> int:
+    """Count the elements of the whole tensor."""
     return prod(row.shape)
 
 
-def describe(row: Described) -> str:
-    """A row's layout in a few words, for error texts."""
-    part = "" if row.num_params == elements(row) else f" (piece of {row.num_params} elements)"
+def describe(row: RowLike) -> str:
+    """Describe a row's layout in a few words, for error texts."""
+    part = "" if row.num_params == element_count(row) else f" (piece of {row.num_params} elements)"
     return f"shape {list(row.shape)} {row.quant_type or row.dtype}{part}"
 
 
-def row_bytes(row: Described) -> dict[str, int]:
-    """Bytes that each of the three large columns must hold for this row."""
+def row_bytes(row: RowLike) -> dict[str, int]:
+    """Count the bytes that each of the three large columns must hold for this row."""
     return column_bytes(row.num_params, row.shape, row.dtype, row.quant_type, row.quant_axis, row.group_size)
 
 
-def span(row: Row | RowInfo, start: int, stop: int) -> tuple[int, int]:
-    """Say which bytes of `data` elements lie in; of codes, those between two that can be read by themselves."""
+def data_span(row: Row | RowInfo, start: int, stop: int) -> tuple[int, int]:
+    """Find the bytes of `data` that hold these elements; codes are read at multiples of their `read_step`."""
     if row.code is not None:
         return row.code.span(start, stop, row.shape)
     size = DTYPES[stored_dtype(row.dtype, row.quant_type)].itemsize
@@ -167,29 +167,29 @@ def span(row: Row | RowInfo, start: int, stop: int) -> tuple[int, int]:
 
 
 def check(row: Row | RowInfo, where: str) -> None:
-    """Refuses a row that breaks a rule of the format; `where` names file and row, see `at`.
+    """Refuse a row that breaks a rule of the format; `where` names file and row, see `row_location`.
 
     Raises:
-        FormatError: names the place, what was found and what was wanted.
+        FormatError: naming the row, what was found and what was wanted.
     """
-    for complaint in _complaints(row):  # the first is enough: later rules rest on earlier ones
-        raise FormatError(f"{where}: {complaint}")
+    for violation in _violations(row):  # the first is enough: later rules rest on earlier ones
+        raise FormatError(f"{where}: {violation}")
 
 
 def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None = None) -> None:
-    """The part of `check` that is about a row's bytes, for a row whose other cells are checked already.
+    """Check a row's arrays; its other cells are checked already.
 
     Args:
-        row: with all its bytes.
-        where: the row is, for errors.
-        looked_at: of its groups, those whose scales and zero points may be looked at; None for all.
+        row: The row with all its bytes.
+        where: The row's location, for errors.
+        looked_at: The ranges of groups whose scales and zero points may be read; None for all.
     """
-    for complaint in _array_complaints(row, looked_at):
-        raise FormatError(f"{where}: {complaint}")
+    for violation in _array_violations(row, looked_at):
+        raise FormatError(f"{where}: {violation}")
 
 
-def _complaints(row: Row | RowInfo) -> Iterator[str]:
-    shape, total = list(row.shape), elements(row)
+def _violations(row: Row | RowInfo) -> Iterator[str]:
+    shape, total = list(row.shape), element_count(row)
     if not _is_name(row.layer_name):
         yield "layer_name must be a non-empty string of valid Unicode"
     if row.dtype not in DTYPES:
@@ -205,17 +205,17 @@ def _complaints(row: Row | RowInfo) -> Iterator[str]:
         yield f"shape {shape} is too large for any memory"
     if not 0 < row.num_params <= total and row.num_params != total:
         yield f"num_params is {row.num_params}, shape {shape} has {total} elements"
-    yield from _grouping_complaints(row)
+    yield from _grouping_violations(row)
     if row.digest is not None and len(row.digest) != 32:
         yield f"digest holds {len(row.digest)} bytes, not 32"
     if isinstance(row, Row):
-        yield from _array_complaints(row)
+        yield from _array_violations(row)
 
 
-def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
+def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
     axis, size = row.quant_axis, row.group_size
     if not row.quantized and (axis, size) != (-1, 0):
-        yield f"quant_axis is {axis} and group_size {size}, an unquantized row has -1 and 0"
+        yield f"quant_axis is {axis} and group_size {size}, but an unquantized row has -1 and 0"
     if row.quantized and not ((axis in (-1, 0) and size == 0) or (axis == 0 and size > 0)):
         yield (
             f"quant_axis is {axis} and group_size {size}: must be -1 and 0 (per tensor), 0 and 0 (per channel), "
@@ -224,7 +224,7 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
     code = row.code
-    if code and (code.name != code.plain or (row.rotation and code.name == code.turned)):
+    if code and (code.name != code.plain_name or (row.rotation and code.name == code.rotated_name)):
         length = row.shape[-1] if row.shape else 1
         if row.rotation not in ROTATIONS or length % row.rotation:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
@@ -233,7 +233,7 @@ def _grouping_complaints(row: Row | RowInfo) -> Iterator[str]:
         yield f"rotation is {row.rotation}, only rows whose quant_type ends in h are rotated"
 
 
-def _array_complaints(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:
+def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:
     for column, wanted in row_bytes(row).items():
         values: np.ndarray = getattr(row, column)
         kind = np.uint8 if column == "data" else np.float32
@@ -261,7 +261,7 @@ def _is_name(name: object) -> bool:
 
 
 class RowOrder:
-    """Follows rows in order, so that names are distinct and pieces are complete, adjacent and alike.
+    """A check of rows in order: names must be distinct, and pieces complete, adjacent and alike.
 
     >>> order = RowOrder()
     >>> order.add(Row("a", (2,), "float32", np.zeros(8, np.uint8), 2), "t", 0)
@@ -273,49 +273,47 @@ class RowOrder:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._seen: set[str] = set()
-        self._first: Described | None = None
+        self._first: RowLike | None = None
         self._missing = 0
 
-    def add(self, row: Described, where: str, position: int) -> None:
-        """Takes the next row.
+    def add(self, row: RowLike, where: str, position: int) -> None:
+        """Check the next row.
 
         Raises:
-            FormatError: the name was there before, or pieces are missing, misplaced or unlike each other.
+            FormatError: if the name was there before, or pieces are missing, misplaced or unlike each other.
         """
-        here = at(where, position, row.layer_name)
+        here = row_location(where, position, row.layer_name)
         if self._missing and self._first is not None and row.layer_name == self._first.layer_name:
             self._add_piece(row, self._first, here)
         else:
             self._refuse_missing(here)
             if row.layer_name in self._seen:
-                raise FormatError(
-                    f"{here}: the name is there already; only adjacent pieces of one tensor may share one"
-                )
+                raise FormatError(f"{here}: the name already exists; only adjacent pieces of one tensor may share one")
             self._seen.add(row.layer_name)
             self.names.append(row.layer_name)
-            self._first, self._missing = row, elements(row) - row.num_params
+            self._first, self._missing = row, element_count(row) - row.num_params
         step = cut_step(row.shape, row.quant_type, row.quant_axis, row.group_size)
         if self._missing and row.num_params % step:
             raise FormatError(
-                f"{here}: piece of {row.num_params} elements, all but the last must be a multiple of {step}"
+                f"{here}: piece of {row.num_params} elements; all pieces but the last must be a multiple of {step}"
             )
 
     def finish(self, where: str) -> None:
-        """After the last row: refuses a tensor whose last pieces are missing."""
+        """Check, after the last row, that no piece is missing."""
         self._refuse_missing(f"{where}: end of the table")
 
-    def _add_piece(self, row: Described, first: Described, here: str) -> None:
+    def _add_piece(self, row: RowLike, first: RowLike, here: str) -> None:
         for key in ("shape", "dtype", "quant_type", "quant_axis", "group_size", "rotation"):
             found, wanted = getattr(row, key), getattr(first, key)
             if found != wanted:
-                raise FormatError(f"{here}: {key} is {found}, the tensor's first piece has {wanted}")
+                raise FormatError(f"{here}: {key} is {found}, but the tensor's first piece has {wanted}")
         if row.num_params > self._missing:
-            raise FormatError(f"{here}: piece of {row.num_params} elements, the tensor lacks only {self._missing}")
+            raise FormatError(f"{here}: piece of {row.num_params} elements, but the tensor lacks only {self._missing}")
         self._missing -= row.num_params
 
     def _refuse_missing(self, here: str) -> None:
         if self._missing and self._first is not None:
             raise FormatError(
-                f"{here}: {self._first.layer_name} still lacks {self._missing} of {elements(self._first)} elements; "
-                "its pieces must be adjacent rows"
+                f"{here}: {self._first.layer_name} still lacks {self._missing} of {element_count(self._first)} "
+                "elements; its pieces must be adjacent rows"
             )

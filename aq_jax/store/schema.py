@@ -1,4 +1,4 @@
-"""The two tables: their columns, the names of dtypes and of quantized types, and the version numbers."""
+"""The schemas of V1 and V2 tables: columns, names of dtypes and quantized types, version numbers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ GROUP_BYTES: Final = 8 << 20
 WHOLE_BYTES: Final = 1 << 30
 """A tensor of more bytes than this, in its own dtype, is stored in several rows."""
 PIECE_BYTES: Final = 1 << 28
-"""What such a row holds of it, at most: enough to be written fast, and little beside the memory of any machine."""
+"""The most bytes of such a row: enough to be written fast, and little beside any machine's memory."""
 MAX_VALUE_BYTES: Final = (1 << 31) - 1
-"""What one `binary` value may hold: its offsets are signed 32-bit numbers."""
+"""The most bytes of one `binary` value, whose offsets are signed 32-bit numbers."""
 MAX_AXES: Final = 64
 MIN_SCALE: Final = 2.0**-126
 MAX_SCALE: Final = 2.0**126
@@ -36,9 +36,9 @@ ROTATIONS: Final = (2, 4, 8, 16, 32, 64, 128)
 """Blocks in which the last axis of `...h` rows may be rotated."""
 
 PLAIN_TYPES: Final = ("fp16", "none")
-"""What may be written in the `quant_type` column beside the names of `CODES`."""
+"""The values that are written to the `quant_type` column beside the names of `CODES`."""
 READ_TYPES: Final = (*PLAIN_TYPES, "fp32")
-"""What may be read there beside them: `fp32` occurs in files of earlier systems."""
+"""The values that are read there: `fp32` occurs in files of earlier systems."""
 
 _V1 = [
     pa.field("layer_name", pa.string()),
@@ -63,7 +63,7 @@ _ADDED = [
 ]
 V1: Final = pa.schema([*_V1, *_DIGEST])
 V2: Final = pa.schema([*_V1, *_QUANTIZED, *_DIGEST, *_ADDED])
-HEAVY: Final[tuple[str, ...]] = ("data", "scales", "zero_points")
+LARGE_COLUMNS: Final[tuple[str, ...]] = ("data", "scales", "zero_points")
 """The columns that are read a row group at a time; all others are read when a table is opened."""
 
 _PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
@@ -78,13 +78,13 @@ DTYPES: Final[Mapping[str, np.dtype]] = MappingProxyType(
 
 
 def parse_dtype(text: str) -> str:
-    """The canonical name of a dtype, written with or without `torch.`.
+    """Parse the name of a dtype, with or without `torch.`, to its canonical form.
 
     >>> parse_dtype("torch.bfloat16"), parse_dtype("int64")
     ('bfloat16', 'int64')
 
     Raises:
-        FormatError: the name is unknown.
+        FormatError: if the name is unknown.
     """
     name = text.removeprefix("torch.")
     if name not in DTYPES:
@@ -93,7 +93,7 @@ def parse_dtype(text: str) -> str:
 
 
 def written_dtype(name: str) -> str:
-    """How a canonical dtype name is written in the table.
+    """Write a canonical dtype name as in the table.
 
     >>> written_dtype("float32")
     'torch.float32'

@@ -1,4 +1,4 @@
-"""Whether a table is what was written, and if not, what of it still is. Loaders refuse a damaged table whole."""
+"""Verify a table: find what was changed, and what is still whole. Loaders refuse a damaged table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import AqError, FormatError
 from aq_jax.store.container import open_container
-from aq_jax.store.judge import Damage, FileJudge, Findings, Found
-from aq_jax.store.limits import translated
-from aq_jax.store.manifest import ShardEntry, entries_of, files_of, tables_in
+from aq_jax.store.limits import translate_errors
+from aq_jax.store.manifest import ShardEntry, list_tables, read_manifest, table_files
 from aq_jax.store.metadata import check_aliases
-from aq_jax.store.rows import RowOrder, at
+from aq_jax.store.rows import RowOrder, row_location
+from aq_jax.store.verify_file import Damage, FileVerifier, Findings, ReadableRow
 
 if TYPE_CHECKING:
     import os
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a table is what was written.
+    """The result of verifying a table.
 
     Args:
-        path: the file or folder.
-        rows: how many rows are whole.
-        unchecked: how many of them have no digest to say so (files of other writers).
-        good: tensors all of whose rows are there and whole, in order.
-        problems: all else.
+        path: The file or folder.
+        rows: The number of rows that are whole.
+        unchecked: The number of them that have no digest to compare (in files of other writers).
+        good: The names of tensors all of whose rows are whole, in order.
+        problems: All that is wrong.
     """
 
     path: str
@@ -43,33 +43,33 @@ class Verdict:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What is wrong, one text each."""
+        """The texts of all problems."""
         return tuple(dict.fromkeys(each.problem for each in self.problems))
 
     @property
     def bad(self) -> tuple[Damage, ...]:
-        """Rows and tensors that are not whole."""
+        """The rows and tensors that are not whole."""
         return tuple(each for each in self.problems if not each.row is each.name is None)
 
     @property
     def damaged(self) -> tuple[str, ...]:
-        """Names of the tensors that are not whole, as far as they are known."""
+        """The names of tensors that are not whole, as far as they are known."""
         good = set(self.good)
         return tuple(dict.fromkeys(row.name for row in self.bad if row.name is not None and row.name not in good))
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Convert the result to plain JSON values."""
         said = {name: getattr(self, name) for name in ("path", "rows", "unchecked", "errors", "good", "ok")}
         return said | {"bad": [dataclasses.asdict(each) for each in self.bad]}
 
 
 def verify_table(path: str | os.PathLike[str]) -> Verdict:
-    """Read every row, compare it with its digest, and the rows with the table's; say what is wrong and what is good.
+    """Read every row and compare it with its digest, and all rows with the table's digest.
 
-    Each file of a folder is judged, whatever the others are.
+    Each file of a folder is verified, whatever is wrong with the others.
 
     Args:
-        path: a table, or a folder of them.
+        path: The path of a table, or of a folder of them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -93,18 +93,18 @@ def _read(findings: Findings, path: Path) -> None:
     files, entries = [path], None
     if path.is_dir():
         try:
-            entries = _present(findings, path, entries_of(path))
-            files = files_of(path)[0] if entries is None else [path / entry.file for entry in entries]
+            entries = _present(findings, path, read_manifest(path))
+            files = table_files(path)[0] if entries is None else [path / entry.file for entry in entries]
         except AqError as error:
             findings.add(path, str(error))
             findings.whole = False
-            files = [file for file in tables_in(path) if file.is_file()]
+            files = [file for file in list_tables(path) if file.is_file()]
     for file, entry in zip(files, entries or [None] * len(files), strict=True):
         _read_file(findings, file, entry)
 
 
 def _present(findings: Findings, folder: Path, entries: tuple[ShardEntry, ...] | None) -> tuple[ShardEntry, ...] | None:
-    """Take those files of a manifest that are there; what is lost with the others is said."""
+    """Keep those files of a manifest that are there, and note the tensors that are lost with the others."""
     if entries is None:
         return None
     found = []
@@ -116,7 +116,7 @@ def _present(findings: Findings, folder: Path, entries: tuple[ShardEntry, ...] |
         findings.whole = False
         for name in entry.tensors:
             findings.add(
-                file, f"{file}: is not there, though the manifest names it; fetch it, or write it again", None, name
+                file, f"{file}: is missing, though the manifest names it; fetch it, or write it again", None, name
             )
     return tuple(found)
 
@@ -124,15 +124,15 @@ def _present(findings: Findings, folder: Path, entries: tuple[ShardEntry, ...] |
 def _read_file(findings: Findings, path: Path, entry: ShardEntry | None) -> None:
     where = str(path)
     try:
-        with translated(where):
+        with translate_errors(where):
             container = open_container(path, where)
     except AqError as error:
         findings.add(path, f"{error}; nothing of it can be read")
         findings.whole = False
         return
     try:
-        with translated(where):
-            FileJudge(findings, container, where, entry).read()
+        with translate_errors(where):
+            FileVerifier(findings, container, where, entry).read()
     except AqError as error:
         findings.add(path, str(error))
         findings.whole = False
@@ -141,8 +141,8 @@ def _read_file(findings: Findings, path: Path, entry: ShardEntry | None) -> None
 
 
 def _good(findings: Findings, path: str) -> tuple[str, ...]:
-    """Name the tensors that are whole, now that all files are read."""
-    rows: dict[str, list[Found]] = {}
+    """Name the tensors that are whole, after all files are read."""
+    rows: dict[str, list[ReadableRow]] = {}
     for found in findings.rows:
         rows.setdefault(found.info.layer_name, []).append(found)
     broken = {problem.name for problem in findings.problems if problem.name is not None}
@@ -155,15 +155,15 @@ def _good(findings: Findings, path: str) -> tuple[str, ...]:
     return good
 
 
-def _joined(findings: Findings, rows: list[Found]) -> bool:
-    """Whether the rows of one name are one tensor: all of its pieces, adjacent and alike."""
+def _joined(findings: Findings, rows: list[ReadableRow]) -> bool:
+    """Tell whether the rows of one name are one whole tensor: all of its pieces, adjacent and alike."""
     order, last = RowOrder(), rows[0]
     try:
         for found in rows:
-            here = at(found.file, found.row, found.info.layer_name)
+            here = row_location(found.file, found.row, found.info.layer_name)
             if found is not last and found.info.position != last.info.position + 1:
                 before, last = last, found
-                raise FormatError(f"{here}: the name is there already, in row {before.row} of {before.file}")
+                raise FormatError(f"{here}: the name already exists in row {before.row} of {before.file}")
             last = found
             order.add(found.info, found.file, found.row)
         order.finish(last.file)

@@ -1,4 +1,4 @@
-"""Writes a table, a row at a time, so that a reader sees the old file or the whole new one and never a part."""
+"""Write a table, a row at a time, so that a reader sees the old file or the whole new one and never a part."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aq_jax.config import Compression
 from aq_jax.errors import FormatError
 from aq_jax.store.container import KINDS, Sink
 from aq_jax.store.digest import row_digest
-from aq_jax.store.files import replacing
+from aq_jax.store.files import atomic_write
 from aq_jax.store.folders import split_url
-from aq_jax.store.metadata import check_aliases, compose
-from aq_jax.store.rows import Row, RowOrder, at, check
+from aq_jax.store.metadata import check_aliases, compose_metadata
+from aq_jax.store.rows import Row, RowOrder, check, row_location
 from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version, written_dtype
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 def check_table(path: str | os.PathLike[str], compression: Compression = "none") -> None:
-    """Refuse what could not be written; nothing is left behind.
+    """Refuse a table that could not be written; nothing is left behind.
 
     Args:
-        path: of the table, or its URL.
-        compression: of the `data` column.
+        path: The table's path or URL.
+        compression: The compression of the `data` column.
 
     Raises:
-        FormatError: the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
+        FormatError: if the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
             compressed.
-        OSError: its folder cannot be written to, or cannot be made.
+        OSError: if its folder cannot be written to, or cannot be made.
     """
     file = Path(path)
     if file.suffix not in KINDS:
@@ -53,19 +53,19 @@ def check_table(path: str | os.PathLike[str], compression: Compression = "none")
 
 
 class TableWriter:
-    """Writes one `.parquet` or `.arrow` file; the file appears, whole, when the `with` block ends without error.
+    """A writer of one `.parquet` or `.arrow` file, which appears, whole, when the `with` block ends without error.
 
     >>> with TableWriter("m.arrow", version=1) as table:  # doctest: +SKIP
     ...     table.write(row)
 
     Args:
-        path: the file; the missing folders above it are made.
-        version: 1 for tensors as they are, 2 for rows that have a `quant_type`.
-        config: what made the table, kept in its metadata; plain JSON.
-        compression: of the `data` column.
+        path: The file's path; missing folders above it are made.
+        version: 1 for unquantized tensors, 2 for rows that have a `quant_type`.
+        config: The config that made the table, for its metadata; plain JSON.
+        compression: The compression of the `data` column.
 
     Raises:
-        FormatError, OSError: for a version that there is not, and as `check_table`.
+        FormatError, OSError: for an unknown version, and as for `check_table`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TableWriter:
         self.path = Path(path)
         if version not in (1, 2):
             raise FormatError(f"{self.path}: version {version!r} must be 1 or 2")
-        check_table(path, compression)  # now, and not when minutes have been spent on what is to be written
+        check_table(path, compression)  # now, before minutes are spent on the contents
         self._version: Version = version
         self._compression: Compression = compression
         self._config = dict(config or {})
@@ -95,7 +95,7 @@ class TableWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self.path))
+            temporary = stack.enter_context(atomic_write(self.path))
             self._sink = KINDS[self.path.suffix].create(temporary, self._schema, self._compression)
             stack.callback(self._close)  # before the file is renamed, or removed
             self._stack = stack.pop_all()
@@ -111,15 +111,15 @@ class TableWriter:
             self._finish()
 
     def write(self, row: Row) -> None:
-        """Adds a row and its digest; the row's arrays may change afterwards.
+        """Add a row and its digest; the row's arrays may change afterwards.
 
         Raises:
-            FormatError: the row breaks a rule of the format, or its name is there already.
+            FormatError: if the row breaks a rule of the format, or its name already exists.
         """
         if self._sink is None:
             raise ValueError(f"{self.path}: the table is not open; use the writer in a `with` block")
         position = len(self._written)
-        here = at(str(self.path), position, row.layer_name)
+        here = row_location(str(self.path), position, row.layer_name)
         self._check_version(row, here)
         check(row, here)
         self._order.add(row, str(self.path), position)
@@ -139,9 +139,9 @@ class TableWriter:
         self._written.append(replace(row, data=_NOTHING, scales=_NOTHING, zero_points=_NOTHING))
 
     def alias(self, name: str, stored_name: str) -> None:
-        """Records that `name` is tied to the tensor stored as `stored_name`."""
+        """Record that `name` is tied to the tensor stored as `stored_name`."""
         if self._aliases.setdefault(name, stored_name) != stored_name:
-            raise FormatError(f"{self.path}: alias {name!r} leads to {self._aliases[name]!r} already")
+            raise FormatError(f"{self.path}: alias {name!r} already leads to {self._aliases[name]!r}")
 
     def _check_version(self, row: Row, here: str) -> None:
         if self._version == 1 and row.quant_type is not None:
@@ -164,14 +164,14 @@ class TableWriter:
         assert self._sink is not None  # noqa: S101
         self._order.finish(str(self.path))
         check_aliases(self._aliases, self._order.names, str(self.path))
-        metadata = compose(self._version, self._config, self._aliases, self._written)
+        metadata = compose_metadata(self._version, self._config, self._aliases, self._written)
         self._flush()
         self._sink.finish(metadata)
         self._sink = None
 
     def _close(self) -> None:
         sink, self._sink = self._sink, None
-        if sink is not None:  # the table is not whole: whatever led here is the error to report
+        if sink is not None:  # the table is not whole: the error to report is the one that led here
             with suppress(OSError, pa.ArrowException):
                 sink.close()
 
@@ -185,7 +185,7 @@ def write_table(
     aliases: Mapping[str, str] | None = None,
     compression: Compression = "none",
 ) -> None:
-    """Writes all rows and aliases; see `TableWriter`."""
+    """Write all rows and aliases; see `TableWriter`."""
     with TableWriter(path, version=version, config=config, compression=compression) as table:
         for row in rows:
             table.write(row)
@@ -194,7 +194,7 @@ def write_table(
 
 
 def release_memory() -> None:
-    """Give back what Arrow keeps of the memory that it wrote through."""
+    """Return the memory that Arrow keeps after writing to the system."""
     pa.default_memory_pool().release_unused()
 
 
@@ -207,7 +207,7 @@ _NOTHING = np.empty(0, np.uint8)
 
 
 def _columns(rows: list[Row], data: np.ndarray, schema: pa.Schema) -> list[pa.Array]:
-    """Arrow columns over `data`, the rows' bytes one after the other, without a copy."""
+    """Make Arrow columns over `data`, the concatenated bytes of the rows, without a copy."""
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([row.data.nbytes for row in rows], out=offsets[1:])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]

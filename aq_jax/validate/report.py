@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aq_jax.store.files import replacing
+from aq_jax.store.files import atomic_write
 from aq_jax.validate import tables
 from aq_jax.validate.page import page
 from aq_jax.validate.tables import Table
@@ -30,7 +30,7 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
     """
     writers = {"json": lambda r: json.dumps(r, indent=1, ensure_ascii=False), "md": markdown, "html": page}
     for suffix, text in writers.items():
-        with replacing(Path(folder, f"report.{suffix}")) as temporary:
+        with atomic_write(Path(folder, f"report.{suffix}")) as temporary:
             temporary.write_text(text(dict(report)).rstrip("\n") + "\n", "utf-8")
     return [Path(folder, f"report.{suffix}") for suffix in writers]
 

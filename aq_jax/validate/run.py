@@ -23,7 +23,7 @@ from aq_jax.converters.huggingface import resolve_source
 from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.load import load_model
-from aq_jax.quantizers.screen import is_floating
+from aq_jax.quantizers.eligibility import is_floating
 from aq_jax.store import open_table
 from aq_jax.validate.config import FLOAT, Case, ValidationConfig, read_conversions
 from aq_jax.validate.criteria import check_thresholds, judge_case

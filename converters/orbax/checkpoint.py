@@ -31,10 +31,9 @@ from aq_jax.converters.orbax.metadata import (
     tree_from_json,
     tree_to_json,
 )
-from aq_jax.core.frameworks import canonical, to_numpy
+from aq_jax.core.frameworks import to_jax_dtype, to_numpy
 from aq_jax.core.qtensor import QTensor
-from aq_jax.core.sharding import build, qtensor_shardings
-from aq_jax.core.sharding import parts as cut_by
+from aq_jax.core.sharding import build_sharded, qtensor_shardings, shard_counts
 from aq_jax.errors import AqError, FormatError, IntegrityError
 from aq_jax.quantizers.apply import map_named
 from aq_jax.store import DTYPES
@@ -120,7 +119,7 @@ def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
     host = read_tensors(folder, metadata, metadata.tensors)
     wanted = {(stored, on.get(name)) for name, stored in metadata.leaves.items()}
     for name, value in host.items():
-        host[name] = value if isinstance(value, QTensor) else canonical(metadata.tensors[name].upcast(value), name)
+        host[name] = value if isinstance(value, QTensor) else to_jax_dtype(metadata.tensors[name].upcast(value), name)
     unsharded = [name for name in host if (name, None) in wanted]
     # One transfer for all leaves: each costs more than its bytes do.
     arrays = jax.device_put([host[name] for name in unsharded])
@@ -352,7 +351,7 @@ def _part_shardings(name: str, tensor: TensorEntry, sharding: Any) -> tuple[Shar
     if not all(isinstance(part, Sharding) for part in parts):
         raise FormatError(f"shardings: {name} is {sharding!r}; wanted jax.sharding.Sharding, or a QTensor of them")
     for shape, part in zip(shapes, parts, strict=True):
-        cut_by(part, shape, name)  # refuses what does not fit
+        shard_counts(part, shape, name)  # refuses what does not fit
     return parts
 
 
@@ -363,4 +362,4 @@ def _shard(value: Any, shardings: tuple[Sharding, ...]) -> Any:
         return dataclasses.replace(value, **parts)
     rows = np.atleast_1d(value).view()
     rows.flags.writeable = False  # no device takes over memory that another may have as well
-    return build(value.shape, value.dtype, shardings[0], lambda start, stop: rows[start:stop])
+    return build_sharded(value.shape, value.dtype, shardings[0], lambda start, stop: rows[start:stop])

@@ -14,7 +14,7 @@ import numpy as np
 from aq_jax._version import __version__
 from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec
-from aq_jax.core.frameworks import identity, unwrapped
+from aq_jax.core.frameworks import identity_key, unwrap_variable
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape
 from aq_jax.errors import AqError, FormatError, IntegrityError
@@ -238,7 +238,7 @@ def tree_to_json(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _to_json(node: Any, path: tuple[str, ...], leaves: dict[str, Any], seen: dict[object, str]) -> Any:
-    name, node = ".".join(path), unwrapped(node)
+    name, node = ".".join(path), unwrap_variable(node)
     if node is None:
         return None
     items: Iterable[tuple[Any, Any]]
@@ -252,7 +252,7 @@ def _to_json(node: Any, path: tuple[str, ...], leaves: dict[str, Any], seen: dic
     elif isinstance(node, QTensor | Prepared) or hasattr(node, "dtype"):
         if name in leaves:
             raise FormatError(f"{name}: two leaves of the tree have this name; rename one, or a key on its path")
-        if (stored := seen.setdefault(identity(node), name)) != name:
+        if (stored := seen.setdefault(identity_key(node), name)) != name:
             leaves[name] = _TIED
             return stored
         leaves[name] = node.to_qtensor() if isinstance(node, Prepared) else node

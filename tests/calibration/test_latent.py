@@ -19,7 +19,7 @@ from aq_jax.calibration.latent import (
 )
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
-from aq_jax.quantizers.gptq import gptq, metric
+from aq_jax.quantizers.gptq import gptq, prepare_hessian
 
 SPECS = [
     QuantSpec(2, group_size=16),
@@ -31,7 +31,7 @@ SPECS = [
 
 def solved(spec: QuantSpec) -> tuple[jax.Array, QTensor]:
     w = jax.random.normal(jax.random.key(spec.bits), (6, 32))
-    return w, gptq(w, metric(jnp.eye(32)), spec, False, 1)
+    return w, gptq(w, prepare_hessian(jnp.eye(32)), spec, False, 1)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -98,7 +98,7 @@ def test_a_latent_that_went_too_far_comes_back() -> None:
 def test_a_group_of_zeros_stays_zero_and_has_a_scale_like_the_others() -> None:
     spec = SPECS[0]
     w = solved(spec)[0].at[2, :16].set(0.0)
-    q = gptq(w, metric(jnp.eye(32)), spec, False, 0)
+    q = gptq(w, prepare_hessian(jnp.eye(32)), spec, False, 0)
     weight = init_latent(q, w)
     assert q.scale[2, 0] == 1
     np.testing.assert_allclose(jnp.exp(weight.log_scale[2, 0]), jnp.median(q.scale), rtol=1e-6)

@@ -23,7 +23,7 @@ from aq_jax.calibration.solve import text_notes
 from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, built_in_sentences, pad_batches, read_text
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import SentenceSettings
-from aq_jax.nn.weights import abstract, fill
+from aq_jax.nn.weights import abstract_model, fill
 from aq_jax.store.inspection import inspect_table
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
@@ -35,7 +35,7 @@ SENTENCES = [[2, *np.random.default_rng(n).integers(5, 100, 3 + n % 11), 3] for 
 
 def bert(weights: dict[str, np.ndarray] | None = None) -> Bert:
     tensors = bert_oracle.weights() if weights is None else weights
-    return fill(abstract(lambda rngs: Bert(CONFIG, rngs=rngs)), tensors, NAMES, "float32", "test")
+    return fill(abstract_model(lambda rngs: Bert(CONFIG, rngs=rngs)), tensors, NAMES, "float32", "test")
 
 
 def embeddings(model: Bert, ids: list[list[int]]) -> np.ndarray:
@@ -247,11 +247,11 @@ class Rounded(quantizers.Calibrated):
     def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         assert len(shape) == 2, where
 
-    def metric(self, hessian: Any, damping: float, rotation: int) -> Any:
+    def prepare_hessian(self, hessian: Any, damping: float, rotation: int) -> Any:
         return hessian
 
-    def solve(self, w: Any, under: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> Any:
-        assert under.shape == (w.shape[1], w.shape[1])
+    def solve(self, w: Any, hessian: Any, spec: QuantSpec, symmetric: bool, quick: bool = False) -> Any:
+        assert hessian.shape == (w.shape[1], w.shape[1])
         return jax.device_get(aq.quantize(w, QuantizationConfig("int4", group_size=16, solver="absmax")))
 
 

@@ -13,7 +13,7 @@ from aq_jax.calibration.sensitivity import FloatOutputs, fake_quantized, input_h
 from aq_jax.calibration.text import choose_common_length, pad_to_one_shape
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import SentenceSettings
-from aq_jax.nn.weights import abstract, fill
+from aq_jax.nn.weights import abstract_model, fill
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
 SENTENCES = [[2, *np.random.default_rng(n).integers(5, 60, 1 + n % 9).tolist(), 3] for n in range(70)]
@@ -31,7 +31,7 @@ STORED = {
 
 @pytest.fixture(scope="module")
 def model() -> Bert:
-    return fill(abstract(lambda rngs: Bert(CONFIG, rngs=rngs)), bert_oracle.weights(), NAMES, "float32", "test")
+    return fill(abstract_model(lambda rngs: Bert(CONFIG, rngs=rngs)), bert_oracle.weights(), NAMES, "float32", "test")
 
 
 @pytest.fixture(scope="module")

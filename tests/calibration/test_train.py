@@ -350,7 +350,7 @@ REFUSED = [
     ("train.patience=21", "patience = 21: wanted 1 to 20"),
     ("train.step=1", "unknown key 'step'; known are steps, minutes"),
     ("train=3", "wanted a table of keys, found 3"),
-    ("quantization.solver=mse", "[train]: found no tensor of that solver; wanted quantization.solver"),
+    ("quantization.solver=mse", "[train]: found no tensor whose weights are trained; wanted quantization.solver"),
     ("calibration.text=one.txt", "leaves 1 line for the training; wanted two or more, to train on and to judge by"),
 ]
 

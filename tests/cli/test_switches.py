@@ -28,7 +28,7 @@ from aq_jax.nn import quantize_module
 from aq_jax.nn.generator import decode_tokens, log_likelihoods
 from aq_jax.nn.models.bert import Bert, BertConfig
 from aq_jax.nn.models.llama import Llama, LlamaConfig
-from aq_jax.quantizers.gptq import gptq, metric
+from aq_jax.quantizers.gptq import gptq, prepare_hessian
 
 X64, RANKS, DTYPES, JIT, NANS = "x64", "rank promotion", "dtype promotion", "disable_jit", "debug_nans"
 SWITCHES: Mapping[str, Callable[[], Any]] = {
@@ -79,7 +79,7 @@ def with_channels() -> Any:
 
 def with_gptq(name: str) -> Any:
     spec = SPECS[name]
-    return gptq(W.astype(np.float32), metric(MOMENT, 0.01, spec.rotation), spec, symmetric=name == "groups")
+    return gptq(W.astype(np.float32), prepare_hessian(MOMENT, 0.01, spec.rotation), spec, symmetric=name == "groups")
 
 
 def with_a_model(kind: str, activations: Activations) -> Any:

@@ -27,7 +27,7 @@ from aq_jax.codes import CODES, Affine, Elementwise, Grid, bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
 from aq_jax.converters import orbax
 from aq_jax.core.bitstream import from_stream
-from aq_jax.io import loader as loading
+from aq_jax.io import qtensors as loading
 from aq_jax.nn import quantize_module
 from aq_jax.store import pieces
 from aq_jax.store.inspection import inspect_table
@@ -59,12 +59,12 @@ class Tiled(Codebook):
     """The same levels, tiles of four rows one after the other, each column by column: no row's codes are together."""
 
     name = "tiled16"
-    top = 0  # no quantizer of grids lays its codes so
+    max_level = 0  # no quantizer of grids lays its codes so
 
-    def piece(self, group: int, shape: Sequence[int]) -> int:
+    def cut_step(self, group: int, shape: Sequence[int]) -> int:
         return 4 * shape[-1]
 
-    def unit(self, shape: Sequence[int]) -> int:
+    def read_step(self, shape: Sequence[int]) -> int:
         return 4 * shape[-1]
 
     def codes_like(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
@@ -77,19 +77,19 @@ class Tiled(Codebook):
         assert rows is not None
         return (*codes[:-2], rows, length)
 
-    def lay(self, stream: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def from_stream(self, stream: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return stream.reshape(self.codes_like(shape)[0])
 
-    def flat(self, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def to_stream(self, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return np.ascontiguousarray(codes).reshape(-1)
 
-    def element(self, row: int, shape: tuple[int, ...]) -> int:
+    def row_start(self, row: int, shape: tuple[int, ...]) -> int:
         return 4 * row * shape[-1]
 
     def axes(self, ndim: int) -> tuple[int | None, ...]:
         return (*range(ndim - 1), None)
 
-    def divides(self, shape: tuple[int, ...], parts: Sequence[int]) -> str:
+    def refuses_shards(self, shape: tuple[int, ...], parts: Sequence[int]) -> str:
         return "cuts columns of tiles, which cannot be cut" if parts[-1] > 1 or shape[-2] // 4 % parts[-2] else ""
 
     def read(self, data: Any, scales: Any, zero_points: Any, group: int, shape: Any, out: np.ndarray) -> None:

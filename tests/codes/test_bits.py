@@ -45,5 +45,5 @@ def test_int8_codes_are_signed_bytes() -> None:
 
 
 def test_a_code_too_large_is_refused() -> None:
-    with pytest.raises(FormatError, match="codes are -2 to 2, 2 bits hold -2 to 1"):
+    with pytest.raises(FormatError, match="codes range from -2 to 2; 2 bits hold -2 to 1"):
         pack_codes(np.array([-2, 2], np.int8), 2)

@@ -111,7 +111,7 @@ def test_rows_of_length_zero(bits: int) -> None:
 def test_which_rows_are_whole_bytes(length: int, bits: int, whole: bool) -> None:
     assert fills_bytes(length, bits) is whole
     if not whole:
-        with pytest.raises(ValueError, match=f"{length} codes of {bits} bits are no whole number of bytes"):
+        with pytest.raises(ValueError, match=f"{length} codes of {bits} bits are not a whole number of bytes"):
             bits_jax.pack(jnp.zeros(length, jnp.int8), bits)
 
 

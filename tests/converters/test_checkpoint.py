@@ -24,7 +24,7 @@ import safetensors.numpy
 
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import FormatError
-from aq_jax.io.tensorfile import SAFE_DTYPES
+from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -60,13 +60,13 @@ def shards(folder: Path, weight_map: dict[str, Any], **files: dict[str, np.ndarr
 
 def test_every_dtype_is_read_bit_for_bit(tmp_path: Path) -> None:
     header, data, wanted = {}, b"", {}
-    for safe, name in SAFE_DTYPES.items():
+    for safe, name in SAFETENSORS_DTYPES.items():
         wanted[name] = (np.arange(6) % 2).astype(np.dtype(getattr(ml_dtypes, name, name))).tobytes()
         header[name] = entry(safe, [2, 3], len(data), len(data) + len(wanted[name]))
         data += wanted[name]
     write_raw(tmp_path / "model.safetensors", header, data)
     arrays, _ = read(tmp_path)
-    assert list(arrays) == list(SAFE_DTYPES.values())
+    assert list(arrays) == list(SAFETENSORS_DTYPES.values())
     for name, array in arrays.items():
         assert array.dtype.name == name
         assert array.shape == (2, 3)
@@ -193,7 +193,7 @@ WRONG_FILES: dict[str, tuple[dict[str, Any] | bytes, bytes, str]] = {
     "too long": (GOOD, b"12345678?", "not a safetensors file"),
     "no JSON": (b"{", b"", "not a safetensors file"),
     "unknown dtype": ({"a": entry("F128", [1], 0, 16)}, bytes(16), "not a safetensors file"),
-    "dtype that cannot be stored": ({"a": entry("F4", [2], 0, 1)}, bytes(1), "a has dtype F4; known are F64"),
+    "dtype that cannot be stored": ({"a": entry("F4", [2], 0, 1)}, bytes(1), "a has dtype F4; wanted one of F64"),
     "overlapping": ({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, bytes(12), "not a safetensors file"),
     "hole": ({"a": entry("F32", [2], 4, 12)}, bytes(12), "not a safetensors file"),
     "shape and size": ({"a": entry("F32", [3], 0, 8)}, bytes(8), "not a safetensors file"),

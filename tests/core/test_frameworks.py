@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aq_jax.core.frameworks import as_dtype, canonical, check_framework, to_framework, to_numpy
+from aq_jax.core.frameworks import cast_floating, check_framework, to_framework, to_jax_dtype, to_numpy
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import DTYPES, aligned_copy
 
@@ -76,16 +76,16 @@ CANONICAL = [
 @pytest.mark.parametrize(("array", "target", "error"), CANONICAL)
 def test_values_are_checked_before_jax_narrows_them(array: np.ndarray, target: str, error: str | None) -> None:
     if error is None:
-        narrow = canonical(array, "w")
+        narrow = to_jax_dtype(array, "w")
         assert narrow.dtype == target
         assert np.array_equal(narrow, array.astype(target))
     else:
         with pytest.raises(AqError) as caught:
-            canonical(array, "w")
+            to_jax_dtype(array, "w")
         assert str(caught.value).startswith(error)
         assert "jax_enable_x64" in str(caught.value)
     with jax.enable_x64(True):
-        assert canonical(array, "w") is array
+        assert to_jax_dtype(array, "w") is array
 
 
 def test_an_array_that_is_on_a_device_or_wants_a_gradient_is_read() -> None:
@@ -100,8 +100,8 @@ def test_an_array_that_is_on_a_device_or_wants_a_gradient_is_read() -> None:
 
 
 def test_a_narrower_dtype_saturates_to_infinity_without_a_warning() -> None:
-    assert np.isinf(as_dtype(np.array([1e30], np.float32), "float16"))
-    assert as_dtype(np.array([1.5], np.float32), None).dtype == np.float32
+    assert np.isinf(cast_floating(np.array([1e30], np.float32), "float16"))
+    assert cast_floating(np.array([1.5], np.float32), None).dtype == np.float32
     same = np.ones(1, np.float16)
-    assert as_dtype(same, "float16") is same
-    assert as_dtype(np.ones(1, ml_dtypes.bfloat16), "float32").dtype == np.float32
+    assert cast_floating(same, "float16") is same
+    assert cast_floating(np.ones(1, ml_dtypes.bfloat16), "float32").dtype == np.float32

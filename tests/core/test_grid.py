@@ -18,9 +18,9 @@ from aq_jax.core.grid import (
     SCALE_MIN,
     absmax_grid,
     finite_range,
+    fix_degenerate,
     minmax_grid,
     round_mantissa,
-    settle,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def _overflow_is_handled() -> Iterator[None]:
 
 def rise_grid(lo: np.ndarray, hi: np.ndarray, code: Affine) -> Grid:
     """Mid-rise over the full range: the widest level is half a step inside it."""
-    scale = np.maximum(hi, -lo) / np.float32(code.top + 1)
-    return settle(scale, np.zeros_like(scale), np.zeros_like(scale), lo, hi, code, "rise")
+    scale = np.maximum(hi, -lo) / np.float32(code.max_level + 1)
+    return fix_degenerate(scale, np.zeros_like(scale), np.zeros_like(scale), lo, hi, code, "mid_rise")
 
 
 def samples(rng: np.random.Generator) -> np.ndarray:
@@ -59,7 +59,7 @@ def samples(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([plain, offset, special]).astype(np.float32)
 
 
-def ends(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def min_max(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return w.min(axis=-1), w.max(axis=-1)
 
 
@@ -76,7 +76,7 @@ def test_numpy_and_jax_agree_in_every_bit(kind: str, bits: int, rng: np.random.G
         codes = Affine(bits).encode(w, grid)
         return *grid[:4], codes, decode(codes, grid.scale, grid.zero_point)
 
-    grid = GRIDS[kind](*ends(w), Affine(bits))
+    grid = GRIDS[kind](*min_max(w), Affine(bits))
     codes = Affine(bits).encode(w, grid)
     values = decode(codes, grid.scale, grid.zero_point)
     names = ("scale", "zero_point", "base", "sound", "codes", "values")
@@ -87,10 +87,10 @@ def test_numpy_and_jax_agree_in_every_bit(kind: str, bits: int, rng: np.random.G
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
-@pytest.mark.parametrize("kind", ["absmax", "minmax", "rise"])
+@pytest.mark.parametrize("kind", ["absmax", "minmax", "mid_rise"])
 def test_the_error_is_at_most_half_a_step(kind: str, bits: int, rng: np.random.Generator) -> None:
     w = samples(rng)
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    grid = (GRIDS | {"mid_rise": rise_grid})[kind](*min_max(w), Affine(bits))
     codes = Affine(bits).encode(w, grid)
     qmin, qmax = code_range(bits)
     assert np.array_equal(codes, np.round(codes))
@@ -105,29 +105,29 @@ def test_the_error_is_at_most_half_a_step(kind: str, bits: int, rng: np.random.G
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
-@pytest.mark.parametrize("kind", ["absmax", "minmax", "rise"])
+@pytest.mark.parametrize("kind", ["absmax", "minmax", "mid_rise"])
 def test_encoding_a_dequantized_tensor_gives_the_same_codes(kind: str, bits: int, rng: np.random.Generator) -> None:
     w = samples(rng)
     # A group whose offset is thousands of times its range has no digits left to be encoded again.
     w = w[(np.abs(w).max(axis=-1) < 1000 * np.ptp(w, axis=-1)) | (np.ptp(w, axis=-1) == 0)]
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    grid = (GRIDS | {"mid_rise": rise_grid})[kind](*min_max(w), Affine(bits))
     codes = Affine(bits).encode(w, grid)
     again = Affine(bits).encode(decode(codes, grid.scale, grid.zero_point), grid)
     assert np.array_equal(again, codes)
 
 
-@pytest.mark.parametrize("kind", ["absmax", "minmax", "rise"])
+@pytest.mark.parametrize("kind", ["absmax", "minmax", "mid_rise"])
 @pytest.mark.parametrize("c", [1.0, -1.0, 3.7, -3.7, 1e-37, 1e36, -1e36, 0.0])
 @pytest.mark.parametrize("bits", [8, 2])
 def test_a_constant_group_is_exact(kind: str, c: float, bits: int) -> None:
     w = np.full((1, 8), c, np.float32)
-    grid = (GRIDS | {"rise": rise_grid})[kind](*ends(w), Affine(bits))
+    grid = (GRIDS | {"mid_rise": rise_grid})[kind](*min_max(w), Affine(bits))
     codes = Affine(bits).encode(w, grid)
     assert grid.sound.all()
     assert np.array_equal(decode(codes, grid.scale, grid.zero_point), w)
     if c == 0:
         assert (grid.scale[0], grid.zero_point[0], codes[0, 0]) == (1, 0, 0)
-    elif kind == "rise":
+    elif kind == "mid_rise":
         # The level nearest to a positive c is 0.5 * (2 c): code 0; of a negative one, code -1.
         assert (grid.scale[0], grid.zero_point[0], codes[0, 0]) == (2 * abs(w[0, 0]), -0.5, min(np.sign(c), 0))
     else:
@@ -135,7 +135,7 @@ def test_a_constant_group_is_exact(kind: str, c: float, bits: int) -> None:
 
 
 def test_two_bit_mid_rise_has_four_levels_around_zero() -> None:
-    grid = Grid(*np.array([[2.0], [-0.5], [0.0]], np.float32), np.array([True]), "rise")
+    grid = Grid(*np.array([[2.0], [-0.5], [0.0]], np.float32), np.array([True]), "mid_rise")
     codes = Affine(2).encode(np.array([[-9, -2, -0.1, 0.1, 1.9, 2, 9]], np.float32), grid)
     assert codes.tolist() == [[-2, -1, -1, 0, 0, 1, 1]]
     assert decode(codes, grid.scale, grid.zero_point).tolist() == [[-3, -1, -1, 1, 1, 3, 3]]
@@ -150,7 +150,7 @@ def test_two_bit_mid_rise_has_four_levels_around_zero() -> None:
 def test_a_scale_out_of_bounds_is_not_sound(kind: str, w: list[float]) -> None:
     values = np.array([w], np.float32)
     bits = 2 if values.max() > 1 else 8
-    grid = GRIDS[kind](*ends(values), Affine(bits))
+    grid = GRIDS[kind](*min_max(values), Affine(bits))
     assert not grid.sound.any()
     assert SCALE_MIN <= grid.scale[0] <= SCALE_MAX
 
@@ -163,10 +163,10 @@ def test_a_scale_out_of_bounds_is_not_sound(kind: str, w: list[float]) -> None:
 def test_an_asymmetric_grid_whose_arithmetic_overflows_is_not_sound(w: list[float]) -> None:
     # Their scales are within bounds, but x - base would be infinite, and the code of 1e38 that of 3e38.
     values = np.array([w], np.float32)
-    assert not minmax_grid(*ends(values), Affine(8)).sound.any()
+    assert not minmax_grid(*min_max(values), Affine(8)).sound.any()
     assert not jax.jit(lambda x: minmax_grid(*finite_range(x)[:2], Affine(8)).sound)(values).any()
     if w[0] == w[1]:
-        assert absmax_grid(*ends(values), Affine(8)).sound.all()
+        assert absmax_grid(*min_max(values), Affine(8)).sound.all()
 
 
 def test_nan_has_the_code_zero_and_infinities_saturate() -> None:

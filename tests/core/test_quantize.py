@@ -10,7 +10,7 @@ import pytest
 
 from aq_jax import QTensor, QuantSpec, dequantize
 from aq_jax.core.qtensor import scale_shape, to_groups
-from aq_jax.core.quantize import assemble
+from aq_jax.core.quantize import assemble_qtensor
 
 CASES = [
     pytest.param((4, 8), {"group_size": 4}, id="groups by row"),
@@ -37,7 +37,7 @@ def made(shape: tuple[int, ...], spec: QuantSpec, rng: np.random.Generator) -> t
     @jax.jit  # one program, where operations one by one would be a dozen
     def of(codes: jax.Array, scale: jax.Array, zero_point: jax.Array) -> QTensor:
         grouped = jnp.zeros((*grids, 1)) if not codes.size else to_groups(codes, spec)[0]
-        return assemble(grouped, scale, zero_point, shape, spec)
+        return assemble_qtensor(grouped, scale, zero_point, shape, spec)
 
     return codes, of(codes.astype(np.float32), scale, zero_point)
 

@@ -11,7 +11,7 @@ from hostile.case import Case
 
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import FormatError
-from aq_jax.io.tensorfile import SAFE_DTYPES
+from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_is_read_of_a_damaged_header_is_what_the_library_reads(good: Path, 
             continue
         theirs = dict(safetensors.deserialize(case.files[checkpoints.SINGLE]))
         assert ours == {name: (tuple(t["shape"]), bytes(t["data"])) for name, t in theirs.items()}, case.name
-        assert kinds == {name: SAFE_DTYPES[t["dtype"]] for name, t in theirs.items()}, case.name
+        assert kinds == {name: SAFETENSORS_DTYPES[t["dtype"]] for name, t in theirs.items()}, case.name
 
 
 def test_a_case_that_is_read_though_it_should_not_be_is_reported(good: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_names_that_cannot_be_read_leave_nothing(tmp_path: Path) -> None:
     found = judged(tmp_path / "m.parquet", patched(content, end - 1, b"\xff"))
     assert found.good == ()
     assert [problem.row for problem in found.problems] == [None, *range(len(NAMES))]
-    assert "cannot be judged without its layer_name" in found.problems[1].problem
+    assert "cannot be verified without its layer_name" in found.problems[1].problem
 
 
 EDITED: dict[str, tuple[dict[str, Any], str]] = {
@@ -126,8 +126,8 @@ def test_what_is_wrong_with_the_metadata_is_no_fault_of_the_rows(tmp_path: Path,
     assert "metadata and row digests have digest" in said(digest="0" * 64)
     assert "metadata and row digests have digest" in said(config={})
     assert "statistics of its rows have digest" in said(edited(table, {"cosine": 0.5}))
-    assert "says version 1.0, its columns are V2" in said(version="1.0")
-    assert "holds 15 rows, its metadata says 16: rows were lost or added" in said(table.slice(1))
+    assert "says version 1.0, but its columns are V2" in said(version="1.0")
+    assert "holds 15 rows, but its metadata says 16: rows were lost or added" in said(table.slice(1))
     assert "metadata and row digests have digest" in said(table.take([1, 0, *range(2, 16)]))
     content = (GOLDEN / f"v2.{suffix}").read_bytes()
     key = content.rindex(b"aq_jax", 0, content.rindex(b'{"aliases"') if suffix == "parquet" else None)
@@ -156,7 +156,7 @@ def test_doubled_tensors_and_missing_pieces_are_not_whole(tmp_path: Path) -> Non
     table = pq.read_table(GOLDEN / "v2.parquet").replace_schema_metadata(None)
     found = judged(tmp_path / "m.parquet", stored(table.take([0, 1, 2, 0]), "parquet"))
     assert found.good == NAMES[1:3]
-    assert "row 3 (embed.weight): the name is there already, in row 0" in found.problems[0].problem
+    assert "row 3 (embed.weight): the name already exists, in row 0" in found.problems[0].problem
     pieces = pq.read_table(GOLDEN / "rotated.parquet").replace_schema_metadata(None)
     count = len(pieces)
     found = judged(tmp_path / "m.parquet", stored(pieces.slice(0, count - 1), "parquet"))

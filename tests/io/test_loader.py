@@ -148,7 +148,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         abstract("a shape"),
         "^w: ShapeDtypeStruct of dtype float32 is no .*: it has a shape and no values; wanted",
     ),
-    "of bfloat16": (abstract("of bfloat16"), "^w: ShapeDtypeStruct of dtype bfloat16 is no .*: it has a shape and no"),
+    "of bfloat16": (
+        abstract("of bfloat16"),
+        "^w: ShapeDtypeStruct of dtype bfloat16 is no .*: it has a shape and no",
+    ),
     "a QTensor of shapes": (
         abstract("a QTensor of shapes"),
         r"^w\.codes: ShapeDtypeStruct of dtype int8 is no .* no val",

@@ -24,10 +24,10 @@ import pytest
 import aq_jax as aq
 from aq_jax.config import QuantSpec
 from aq_jax.io import dense, qtensors
-from aq_jax.store import Parts, open_table, pieces
+from aq_jax.store import PartialTensor, open_table, pieces
 from aq_jax.store.parquet.values import plain_values
 from aq_jax.store.parquet.wire import Chunk, read_groups
-from aq_jax.store.ranges import merged
+from aq_jax.store.partial import merged
 from aq_jax.store.shard import Shard
 
 TESTS = Path(__file__).parent.parent
@@ -197,7 +197,7 @@ def test_parts_are_those_of_the_whole(path: Path) -> None:
             whole = np.asarray(loader.get_layer(name, "numpy")).reshape(-1)
             cuts = sorted(generator.randrange(whole.size + 1) for _ in range(6)) if whole.size else [0] * 6
             ranges = list(zip(cuts[::2], cuts[1::2], strict=True))
-            parts = Parts(table, name, reversed(ranges))
+            parts = PartialTensor(table, name, reversed(ranges))
             for start, stop in ranges:
                 found = parts.values(start, stop)
                 assert found.dtype == whole.dtype
@@ -216,7 +216,7 @@ def test_ranges_are_joined_where_they_touch() -> None:
 def test_what_was_not_asked_for_is_refused(tmp_path: Path, name: str) -> None:
     aq.save(tmp_path / name, {"w": np.arange(64, dtype=np.float32)})
     with open_table(tmp_path / name) as table:
-        parts = Parts(table, "w", [(8, 16), (16, 24), (40, 48)])
+        parts = PartialTensor(table, "w", [(8, 16), (16, 24), (40, 48)])
         assert parts.values(10, 22).tolist() == list(range(10, 22))
         for start, stop in ((7, 9), (20, 44), (48, 49)):
             with pytest.raises(ValueError, match=f"w: elements {start} to {stop} were not asked for"):
@@ -305,7 +305,7 @@ def test_a_digest_is_compared_if_and_only_if_a_row_is_read_whole(tmp_path: Path,
     with aq.WeightLoader(tmp_path / name, verify=False) as loader:
         assert bytes(np.asarray(loader.load_sharded("w", one))).startswith(b"those")
     with open_table(tmp_path / name) as table:
-        parts = Parts(table, "w", [(0, 33)])
+        parts = PartialTensor(table, "w", [(0, 33)])
         assert parts.values(0, 11).tobytes() == b"those bytes"
         assert table.partly_read == {"w"}
 
@@ -318,7 +318,7 @@ def test_scales_are_checked_where_codes_are_read_in_part(tmp_path: Path) -> None
     assert content.count(scales) == 1
     (tmp_path / "m.arrow").write_bytes(content.replace(scales, np.full(128, np.nan, np.float32).tobytes()))
     with open_table(tmp_path / "m.arrow") as table, pytest.raises(aq.FormatError, match=r"row 0 \(w\): scales are nan"):
-        Parts(table, "w", [(0, 64)])
+        PartialTensor(table, "w", [(0, 64)])
 
 
 def flips(content: bytes, start: int, stop: int) -> list[bytes]:
@@ -341,7 +341,7 @@ def test_a_damaged_page_is_an_error_or_makes_no_difference(tmp_path: Path) -> No
         path.write_bytes(changed)
         try:
             with open_table(path) as table:
-                found = [Parts(table, name, [(2, 7)]).values(2, 7).tobytes() for name in arrays]
+                found = [PartialTensor(table, name, [(2, 7)]).values(2, 7).tobytes() for name in arrays]
         except aq.AqError:
             refused += 1
         else:
@@ -359,7 +359,7 @@ def test_a_damaged_footer_is_an_error_or_makes_no_difference(tmp_path: Path) -> 
         path.write_bytes(changed)
         try:
             with open_table(path) as table:
-                found = [Parts(table, name, [(2, 7)]).values(2, 7).tobytes() for name in "ab"]
+                found = [PartialTensor(table, name, [(2, 7)]).values(2, 7).tobytes() for name in "ab"]
         except (aq.AqError, KeyError):
             continue
         assert found == [bytes(range(102, 107)), bytes(range(52, 57))]

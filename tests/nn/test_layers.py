@@ -80,7 +80,7 @@ def test_what_integers_cannot_be_multiplied_by_is_refused_at_once(weight: np.nda
     q = quantize(weight, QuantizationConfig("int8", group_size=24))
     for make in (QLinear, QEmbed):
         message = (
-            rf"^{make.__name__}: activations = 'int8' wants grids that each .*; found QTensor.*; choose a group_size"
+            rf"^{make.__name__}: activations = 'int8' needs grids that each .*; found QTensor.*; choose a group_size"
         )
         with pytest.raises(ConfigError, match=message):
             make(q, activations="int8")
@@ -160,11 +160,11 @@ def test_biases_and_scales_have_gradients(weight: np.ndarray) -> None:
 
 def test_wrong_shapes_are_named(weight: np.ndarray) -> None:
     q = quantize(weight, "int8")
-    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[6, 64\] for \(64,\) -> \(5,\)$"):
+    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[6, 64\] does not fit \(64,\) -> \(5,\)$"):
         QLinear(q, outputs=(5,))
-    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[6, 64\] for \(8, 7\) -> \(6,\)$"):
+    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[6, 64\] does not fit \(8, 7\) -> \(6,\)$"):
         QLinear(q, inputs=(8, 7))
-    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[2, 3, 64\] for \(3, 64\) -> \(2,\)$"):
+    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[2, 3, 64\] does not fit \(3, 64\) -> \(2,\)$"):
         QLinear(quantize(weight.reshape(2, 3, 64), "int8"))
     with pytest.raises(ValueError, match=r"^QLinear: x of shape \[2, 63\]; wanted \[\.\.\., 64\]$"):
         QLinear(q)(jnp.ones((2, 63)))

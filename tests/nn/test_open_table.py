@@ -22,7 +22,7 @@ from aq_jax.config.fields import read_fields
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.models import FAMILIES, Family, LanguageModel, Model
 from aq_jax.nn.parallel import shardings
-from aq_jax.nn.weights import kept, turned
+from aq_jax.nn.weights import keep, transpose
 
 WORDS, WIDTH, INNER = 40, 16, 32
 LINES = [" ".join(f"w{i}" for i in np.random.default_rng(n).integers(0, WORDS, 4)) for n in range(80)]
@@ -101,18 +101,18 @@ class Pairs(LanguageModel):
 BAG = Family(
     ("bag",), "embed", read, Bag,
     lambda config: (
-        ("lookup", "words.embedding", kept),
-        (r"mix\.w", "layers.0.linear.kernel", turned),
-        (r"mix\.b", "layers.0.linear.bias", kept),
-        ("verdict", None, kept),
+        ("lookup", "words.embedding", keep),
+        (r"mix\.w", "layers.0.linear.kernel", transpose),
+        (r"mix\.b", "layers.0.linear.bias", keep),
+        ("verdict", None, keep),
     ),
     heads="verdict",
 )  # fmt: skip
 PAIRS = Family(
     ("pairs",), "generate", read, Pairs,
     lambda config: (
-        ("lookup", "pieces.embedding", kept),
-        (r"block(\d)\.(widen|narrow)", r"layers.\1.\2.kernel", turned),
+        ("lookup", "pieces.embedding", keep),
+        (r"block(\d)\.(widen|narrow)", r"layers.\1.\2.kernel", transpose),
     ),
     cuts={"widen": 0, "narrow": 1},
     kinds={"feed-forward": "block"},
@@ -192,7 +192,7 @@ def test_a_language_model_of_another_family_is_given_its_bits_calibrated_and_gen
     for _ in range(5):
         ids.append(int(log[ids[-1]].argmax()))
     assert model.generate_ids(ids[:1], 5) == ids[1:]  # type: ignore[union-attr]
-    with pytest.raises(aq.ConfigError, match=r"\[train\]: found pairs; wanted an encoder: bert"):
+    with pytest.raises(aq.ConfigError, match=r"\[train\]: the model is a pairs; wanted an encoder: bert"):
         convert(folder, train=aq.TrainingConfig(steps=1))
 
 

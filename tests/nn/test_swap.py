@@ -335,17 +335,17 @@ def dot_as_usual(*args: Any, **options: Any) -> jax.Array:
 @pytest.mark.parametrize(
     ("make_layer", "message"),
     [
-        (lambda: ones(WIDTH, WIDTH, dot_general=dot_as_usual), "Linear has a dot_general of its own; wanted the defa"),
-        (lambda: ones(WIDTH, WIDTH, promote_dtype=lambda x, **_: x), "Linear has a promote_dtype of its own"),
-        (lambda: ones(WIDTH, WIDTH, preferred_element_type="float32"), "Linear has a preferred_element_type of its ow"),
+        (lambda: ones(WIDTH, WIDTH, dot_general=dot_as_usual), "Linear has its own dot_general; wanted the defa"),
+        (lambda: ones(WIDTH, WIDTH, promote_dtype=lambda x, **_: x), "Linear has its own promote_dtype"),
+        (lambda: ones(WIDTH, WIDTH, preferred_element_type="float32"), "Linear has its own preferred_element_type"),
         (lambda: ones(WIDTH, WIDTH, dtype="complex64"), "Linear of dtype complex64; wanted a floating one"),
         (
             lambda: nnx.LinearGeneral(WIDTH, WIDTH, dot_general_cls=lambda: dot_as_usual, rngs=nnx.Rngs(0)),
-            "LinearGeneral has a dot_general_cls of its own",
+            "LinearGeneral has its own dot_general_cls",
         ),
         (
             lambda: nnx.Embed(WIDTH, WIDTH, promote_dtype=lambda x, **_: x, rngs=nnx.Rngs(0)),
-            "Embed has a promote_dtype of its own",
+            "Embed has its own promote_dtype",
         ),
     ],
 )
@@ -361,11 +361,11 @@ def test_layers_that_compute_by_functions_of_their_own_are_refused(make_layer: A
 def test_weights_that_no_integers_multiply_are_refused_by_name(model: Model) -> None:
     config = QuantizationConfig("int8", overrides=(Override("feed.layers.0", group_size=12),))
     with pytest.raises(
-        ConfigError, match=r"^feed\.layers\.0\.kernel: QLinear: activations = 'int8' wants grids that ea"
+        ConfigError, match=r"^feed\.layers\.0\.kernel: QLinear: activations = 'int8' needs grids that ea"
     ):
         quantize_module(model, config, activations="int8")
     config = QuantizationConfig("int8", overrides=(Override("words", group_size=12),))
-    with pytest.raises(ConfigError, match=r"^words\.embedding: QEmbed: activations = 'int8' wants grids that each lie"):
+    with pytest.raises(ConfigError, match=r"^words\.embedding: QEmbed: activations = 'int8' needs grids that each lie"):
         quantize_module(model, config, activations="int8")
     quantize_module(model, config)
 
@@ -438,9 +438,9 @@ def test_weights_stay_packed(bits: int, model: Model) -> None:
 
 
 def test_a_weight_of_another_shape_is_refused(model: Model) -> None:
-    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[16, 48\] for \(16,\) -> \(48,\)$"):
+    with pytest.raises(ValueError, match=r"^QLinear: weight of shape \[16, 48\] does not fit \(16,\) -> \(48,\)$"):
         quantized_layer(model.feed.layers[0], quantize(np.ones((WIDTH, 3 * WIDTH), np.float32), "int8"), "float32")
-    with pytest.raises(ValueError, match=r"weight of shape \[16, 8\] for \(16,\) -> \(2, 8\)$"):
+    with pytest.raises(ValueError, match=r"weight of shape \[16, 8\] does not fit \(16,\) -> \(2, 8\)$"):
         quantized_layer(model.attention.query, quantize(np.ones((WIDTH, 8), np.float32), "int8"), "float32")
 
 

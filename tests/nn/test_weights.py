@@ -14,7 +14,7 @@ from flax import nnx
 import aq_jax as aq
 from aq_jax.config.fields import read_fields
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.nn.weights import Mapped, fill, kept, turned
+from aq_jax.nn.weights import NameRule, fill, keep, transpose
 
 
 class Block(nnx.Module):
@@ -29,13 +29,13 @@ class Model(nnx.Module):
         self.blocks = nnx.List([Block(rngs) for _ in range(2)])
 
 
-NAMES: tuple[Mapped, ...] = (
-    (r"words", "word.embedding", kept),
-    (r"h\.(\d+)\.w", r"blocks.\1.up.kernel", turned),
-    (r"h\.(\d+)\.b", r"blocks.\1.up.bias", kept),
-    (r"h\.(\d+)\.(?:g|gamma)", r"blocks.\1.norm.scale", kept),
-    (r"h\.(\d+)\.beta", r"blocks.\1.norm.bias", kept),
-    (r"head\..*", None, kept),
+NAMES: tuple[NameRule, ...] = (
+    (r"words", "word.embedding", keep),
+    (r"h\.(\d+)\.w", r"blocks.\1.up.kernel", transpose),
+    (r"h\.(\d+)\.b", r"blocks.\1.up.bias", keep),
+    (r"h\.(\d+)\.(?:g|gamma)", r"blocks.\1.norm.scale", keep),
+    (r"h\.(\d+)\.beta", r"blocks.\1.norm.bias", keep),
+    (r"head\..*", None, keep),
 )
 
 
@@ -97,7 +97,7 @@ def test_models_compute_in_float32_whatever_was_stored(dtype: str) -> None:
     np.testing.assert_array_equal(model.word.embedding.get_value(), stored["words"].astype(np.float32))
 
 
-def refused(given: dict, names: tuple[Mapped, ...] = NAMES) -> list[str]:
+def refused(given: dict, names: tuple[NameRule, ...] = NAMES) -> list[str]:
     """The complaints, one by one."""
     with pytest.raises(aq.FormatError) as caught:
         fill(abstract(), given, names, None, "some/file.parquet")
@@ -129,7 +129,7 @@ def test_everything_that_is_wrong_is_named_at_once() -> None:
 
 
 def test_a_name_that_two_patterns_match_is_refused() -> None:
-    names = (*NAMES, (r"h\.0\.[wb]", None, kept))
+    names = (*NAMES, (r"h\.0\.[wb]", None, keep))
     assert refused(tensors(), names) == [
         "blocks.0.up.bias: no tensor fills it",
         "blocks.0.up.kernel: no tensor fills it",

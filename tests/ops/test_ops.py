@@ -17,7 +17,7 @@ from jax import lax
 from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, qdot, qembed, quantize
 from aq_jax.core import dispatch
 from aq_jax.core.qtensor import scale_shape
-from aq_jax.ops import MOST_PRODUCTS
+from aq_jax.ops import MAX_PRODUCTS
 from aq_jax.ops.xla import quantize_rows
 
 CONFIGS = [
@@ -32,15 +32,15 @@ CONFIGS = [
 
 # (numerics, the zero points of a grid): of these the grids lie in rows, so that integers can be summed.
 BY_ROW = [
-    pytest.param((QuantSpec(8, per_channel=True), "tread"), id="int8 channels"),
-    pytest.param((QuantSpec(8), "tread"), id="int8 tensor"),
+    pytest.param((QuantSpec(8, per_channel=True), "mid_tread"), id="int8 channels"),
+    pytest.param((QuantSpec(8), "mid_tread"), id="int8 tensor"),
     pytest.param((QuantSpec(8, per_channel=True), "affine"), id="int8 channels, asymmetric"),
     pytest.param((QuantSpec(8, group_size=32), "affine"), id="int8 groups, asymmetric"),
-    pytest.param((QuantSpec(4, group_size=32), "tread"), id="int4 groups"),
+    pytest.param((QuantSpec(4, group_size=32), "mid_tread"), id="int4 groups"),
     pytest.param((QuantSpec(4, group_size=16), "affine"), id="int4 groups, asymmetric"),
-    pytest.param((QuantSpec(3, group_size=16), "tread"), id="int3 groups"),
-    pytest.param((QuantSpec(2, group_size=64), "tread"), id="int2 groups of a row"),
-    pytest.param((QuantSpec(2, group_size=16), "rise"), id="int2 groups, mid-rise"),
+    pytest.param((QuantSpec(3, group_size=16), "mid_tread"), id="int3 groups"),
+    pytest.param((QuantSpec(2, group_size=64), "mid_tread"), id="int2 groups of a row"),
+    pytest.param((QuantSpec(2, group_size=16), "mid_rise"), id="int2 groups, mid-rise"),
 ]
 Case = tuple[QuantSpec, str]
 
@@ -56,7 +56,11 @@ def by_hand(rng: np.random.Generator, case: Case, shape: tuple[int, int] = (6, 6
         rows = codes.astype(np.int8)
     grids = scale_shape(shape, spec)
     scale = rng.uniform(0.1, 1, grids) / qmax
-    zero_point = {"tread": 0 * scale, "rise": 0 * scale - 0.5, "affine": rng.uniform(qmin - 3, qmax + 3, grids)}[kind]
+    zero_point = {
+        "mid_tread": 0 * scale,
+        "mid_rise": 0 * scale - 0.5,
+        "affine": rng.uniform(qmin - 3, qmax + 3, grids),
+    }[kind]
     return QTensor(*(jnp.asarray(a) for a in (np.array(rows), scale.astype(np.float32), zero_point.astype(np.float32))),
                    spec, shape[1])  # fmt: skip
 
@@ -163,7 +167,7 @@ def test_rows_are_quantized_as_in_the_oracle(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "inputs"), [(1, 1536), (7, 1536), (8, 1536), (9, 1536), (33, 1536), (2, MOST_PRODUCTS)]
+    ("rows", "inputs"), [(1, 1536), (7, 1536), (8, 1536), (9, 1536), (33, 1536), (2, MAX_PRODUCTS)]
 )
 def test_sums_of_extreme_codes_are_exact(rows: int, inputs: int, rng: np.random.Generator) -> None:
     codes = rng.choice(np.array([-128, -127, 126, 127], np.int8), (5, inputs))
@@ -213,7 +217,7 @@ def test_a_row_does_not_depend_on_the_others(how: dispatch.Activations, bad: flo
     others[[0, 2, 8]] *= 100
     others[5, 3] = bad
     alone = [1, 3, 4, 6, 7]
-    for case in ((QuantSpec(8, per_channel=True), "tread"), (QuantSpec(4, group_size=32), "affine")):
+    for case in ((QuantSpec(8, per_channel=True), "mid_tread"), (QuantSpec(4, group_size=32), "affine")):
         q = by_hand(rng, case)
         y, beside = (np.asarray(qdot(jnp.asarray(v), q, how)) for v in (x, others))
         assert np.array_equal(y[alone], beside[alone])
@@ -277,8 +281,8 @@ def test_derivatives_are_those_of_the_float_product(how: dispatch.Activations, r
 @pytest.mark.parametrize(
     ("case", "how"),
     [
-        ((QuantSpec(8, per_channel=True), "tread"), "float32"),
-        ((QuantSpec(8, per_channel=True), "tread"), "bfloat16"),
+        ((QuantSpec(8, per_channel=True), "mid_tread"), "float32"),
+        ((QuantSpec(8, per_channel=True), "mid_tread"), "bfloat16"),
         ((QuantSpec(4, group_size=32), "affine"), "int8"),
     ],
     ids=dispatch.ACTIVATIONS,
@@ -319,9 +323,9 @@ def test_qdot_refuses_unknown_activations_and_grids_that_cross_rows(weight: np.n
 
 
 def test_sums_that_32_bits_may_not_hold_are_not_taken() -> None:
-    shapes = jax.eval_shape(lambda w: quantize(w, "int8"), jax.ShapeDtypeStruct((1, MOST_PRODUCTS + 1), jnp.float32))
-    assert 2**14 * MOST_PRODUCTS < 2**31 <= 2**14 * (MOST_PRODUCTS + 1)
-    x = jax.ShapeDtypeStruct((9, MOST_PRODUCTS + 1), jnp.float32)
+    shapes = jax.eval_shape(lambda w: quantize(w, "int8"), jax.ShapeDtypeStruct((1, MAX_PRODUCTS + 1), jnp.float32))
+    assert 2**14 * MAX_PRODUCTS < 2**31 <= 2**14 * (MAX_PRODUCTS + 1)
+    x = jax.ShapeDtypeStruct((9, MAX_PRODUCTS + 1), jnp.float32)
     with pytest.raises(ValueError, match="integer products need at most 131071 products in a sum, for 32 bits to hold"):
         jax.eval_shape(lambda x, q: qdot(x, q, "int8"), x, shapes)
     assert jax.eval_shape(qdot, x, shapes).shape == (9, 1)
@@ -351,7 +355,7 @@ def test_numerics_do_not_depend_on_the_machine(
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     assert {dispatch.backend()} <= set(dispatch.TOKENS) == set(dispatch.COMPILER_OPTIONS)
     jax.clear_caches()  # what was traced for another machine
-    q = by_hand(rng, (QuantSpec(8, per_channel=True), "tread"), (7, 40))
+    q = by_hand(rng, (QuantSpec(8, per_channel=True), "mid_tread"), (7, 40))
     x = jnp.asarray(rng.normal(size=(rows, 40)), jnp.float32)
     assert [how for how in dispatch.ACTIVATIONS if np.array_equal(qdot(x, q, how), qdot(x, q))] == ["float32"]
     products = [jnp.dtype(dispatch.product_dtype(how)).name for how in dispatch.ACTIVATIONS]

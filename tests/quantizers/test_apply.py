@@ -170,7 +170,7 @@ def test_under_tracing_infinities_saturate(config: QuantizationConfig, weight: n
 
 
 def test_only_floating_weights_with_an_axis() -> None:
-    with pytest.raises(AqError, match="head: dtype int32 is not floating; only floating weights are quantized"):
+    with pytest.raises(AqError, match="head: dtype int32 is not floating; wanted floating weights"):
         quantize(jnp.ones((2, 2), jnp.int32), "int8", name="head")
     with pytest.raises(AqError, match="head: a scalar has no axis"):
         quantize(jnp.float32(3.0), "int8", name="head")

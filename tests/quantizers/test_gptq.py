@@ -11,7 +11,7 @@ from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.bits_jax import unpack_float
 from aq_jax.config import QuantizationConfig
-from aq_jax.quantizers.gptq import ROWS, gptq, gptq_tiled, metric
+from aq_jax.quantizers.gptq import TILE_ROWS, gptq, gptq_tiled, prepare_hessian
 
 ROW, WIDTH = 24, 96
 CASES = [  # with whether it is symmetric
@@ -53,7 +53,7 @@ def wide(grid: np.ndarray, width: int) -> np.ndarray:
 def test_under_equal_inputs_it_is_round_to_nearest_on_its_grid(spec: QuantSpec, symmetric: bool) -> None:
     w = weights()
     for rounds in (0, 4):
-        q = gptq(w, metric(jnp.eye(WIDTH), rotation=spec.rotation), spec, symmetric, rounds=rounds)
+        q = gptq(w, prepare_hessian(jnp.eye(WIDTH), rotation=spec.rotation), spec, symmetric, rounds=rounds)
         turned = np.asarray(w if not spec.rotation else dequantize(quantize_exactly(w, spec)), np.float32)
         scale, zero = wide(q.scale, WIDTH), wide(q.zero_point, WIDTH)
         nearest = np.clip(np.round(turned / scale + zero), *code_range(spec.bits))
@@ -71,7 +71,7 @@ def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
 @pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
 def test_outputs_change_less_than_by_mse_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
     w, h = weights(), moment()
-    under = metric(h, 1e-4, spec.rotation)
+    under = prepare_hessian(h, 1e-4, spec.rotation)
     searched = quantize(
         w,
         QuantizationConfig(
@@ -92,7 +92,7 @@ def test_outputs_change_less_than_by_mse_and_refining_never_hurts(spec: QuantSpe
 def test_columns_make_up_for_those_before_as_in_numpy() -> None:
     spec = QuantSpec(3, per_channel=True)
     w, h = weights(6, 40), moment(40)
-    under = metric(h, 0.01)
+    under = prepare_hessian(h, 0.01)
     q = gptq(w, under, spec, symmetric=False, rounds=0)
     # H^-1 taken apart in float64, in the order of the largest inputs.
     damped = np.asarray(under.h, np.float64)
@@ -110,7 +110,7 @@ def test_columns_make_up_for_those_before_as_in_numpy() -> None:
 
 @pytest.mark.parametrize(("spec", "symmetric"), CASES[:2], ids=IDS[:2])
 def test_rows_do_not_depend_on_their_order(spec: QuantSpec, symmetric: bool) -> None:
-    w, under, order = weights(), metric(moment()), np.random.default_rng(2).permutation(ROW)
+    w, under, order = weights(), prepare_hessian(moment()), np.random.default_rng(2).permutation(ROW)
     first, second = gptq(w, under, spec, symmetric), gptq(w[order], under, spec, symmetric)
     np.testing.assert_array_equal(np.asarray(first.codes)[order], second.codes)
     np.testing.assert_array_equal(np.asarray(first.scale)[order], second.scale)
@@ -118,9 +118,9 @@ def test_rows_do_not_depend_on_their_order(spec: QuantSpec, symmetric: bool) -> 
 
 def test_layers_of_one_shape_are_solved_under_vmap() -> None:
     w, h = np.stack([weights(seed=3), weights(seed=4)]), np.stack([moment(), moment(seed=5)])
-    both = jax.vmap(lambda w, h: gptq(w, metric(h), *CASES[0]))(w, h)
+    both = jax.vmap(lambda w, h: gptq(w, prepare_hessian(h), *CASES[0]))(w, h)
     for i in range(2):
-        alone = gptq(w[i], metric(h[i]), *CASES[0])
+        alone = gptq(w[i], prepare_hessian(h[i]), *CASES[0])
         assert (np.asarray(both.codes[i]) != np.asarray(alone.codes)).mean() < 0.02
         one = output_error(jax.tree.map(lambda leaf, i=i: leaf[i], both), w[i], h[i]).sum()
         np.testing.assert_allclose(one, output_error(alone, w[i], h[i]).sum(), rtol=0.02)
@@ -130,13 +130,13 @@ def test_the_program_does_not_grow_with_the_matrix() -> None:
     def equations(width: int) -> int:
         spec = QuantSpec(2, group_size=128)
         shapes = jax.ShapeDtypeStruct((8, width), jnp.float32), jax.ShapeDtypeStruct((width, width), jnp.float32)
-        return str(jax.make_jaxpr(lambda w, h: gptq(w, metric(h), spec, symmetric=False))(*shapes)).count("=")
+        return str(jax.make_jaxpr(lambda w, h: gptq(w, prepare_hessian(h), spec, symmetric=False))(*shapes)).count("=")
 
     assert equations(256) == equations(1024)
 
 
 def test_tiles_give_what_one_piece_gives() -> None:
-    w, under = weights(ROWS + 40), metric(moment())
+    w, under = weights(TILE_ROWS + 40), prepare_hessian(moment())
     tiled, whole = gptq_tiled(w, under, *CASES[1]), gptq(w, under, *CASES[1])
     assert tiled.shape == whole.shape
     assert isinstance(tiled.codes, np.ndarray)
@@ -148,7 +148,7 @@ def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
     w, h = weights(), moment()
     w[:, :32] = 0.7  # constant groups are no exception
     h[40:44], h[:, 40:44] = 0, 0
-    q = gptq(w, metric(h), *CASES[0])
+    q = gptq(w, prepare_hessian(h), *CASES[0])
     dead = slice(40, 44)
     scale, zero = wide(q.scale, WIDTH)[:, dead], wide(q.zero_point, WIDTH)[:, dead]
     np.testing.assert_array_equal(codes_of(q)[:, dead], np.clip(np.round(w[:, dead] / scale + zero), -2, 1))
@@ -163,7 +163,7 @@ def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
 )  # fmt: skip
 def test_bad_moments_still_give_sound_weights(h: np.ndarray) -> None:
     w = weights()
-    q = gptq(w, metric(h.astype(np.float32), 1e-9), *CASES[0])
+    q = gptq(w, prepare_hessian(h.astype(np.float32), 1e-9), *CASES[0])
     assert np.isfinite(q.scale).all()
     assert np.isfinite(q.zero_point).all()
     assert np.linalg.norm(np.asarray(dequantize(q)) - w) < np.linalg.norm(w)
@@ -171,7 +171,7 @@ def test_bad_moments_still_give_sound_weights(h: np.ndarray) -> None:
 
 def test_damping_grows_until_the_matrix_can_be_factored() -> None:
     h = moment() - 0.3 * np.trace(moment()) / WIDTH * np.eye(WIDTH, dtype=np.float32)  # has negative eigenvalues
-    found = metric(h, 1e-6)
+    found = prepare_hessian(h, 1e-6)
     assert np.isfinite(found.u).all()
     added = np.diagonal(found.h) - np.diagonal(h) / np.maximum(np.diagonal(h), 0).mean()
     assert 1e-6 < added[np.diagonal(h) > 0].mean() < 100
@@ -180,4 +180,4 @@ def test_damping_grows_until_the_matrix_can_be_factored() -> None:
 @pytest.mark.parametrize("spec", [QuantSpec(4), QuantSpec(4, group_size=100), QuantSpec(4, group_size=64)])
 def test_grids_that_cross_rows_are_refused(spec: QuantSpec) -> None:
     with pytest.raises(ConfigError, match="takes matrices with channels, or groups that divide a row; found"):
-        gptq(weights(), metric(jnp.eye(WIDTH)), spec, symmetric=True)
+        gptq(weights(), prepare_hessian(jnp.eye(WIDTH)), spec, symmetric=True)

@@ -35,7 +35,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "'minmax' or 'mse' or 'gptq'"),
     ({"solver": "minmax"}, "solver = 'minmax' is asymmetric: set symmetric = false, or solver = 'absmax' or 'mse'"),
     ({"solver": AbsMax(), "symmetric": False}, "solver = 'absmax' is symmetric"),
-    ({"solver": AbsMax}, "is no quantizer; wanted a name, or an object of a class of aq_jax.quantizers.Quantizer"),
+    ({"solver": AbsMax}, "is not a quantizer; wanted a name, or an object of a subclass of aq_jax.quantizers.Quan"),
     ({"solver": Unhashable()}, "cannot be hashed, and programs are compiled for it; make it a frozen dataclass"),
     ({"overrides": (Override("x", solver="minmax"),)}, "override 'x': solver = 'minmax' is asymmetric"),
     ({"overrides": (Override("x", solver="serch"),)}, "override 'x': solver = 'serch': wanted one of absmax"),
@@ -70,7 +70,7 @@ def test_an_entry_is_found_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -
 
 def test_training_needs_a_quantizer_of_the_running_model() -> None:
     config = aq.ConversionConfig("nowhere", "m.parquet", QuantizationConfig("int4"), train=TrainingConfig())
-    with pytest.raises(ConfigError, match=r'\[train\]: found no tensor of that solver; wanted .* = "gptq"'):
+    with pytest.raises(ConfigError, match=r'\[train\]: found no tensor whose weights are trained; wanted .* = "gptq"'):
         aq.convert(config)
 
 

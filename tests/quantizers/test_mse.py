@@ -13,6 +13,7 @@ import pytest
 
 from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, quantize
 from aq_jax.core.grid import round_mantissa
+from aq_jax.ops import KERNELS
 from aq_jax.quantizers.apply import _quantize
 from aq_jax.quantizers.mse import MSE
 
@@ -176,12 +177,12 @@ def _inner(eqn: jax.extend.core.JaxprEqn) -> list[jax.extend.core.Jaxpr]:
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_the_program_does_not_grow_with_the_matrix(symmetric: bool) -> None:
-    spec = QuantSpec(2, group_size=128)
+    spec, kernel = QuantSpec(2, group_size=128), KERNELS["quantize"]["xla"]
 
     def equations(*shape: int) -> int:
         w = jax.ShapeDtypeStruct(shape, jnp.float32)
         return count_equations(
-            jax.make_jaxpr(partial(_quantize, spec=spec, symmetric=symmetric, quantizer=MSE()))(w).jaxpr
+            jax.make_jaxpr(partial(_quantize, spec=spec, symmetric=symmetric, quantizer=MSE(), kernel=kernel))(w).jaxpr
         )
 
     small = equations(2, 128)

@@ -18,7 +18,7 @@ from aq_jax import QUANTIZERS, ConfigError, Override, QTensor, QuantizationConfi
 from aq_jax.codes import Code
 from aq_jax.conversion.shards import engines
 from aq_jax.core.grid import absmax_grid
-from aq_jax.quantizers import Grid, Measure, Quantizer
+from aq_jax.quantizers import Grid, GroupStatistics, Quantizer
 from aq_jax.quantizers.apply import _quantize
 from aq_jax.store.inspection import inspect_table
 
@@ -33,7 +33,7 @@ class Clipped(Quantizer):
     name = "clipped"
     grids = ("symmetric",)
 
-    def __call__(self, groups: Measure, code: Code, symmetric: bool) -> tuple[Grid, ...]:
+    def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         return (absmax_grid(groups.lo * self.share, groups.hi * self.share, code),)
 
 

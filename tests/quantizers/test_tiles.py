@@ -14,8 +14,8 @@ import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
 from aq_jax.quantizers import tiles
+from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of
-from aq_jax.quantizers.screen import Refused, to_half
 from aq_jax.quantizers.tiles import Quantized, quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
@@ -338,7 +338,7 @@ def test_a_float64_beyond_float32_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 def test_what_fits_into_half(values: list[float], half: bool, dtype: type) -> None:
     w = np.array(values).astype(dtype)
-    found = to_half(w)
+    found = to_float16(w)
     assert found.dtype == (np.float16 if half else dtype)
     wide = w.astype(np.float32)
     if half:
@@ -350,4 +350,4 @@ def test_what_fits_into_half(values: list[float], half: bool, dtype: type) -> No
 @pytest.mark.parametrize(("steps", "half"), [(600.5, True), (400.5, False)])
 def test_the_bound_of_half_is_two_to_the_minus_ten(steps: float, half: bool) -> None:
     # Halfway between two subnormal halves, which lie 2^-24 apart: the error is 0.5 / steps of the value.
-    assert (to_half(np.array([steps * 2.0**-24], np.float32)).dtype == np.float16) is half
+    assert (to_float16(np.array([steps * 2.0**-24], np.float32)).dtype == np.float16) is half

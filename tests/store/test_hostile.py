@@ -72,14 +72,14 @@ EDITS: list[tuple[str, object, str]] = [
     ("data", b"\0" * 17, r"row 4 \(int4.group\): data holds 17 bytes, shape \[4, 8\] int4 needs 16"),
     ("data", None, r"row 4 \(int4.group\): data is null"),
     ("scales", None, r"row 4 \(int4.group\): scales is null"),
-    ("scales", b"\0" * 7, r"row 4 \(int4.group\): scales holds 7 bytes, which is no number of float32"),
+    ("scales", b"\0" * 7, r"row 4 \(int4.group\): scales holds 7 bytes, which is not a whole number of float32"),
     ("scales", b"\0" * 4, r"row 4 \(int4.group\): scales holds 4 bytes, .* needs 8"),
     ("scales", b"\0" * 8, r"row 4 \(int4.group\): scales are 0 to 0"),
     ("scales", np.array([1, np.nan], "<f4").tobytes(), r"row 4 \(int4.group\): scales are nan"),
     ("zero_points", b"\0" * 12, r"row 4 \(int4.group\): zero_points holds 12 bytes, .* needs 8"),
     ("zero_points", np.array([0, np.inf], "<f4").tobytes(), r"row 4 \(int4.group\): zero_points are not all finite"),
     ("num_params", 33, r"row 4 \(int4.group\): num_params is 33, shape \[4, 8\] has 32 elements"),
-    ("num_params", 31, r"row 4 \(int4.group\): piece of 31 elements, all but the last must be a multiple of 16"),
+    ("num_params", 31, r"row 4 \(int4.group\): piece of 31 elements; all pieces but the last must be a multiple of 16"),
     ("num_params", 16, r"row 5 \(int3.group\): int4.group still lacks 16 of 32 elements"),
     ("num_params", -1, r"row 4 \(int4.group\): num_params is -1"),
     ("num_params", None, r"row 4 \(int4.group\): num_params is null"),
@@ -89,7 +89,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("shape", [2**30, 2**30, 4], r"row 4 \(int4.group\): shape .* is too large for any memory"),
     ("layer_name", None, r"row 4 \(None\): layer_name is null"),
     ("layer_name", "", r"row 4 \(\): layer_name must be a non-empty string"),
-    ("layer_name", "embed.weight", r"row 4 \(embed.weight\): the name is there already"),
+    ("layer_name", "embed.weight", r"row 4 \(embed.weight\): the name already exists"),
     ("dtype", "torch.float99", r"row 4 \(int4.group\): unknown dtype 'torch.float99'"),
     ("dtype", None, r"row 4 \(int4.group\): dtype is null"),
     ("quant_type", "int9", r"row 4 \(int4.group\): unknown quant_type 'int9'; known are int8"),
@@ -121,7 +121,7 @@ def test_a_claim_of_too_many_elements_is_refused_at_opening(tmp_path: Path, suff
     for column, value in claims.items():
         cells = edited(cells, column, 4, value)
     path = store(tmp_path / f"m.{suffix}", cells)
-    with pytest.raises(FormatError, match=r"column data holds \d+ bytes, the shapes of its rows need 288230376151"):
+    with pytest.raises(FormatError, match=r"column data holds \d+ bytes, but the shapes of its rows need 288230376151"):
         open_table(path)
 
 
@@ -132,7 +132,7 @@ def test_a_column_that_unpacks_to_more_than_its_shapes_need_is_not_unpacked(tmp_
     before = pa.default_memory_pool().max_memory()
     with (
         open_table(tmp_path / "m.parquet") as table,
-        pytest.raises(FormatError, match=r"row group 0, column data: unpacks to 67.* bytes, its shapes need"),
+        pytest.raises(FormatError, match=r"row group 0, column data: unpacks to 67.* bytes, but its shapes need"),
     ):
         table.read(0)
     assert pa.default_memory_pool().max_memory() < max(before, 32 << 20) + (32 << 20)
@@ -156,12 +156,12 @@ def test_added_columns_may_be_missing_and_unknown_ones_are_ignored(
 @pytest.mark.parametrize(
     ("column", "values", "text"),
     [
-        ("layer_name", pa.array([b"x"] * 16), "column 'layer_name' is binary, it must be a string"),
-        ("shape", pa.array([3] * 16), "column 'shape' is int64, it must be a list of integers"),
-        ("shape", pa.array([[1.0]] * 16), "it must be a list of integers"),
-        ("data", pa.array(["x"] * 16), "column 'data' is string, it must be binary"),
-        ("num_params", pa.array([1.0] * 16), "column 'num_params' is double, it must be an integer"),
-        ("cosine", pa.array(["x"] * 16), "column 'cosine' is string, it must be floating"),
+        ("layer_name", pa.array([b"x"] * 16), "column 'layer_name' is binary; wanted a string"),
+        ("shape", pa.array([3] * 16), "column 'shape' is int64; wanted a list of integers"),
+        ("shape", pa.array([[1.0]] * 16), "wanted a list of integers"),
+        ("data", pa.array(["x"] * 16), "column 'data' is string; wanted binary"),
+        ("num_params", pa.array([1.0] * 16), "column 'num_params' is double; wanted an integer"),
+        ("cosine", pa.array(["x"] * 16), "column 'cosine' is string; wanted floating"),
     ],
 )
 def test_a_column_of_another_type_is_named(
@@ -175,7 +175,7 @@ def test_a_column_of_another_type_is_named(
 
 def test_a_column_there_twice_is_named(tmp_path: Path, cells: pa.Table) -> None:
     path = store(tmp_path / "m.arrow", cells.append_column("data", cells["data"]))
-    with pytest.raises(FormatError, match="column 'data' is there more than once"):
+    with pytest.raises(FormatError, match="column 'data' occurs more than once"):
         open_table(path)
 
 
@@ -212,12 +212,12 @@ def test_metadata_that_is_wrong_is_named(tmp_path: Path, v1_rows: list[Row], v2_
     refuse(b'{"version": NaN}', FormatError, "not valid JSON: NaN is not JSON")
     refuse(b"[]", FormatError, "has no version")
     refuse(changed(version="3.0"), FormatError, "format version '3.0' is unknown; .* use a newer aq_jax")
-    refuse(changed(version="1.0"), FormatError, "says version 1.0, its columns are V2")
+    refuse(changed(version="1.0"), FormatError, "says version 1.0, but its columns are V2")
     refuse(changed(rows="7"), FormatError, "must have 'rows', a JSON int")
     refuse(changed(aliases={"a": 1}), FormatError, "alias that is not a string")
     refuse(changed(aliases={"a": "nobody"}), FormatError, "alias 'a' leads to 'nobody', which is not stored")
     refuse(changed(aliases={"half": "one"}), FormatError, "alias 'half' is also the name of a stored tensor")
-    refuse(changed(rows=15), IntegrityError, "holds 16 rows, its metadata says 15")
+    refuse(changed(rows=15), IntegrityError, "holds 16 rows, but its metadata says 15")
     refuse(changed(config={"quant_type": "int8"}), IntegrityError, "metadata and row digests have digest")
     refuse(changed(aliases={"tied": "half"}), IntegrityError, "metadata and row digests have digest")
     refuse(changed(added=1), IntegrityError, "metadata and row digests have digest")

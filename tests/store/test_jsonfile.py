@@ -35,7 +35,7 @@ def test_what_is_no_such_object_is_refused_by_name(tmp_path: Path, what: str, ur
 
 def test_a_folder_is_no_file_and_what_is_not_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "c.json").mkdir()
-    with pytest.raises(FormatError, match=r"c\.json: is no file; wanted a JSON array"):
+    with pytest.raises(FormatError, match=r"c\.json: is not a file; wanted a JSON array"):
         read_json(tmp_path, "c.json", list)
     (tmp_path / "d.json").symlink_to(tmp_path / "nowhere")
     assert read_json(tmp_path, "d.json", list) is None

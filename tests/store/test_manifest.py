@@ -127,7 +127,7 @@ CASES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "very long": (named("a" * 300 + ".parquet"), FormatError, "names the file"),
     "a number": (named(7), FormatError, "file is '7'; wanted a JSON str"),
     "twice": (named("weights-00001-of-00003.parquet"), FormatError, "names 'weights-00001.*' more than once"),
-    "not there": (named("weights-00009.parquet"), IntegrityError, "names weights-00009.parquet, which is not there"),
+    "not there": (named("weights-00009.parquet"), IntegrityError, "names weights-00009.parquet, which is missing"),
     "another table": (named("other.parquet"), IntegrityError, "its manifest says|its manifest names"),
     "a size that is not": (
         rewritten(lambda found: found["shards"][0].update(bytes=7)), IntegrityError, "its manifest says 7"),
@@ -135,19 +135,19 @@ CASES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "other tensors": (
         rewritten(lambda found: found["shards"][0].update(tensors=["a"])), IntegrityError, "names other tensors"),
     "tensors that are no names": (
-        rewritten(lambda found: found["shards"][0].update(tensors=[1])), FormatError, "a tensor that is no string"),
+        rewritten(lambda found: found["shards"][0].update(tensors=[1])), FormatError, "a tensor that is not a string"),
     "a shard less": (rewritten(lambda found: found["shards"].clear()), FormatError, "names no files"),
     "no object": (rewritten(lambda found: found.update(shards=["x"])), FormatError, "is 'x'; wanted an object"),
     "another version": (rewritten(lambda found: found.update(version="9.0")), FormatError, "version '9.0' is unknown"),
     "another kind of file": (rewritten(lambda found: found.update(kind="hub")), FormatError, "not the manifest of a"),
     "edited": (edit(b'"made": "here"', b'"made": "else"'), IntegrityError, "it was changed"),
     "a shard removed by hand": (
-        lambda folder: (folder / shard_name(1, 3)).unlink(), IntegrityError, "which is not there; fetch it"),
+        lambda folder: (folder / shard_name(1, 3)).unlink(), IntegrityError, "which is missing; fetch it"),
     "two shards swapped": (swap, IntegrityError, "its manifest says"),
     "a link to another table": (link_out, IntegrityError, "its manifest says"),
-    "a link to itself": (loop, IntegrityError, "which is not there"),
+    "a link to itself": (loop, IntegrityError, "which is missing"),
     "long in bytes": (named("é" * 200 + ".parquet"), FormatError, "names the file"),
-    "a link to nothing": (dangling, FormatError, "is no file, or a link to none"),
+    "a link to nothing": (dangling, FormatError, "is not a file, or a broken link"),
     "too long": (lambda folder: os.truncate(folder / MANIFEST, 1 << 25), FormatError, "is 33554432 bytes long"),
     "no JSON": (replace_by(b"{"), FormatError, "not a JSON file"),
     "wrong utf-8": (replace_by(b'{"kind": "\xff"}'), FormatError, "not a JSON file"),
@@ -188,8 +188,8 @@ def test_verify_does_not_praise_what_is_another_tables(folder: Path) -> None:
     assert verdict.good == ("d", "e")
     assert verdict.rows == 2
     assert set(verdict.damaged) == {"a", "b", "c"}
-    assert any("it is another table's" in error for error in verdict.errors)
-    assert any("is not there, though the manifest names it" in error for error in verdict.errors)
+    assert any("it belongs to another" in error for error in verdict.errors)
+    assert any("is missing, though the manifest names it" in error for error in verdict.errors)
 
 
 def test_any_flipped_bit_of_a_manifest_is_an_error(folder: Path) -> None:

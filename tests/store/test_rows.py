@@ -120,15 +120,15 @@ def piece(count: int, **changes: object) -> Row:
 
 
 SEQUENCES = [
-    ([RAW, GOOD, RAW], r"row 2 \(b\): the name is there already"),
-    ([RAW, RAW], r"row 1 \(b\): the name is there already"),
+    ([RAW, GOOD, RAW], r"row 2 \(b\): the name already exists"),
+    ([RAW, RAW], r"row 1 \(b\): the name already exists"),
     ([piece(48)], "end of the table: big still lacks 52 of 100 elements"),
     ([piece(48), RAW, piece(52)], r"row 1 \(b\): big still lacks 52 of 100 elements; its pieces must be adjacent"),
-    ([piece(48), piece(56)], r"row 1 \(big\): piece of 56 elements, the tensor lacks only 52"),
-    ([piece(47), piece(53)], r"row 0 \(big\): piece of 47 elements, all but the last must be a multiple of 8"),
-    ([piece(48), piece(52, dtype="int8")], "dtype is int8, the tensor's first piece has uint8"),
-    ([piece(48), piece(52, shape=(10, 10))], r"shape is \(10, 10\), the tensor's first piece has \(100,\)"),
-    ([piece(48), piece(52), piece(48)], r"row 2 \(big\): the name is there already"),
+    ([piece(48), piece(56)], r"row 1 \(big\): piece of 56 elements, but the tensor lacks only 52"),
+    ([piece(47), piece(53)], r"row 0 \(big\): piece of 47 elements; all pieces but the last must be a multiple of 8"),
+    ([piece(48), piece(52, dtype="int8")], "dtype is int8, but the tensor's first piece has uint8"),
+    ([piece(48), piece(52, shape=(10, 10))], r"shape is \(10, 10\), but the tensor's first piece has \(100,\)"),
+    ([piece(48), piece(52), piece(48)], r"row 2 \(big\): the name already exists"),
 ]
 
 

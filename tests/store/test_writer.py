@@ -77,13 +77,13 @@ def test_rows_are_checked_and_named(tmp_path: Path, v2_rows: list[Row]) -> None:
     short = Row("r", (9,), "uint8", np.zeros(8, np.uint8), 9)
     with pytest.raises(FormatError, match=r"m\.parquet: row 0 \(r\): data holds 8 bytes, shape \[9\] uint8 needs 9"):
         write_table(path, [short], version=1)
-    with pytest.raises(FormatError, match=r"m\.parquet: row 1 \(r\): the name is there already"):
+    with pytest.raises(FormatError, match=r"m\.parquet: row 1 \(r\): the name already exists"):
         write_table(path, [row("r", 1), row("r", 2)], version=1)
     with pytest.raises(FormatError, match=r"row 0 \(embed.weight\): a V1 table holds no int8 rows; write version 2"):
         write_table(path, v2_rows, version=1)
     with pytest.raises(FormatError, match=r"row 0 \(r\): quant_type None cannot be written; a V2 table has int8"):
         write_table(path, [row("r", 1)], version=2)
-    with pytest.raises(FormatError, match="alias 'a' leads to 'r' already"), TableWriter(path, version=1) as table:  # noqa: PT012
+    with pytest.raises(FormatError, match="alias 'a' already leads to 'r'"), TableWriter(path, version=1) as table:  # noqa: PT012
         table.write(row("r", 1))
         table.alias("a", "r")
         table.alias("a", "s")

@@ -36,7 +36,7 @@ def refuse_taken(folder: Folder, beside: Collection[str]) -> None:
         folder.remove_folder(JOURNAL)  # a killed run left it half removed
     tops = {name.partition("/")[0] for name in beside} | {JOURNAL}
     if others := [name for name in folder.names() if name not in tops]:
-        raise FormatError(f"{folder.at(others[0])}: already exists; wanted an empty folder, or the name of a new one")
+        raise FormatError(f"{folder.join(others[0])}: already exists; wanted an empty folder, or the name of a new one")
 
 
 class Journal:

@@ -13,7 +13,7 @@ from aq_jax.conversion.shards.memory import PARENT_BYTES, PROCESS_BYTES, machine
 from aq_jax.conversion.shards.task import ShardTask
 from aq_jax.conversion.source import Source
 from aq_jax.errors import ConfigError, FormatError
-from aq_jax.quantizers.lookup import with_entries
+from aq_jax.quantizers.lookup import resolve_solvers
 from aq_jax.store.digest import canonical_json
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import shard_name
@@ -37,7 +37,7 @@ def partition(source: Source, config: ConversionConfig) -> tuple[ShardTask, ...]
             f"shards.size = {size} bytes: gives {len(parts)} files, more than {MAX_SHARDS}; ask for larger files"
         )
     output = Folder(config.output).absolute
-    policy = None if config.quantization is None else with_entries(config.quantization)
+    policy = None if config.quantization is None else resolve_solvers(config.quantization)
     tasks: list[ShardTask] = []
     for index, part in enumerate(parts):
         aliases = {alias: stored for alias, stored in source.aliases.items() if stored in part}

@@ -1,12 +1,12 @@
-"""Families of models, by what config.json calls them; nobody else has a list of them.
+"""Families of models by the model_type of config.json; nothing else has a list of them.
 
     bert    encoders of sentences
     llama   language models
-    family  what a family says of itself, and what its models have
+    family  the protocols of a family and of its models
 
-A new one is a file like those, with a `Family` that says what others ask, and a line in FAMILIES: it is then loaded,
-calibrated, trained, validated and spread over devices as the others are. Layers are made of `nnx.Linear`s and norms,
-which loading replaces by quantized ones, and of what stands in `nn.blocks` and `ops`.
+A new one is a file like those, with a `Family`, and a line in FAMILIES: it is then loaded, calibrated, trained,
+validated and spread over devices as the others are. Layers are made of `nnx.Linear`s, which loading replaces by
+quantized ones, of norms, and of blocks from `nn.blocks` and `ops`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["FAMILIES", "Cache", "Family", "LanguageModel", "Model", "Task", "fam
 
 
 def family_of(fields: Mapping[str, Any]) -> Family | None:
-    """The family of a parsed config.json; None if it is none of these.
+    """Find the family of a parsed config.json; None if it is unknown.
 
     >>> [family_of({"model_type": kind}) is None for kind in ("bert", "t5", ["bert"])]
     [False, True, True]
@@ -34,7 +34,7 @@ def family_of(fields: Mapping[str, Any]) -> Family | None:
 
 
 def model_types(task: Task) -> str:
-    """The model_types of a task, for errors that say what is wanted.
+    """List the model_types of a task, for errors.
 
     >>> model_types("embed")
     'bert'

@@ -1,6 +1,6 @@
-"""BERT, as all-MiniLM-L6-v2 and most sentence encoders are: Devlin et al., arXiv:1810.04805.
+"""BERT, the model of all-MiniLM-L6-v2 and most sentence encoders: Devlin et al., arXiv:1810.04805.
 
-Every sum of a residual is float32; what the linear layers and the attention round their inputs to is `activations`.
+Residual sums are float32; linear layers and attention round their inputs to `activations`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
 from aq_jax.nn.models.family import Family, Model
-from aq_jax.nn.weights import Mapped, kept, turned
+from aq_jax.nn.weights import NameRule, keep, transpose
 from aq_jax.ops import attention
 
-ACTS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_new": jax.nn.gelu, "relu": jax.nn.relu}
+HIDDEN_ACTS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,16 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], where: str) -> BertConfig:
-        """Of a parsed config.json.
+        """Read a parsed config.json.
 
         Raises:
             FormatError: for missing fields, fields of another type, and variants that this model does not compute.
         """
-        allowed = {"hidden_act": tuple(ACTS), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
+        allowed = {
+            "hidden_act": tuple(HIDDEN_ACTS),
+            "position_embedding_type": ("absolute",),
+            "is_decoder": (False,),
+        }
         config = read_fields(cls, fields, where, allowed)
         if config.hidden_size % config.num_attention_heads:
             raise FormatError(f"{where}: {config.num_attention_heads} heads do not divide {config.hidden_size}")
@@ -57,9 +65,9 @@ class Bert(Model):
     """The encoder: ids and mask to hidden states.
 
     Args:
-        config: the model's sizes.
-        activations: what linear layers (once quantized) and attention round their inputs to.
-        rngs: of the first weights.
+        config: The model's sizes.
+        activations: The type that linear layers (once quantized) and attention round their inputs to.
+        rngs: The random streams of the initial weights.
 
     >>> from flax import nnx
     >>> config = BertConfig(100, 16, 1, 2, 32, 64)
@@ -81,7 +89,7 @@ class Bert(Model):
         self.layers = nnx.List([Layer(config, activations, rngs) for _ in range(config.num_hidden_layers)])
 
     def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        """What the first layer is given."""
+        """Compute the first layer's inputs."""
         position = self.position(jnp.arange(ids.shape[1], dtype=jnp.int32))
         return self.norm(self.word(ids) + position[None] + self.token_type(jnp.zeros((1, 1), jnp.int32)))
 
@@ -102,41 +110,41 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch tokens width"]:
-        """One layer."""
+        """Run one layer."""
         mixed = attention(self.query(x), self.key(x), self.value(x), mask, self.heads, product_dtype(self.activations))
         x = self.attention_norm(x + self.out(mixed))
-        return self.output_norm(x + self.down(ACTS[self.act](self.up(x))))
+        return self.output_norm(x + self.down(HIDDEN_ACTS[self.act](self.up(x))))
 
 
 def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
-# A Hugging Face name -> where it goes in Bert. Heads and poolers, which sentence embeddings do not use, are ignored.
-HEADS = r"(?:classifier|qa_outputs)\.(?:weight|bias)"  # of BertForSequenceClassification and its like
+# Hugging Face names -> paths in Bert. Heads and poolers, which sentence embeddings do not use, are ignored.
+HEADS = r"(?:classifier|qa_outputs)\.(?:weight|bias)"  # BertForSequenceClassification and its like
 _LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
 _EMBED = r"(?:bert\.)?embeddings\."
-NAMES: tuple[Mapped, ...] = (
-    (_EMBED + r"word_embeddings\.weight", "word.embedding", kept),
-    (_EMBED + r"position_embeddings\.weight", "position.embedding", kept),
-    (_EMBED + r"token_type_embeddings\.weight", "token_type.embedding", kept),
-    (_EMBED + r"LayerNorm\.(?:weight|gamma)", "norm.scale", kept),
-    (_EMBED + r"LayerNorm\.(?:bias|beta)", "norm.bias", kept),
-    (_EMBED + r"position_ids", None, kept),
-    (_LAYER + r"attention\.self\.(query|key|value)\.weight", r"layers.\1.\2.kernel", turned),
-    (_LAYER + r"attention\.self\.(query|key|value)\.bias", r"layers.\1.\2.bias", kept),
-    (_LAYER + r"attention\.output\.dense\.weight", r"layers.\1.out.kernel", turned),
-    (_LAYER + r"attention\.output\.dense\.bias", r"layers.\1.out.bias", kept),
-    (_LAYER + r"attention\.output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.attention_norm.scale", kept),
-    (_LAYER + r"attention\.output\.LayerNorm\.(?:bias|beta)", r"layers.\1.attention_norm.bias", kept),
-    (_LAYER + r"intermediate\.dense\.weight", r"layers.\1.up.kernel", turned),
-    (_LAYER + r"intermediate\.dense\.bias", r"layers.\1.up.bias", kept),
-    (_LAYER + r"output\.dense\.weight", r"layers.\1.down.kernel", turned),
-    (_LAYER + r"output\.dense\.bias", r"layers.\1.down.bias", kept),
-    (_LAYER + r"output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.output_norm.scale", kept),
-    (_LAYER + r"output\.LayerNorm\.(?:bias|beta)", r"layers.\1.output_norm.bias", kept),
-    (r"(?:bert\.)?pooler\..*|cls\..*", None, kept),
-    (HEADS, None, kept),
+NAMES: tuple[NameRule, ...] = (
+    (_EMBED + r"word_embeddings\.weight", "word.embedding", keep),
+    (_EMBED + r"position_embeddings\.weight", "position.embedding", keep),
+    (_EMBED + r"token_type_embeddings\.weight", "token_type.embedding", keep),
+    (_EMBED + r"LayerNorm\.(?:weight|gamma)", "norm.scale", keep),
+    (_EMBED + r"LayerNorm\.(?:bias|beta)", "norm.bias", keep),
+    (_EMBED + r"position_ids", None, keep),
+    (_LAYER + r"attention\.self\.(query|key|value)\.weight", r"layers.\1.\2.kernel", transpose),
+    (_LAYER + r"attention\.self\.(query|key|value)\.bias", r"layers.\1.\2.bias", keep),
+    (_LAYER + r"attention\.output\.dense\.weight", r"layers.\1.out.kernel", transpose),
+    (_LAYER + r"attention\.output\.dense\.bias", r"layers.\1.out.bias", keep),
+    (_LAYER + r"attention\.output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.attention_norm.scale", keep),
+    (_LAYER + r"attention\.output\.LayerNorm\.(?:bias|beta)", r"layers.\1.attention_norm.bias", keep),
+    (_LAYER + r"intermediate\.dense\.weight", r"layers.\1.up.kernel", transpose),
+    (_LAYER + r"intermediate\.dense\.bias", r"layers.\1.up.bias", keep),
+    (_LAYER + r"output\.dense\.weight", r"layers.\1.down.kernel", transpose),
+    (_LAYER + r"output\.dense\.bias", r"layers.\1.down.bias", keep),
+    (_LAYER + r"output\.LayerNorm\.(?:weight|gamma)", r"layers.\1.output_norm.scale", keep),
+    (_LAYER + r"output\.LayerNorm\.(?:bias|beta)", r"layers.\1.output_norm.bias", keep),
+    (r"(?:bert\.)?pooler\..*|cls\..*", None, keep),
+    (HEADS, None, keep),
 )
 
 BERT = Family(("bert",), "embed", BertConfig.from_json, Bert, lambda _: NAMES, heads=HEADS, tokenizer="BertTokenizer")

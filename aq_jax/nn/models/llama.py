@@ -1,6 +1,6 @@
 """Llama: rotary positions (arXiv:2104.09864), grouped queries (arXiv:2305.13245), SwiGLU (arXiv:2002.05202), RMSNorm.
 
-Every sum of a residual is float32; what the linear layers and the attention round their inputs to is `activations`.
+Residual sums are float32; linear layers and attention round their inputs to `activations`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
-from aq_jax.nn.blocks import LLAMA3, rotate, rotations
+from aq_jax.nn.blocks import LLAMA3_SCALING, apply_rope, rope_cos_sin
 from aq_jax.nn.models.family import Cache, Family, LanguageModel
-from aq_jax.nn.weights import Mapped, kept, turned
+from aq_jax.nn.weights import NameRule, keep, transpose
 from aq_jax.ops import cached_attention
 
 
@@ -29,7 +29,7 @@ from aq_jax.ops import cached_attention
 class LlamaConfig:
     """The fields of a Hugging Face config.json that the computation depends on.
 
-    `rope_scaling` holds the numbers of the llama3 rule, in the order of `LLAMA3`, or nothing.
+    `rope_scaling` holds the numbers of the llama3 rule, in the order of `LLAMA3_SCALING`, or nothing.
     """
 
     vocab_size: int
@@ -49,11 +49,11 @@ class LlamaConfig:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], where: str) -> LlamaConfig:
-        """Of a parsed config.json, of transformers 4 or 5.
+        """Read a parsed config.json, of transformers 4 or 5.
 
         Raises:
-            FormatError: for missing fields, fields of another type, heads that cannot be shared or turned, and variants
-                that this model does not compute.
+            FormatError: for missing fields, fields of another type, heads that cannot be shared or rotated, and
+                variants that this model does not compute.
         """
         # Absent and null mean the same there.
         given = {name: value for name, value in fields.items() if value is not None}
@@ -70,18 +70,18 @@ class LlamaConfig:
         kind = rope.get("rope_type", rope.get("type", "default"))
         scaling: tuple[float, ...] = ()
         if kind == "llama3":
-            missing = [name for name in LLAMA3 if not isinstance(rope.get(name), int | float)]
+            missing = [name for name in LLAMA3_SCALING if not isinstance(rope.get(name), int | float)]
             if missing:
                 raise FormatError(f"{where}: rope_scaling of type llama3 has no number {', '.join(missing)}")
-            scaling = tuple(float(rope[name]) for name in LLAMA3)
+            scaling = tuple(float(rope[name]) for name in LLAMA3_SCALING)
         elif kind != "default":
             raise FormatError(f"{where}: rope_type is {kind!r}; wanted 'default' or 'llama3'")
         config = read_fields(cls, given, where, {"hidden_act": ("silu",), "pretraining_tp": (1,)})
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise FormatError(
                 f"{where}: num_attention_heads {config.num_attention_heads}, num_key_value_heads "
-                f"{config.num_key_value_heads}, head_dim {config.head_dim}; wanted as many heads for each of the "
-                "key-value heads, and an even head_dim"
+                f"{config.num_key_value_heads}, head_dim {config.head_dim}; wanted a number of heads that the "
+                "key-value heads divide, and an even head_dim"
             )
         return dataclasses.replace(config, rope_scaling=scaling)
 
@@ -90,9 +90,9 @@ class Llama(LanguageModel):
     """The decoder: ids to logits, with a cache of keys and values.
 
     Args:
-        config: the model's sizes.
-        activations: what linear layers (once quantized) and attention round their inputs to.
-        rngs: of the first weights.
+        config: The model's sizes.
+        activations: The type that linear layers (once quantized) and attention round their inputs to.
+        rngs: The random streams of the initial weights.
 
     >>> from flax import nnx
     >>> config = LlamaConfig(100, 16, 32, 1, 4, 2, 4, 64)
@@ -115,7 +115,7 @@ class Llama(LanguageModel):
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
     def empty_cache(self, batch: int, positions: int) -> Cache:
-        """Room for the keys and values of so many positions."""
+        """Allocate a cache for this many positions."""
         shape = (batch, positions, self.config.num_key_value_heads, self.config.head_dim)
         zeros = partial(jnp.zeros, shape, jnp.float32)
         return [(zeros(), zeros()) for _ in range(self.config.num_hidden_layers)]
@@ -123,9 +123,9 @@ class Llama(LanguageModel):
     def extend(
         self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
     ) -> tuple[Float[Array, "batch tokens width"], Cache]:
-        """Hidden states of tokens that follow `start` others, and the cache with them in it."""
+        """Run tokens that follow `start` others; return their hidden states, and the cache with them in it."""
         positions = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        rope = rotations_of(self.config, positions)
+        rope = rope_of(self.config, positions)
         x = self.begin(ids)
         filled: Cache = []
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
@@ -134,15 +134,15 @@ class Llama(LanguageModel):
         return self.end(x), filled
 
     def begin(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        """What the first layer is given."""
+        """Compute the first layer's inputs."""
         return self.embed(ids)
 
     def end(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Hidden states, of what the last layer gives."""
+        """Turn the last layer's outputs into hidden states."""
         return self.norm(x)
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
-        """Scores of the next token."""
+        """Compute scores of the next token."""
         return self.embed.attend(hidden) if self.config.tie_word_embeddings else self.head(hidden)
 
 
@@ -166,10 +166,10 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch tokens width"]:
-        """One layer, on whole texts; what follows a text, and is masked, changes nothing in it."""
+        """Run one layer on whole texts; masked tokens after a text change nothing in it."""
         positions = jnp.arange(x.shape[1], dtype=jnp.int32)
         empty = jnp.zeros((*x.shape[:2], self.config.num_key_value_heads, self.config.head_dim), jnp.float32)
-        return self.extend(x, empty, empty, positions, rotations_of(self.config, positions))[0]
+        return self.extend(x, empty, empty, positions, rope_of(self.config, positions))[0]
 
     def extend(
         self,
@@ -179,12 +179,12 @@ class Layer(nnx.Module):
         positions: Int[Array, "tokens"],
         rope: tuple[Array, Array],
     ) -> tuple[Float[Array, "batch tokens width"], tuple[Array, Array]]:
-        """One layer; keys and values of these tokens are put where their positions are."""
+        """Run one layer; the keys and values of these tokens go into the cache at their positions."""
         batch, tokens, _ = x.shape
         heads, kv_heads, size = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         normed = self.attention_norm(x)
-        q = rotate(self.query(normed).reshape(batch, tokens, heads, size), rope)
-        k = rotate(self.key(normed).reshape(batch, tokens, kv_heads, size), rope)
+        q = apply_rope(self.query(normed).reshape(batch, tokens, heads, size), rope)
+        k = apply_rope(self.key(normed).reshape(batch, tokens, kv_heads, size), rope)
         v = self.value(normed).reshape(batch, tokens, kv_heads, size)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, k, positions[0], axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, v, positions[0], axis=1)
@@ -194,17 +194,17 @@ class Layer(nnx.Module):
         return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
 
 
-def rotations_of(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
-    """By what heads at these positions are turned."""
-    return rotations(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+def rope_of(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
+    """Compute the rotary cosines and sines at these positions."""
+    return rope_cos_sin(positions, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
 
 
-def names(config: LlamaConfig) -> tuple[Mapped, ...]:
-    """A Hugging Face name -> where it goes in Llama."""
+def names(config: LlamaConfig) -> tuple[NameRule, ...]:
+    """List the rules for names: Hugging Face names -> paths in Llama."""
     layer = r"model\.layers\.(\d+)\."
     moved = {
         "self_attn.q_proj": "query",
@@ -213,20 +213,20 @@ def names(config: LlamaConfig) -> tuple[Mapped, ...]:
         "self_attn.o_proj": "out",
     }
     moved |= {f"mlp.{name}_proj": name for name in ("gate", "up", "down")}
-    linear: list[Mapped] = []
+    linear: list[NameRule] = []
     for theirs, ours in moved.items():
         pattern = layer + theirs.replace(".", r"\.")
         linear += [
-            (pattern + r"\.weight", rf"layers.\1.{ours}.kernel", turned),
-            (pattern + r"\.bias", rf"layers.\1.{ours}.bias", kept),
+            (pattern + r"\.weight", rf"layers.\1.{ours}.kernel", transpose),
+            (pattern + r"\.bias", rf"layers.\1.{ours}.bias", keep),
         ]
     return (
-        (r"model\.embed_tokens\.weight", "embed.embedding", kept),
-        (r"model\.norm\.weight", "norm.scale", kept),
-        (r"lm_head\.weight", None if config.tie_word_embeddings else "head.kernel", turned),
-        (layer + r"input_layernorm\.weight", r"layers.\1.attention_norm.scale", kept),
-        (layer + r"post_attention_layernorm\.weight", r"layers.\1.feed_norm.scale", kept),
-        (layer + r"self_attn\.rotary_emb\.inv_freq", None, kept),
+        (r"model\.embed_tokens\.weight", "embed.embedding", keep),
+        (r"model\.norm\.weight", "norm.scale", keep),
+        (r"lm_head\.weight", None if config.tie_word_embeddings else "head.kernel", transpose),
+        (layer + r"input_layernorm\.weight", r"layers.\1.attention_norm.scale", keep),
+        (layer + r"post_attention_layernorm\.weight", r"layers.\1.feed_norm.scale", keep),
+        (layer + r"self_attn\.rotary_emb\.inv_freq", None, keep),
         *linear,
     )
 

@@ -1,4 +1,4 @@
-"""Reads Arrow IPC files, mapped: a record batch is a group of rows."""
+"""Read mapped Arrow IPC files; a record batch is a group of rows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pyarrow as pa
 from aq_jax.errors import FormatError
 from aq_jax.store.columns import Columns, byte_views, check_columns, gather
 from aq_jax.store.ipc.wire import check_messages
-from aq_jax.store.limits import check_expansion, check_rows, check_widths, heavy_limits, own_metadata, small_limit
-from aq_jax.store.schema import HEAVY, V2
+from aq_jax.store.limits import check_expansion, check_rows, check_widths, large_limits, own_metadata, small_limit
+from aq_jax.store.schema import LARGE_COLUMNS, V2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 class IpcContainer:
-    """An Arrow IPC file, mapped."""
+    """A mapped Arrow IPC file."""
 
     maps_grids = True
 
@@ -39,9 +39,11 @@ class IpcContainer:
         schema = pa.ipc.open_file(self._source).schema
         self.is_v2 = check_columns(schema, self._where)
         check_widths(self._where, schema, sum(message.rows for message in messages), self._size)
-        self._small = self._reader([name for name in V2.names if name in schema.names and name not in HEAVY], schema)
+        self._small = self._reader(
+            [name for name in V2.names if name in schema.names and name not in LARGE_COLUMNS], schema
+        )
         self.names = schema.names
-        self._heavy = self._reader([name for name in HEAVY if name in schema.names], schema)
+        self._heavy = self._reader([name for name in LARGE_COLUMNS if name in schema.names], schema)
         self._views = pa.ipc.open_file(self._source)
         count = self._small.num_record_batches
         self.metadata: bytes | None = None
@@ -50,7 +52,7 @@ class IpcContainer:
             try:
                 read = self._small.get_batch_with_custom_metadata(index)
             except (pa.ArrowException, OSError, ValueError) as error:
-                start, stop = self.place(index, "")
+                start, stop = self.extent(index, "")
                 self.doubts.append(f"record batch {index}, bytes {start} to {stop}, is damaged: {str(error)[:200]}")
                 self._batches.append(None)
                 continue
@@ -69,26 +71,26 @@ class IpcContainer:
         indices = sorted(schema.names.index(name) for name in names)
         return pa.ipc.open_file(self._source, options=pa.ipc.IpcReadOptions(included_fields=indices, use_threads=False))
 
-    def small(self) -> Columns:
+    def read_small(self) -> Columns:
         rows = sum(self.group_rows)
         batches = [batch for batch in self._batches if batch is not None]
         return gather(batches, dict.fromkeys(V2.names, small_limit(rows)))
 
-    def small_of(self, group: int, column: str) -> list[pa.Array]:
+    def read_small_column(self, group: int, column: str) -> list[pa.Array]:
         batch = self._batches[group]
         if batch is None:
             raise ValueError(f"record batch {group} is damaged")
         return gather([batch.select([column])], {column: small_limit(batch.num_rows)}).get(column, [])
 
-    def place(self, group: int, column: str) -> tuple[int, int]:
+    def extent(self, group: int, column: str) -> tuple[int, int]:
         return self._messages[group].start, self._messages[group].end
 
-    def heavy(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
+    def read_large(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
         # A reader of some columns copies them, one of all columns gives views of the file.
         batch = (self._heavy if "data" in needs else self._views).get_batch(group).select(list(needs))
         if batch.num_rows != self.group_rows[group]:
             raise FormatError(f"{self._where}: record batch {group} changed while it was read")
-        return gather([batch], heavy_limits(needs, batch.num_rows))
+        return gather([batch], large_limits(needs, batch.num_rows))
 
     def mapped(self, group: int) -> list[np.ndarray] | None:
         file = np.frombuffer(self._bytes, np.uint8)

@@ -1,4 +1,4 @@
-"""Where the messages of an Arrow IPC file are, and whether they are where its footer and they themselves say.
+"""Find the messages of an Arrow IPC file, and check that its footer and their own headers agree.
 
 Arrow believes what a message says of its own length, and of that of its buffers when they are decompressed, and takes
 the memory first. Footer and messages are FlatBuffers; five of their tables matter here.
@@ -14,7 +14,7 @@ from aq_jax.errors import FormatError
 
 MAGIC = b"ARROW1"
 _BODY = 8
-"""Where the messages begin, after the magic bytes."""
+"""The offset of the first message, after the magic bytes."""
 _PREFIX = struct.Struct("<Ii")
 _MARKER = 0xFFFFFFFF
 _BLOCK = struct.Struct("<qi4xq")
@@ -30,11 +30,11 @@ class Message:
     end: int
     kind: int
     rows: int
-    """That it claims."""
+    """The number of rows that it claims."""
 
 
 def check_messages(data: memoryview, where: str) -> list[Message]:
-    """The record batches that the footer lists, in order, once all of them are found to be what it says.
+    """List the record batches of the footer, in order, after checking that the file agrees.
 
     Raises:
         FormatError: it lists too few, too many, overlapping or misplaced ones, or one leads out of itself.
@@ -57,36 +57,38 @@ def check_messages(data: memoryview, where: str) -> list[Message]:
         raise FormatError(f"{where}: its footer lists record batches in another order than the file holds")
     held = _count(data, end - length)
     if held > len(batches):
-        raise FormatError(f"{where}: holds {held} record batches, its footer lists {len(batches)}")
+        raise FormatError(f"{where}: holds {held} record batches, but its footer lists {len(batches)}")
     return batches
 
 
 def _message(data: memoryview, where: str, start: int, head: int, body: int, limit: int) -> Message:
     here = f"{where}: message at byte {start}"
     if not (start >= _BODY and head > 8 and body >= 0 and start + head + body <= limit):
-        raise FormatError(f"{here}: claims {head} and {body} bytes, there is no such place in the file")
+        raise FormatError(f"{here}: claims {head} and {body} bytes, which are outside the file")
     marker, size = _PREFIX.unpack_from(data, start)
     # Files of 2019 and before have no marker in front of the size.
-    found, place = (size, 8) if marker == _MARKER else (marker, 4)
-    if found + place != head:
-        raise FormatError(f"{here}: says that its head has {found + place} bytes, the footer says {head}")
-    message = _Table.root(data[start + place : start + head])
+    found, prefix = (size, 8) if marker == _MARKER else (marker, 4)
+    if found + prefix != head:
+        raise FormatError(f"{here}: says that its head has {found + prefix} bytes, but the footer says {head}")
+    message = _Table.root(data[start + prefix : start + head])
     if message.integer(3, "<q") != body:
-        raise FormatError(f"{here}: says that its body has {message.integer(3, '<q')} bytes, the footer says {body}")
+        raise FormatError(
+            f"{here}: says that its body has {message.integer(3, '<q')} bytes, but the footer says {body}"
+        )
     kind = message.integer(1, "<B")
     if kind not in (_DICTIONARY, _RECORDS):
-        raise FormatError(f"{here}: is no record batch")
+        raise FormatError(f"{here}: is not a record batch")
     batch = message.table(2) if kind == _RECORDS else message.table(2).table(1)
     if batch.has(3):
         raise FormatError(f"{here}: is compressed; write the file again uncompressed, or as Parquet")
     for offset, length in batch.structs(2, _PAIR):
         if offset < 0 or length < 0 or offset + length > body:
-            raise FormatError(f"{here}: has a buffer at {offset} of {length} bytes, its body has {body}")
+            raise FormatError(f"{here}: has a buffer at {offset} of {length} bytes, but its body has {body}")
     return Message(start, start + head + body, kind, batch.integer(0, "<q"))
 
 
 def _count(data: memoryview, limit: int) -> int:
-    """Record batches in the file's body: a damaged footer may list fewer, and rows would be lost without a word."""
+    """Count the record batches in the file's body: a damaged footer may list fewer, and rows would be lost silently."""
     count, at = 0, _BODY
     try:
         while at + _PREFIX.size <= limit:
@@ -102,7 +104,7 @@ def _count(data: memoryview, limit: int) -> int:
 
 
 class _Table:
-    """One table of a FlatBuffer: its fields by number, each looked up within the bytes that are there."""
+    """One table of a FlatBuffer: its fields by number, each checked to lie within the bytes."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data, self._at = data, at
@@ -118,31 +120,31 @@ class _Table:
             raise ValueError("a FlatBuffer leads out of itself")
         return struct.unpack_from(kind, self._data, at)[0]
 
-    def _place(self, number: int) -> int:
-        """Where a field is; 0 if the table has none."""
+    def _find_field(self, number: int) -> int:
+        """Find the offset of a field; 0 if the table does not have it."""
         if 4 + 2 * number >= self._size:
             return 0
         offset = self._read("<H", self._fields + 4 + 2 * number)
         return self._at + offset if offset else 0
 
     def has(self, number: int) -> bool:
-        return self._place(number) != 0
+        return self._find_field(number) != 0
 
     def integer(self, number: int, kind: str) -> int:
-        place = self._place(number)
-        return self._read(kind, place) if place else 0
+        offset = self._find_field(number)
+        return self._read(kind, offset) if offset else 0
 
     def table(self, number: int) -> _Table:
-        if not (place := self._place(number)):
+        if not (offset := self._find_field(number)):
             raise ValueError("a FlatBuffer lacks a table")
-        return _Table(self._data, place + self._read("<I", place))
+        return _Table(self._data, offset + self._read("<I", offset))
 
     def structs(self, number: int, kind: struct.Struct) -> list[tuple[int, ...]]:
-        if not (place := self._place(number)):
+        if not (offset := self._find_field(number)):
             return []
-        place += self._read("<I", place)
-        count = self._read("<I", place)
-        stop = place + 4 + count * kind.size
+        offset += self._read("<I", offset)
+        count = self._read("<I", offset)
+        stop = offset + 4 + count * kind.size
         if stop > len(self._data):
             raise ValueError(f"a FlatBuffer's list claims {count} entries")
-        return list(kind.iter_unpack(self._data[place + 4 : stop]))
+        return list(kind.iter_unpack(self._data[offset + 4 : stop]))

@@ -1,4 +1,4 @@
-"""Writes Arrow IPC: uncompressed, so that it can be mapped; the metadata rides on a last, empty batch."""
+"""Write Arrow IPC uncompressed, so that it can be mapped; the metadata belongs to a last, empty batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads Parquet files, mapped: what their footer and their pages claim is compared before anything is unpacked."""
+"""Read mapped Parquet files; the claims of footer and pages are compared before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aq_jax.store.limits import (
     check_expansion,
     check_rows,
     check_widths,
-    heavy_limits,
+    large_limits,
     own_metadata,
     small_limit,
 )
@@ -31,7 +31,7 @@ from aq_jax.store.parquet.wire import (
     read_groups,
     read_pages,
 )
-from aq_jax.store.schema import HEAVY, MAX_AXES, V2
+from aq_jax.store.schema import LARGE_COLUMNS, MAX_AXES, V2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,7 @@ _BYTE_COLUMNS = frozenset(field.name for field in V2 if field.type in (pa.string
 
 
 class ParquetContainer:
-    """A Parquet file, mapped."""
+    """A mapped Parquet file."""
 
     maps_grids = False
 
@@ -87,7 +87,9 @@ class ParquetContainer:
             self.doubts.append("its aq_jax metadata is there, but damage hides it")
         self.group_rows = tuple(group.rows for group in self._groups)
         if sum(self.group_rows) != footer.num_rows or min(self.group_rows, default=0) < 0:
-            raise FormatError(f"{self._where}: claims {footer.num_rows} rows, its row groups {sum(self.group_rows)}")
+            raise FormatError(
+                f"{self._where}: claims {footer.num_rows} rows, but its row groups {sum(self.group_rows)}"
+            )
         for index, group in enumerate(self._groups):
             self._check_group(group, f"{self._where}: row group {index}")
         self._check_small(footer.num_rows)
@@ -102,7 +104,7 @@ class ParquetContainer:
         return self._source.read_at(length, size - 8 - length)
 
     def _check_group(self, group: Group, here: str) -> None:
-        absent = [name for name in HEAVY if name in self.names and name not in group.chunks]
+        absent = [name for name in LARGE_COLUMNS if name in self.names and name not in group.chunks]
         if absent:
             raise FormatError(f"{here}: has no column {absent[0]}")
         for name, chunk in group.chunks.items():
@@ -111,66 +113,68 @@ class ParquetContainer:
                 raise FormatError(f"{here}, column {name}: claims {chunk.values} values for {group.rows} rows")
 
     def _check_small(self, rows: int) -> None:
-        """Refuses small columns that would unpack to much, before they are read."""
+        """Refuse small columns that would unpack to too many bytes, before they are read."""
         limit = small_limit(rows)
         sizes: dict[str, int] = {}
         for index, group in enumerate(self._groups):
             for path, chunk in group.chunks.items():
                 name = path.partition(".")[0]
-                if name in V2.names and name not in HEAVY:
+                if name in V2.names and name not in LARGE_COLUMNS:
                     here = f"{self._where}: row group {index}, column {name}"
                     sizes[path] = sizes.get(path, 0) + self._check_pages(chunk, here, limit)
                     if sizes[path] > limit:
-                        raise FormatError(f"{here}: unpacks to {sizes[path]} bytes, {rows} rows are allowed {limit}")
+                        raise FormatError(
+                            f"{here}: unpacks to {sizes[path]} bytes; wanted at most {limit} for {rows} rows"
+                        )
 
     def _check_pages(self, chunk: Chunk, here: str, limit: int) -> int:
-        """Refuses pages that unpack to more than the footer says of their column; how many bytes they unpack to.
+        """Refuse pages that unpack to more than the footer says of their column; count the bytes that they unpack to.
 
         pyarrow takes the memory that a page asks for, whatever the footer says.
         """
         if not 0 < chunk.start <= chunk.start + chunk.stored <= self._source.size():
-            raise FormatError(
-                f"{here}: claims {chunk.stored} bytes at {chunk.start}, there is no such place in the file"
-            )
+            raise FormatError(f"{here}: claims {chunk.stored} bytes at {chunk.start}, which is outside the file")
         size = pages = 0
         for page in read_pages(self._bytes, chunk):
             size, pages = size + page.unpacked, pages + 1
             if size > chunk.unpacked + chunk.unpacked // 8 + SLACK or pages > chunk.values + 2:
-                raise FormatError(f"{here}: page {pages} unpacks to {page.unpacked} bytes, all to {chunk.unpacked}")
+                raise FormatError(
+                    f"{here}: page {pages} unpacks to {page.unpacked} bytes, but all pages to {chunk.unpacked}"
+                )
             coded = page.kind == DICTIONARY_PAGE or page.encoding in DICTIONARY_ENCODINGS
             if coded and not chunk.dictionary:
-                raise FormatError(f"{here}: has a dictionary that the footer does not know of")
+                raise FormatError(f"{here}: has a dictionary that the footer does not list")
             most = page.unpacked // 4 if page.kind == DICTIONARY_PAGE else chunk.values  # no value has fewer bytes
             if page.values > most:
-                raise FormatError(f"{here}: page {pages} claims {page.values} values, at most {most} can be in it")
+                raise FormatError(f"{here}: page {pages} claims {page.values} values, but holds at most {most}")
             if page.encoding == PREFIX_ENCODING and page.values * page.unpacked > limit:
                 raise FormatError(
-                    f"{here}: {page.values} values share prefixes and may come to {page.values * page.unpacked} bytes, "
-                    f"{limit} are allowed; write it without DELTA_BYTE_ARRAY"
+                    f"{here}: {page.values} values share prefixes and may take {page.values * page.unpacked} bytes; "
+                    f"wanted at most {limit}: write it without DELTA_BYTE_ARRAY"
                 )
         return size
 
-    def small(self) -> Columns:
-        names = [name for name in V2.names if name in self.names and name not in HEAVY]
+    def read_small(self) -> Columns:
+        names = [name for name in V2.names if name in self.names and name not in LARGE_COLUMNS]
         limit = small_limit(sum(self.group_rows))
         batches = self._file.read(columns=names, use_threads=False).to_batches()
         return gather(batches, dict.fromkeys(names, limit))
 
-    def small_of(self, group: int, column: str) -> list[pa.Array]:
+    def read_small_column(self, group: int, column: str) -> list[pa.Array]:
         batches = self._file.read_row_group(group, columns=[column], use_threads=False).to_batches()
         return gather(batches, {column: small_limit(self.group_rows[group])}).get(column, [])
 
-    def place(self, group: int, column: str) -> tuple[int, int]:
+    def extent(self, group: int, column: str) -> tuple[int, int]:
         chunks = self._groups[group].chunks
         found = [chunk for path, chunk in chunks.items() if path.partition(".")[0] == column]
         return (found[0].start, found[0].start + found[0].stored) if found else (0, self._source.size())
 
-    def heavy(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
-        limits = heavy_limits(needs, self.group_rows[group])
+    def read_large(self, group: int, needs: Mapping[str, int], checksums: bool) -> Columns:
+        limits = large_limits(needs, self.group_rows[group])
         for name, need in needs.items():
             chunk, here = self._groups[group].chunks[name], f"{self._where}: row group {group}, column {name}"
             if chunk.unpacked > limits[name]:
-                raise FormatError(f"{here}: unpacks to {chunk.unpacked} bytes, its shapes need {need}")
+                raise FormatError(f"{here}: unpacks to {chunk.unpacked} bytes, but its shapes need {need}")
             self._check_pages(chunk, here, limits[name])
         file = self._file if checksums else self._unchecked
         return gather(file.read_row_group(group, columns=list(needs), use_threads=False).to_batches(), limits)

@@ -1,4 +1,4 @@
-"""Where the values of an uncompressed Parquet column lie in the file.
+"""Find the values of an uncompressed Parquet column in the file.
 
 pyarrow copies a whole column chunk to give one of its values. Here only page headers are read, and the four bytes
 before each value, so that a part of a value can be read alone. What this module does not know is left to pyarrow.
@@ -20,13 +20,13 @@ def plain_values(file: memoryview, chunk: Chunk, optional: bool) -> list[np.ndar
     """Find the values of a column chunk of byte arrays, as views of the mapped file.
 
     Args:
-        file: its bytes.
-        chunk: of one column without lists in it.
-        optional: whether the column may have nulls.
+        file: The bytes of the file.
+        chunk: The chunk of one column without lists.
+        optional: Whether the column may have nulls.
 
     Returns:
         A view for each value; None if the chunk is compressed, holds nulls, dictionaries, or pages of another version,
-        or cannot be made out, so that somebody else has to judge it.
+        or cannot be determined, so that the caller must decode it.
     """
     if not chunk.plain or not 0 < chunk.start <= chunk.start + chunk.stored <= len(file):
         return None
@@ -75,7 +75,7 @@ def _number(page: np.ndarray, at: int) -> int:
 
 
 def _all_ones(levels: bytes, count: int) -> bool:
-    """Whether definition levels of one bit say that none of `count` values is a null.
+    """Tell whether definition levels of one bit say that none of `count` values is null.
 
     They are runs: a number n whose lowest bit tells the kind, then one byte that is repeated n >> 1 times, or n >> 1
     bytes of eight levels each.

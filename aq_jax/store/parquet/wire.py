@@ -1,4 +1,4 @@
-"""Thrift: sizes of the column chunks of a Parquet file, from its footer, and of their pages, from their headers.
+"""Read Thrift: the sizes of a Parquet file's column chunks from its footer, and of their pages from their headers.
 
 pyarrow has them too, but its accessor ends the whole process on some damaged footers (a C++ exception that it does not
 catch), and it takes the memory that a page header asks for before it looks at the page. Both are Thrift structs in the
@@ -16,7 +16,7 @@ _BOOLS, _BYTE, _INTS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 
 _MAX_DEPTH = 16
 _LONGEST_HEADER = 1 << 24
 _MAX_ITEMS = 1 << 22
-"""Fields and list items that are read of one struct: each takes many times the byte that it may have in the file."""
+"""The most fields and list items of one struct: each takes many times the byte that it may have in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Chunk:
 
     values: int
     unpacked: int
-    """Bytes of its pages when they are decompressed."""
+    """The bytes of its pages after decompression."""
     stored: int
-    """Bytes of its pages on disk."""
+    """The bytes of its pages on disk."""
     start: int
-    """Where they begin in the file."""
+    """The offset of its pages in the file."""
     dictionary: bool
-    """Whether values may be stored once and named by their number."""
+    """Whether it may have a dictionary."""
     plain: bool
-    """Whether its pages are in this file as they are: neither compressed nor encrypted, and without a dictionary."""
+    """Whether its pages are in this file, neither compressed nor encrypted, and without a dictionary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,19 @@ class Page:
     kind: int
     unpacked: int
     start: int
-    """Where what follows its header begins in the file."""
+    """The offset of the data after its header."""
     end: int
     values: int
     encoding: int
     levels: int
-    """How it says which values are null; of a page of the second version, something else."""
+    """The encoding of its definition levels; of a page of the second version, something else."""
 
 
 DATA_PAGE, DICTIONARY_PAGE = 0, 2
 PLAIN_ENCODING, RUN_ENCODING = 0, 3
 DICTIONARY_ENCODINGS = (2, 8)
 PREFIX_ENCODING = 7
-"""DELTA_BYTE_ARRAY: a value may be all of the one before it and a byte more."""
+"""DELTA_BYTE_ARRAY: a value may repeat all of the one before it and add a byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Group:
 
 
 def read_groups(footer: bytes) -> list[Group]:
-    """The row groups that a footer lists.
+    """Parse the row groups that a footer lists.
 
     Raises:
         ValueError: it is not a Parquet footer.
@@ -96,7 +96,7 @@ def _chunk(column: dict[int, Any]) -> tuple[str, Chunk]:
 
 
 def read_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
-    """The pages of a chunk, one after the other, each of which may be checked before the next is looked for.
+    """Iterate over the pages of a chunk, so that each can be checked before the next is looked for.
 
     Raises:
         ValueError: there is no page where one should be.
@@ -124,7 +124,7 @@ def read_pages(data: memoryview, chunk: Chunk) -> Iterator[Page]:
 
 
 class _Reader:
-    """Thrift's compact protocol: structs become dicts by field number."""
+    """A reader of Thrift's compact protocol: structs become dicts by field number."""
 
     def __init__(self, data: bytes | memoryview, at: int = 0) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Writes Parquet: checksums in every page, and neither statistics nor dictionaries, which only cost."""
+"""Write Parquet with checksums in every page, and without statistics and dictionaries, which only cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aq_jax.store.schema import GROUP_BYTES, HEAVY, METADATA_KEY
+from aq_jax.store.schema import GROUP_BYTES, LARGE_COLUMNS, METADATA_KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ class ParquetSink:
         # zero_points of symmetric rows are one constant, and scales have few mantissa bits: both shrink well.
         codecs: Any = {_LEAVES.get(name, name): "none" for name in schema.names}
         levels: dict[str, int] = {}
-        for name in HEAVY:
+        for name in LARGE_COLUMNS:
             if name in codecs and (name != "data" or compression == "zstd"):
                 codecs[name], levels[name] = "zstd", 1 if name == "data" else 3
         self._file = pa.OSFile(str(path), "wb")

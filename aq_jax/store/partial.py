@@ -1,4 +1,4 @@
-"""Parts of a tensor: of its rows, wherever they were cut, only the bytes of those elements that are asked for."""
+"""Read parts of a tensor: only the bytes of requested elements, wherever its rows were cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.store.decode import decode
 from aq_jax.store.layout import group_length
-from aq_jax.store.rows import Row, elements, span
+from aq_jax.store.rows import Row, data_span, element_count
 from aq_jax.store.schema import DTYPES
 
 if TYPE_CHECKING:
@@ -24,32 +24,32 @@ Range = tuple[int, int]
 """(start, stop), in elements of the flattened tensor."""
 
 
-class Parts:
-    """A tensor of which only some elements are read, all together when this is made.
+class PartialTensor:
+    """A tensor of which only some elements are read, all of them at construction.
 
     Args:
-        table: that holds it.
-        name: under which it is stored.
-        ranges: the elements that will be asked for, in any order.
-        groups: of the tensor's, those whose scales and zero points will be asked for, beside those of the elements.
+        table: The table that holds the tensor.
+        name: The tensor's stored name.
+        ranges: The ranges of elements that will be requested, in any order.
+        groups: The ranges of groups whose scales and zero points will be requested, beside those of the elements.
 
     Raises:
-        KeyError: no tensor of that name is stored.
-        FormatError, IntegrityError: as `TableReader.read_part`.
+        KeyError: if no tensor of that name is stored.
+        FormatError, IntegrityError: as for `TableReader.read_part`.
     """
 
     def __init__(self, table: TableReader, name: str, ranges: Iterable[Range], *, groups: Iterable[Range] = ()) -> None:
         infos = table.pieces(name)
         self.info: RowInfo = infos[0]
-        self._total = elements(self.info)
-        # Codes that can be read by themselves, and blocks that were rotated together.
-        self._step = lcm(self.info.code.unit(self.info.shape) if self.info.code else 1, self.info.rotation or 1)
+        self._total = element_count(self.info)
+        # Codes that can be read by themselves, and whole blocks of a rotation.
+        self._step = lcm(self.info.code.read_step(self.info.shape) if self.info.code else 1, self.info.rotation or 1)
         self._wanted = merged(map(self._widened, ranges))
-        # Pieces of a tensor of one grid repeat it.
+        # The pieces of a tensor with one grid repeat it.
         self._group = group_length(self.info.shape, self.info.quant_axis, self.info.group_size) or max(self._total, 1)
         grids = merged(groups)
         self.rows: list[Row] = []
-        """Those that were read; only the elements that were asked for may be looked at."""
+        """The rows that were read; only the requested elements of them are valid."""
         self._starts: list[int] = []
         start = 0
         for info in infos:
@@ -65,7 +65,7 @@ class Parts:
             start = stop
 
     def values(self, start: int, stop: int) -> np.ndarray:
-        """Elements as `decode` gives them: a read-only view of the file, or new memory."""
+        """Decode elements into a read-only view of the file, or new memory."""
         first, last = self._widened((start, stop))
         rows = self._cut(first, last)
         if not rows:
@@ -73,17 +73,17 @@ class Parts:
         return decode(rows).reshape(-1)[start - first : stop - first]
 
     def codes(self, start: int, stop: int) -> np.ndarray:
-        """Codes of a quantized tensor, int8."""
+        """Unpack codes of a quantized tensor to int8."""
         first, last = self._widened((start, stop))
         found = [unpack_codes(row.data, row.bits or 8, row.num_params) for row in self._cut(first, last)]
         return _joined(found, np.int8)[start - first : stop - first]
 
     def stream(self, start: int, stop: int) -> np.ndarray:
-        """The bytes that codes are stored in, uint8: start and stop must be at whole bytes."""
+        """Return the stored bytes of codes, uint8; start and stop must be at whole bytes."""
         return _joined([row.data for row in self._cut(start, stop)], np.uint8)
 
     def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scales and zero points of groups, which were asked for; of a tensor of several grids."""
+        """Return the scales and zero points of requested groups, for a tensor with several grids."""
         scales, zeros = [], []
         for row, at in zip(self.rows, self._starts, strict=True):
             first = at // self._group
@@ -97,7 +97,7 @@ class Parts:
         return start // self._step * self._step, min(-(-stop // self._step) * self._step, self._total)
 
     def _cut(self, start: int, stop: int) -> list[Row]:
-        """The rows that hold just these elements."""
+        """Cut rows down to just these elements."""
         if start < stop and not any(a <= start and stop <= b for a, b in self._wanted):
             raise ValueError(f"{self.info.layer_name}: elements {start} to {stop} were not asked for")
         found: list[Row] = []
@@ -109,12 +109,12 @@ class Parts:
 
 
 def _inside(ranges: Iterable[Range], start: int, stop: int) -> list[Range]:
-    """What of ranges lies between two places, counted from the first."""
+    """Intersect ranges with start to stop, and count from start."""
     return [(max(a, start) - start, min(b, stop) - start) for a, b in ranges if a < stop and start < b]
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Ascending ranges, none of which touches another.
+    """Merge ranges into ascending ones that do not touch.
 
     >>> merged([(4, 6), (0, 2), (5, 9), (2, 3), (7, 7)])
     [(0, 3), (4, 9)]
@@ -129,11 +129,11 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
-    """A row of some of a row's elements: part of a tensor of `total` elements.
+    """Cut a row down to some of its elements, as part of a tensor of `total` elements.
 
-    Groups that begin or end inside are cut into equal ones, as long as possible.
+    Groups that begin or end inside are split into equal ones, as long as possible.
     """
-    first, last = span(row, start, stop)
+    first, last = data_span(row, start, stop)
     if row.code is None:
         return replace(row, shape=(total,), data=row.data[first:last], num_params=stop - start)
     length = group_length(row.shape, row.quant_axis, row.group_size) or max(row.num_params, 1)

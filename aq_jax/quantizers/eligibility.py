@@ -1,4 +1,4 @@
-"""Which dtypes are weights, what float16 can hold, and why a tensor is refused."""
+"""Decide which dtypes are weights, which tensors fit float16, and why a tensor is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a tensor cannot be quantized."""
+    """A reason why a tensor cannot be quantized."""
 
     why: str
 
@@ -24,19 +24,19 @@ class Refused:
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether a dtype is one of weights. E8M0, which has neither zero nor sign, holds the exponents of other scales."""
+    """Tell whether a dtype is one of weights. E8M0, which has neither zero nor sign, holds exponents of scales."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.name != "float8_e8m0fnu"
 
 
-def to_half(array: np.ndarray) -> np.ndarray:
-    """In float16, or unchanged where float16's largest error exceeds 2^-10 of the largest value (or is undefined)."""
+def to_float16(array: np.ndarray) -> np.ndarray:
+    """Convert to float16, unless the largest error would exceed 2^-10 of the largest value, or be undefined."""
     flat = np.ascontiguousarray(array).reshape(-1)
     half = np.empty(flat.size, np.float16)
     error = largest = np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, flat.size, _BLOCK):
             wide = flat[start : start + _BLOCK]
-            wide = wide if wide.dtype == np.float64 else float32(wide)  # to which small numbers would be zeros
+            wide = wide if wide.dtype == np.float64 else to_float32(wide)  # where small numbers would become zeros
             part = half[start : start + _BLOCK]
             part[...] = wide
             # `maximum` keeps a NaN, which then fits nothing.
@@ -46,27 +46,28 @@ def to_half(array: np.ndarray) -> np.ndarray:
     return half.reshape(array.shape) if fits else array
 
 
-def float32(values: np.ndarray) -> np.ndarray:
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """Convert to float32; values that are too large become infinities."""
     if values.dtype == np.float32:
         return values
-    with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused by name
+    with np.errstate(over="ignore"):  # the infinity is refused by name
         return values.astype(np.float32)
 
 
 def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, sound: bool) -> Refused | None:
-    """Why an array was not represented well, found in the array itself; None if there is no reason.
+    """Find in an array the reason why it was represented badly; None if there is none.
 
     Args:
-        array: the weights.
-        spec: their numerics.
-        scales: one a group, forced into [2^-126, 2^126]; 1 where a group was taken for zeros.
-        name: for the text.
-        sound: whether the quantizer saw nothing wrong; numbers that are too small for it to see may still be there.
+        array: The weights.
+        spec: The numerics of their codes.
+        scales: One scale a group, clipped to [2^-126, 2^126]; 1 where a group looked like zeros.
+        name: The tensor's name, for the text.
+        sound: Whether the quantizer saw nothing wrong; it does not see numbers that are too small.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     bad, first = 0, -1
     for start in range(0, 0 if sound else flat.size, _BLOCK):
-        wrong = np.flatnonzero(~np.isfinite(float32(flat[start : start + _BLOCK])))
+        wrong = np.flatnonzero(~np.isfinite(to_float32(flat[start : start + _BLOCK])))
         if wrong.size and first < 0:
             first = start + int(wrong[0])
         bad += wrong.size
