@@ -48,6 +48,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("aq_jax")
 
 STRICT_FOLDERS = ("codes", "core", "ops", "quantizers")
+# Small models, compared with oracles: half of their time is XLA's optimizing what runs once.
+SMALL = {"calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate", "test_gptq.py"}
+QUICKLY = "jax_disable_most_optimizations"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +63,21 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile small models without optimizing, here and in child processes; `make test-all` optimizes all of them."""
+    if request.config.option.markexpr != "not slow" or not SMALL & {request.path.parent.name, request.path.name}:
+        yield
+        return
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(QUICKLY.upper(), "1")
+        jax.config.update(QUICKLY, True)
+        yield
+        jax.config.update(QUICKLY, False)
 
 
 @pytest.fixture

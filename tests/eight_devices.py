@@ -116,9 +116,11 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 MANY = {"m.parquet": 6, "m.arrow": 3, "pieces.parquet": 4, "pieces.arrow": 6}
 """How many of the shardings are tried on a file; of others, two."""
+FEW = ("m.parquet", "pieces.arrow")
+"""Where shards are always cut. That parts are read from all of FILES, test_loader_sharded.py asks without devices."""
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(scope="module", params=[pytest.param(f, marks=() if f in FEW else pytest.mark.slow) for f in FILES])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tables") / request.param
     FILES[request.param](path)

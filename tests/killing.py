@@ -1,4 +1,4 @@
-"""A process that forks a child for each run of a job, and kills it: what a job needs is imported once.
+"""A process that forks a child for each run of a job, and kills it: everything is imported once, before any fork.
 
 Started as a program. A request is a line of JSON on the standard input, and so is its answer on the standard output:
 
@@ -16,10 +16,12 @@ started threads would wait for them forever.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import mmap
 import os
+import pkgutil
 import select
 import signal
 import subprocess
@@ -261,7 +263,10 @@ def fork(request: dict[str, Any], job: Callable[[Path], object], shared: mmap.mm
     try:
         if "at" in request:
             Events(shared, request["at"], request["folder"]).install()
+        before = set(sys.modules)
         job(Path(request["folder"]))
+        late = [name for name in sys.modules.keys() - before if name.startswith(("aq_jax.", "jax.", "flax."))]
+        assert not late, f"a job spends its time on imports, and is killed there: {late[:5]}"
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -270,9 +275,21 @@ def fork(request: dict[str, Any], job: Callable[[Path], object], shared: mmap.mm
         os._exit(status)
 
 
+def import_everything() -> None:
+    """Import what jobs would: names of aq_jax are resolved when they are used, which would be in each child anew."""
+    import safetensors.numpy  # noqa: F401
+
+    import aq_jax
+
+    for module in pkgutil.walk_packages(aq_jax.__path__, "aq_jax."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
 def main() -> None:
     from aq_jax.store import writer
 
+    import_everything()
     writer.GROUP_BYTES = 4096  # type: ignore[misc]  # a small model, too, is written bit by bit
     known, shared = jobs(), mmap.mmap(-1, 8)
     for line in sys.stdin:

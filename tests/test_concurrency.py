@@ -16,6 +16,7 @@ import pytest
 from killing import Server
 
 import aq_jax as aq
+from aq_jax.store.shard import Shard
 
 
 @pytest.fixture(params=["parquet", "arrow"])
@@ -70,17 +71,20 @@ def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shared", [True, False], ids=["one loader", "a loader each"])
 def test_eight_threads_load_all_of_one_file(path: Path, model: dict[str, Any], shared: bool) -> None:
     aq.save(path, model)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     calls: list[Callable[[aq.WeightLoader], Any]] = [
         lambda loader: loader.load_weights("numpy"),
         lambda loader: loader.load_weights("numpy", copy=False),
         lambda loader: loader.load_weights(packed=True),
+        lambda loader: {name: loader.load_sharded(name, device, packed=True) for name in loader.get_layer_names()},
         lambda loader: {name: loader.get_layer(name, "numpy") for name in reversed(loader.get_layer_names())},
     ]
     with aq.WeightLoader(path) as one:
         wanted = [bits(call(one)) for call in calls]
+        before = one.bytes_read
 
         def work(index: int) -> None:
-            for turn in range(12):
+            for turn in range(10):
                 which = (index + turn) % len(calls)
                 if shared:
                     found = calls[which](one)
@@ -90,6 +94,29 @@ def test_eight_threads_load_all_of_one_file(path: Path, model: dict[str, Any], s
                 assert bits(found) == wanted[which]
 
         at_once(8, work)
+        assert one.bytes_read == before * (1 + 16 * shared)  # 80 calls are 16 times the five: no count was lost
+
+
+@pytest.mark.parametrize("how", ["read", "mapped"])
+def test_a_file_is_read_by_one_thread_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Arrow does not promise that its readers may be shared; what threads do at once is all that follows."""
+    aq.save(path, {"a": np.ones(2), "b": np.ones(2)})
+    inside, most, real = 0, 0, getattr(Shard, how)
+
+    def slowly(*args: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return real(*args)
+
+    monkeypatch.setattr(Shard, how, slowly)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with aq.WeightLoader(path) as loader:
+        load = (lambda name: loader.get_layer(name, "numpy")) if how == "read" else loader.load_sharded
+        at_once(4, lambda index: load("ab"[index % 2], *([device] if how == "mapped" else [])))
+    assert most == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux: descriptors of processes")

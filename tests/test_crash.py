@@ -153,7 +153,7 @@ def kill_at_random(case: Case, count: int) -> None:
     assert count < 100 or any(killed for killed, _ in results)
 
 
-@pytest.mark.parametrize(("job", "count"), [("save.parquet", 4), ("quantize", 3), ("convert", 3)])
+@pytest.mark.parametrize(("job", "count"), [("save.parquet", 20), ("quantize", 3), ("convert", 3)])
 def test_killed_at_random_moments(case: Callable[[str], Case], job: str, count: int) -> None:
     kill_at_random(case(job), count)
 

@@ -27,6 +27,7 @@ SPECS = [
     QuantSpec(3, group_size=32),
     QuantSpec(4, per_channel=True, rotation=16),
 ]
+EACH = [SPECS[1], SPECS[2], *(pytest.param(spec, marks=pytest.mark.slow) for spec in (SPECS[0], SPECS[3]))]
 
 
 def solved(spec: QuantSpec) -> tuple[jax.Array, QTensor]:
@@ -34,7 +35,7 @@ def solved(spec: QuantSpec) -> tuple[jax.Array, QTensor]:
     return w, gptq(w, prepare_hessian(jnp.eye(32)), spec, False, 1)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_it_begins_and_ends_at_the_quantized_weight(spec: QuantSpec) -> None:
     w, q = solved(spec)
     weight = init_latent(q, w)
@@ -50,7 +51,7 @@ def test_it_begins_and_ends_at_the_quantized_weight(spec: QuantSpec) -> None:
     np.testing.assert_allclose(weight.codes[near], wanted.reshape(6, 32)[near], atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_what_is_stored_is_what_was_computed_with(spec: QuantSpec) -> None:
     _, q = solved(spec)
     rng = np.random.default_rng(0)
@@ -65,7 +66,7 @@ def test_what_is_stored_is_what_was_computed_with(spec: QuantSpec) -> None:
     )
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_gradients_are_those_of_the_grid(spec: QuantSpec) -> None:
     """Of scale and zero point as by differences; of codes as if nothing were rounded, inside the grid only."""
     w, q = solved(spec)

@@ -6,8 +6,6 @@ import functools
 import gc
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,6 @@ from aq_jax.config import QuantizationConfig, widths
 from aq_jax.converters import orbax
 from aq_jax.io import dense, qtensors
 from aq_jax.store import Row, pieces, write_table
-from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -440,7 +437,11 @@ def test_a_closed_loader_gives_no_more_and_takes_nothing_back(path: Path) -> Non
     for call in (table.get_layer, table.get_quantized, table.describe):
         with pytest.raises(ValueError, match="is closed"):
             call("w")
-    for ask in (table.load_weights, table.get_layer_names, lambda: table.aliases, table.__enter__):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    properties = (lambda: table.aliases, lambda: table.bytes_read, lambda: table.partly_read)
+    for ask in (
+        table.load_weights, table.get_layer_names, table.__enter__, lambda: table.load_sharded("w", one), *properties
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="is closed"):
             ask()
     table.close()  # twice is once
@@ -603,56 +604,7 @@ def test_rotated_tensors_come_back_unrotated(path: Path, shape: tuple[int, ...])
         assert np.linalg.norm(table.get_layer("w", "numpy") - w) < 0.15 * np.linalg.norm(w)
 
 
-# ------------------------------------------------------------------------------------------------ threads, other tools
-
-
-def test_threads_share_a_loader(path: Path) -> None:
-    arrays = {f"w{i}": matrix(64, 64, i) for i in range(12)}
-    aq.save(path, {**arrays, "q": aq.quantize(matrix(8, 64), "int4")})
-    wrong: list[object] = []
-    with aq.WeightLoader(path) as table:
-        code = bits(table.get_quantized("q").codes)
-
-        def work(seed: int) -> None:
-            try:
-                for i in np.random.default_rng(seed).permutation(12):
-                    framework = FRAMEWORKS[(i + seed) % 3]
-                    if bits(table.get_layer(f"w{i}", framework, copy=bool(i % 2))) != arrays[f"w{i}"].tobytes():  # type: ignore[arg-type]
-                        wrong.append((seed, i))
-                if bits(table.get_quantized("q").codes) != code:
-                    wrong.append((seed, "q"))
-            except Exception as error:
-                wrong.append(error)
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong
-
-
-def test_a_file_is_read_by_one_thread_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrow does not promise that its readers may be shared; what threads do at once is all that follows."""
-    aq.save(path, {"a": np.ones(2), "b": np.ones(2)})
-    inside, most, read = 0, 0, Shard.read
-
-    def slowly(self: Shard, index: int, verify: bool) -> Row:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0.05)
-        inside -= 1
-        return read(self, index, verify)
-
-    monkeypatch.setattr(Shard, "read", slowly)
-    with aq.WeightLoader(path) as table:
-        threads = [threading.Thread(target=table.get_layer, args=(name, "numpy")) for name in "abab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert most == 1
+# ------------------------------------------------------------------------------------------------ other tools
 
 
 @pytest.mark.parametrize("tool", ["duckdb", "polars"])

@@ -10,8 +10,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from aq_jax.store import PartialTensor, open_table, pieces
 from aq_jax.store.parquet.values import plain_values
 from aq_jax.store.parquet.wire import Chunk, read_groups
 from aq_jax.store.partial import merged
-from aq_jax.store.shard import Shard
 
 TESTS = Path(__file__).parent.parent
 
@@ -39,8 +36,9 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
 
 
-def test_on_eight_devices() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS / "eight_devices.py")]
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_eight_devices(which: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, str(TESTS / "eight_devices.py")]
     done = subprocess.run(
         command, env=environment(8), capture_output=True, text=True, timeout=600, check=False, cwd=TESTS.parent
     )
@@ -223,68 +221,6 @@ def test_what_was_not_asked_for_is_refused(tmp_path: Path, name: str) -> None:
                 parts.values(start, stop)
         assert table.bytes_read == 4 * 24
         assert table.partly_read == {"w"}
-
-
-def test_threads_share_a_loader(path: Path) -> None:
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    names = ["int8.0", "int4.2", "int3.3", "float32", "int64", "int2.4"]
-    wrong: list[object] = []
-    with aq.WeightLoader(path) as loader:
-        wanted = {name: np.asarray(loader.get_layer(name)).tobytes() for name in names}
-        before = loader.bytes_read
-
-        def work(seed: int) -> None:
-            try:
-                for i in np.random.default_rng(seed).permutation(len(names)):
-                    load = loader.get_layer if (i + seed) % 3 == 0 else lambda name: loader.load_sharded(name, one)
-                    if np.asarray(load(names[i])).tobytes() != wanted[names[i]]:
-                        wrong.append((seed, names[i]))
-            except Exception as error:
-                wrong.append(error)
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-        assert loader.bytes_read == 7 * before
-
-
-def test_a_file_is_mapped_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    aq.save(tmp_path / "m.parquet", {"a": np.ones(2), "b": np.ones(2)})
-    inside, most, mapped = 0, 0, Shard.mapped
-
-    def slowly(self: Shard, index: int, groups: Any) -> Any:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0.05)
-        inside -= 1
-        return mapped(self, index, groups)
-
-    monkeypatch.setattr(Shard, "mapped", slowly)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with aq.WeightLoader(tmp_path / "m.parquet") as loader:
-        threads = [threading.Thread(target=loader.load_sharded, args=(name, one)) for name in "abab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert most == 1
-
-
-def test_a_closed_loader_loads_nothing(tmp_path: Path) -> None:
-    aq.save(tmp_path / "m.arrow", {"a": np.arange(3)})
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with aq.WeightLoader(tmp_path / "m.arrow") as loader:
-        kept = loader.load_sharded("a", one)
-        with pytest.raises(KeyError, match="no layer 'b'; the nearest is 'a'"):
-            loader.load_sharded("b", one)
-    assert kept.tolist() == [0, 1, 2]  # type: ignore[union-attr]
-    for ask in (lambda: loader.load_sharded("a", one), lambda: loader.bytes_read, lambda: loader.partly_read):
-        with pytest.raises(ValueError, match="is closed"):
-            ask()
 
 
 # ------------------------------------------------------------------------------------------------ damage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def mesh() -> Mesh:
     return jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
 
 
-@pytest.fixture(scope="module", params=["float32", slow("int8"), "int4h"])
+@pytest.fixture(scope="module", params=[slow("float32"), slow("int8"), "int4h"])
 def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     bert_oracle.write_side_files(folder / "model", CONFIG)
@@ -65,10 +66,9 @@ def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A Llama, and what it says of TEXT on one device."""
-    path = small_llama.make(tmp_path_factory.mktemp("small") / "model", KINDS["int8"], seed=1)
-    return path, np.asarray(generator(path).score(TEXT))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a Llama of int8 weights."""
+    return small_llama.make(tmp_path_factory.mktemp("small") / "model", KINDS["int8"], seed=1)
 
 
 def encoder(path: Path, activations: Any = "float32", **options: Any) -> Encoder:
@@ -113,9 +113,8 @@ def test_llama_on_eight_devices_is_that_on_one(llama: Path, mesh: Mesh) -> None:
 
 
 @pytest.mark.slow
-def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
-    path, _ = small
-    one, many = generator(path), generator(path, mesh=mesh)
+def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, small: Path) -> None:
+    one, many = generator(small), generator(small, mesh=mesh)
     ids = [1, 270, 259, 263, 80]
     found = many.generate_ids(ids, 16)
     assert len(found) == 16
@@ -176,33 +175,41 @@ def test_a_module_s_weights_stay_on_their_devices() -> None:
     np.testing.assert_allclose(layer(x), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_results_are_everywhere_so_that_each_process_has_them(mesh: Mesh, small: tuple[Path, np.ndarray]) -> None:
-    model = generator(small[0], mesh=mesh).model
+def test_results_are_everywhere_so_that_each_process_has_them(mesh: Mesh, small: Path) -> None:
+    model = generator(small, mesh=mesh).model
     found = BoundProgram(model, lambda model, x: model.layers[0].up(x))(np.ones((1, 32), np.float32))
     assert found.shape == (1, 48)
     assert found.sharding.is_fully_replicated
     assert found.sharding.device_set == set(jax.devices())
 
 
-def test_what_does_not_divide_is_everywhere(small: tuple[Path, np.ndarray]) -> None:
+def six() -> Mesh:
+    return jax.make_mesh((6,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:6])
+
+
+def two_by_four() -> Mesh:
+    return jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def test_what_does_not_divide_is_everywhere(small: Path) -> None:
     """Six devices: of the axes of 32 and 48 only the latter can be spread."""
-    mesh = jax.make_mesh((6,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:6])
-    path, wanted = small
-    many = generator(path, mesh=mesh)
-    found = specs(many.model)
+    found = specs(generator(small, mesh=six()).model)
     assert found["layers.0.query.weight.codes"].is_fully_replicated
     assert found["layers.0.up.weight.codes"].spec == P("model", None)
     assert found["layers.0.down.weight.codes"].spec == P(None, "model")
-    np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
-def test_other_axes_of_a_mesh_hold_copies(small: tuple[Path, np.ndarray]) -> None:
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    path, wanted = small
-    many = generator(path, mesh=mesh)
-    codes = many.model.layers[0].up.weight.get_value().codes
+def test_other_axes_of_a_mesh_hold_copies(small: Path) -> None:
+    codes = generator(small, mesh=two_by_four()).model.layers[0].up.weight.get_value().codes
     assert {shard.data.shape for shard in codes.addressable_shards} == {(12, 32)}
-    np.testing.assert_allclose(np.asarray(many.score(TEXT)), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [six, two_by_four])
+def test_other_meshes_compute_the_same(mesh: Callable[[], Mesh], small: Path) -> None:
+    wanted = np.asarray(generator(small).score(TEXT))
+    found = np.asarray(generator(small, mesh=mesh()).score(TEXT))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
 def test_meshes_that_nothing_can_be_spread_over_are_refused(tmp_path: Path) -> None:

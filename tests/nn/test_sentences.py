@@ -472,6 +472,7 @@ def test_gradients_are_those_of_differences() -> None:
     np.testing.assert_allclose(slope, steep, rtol=2e-2)
 
 
+@pytest.mark.slow  # whole models under every switch: tests/cli/test_switches.py
 @pytest.mark.parametrize(
     ("switch", "value"),
     [

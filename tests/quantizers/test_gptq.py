@@ -21,7 +21,13 @@ CASES = [  # with whether it is symmetric
     (QuantSpec(4, group_size=48, rotation=32), False),
     (QuantSpec(8, per_channel=True), True),
 ]
+SLOW = (1, 2)  # compiled once for each: those left have zero points, rotation, channels and symmetry among them
 IDS = [f"{s.quant_type}-{s.group_size or 'channel'}-{'sym' if symmetric else 'asym'}" for s, symmetric in CASES]
+
+EACH = [
+    pytest.param(*case, id=name, marks=pytest.mark.slow if i in SLOW else ())
+    for i, (case, name) in enumerate(zip(CASES, IDS, strict=True))
+]
 
 
 def weights(rows: int = ROW, width: int = WIDTH, seed: int = 0) -> np.ndarray:
@@ -49,7 +55,7 @@ def wide(grid: np.ndarray, width: int) -> np.ndarray:
     return np.repeat(np.asarray(grid), width // grid.shape[1], axis=1)
 
 
-@pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
+@pytest.mark.parametrize(("spec", "symmetric"), EACH)
 def test_under_equal_inputs_it_is_round_to_nearest_on_its_grid(spec: QuantSpec, symmetric: bool) -> None:
     w = weights()
     for rounds in (0, 4):
@@ -68,7 +74,7 @@ def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
     return QTensor(rotate(jnp.asarray(w), spec.rotation), ones, ones - 1, QuantSpec(8, per_channel=True), w.shape[1])
 
 
-@pytest.mark.parametrize(("spec", "symmetric"), CASES, ids=IDS)
+@pytest.mark.parametrize(("spec", "symmetric"), EACH)
 def test_outputs_change_less_than_by_mse_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
     w, h = weights(), moment()
     under = prepare_hessian(h, 1e-4, spec.rotation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -181,16 +180,6 @@ def test_a_closed_reader_says_so_and_its_arrays_live_on(tmp_path: Path, suffix: 
     table.close()
     path.unlink()
     assert equal(row, v2_rows[0])
-
-
-def test_threads_may_share_a_reader(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES", 5000)
-    rows = [Row(f"r{i}", (999,), "uint8", np.full(999, i, np.uint8), 999, "none") for i in range(40)]
-    write_table(tmp_path / f"m.{suffix}", rows, version=2)
-    with open_table(tmp_path / f"m.{suffix}") as table, ThreadPoolExecutor(8) as pool:
-        order = np.random.default_rng(0).integers(0, 40, 400).tolist()
-        for position, row in zip(order, pool.map(table.read, order), strict=True):
-            assert equal(row, rows[position])
 
 
 def test_positions_and_names_that_are_not_there(tmp_path: Path, v1_rows: list[Row]) -> None:
