@@ -51,6 +51,7 @@ STRICT_FOLDERS = ("codes", "core", "ops", "quantizers")
 # Small models, compared with oracles: half of their time is XLA's optimizing what runs once.
 SMALL = {"calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate", "test_gptq.py"}
 QUICKLY = "jax_disable_most_optimizations"
+_quick: list[str] = []  # modules whose programs were not optimized, and may still be there
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,12 +70,17 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile small models without optimizing, here and in child processes; `make test-all` optimizes all of them."""
     if request.config.option.markexpr != "not slow" or not SMALL & {request.path.parent.name, request.path.name}:
+        if _quick:
+            sys.modules["jax"].clear_caches()
+            _quick.clear()
         yield
         return
     import jax
 
+    _quick.append(str(request.path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(QUICKLY.upper(), "1")
+        if request.path.parent.name != "cli":  # which says which of JAX's variables are set
+            patch.setenv(QUICKLY.upper(), "1")
         jax.config.update(QUICKLY, True)
         yield
         jax.config.update(QUICKLY, False)
