@@ -224,7 +224,6 @@ def test_the_readmes_figures_are_recorded() -> None:
         return f"{min(ratios):.2f} to {max(ratios):.2f} of our time"
 
     smallest = results["ONNX Runtime int8: smallest embedding cosine", ""]
-    q5 = next(result for name, result in cosines.items() if name.startswith("gguf Q5_1"))
     for said in (
         f"At {bits['aq_jax gptq int4, g128, rotated']:.2f} bits a weight",
         f"a cosine of {ours['value']:.4f} to the float32",
@@ -238,8 +237,6 @@ def test_the_readmes_figures_are_recorded() -> None:
         f"at a cosine of {smallest['value']:.3f} to float32, ours at "
         f"{float(re.search('ours (.*)', smallest['note'])[1]):.3f}",
         f"are at a cosine of {cosines['aq_jax search, symmetric 2 bits, g128']['value']:.2f}.",
-        f"gguf's Q5_1 keeps {q5['value']:.4f} at {q5['figures']['bits']:g} bits, ours "
-        f"{q5['figures']['data-free mean']:.4f}",
         f"judged on {next(r['value'] for r in found['results'] if r['unit'] == 'sentences'):g} sentences",
         *(f"`{kind}`" for kind in FAMILIES),
     ):
