@@ -156,7 +156,7 @@ def test_doubled_tensors_and_missing_pieces_are_not_whole(tmp_path: Path) -> Non
     table = pq.read_table(GOLDEN / "v2.parquet").replace_schema_metadata(None)
     found = judged(tmp_path / "m.parquet", stored(table.take([0, 1, 2, 0]), "parquet"))
     assert found.good == NAMES[1:3]
-    assert "row 3 (embed.weight): the name already exists, in row 0" in found.problems[0].problem
+    assert "row 3 (embed.weight): the name already exists in row 0 of" in found.problems[0].problem
     pieces = pq.read_table(GOLDEN / "rotated.parquet").replace_schema_metadata(None)
     count = len(pieces)
     found = judged(tmp_path / "m.parquet", stored(pieces.slice(0, count - 1), "parquet"))

@@ -272,7 +272,7 @@ def test_half_a_character_after_the_prompt_does_not_bring_it_back(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letter = generator.tokenizer.token_to_id("n")
-    monkeypatch.setattr(Generator, "_following", lambda *_, **__: [3 + 0xC3, letter])
+    monkeypatch.setattr(Generator, "_generate_ids", lambda *_, **__: [3 + 0xC3, letter])
     assert generator.generate("than 😀", 2) == "�n"
     assert generator.generate("than", 2) == "�n"
 

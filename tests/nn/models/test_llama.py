@@ -226,7 +226,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"num_key_value_heads": 3},
         "num_attention_heads 4, num_key_value_heads 3, head",
     ),
-    "odd heads": ({"head_dim": 7}, "head_dim 7; wanted as many heads .*, and an even head_dim"),
+    "odd heads": ({"head_dim": 7}, "head_dim 7; wanted a number of heads .*, and an even head_dim"),
     "a theta that is none": ({"rope_theta": "10000"}, "rope_theta is '10000'; wanted a positive number"),
 }
 
