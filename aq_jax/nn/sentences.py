@@ -166,7 +166,7 @@ def read_sentences(folder: Path, positions: int, width: int | None = None, least
     modules = read_modules(Folder(folder))
     if modules is None:
         if unread := [name for name in (SETTINGS, *MODEL_SETTINGS) if (folder / name).exists()]:
-            note = f"{folder}: without {MODULES}, {', '.join(unread)} is ignored, as by sentence-transformers"
+            note = f"{folder}: without {MODULES}, as sentence-transformers does, this ignores {', '.join(unread)}"
             warnings.warn(note, stacklevel=3)
         return SentenceSettings(max_tokens=limit)
     stages = read_stages(folder, modules, width)
