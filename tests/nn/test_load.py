@@ -378,5 +378,5 @@ def test_a_text_has_a_token_beside_the_special_ones(folder: Path) -> None:
 def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:
     """transformers would make a tokenizer to which every word is unknown."""
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(aq.FormatError, match=r"tokenizer\.json: holds no tokenizer .*wanted it, or one of vocab\.txt, "):
+    with pytest.raises(aq.FormatError, match=r"tokenizer\.json: holds no tokenizer .*wanted it, or one of vocab\.txt"):
         read_tokenizer(folder)
