@@ -388,7 +388,7 @@ def test_a_table_is_not_written_into_the_folder_of_tables_that_it_is_made_of(tmp
     for name in (f"a.{suffix}", f"new.{suffix}", f"../{tmp_path.name}/new.{suffix}"):
         for call in (lambda output: aq.quantize_file(tmp_path, output, "fp16"),
                      lambda output: aq.dequantize_file(tmp_path, output)):  # fmt: skip
-            with pytest.raises(aq.FormatError, match=r"lies in .*, which is the source; wanted another folder"):
+            with pytest.raises(aq.FormatError, match=r"is in .*, which is the source; wanted another folder"):
                 call(tmp_path / name)
     assert contents(tmp_path) == before
     aq.quantize_file(tmp_path, tmp_path / "sub" / f"new.{suffix}", "fp16")
