@@ -183,7 +183,7 @@ def test_convert_allocates_and_says_what_came_of_it(
     status, out, err = run("convert", "used.toml", "--set", "output=no.parquet")
     assert (status, out) == (2, "")
     assert "plan.toml: override 2: pattern" in err
-    assert "matches no tensor of model; wanted a plan of this model" in err
+    assert "matches no tensor of model; wanted a plan that was made for this model" in err
     assert not Path("no.parquet").exists()
 
 
