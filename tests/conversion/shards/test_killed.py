@@ -44,6 +44,8 @@ class Killed:
             (folder / "hf" / name).write_text(text)
         self.seconds = server(job, folder)["seconds"]
         self.done = contents(folder)
+        shutil.rmtree(folder / "out")  # and once more: the first run warms what the others find
+        self.seconds = min(self.seconds, server(job, folder)["seconds"])
         self.files = [name for name in self.done if name.endswith(".parquet")]
         assert len(self.files) >= 3
         shutil.rmtree(folder / "out")
@@ -87,4 +89,4 @@ def test_each_of_its_steps(plain: Killed) -> None:
 def test_any_moment(server: Server, tmp_path: Path) -> None:
     job = Killed("shards", tmp_path / "job", server)
     moments = random.Random(2)
-    assert sum(job.kill(after=moments.uniform(0, job.seconds)) for _ in range(60)) > 10  # others end before
+    assert sum(job.kill(after=moments.uniform(0, job.seconds)) for _ in range(60)) >= 10  # others end before
