@@ -1,4 +1,4 @@
-"""How whoever waits is told: with a name, what was just done, and what there is in all."""
+"""The callback that tells whoever waits: a name, the size of what was just done, and the size of all."""
 
 from collections.abc import Callable
 

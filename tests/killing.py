@@ -46,6 +46,11 @@ def tensors() -> dict[str, np.ndarray]:
     return {"embed.weight": embed, **layers, "norm.weight": np.ones(32, np.float16), "head.weight": embed}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
 class Server:
     """The program, seen from a test."""
 

@@ -18,7 +18,7 @@ import killing
 import numpy as np
 import pytest
 import safetensors.numpy
-from killing import Server
+from killing import Server, contents
 
 import aq_jax as aq
 from aq_jax import cli
@@ -42,11 +42,6 @@ OUTPUTS = CHEAP | COMPUTED
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("cache")) as found:
         yield found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 class Case:

@@ -1,4 +1,4 @@
-"""Objects of TOML and JSON to dataclasses: what does not fit a field is refused by name."""
+"""Build dataclasses from objects of TOML and JSON, and refuse by name what does not fit a field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aq_jax.errors import ConfigError, FormatError
 
 C = TypeVar("C")
 _SPELLED = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-"""What of a field's types TOML can hold."""
+"""The types of fields that TOML can hold."""
 _POSITIVE = {int: "a positive integer", float: "a positive number"}
 
 
@@ -22,11 +22,11 @@ def build(cls: type, given: object, where: str, known: tuple[str, ...] | None = 
     """Make a dataclass of a table that a user wrote, which may have the fields of the dataclass and no others.
 
     Args:
-        cls: the dataclass.
-        given: the table.
-        where: what errors begin with.
-        known: the keys that errors list; by default the fields.
-        extra: fields that the table does not give.
+        cls: The dataclass.
+        given: The table.
+        where: The beginning of errors.
+        known: The keys that errors list; by default the fields.
+        extra: Fields that the table does not give.
 
     Raises:
         ConfigError: for unknown, missing and refused keys, and for values of another type.
@@ -62,10 +62,10 @@ def read_fields(cls: type[C], given: Mapping[str, Any], where: str, allowed: Map
     Numbers must be positive, and such that 32 bits hold them.
 
     Args:
-        cls: a dataclass of numbers and strings; fields without a default must be there.
-        given: the JSON object, such as that of config.json.
-        where: the file's name, for errors.
-        allowed: the values that a key may have, if it is there.
+        cls: A dataclass of numbers and strings; fields without a default must be there.
+        given: The JSON object, such as that of config.json.
+        where: The file's name, for errors.
+        allowed: The values that a key may have, if it is there.
 
     Raises:
         FormatError: naming the key, what was found and what was wanted.
@@ -97,7 +97,7 @@ def read_fields(cls: type[C], given: Mapping[str, Any], where: str, allowed: Map
 
 
 def _is_usual(value: object) -> bool:
-    """Whether a number is positive, and finite or below 2^31; whatever else is."""
+    """Tell whether a number is positive, and finite or below 2^31; other values always are usual."""
     if type(value) is float:
         return 0 < value < math.inf
     return type(value) is not int or 0 < value < 2**31

@@ -77,7 +77,7 @@ class QuantSpec:
         return self.coding.rotated_name if self.rotation else self.code
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types; `code` is there where it says more than `bits`."""
+        """Return the fields as JSON types; `code` only where it says more than `bits`."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return fields if self.code else {name: value for name, value in fields.items() if name != "code"}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -12,8 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Int8
 from aq_jax.codes import Code, Grid, bits_jax
 from aq_jax.core.dispatch import MIN_ROWS, Activations
 from aq_jax.core.grid import min_max
-from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import dequantize
+from aq_jax.core.qtensor import QTensor, check_layout
 
 
 class Product:
@@ -60,16 +61,24 @@ class Dequantize:
         return ""
 
     def run(self, w: QTensor, dtype: DTypeLike) -> Float[Array, "*shape"]:
-        return dequantize(w, dtype)
+        return decode_qtensor(w, dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def decode_qtensor(w: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
+    """Decode a QTensor in float32, a rotation left in it, and round the values to `dtype`."""
+    if w.size:
+        check_layout(w)
+    return w.spec.coding.values(w).astype(dtype)
 
 
 def float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
     """Multiply float32 inputs by the dequantized weight."""
-    return jnp.dot(x, dequantize(w).T, preferred_element_type=jnp.float32)
+    return jnp.dot(x, decode_qtensor(w).T, preferred_element_type=jnp.float32)
 
 
 def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
-    return jnp.dot(x.astype(jnp.bfloat16), dequantize(w, jnp.bfloat16).T, preferred_element_type=jnp.float32)
+    return jnp.dot(x.astype(jnp.bfloat16), decode_qtensor(w, jnp.bfloat16).T, preferred_element_type=jnp.float32)
 
 
 def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:

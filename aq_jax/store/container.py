@@ -33,7 +33,7 @@ class Container(Protocol):
     names: list[str]
     """The names of its columns."""
     maps_grids: bool
-    """Whether scales and zero points from `read_large` are views of the file; otherwise they are read whole."""
+    """True if scales and zero points from `read_large` are views of the file; otherwise they are read whole."""
     doubts: list[str]
     """Reasons not to trust the file, though some of it can be read: only `verify` goes on if there are any."""
 

@@ -19,7 +19,8 @@ from aq_jax.calibration.latent import (
 )
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
-from aq_jax.quantizers.gptq import gptq, prepare_hessian
+from aq_jax.quantizers.gptq import gptq
+from aq_jax.quantizers.hessian import prepare_hessian
 
 SPECS = [
     QuantSpec(2, group_size=16),

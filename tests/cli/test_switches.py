@@ -28,7 +28,8 @@ from aq_jax.nn import quantize_module
 from aq_jax.nn.generator import decode_tokens, log_likelihoods
 from aq_jax.nn.models.bert import Bert, BertConfig
 from aq_jax.nn.models.llama import Llama, LlamaConfig
-from aq_jax.quantizers.gptq import gptq, prepare_hessian
+from aq_jax.quantizers.gptq import gptq
+from aq_jax.quantizers.hessian import prepare_hessian
 
 X64, RANKS, DTYPES, JIT, NANS = "x64", "rank promotion", "dtype promotion", "disable_jit", "debug_nans"
 SWITCHES: Mapping[str, Callable[[], Any]] = {

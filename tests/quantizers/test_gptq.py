@@ -11,7 +11,8 @@ from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.bits_jax import unpack_float
 from aq_jax.config import QuantizationConfig
-from aq_jax.quantizers.gptq import TILE_ROWS, gptq, gptq_tiled, prepare_hessian
+from aq_jax.quantizers.gptq import TILE_ROWS, gptq, gptq_tiled
+from aq_jax.quantizers.hessian import prepare_hessian
 
 ROW, WIDTH = 24, 96
 CASES = [  # with whether it is symmetric

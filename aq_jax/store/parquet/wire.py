@@ -31,7 +31,7 @@ class Chunk:
     start: int
     """The offset of its pages in the file."""
     dictionary: bool
-    """Whether it may have a dictionary."""
+    """True if the chunk may have a dictionary."""
     plain: bool
     """Whether its pages are in this file, neither compressed nor encrypted, and without a dictionary."""
 

@@ -111,16 +111,20 @@ def test_what_is_finished_is_not_done_again(
     assert sum(size for _, size, _ in said) == said[0][2]
 
 
-def test_a_shard_that_was_damaged_since_is_done_again(
-    source: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_before_the_manifest(asked: aq.ConversionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: object, manifest: bytes) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion.Journal, "close", stop)
         with pytest.raises(KeyboardInterrupt):
-            aq.convert(config(source, tmp_path / "out"))
+            aq.convert(asked)
+
+
+def test_a_shard_that_was_damaged_since_is_done_again(
+    source: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_before_the_manifest(config(source, tmp_path / "out"), monkeypatch)
     first = next((tmp_path / "out").glob("weights-00001-*"))
     first.write_bytes(first.read_bytes()[:-1])
     next((tmp_path / "out" / JOURNAL).glob("00002.json")).write_text("{")
@@ -131,13 +135,9 @@ def test_a_shard_that_was_damaged_since_is_done_again(
 def test_what_another_config_has_begun_is_thrown_away(
     source: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: object, manifest: bytes) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(conversion.Journal, "close", stop)
-        with pytest.raises(KeyboardInterrupt):
-            aq.convert(config(source, tmp_path / "out", aq.QuantizationConfig("int8"), size=SIZE // 2))
+    stop_before_the_manifest(
+        config(source, tmp_path / "out", aq.QuantizationConfig("int8"), size=SIZE // 2), monkeypatch
+    )
     aq.convert(config(source, tmp_path / "out"))
     assert contents(tmp_path / "out") == undisturbed
 

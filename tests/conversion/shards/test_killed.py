@@ -12,7 +12,7 @@ from pathlib import Path
 import killing
 import pytest
 import safetensors.numpy
-from killing import Server
+from killing import Server, contents
 
 import aq_jax as aq
 from aq_jax.conversion.shards.journal import JOURNAL
@@ -27,10 +27,6 @@ pytestmark = pytest.mark.skipif(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("cache")) as found:
         yield found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 class Killed:
