@@ -138,7 +138,7 @@ def _read_shards(index: str, checkpoint: Checkpoint, read: Callable[[str, Checkp
             f"{path}: has no weight_map of names and files ({repr(error)[:200]}); fetch it again"
         ) from None
     for file in files:
-        if not isinstance(file, str) or not _is_plain(file):
+        if not isinstance(file, str) or not _is_safe_file_name(file):
             raise FormatError(f"{path}: names the file {str(file)[:80]!r}; wanted a plain file name in the same folder")
         if folder.state(file) is None:
             raise FormatError(f"{path}: names {file!r}, which does not exist; fetch the missing shard")
@@ -167,7 +167,7 @@ def _ties_embeddings(checkpoint: Checkpoint) -> bool:
     return bool(fields) and all(each is True for each in said) and any(map(_EMBEDDING.search, checkpoint.shapes))
 
 
-def _is_plain(file: str) -> bool:
+def _is_safe_file_name(file: str) -> bool:
     """Return whether a name is a file's in the same folder, on any system, and does nothing to a terminal."""
     return Path(file).name == file and file.isprintable() and not file.startswith(".") and len(file.encode()) <= 255
 

@@ -42,8 +42,8 @@ class TableSource(Source):
         shapes = {name: (first.shape, DTYPES[first.dtype]) for name, (first, *_) in infos.items()}
         super().__init__(Folder(path if path.is_dir() else path.parent), shapes, table.aliases, table.files)
         self.quantized = {n: str(first.quant_type) for n, (first, *_) in infos.items() if first.quantized}
-        of_rows = {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
-        self._sizes = of_rows if packed else {}
+        sizes = {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
+        self._sizes = sizes if packed else {}
         self._config = table.config
         if packed:
             self._sizes = {

@@ -32,7 +32,8 @@ from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.tiles import GroupsPerTile, Quantized
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import group_count
-from aq_jax.store.rows import RowOrder, check, row_location
+from aq_jax.store.row_rules import RowOrder, check
+from aq_jax.store.rows import row_location
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "numbers.md"
 NAME = "some.weight"

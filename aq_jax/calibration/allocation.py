@@ -168,7 +168,8 @@ def allocate(
     options = {path: _width_options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
     if not any(override for each in options.values() for override, _ in each):
         raise ConfigError(
-            f"[allocate]: overrides fix the quant_type of every tensor of {folder}: there is nothing left to choose"
+            f"[allocate]: overrides fix the quant_type of every tensor of {folder}, and leave nothing to choose; "
+            "take a quant_type out of one, or leave [allocate] out"
         )
     sizes = [[treatment.compressed_bits for _, treatment in each] for each in options.values()]
     params = sum(math.prod(shape) for shape in shapes.values())

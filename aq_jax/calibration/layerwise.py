@@ -117,7 +117,9 @@ def calibrate(
             hessian = sums.own / sums.tokens
             size = float(jnp.trace(hessian))
             if not np.isfinite(size):
-                raise AqError(f"{paths[0]}: its inputs are not finite when the model runs on the text")
+                raise AqError(
+                    f"{paths[0]}: its inputs are not finite when the model runs on the text; check the layers before it"
+                )
             if size == 0:
                 for path in paths:
                     fall_back(path, "its inputs were all zero on this text")

@@ -135,7 +135,9 @@ def input_hessians(model: Model, batches: Sequence[Batch], seed: int) -> dict[st
         found |= {f"layers.{i}.{path}.kernel": hessian / tokens for path, hessian in sums.items()}
     for path, hessian in found.items():
         if not bool(jnp.isfinite(jnp.trace(hessian))):
-            raise AqError(f"{path}: its inputs are not finite when the model runs on the text")
+            raise AqError(
+                f"{path}: its inputs are not finite when the model runs on the text; check the layers before it"
+            )
     return found
 
 

@@ -206,7 +206,7 @@ def draw_texts(calibration: CalibrationConfig, training: TrainingRequest | None)
     lines = text.lines[:first] + text.lines[first + training.reserved :]
     if len(lines) < 2:
         raise ConfigError(
-            f"calibration.text = {calibration.text!r}: leaves {len(lines)} line for the training; wanted two or more, "
+            f"calibration.text = {calibration.text!r}: lines left for the training: {len(lines)}; wanted two or more, "
             "to train on and to judge by"
         )
     held_out = min(config.held_out, max(1, len(lines) // 10))

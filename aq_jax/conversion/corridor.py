@@ -80,7 +80,7 @@ def to_table(
     if config is not None and calibrated(config):
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
     with ExitStack() as stack:
-        path = target.local / name if target.local is not None else stack.enter_context(target.writing(name))
+        path = target.local / name if target.local is not None else stack.enter_context(target.atomic_write(name))
         done = write_model(
             source,
             path,

@@ -11,45 +11,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from aq_jax.conversion.model_files import (
+    MODEL,
+    PICKLE,
+    checkpoint_pattern,
+    is_document,
+    is_known,
+    is_weight,
+    reason_to_leave,
+)
 from aq_jax.errors import FormatError
-from aq_jax.store.folders import Entry, FileState, Folder
-from aq_jax.store.manifest import MANIFEST
+from aq_jax.store.folders import FileState, Folder
 from aq_jax.store.modules import read_modules
 
-MAX_FILE, MAX_BYTES, MAX_FILES, MAX_DEPTH = 128 << 20, 1 << 30, 1000, 4
-"""The most bytes of one file and of all, the most files, and the most nested folders."""
+MAX_BYTES, MAX_FILES = 1 << 30, 1000
+"""The most bytes of all files, and the most files."""
 _MAX_ENTRIES = 20_000
 """The most names that are looked at."""
 RECORD = "side_files"
 """The entry of a table's config that lists what was copied beside it."""
-# Weights of all frameworks, and files that are built from them.
-WEIGHTS = (
-    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.keras", "*.ot",
-    "*.msgpack", "*.onnx", "*.onnx_data*", "*.onnx.data", "*.ort", "*.gguf", "*.ggml", "*.llamafile", "*.tflite",
-    "*.pb", "*.mlmodel", "*.mlpackage", "*.mlmodelc", "*.npz", "*.npy", "*.parquet", "*.arrow", "*.engine", "*.nemo",
-    "*.params", "*.data-*-of-*", "*.ckpt.index", "*.index.json", "openvino*.xml", "*.zarr", "*.tar", "*.tar.*",
-    "*.tgz", "*.zip",
-)  # fmt: skip
-_WEIGHT_FOLDERS = frozenset({"onnx", "openvino", "coreml", "tflite", "gguf", "original", "flax_model", "saved_model"})
-_CACHES = frozenset({"__pycache__", "Thumbs.db"})
-# Files for people: one of that name that the target folder already has stays, and is no reason to refuse.
-_DOCUMENTS = ("*.md", "LICEN[CS]E*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf")
-# The files to look for beside a table that does not record what was copied there.
-KNOWN_PATTERNS = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer*.json",
-    "tokenizer*.model", "spiece.model", "spm.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
-    "vocab.json", "vocab.txt", "merges.txt", "normalizer.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.*", "additional_chat_templates/*", "modules.json", "sentence_*_config.json",
-    "config_sentence_transformers.json", "[0-9]_*/config.json",
-)  # fmt: skip
-_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
-# The file that marks a checkpoint, in the order of the search -> the files that hold its weights.
-_READ = {
-    _SAFE: _SAFE, f"{_SAFE}.index.json": "*.safetensors*",
-    _PICKLE: _PICKLE, f"{_PICKLE}.index.json": "pytorch_model*.bin*",
-}  # fmt: skip
-_MODEL = "Transformer"
-"""The module of sentence-transformers whose weights are the table."""
 _SHOWN = 6
 
 
@@ -140,17 +120,16 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
         if seen > _MAX_ENTRIES:
             found.leave_behind(f"beyond {_MAX_ENTRIES:,} names", f"{above}/")
             continue
-        if above and above not in modules and any(_is_weight(entry.name) for entry in entries):
+        if above and above not in modules and any(is_weight(entry.name) for entry in entries):
             found.leave_behind("weights of another kind", f"{above}/")
             continue
-        own_weights = modules.get(above, _MODEL) == _MODEL
-        there = {entry.name for entry in entries if own_weights}
-        read = next((files for mark, files in _READ.items() if mark in there), "")
+        own_weights = modules.get(above, MODEL) == MODEL
+        read = checkpoint_pattern({entry.name for entry in entries if own_weights})
         for entry in entries:
             name = f"{above}/{entry.name}" if above else entry.name
             if name == own or name in table or fnmatchcase(entry.name, read):
                 continue
-            if reason := _reason_to_leave(entry, name, modules, entries):
+            if reason := reason_to_leave(entry, name, modules, entries):
                 found.leave_behind(reason, f"{name}/" if entry.kind == "folder" else name)
             elif entry.kind == "folder":
                 waiting.append(name)
@@ -158,7 +137,7 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
                 found.leave_behind(f"beyond {MAX_FILES:,} files or {MAX_BYTES >> 20:,} MB", name)
             else:
                 found.names.append(name)
-                found.pickles += [name] if entry.name == _PICKLE else []
+                found.pickles += [name] if entry.name == PICKLE else []
                 held += entry.size
     return found
 
@@ -180,17 +159,13 @@ def side_files_beside(folder: Folder, record: object, target: Folder) -> SideFil
     whole, modules = side_files(folder, target), module_folders(folder)
     found = SideFiles(origin=folder)
     for name in whole.names:
-        if name in noted or _is_known(name) or name.rpartition("/")[0] in modules:
+        if name in noted or is_known(name) or name.rpartition("/")[0] in modules:
             found.names.append(name)
         elif not isinstance(record, list):
             found.leave_behind("not recognized as a model's file", name)
     if missing := sorted(noted - set(found.names)):
         found.left_behind["no longer beside the table"] = missing
     return found
-
-
-def _is_known(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in KNOWN_PATTERNS)
 
 
 def is_same_folder(a: Folder, b: Folder) -> bool:
@@ -229,7 +204,7 @@ def module_folders(folder: Folder) -> dict[str, str]:
 
 def weights_path(folder: Folder) -> str:
     """Return the relative path of the folder with a model's weights: "" but in sentence-transformers' old layout."""
-    path = next((name for name, kind in module_folders(folder).items() if kind == _MODEL), "")
+    path = next((name for name, kind in module_folders(folder).items() if kind == MODEL), "")
     return path if path and folder.state(f"{path}/config.json") is not None else ""
 
 
@@ -259,7 +234,7 @@ def check_side_files(found: SideFiles, target: Folder) -> None:
             )
         if not target.holds(name) or _is_equal(source, target, name):
             continue
-        if any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in _DOCUMENTS):
+        if is_document(name):
             found.names.remove(name)
             found.leave_behind("another already exists", name)
             continue
@@ -276,43 +251,6 @@ def copy_side_files(found: SideFiles, target: Folder) -> None:
     for name in found.names:
         if not target.holds(name):
             target.write(name, origin.read(name))
-
-
-def _reason_to_leave(entry: Entry, name: str, modules: Mapping[str, str], beside: Sequence[Entry]) -> str:
-    """Return why a file is not copied, or a folder not searched; "" if it is."""
-    if entry.name.startswith(".") or entry.name in _CACHES:
-        return "caches"
-    if not _is_plain(entry.name):
-        return "names that are not plain"
-    if entry.kind == "folder":
-        if name not in modules and (entry.name in _WEIGHT_FOLDERS or _is_weight(entry.name)):
-            return "weights of another kind"
-        return "nested too deep" if name.count("/") >= MAX_DEPTH else ""
-    if entry.kind == "outside":
-        return "links out of the folder"
-    if entry.kind == "other":
-        return "cannot be read"
-    if name == MANIFEST:
-        return "named like a table's manifest"
-    kind = modules.get(name.rpartition("/")[0], _MODEL)
-    if _is_weight(entry.name) and (kind == _MODEL or not _is_module_weight(entry.name, beside)):
-        return "weights of another kind"
-    return f"more than {MAX_FILE >> 20} MB" if entry.size > MAX_FILE else ""
-
-
-def _is_module_weight(name: str, beside: Sequence[Entry]) -> bool:
-    """Return whether these are the weights of a small module after the Transformer, which the table does not hold."""
-    return name == _SAFE or (name == _PICKLE and all(entry.name != _SAFE for entry in beside))
-
-
-def _is_weight(name: str) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in WEIGHTS)
-
-
-def _is_plain(part: str) -> bool:
-    """Return whether a file name is valid on any system, and does nothing to a terminal."""
-    reserved = set(part) & set('/\\:*?"<>|')
-    return bool(part) and part.isprintable() and not reserved and not part.startswith(".") and len(part.encode()) <= 255
 
 
 def _joined(names: Sequence[str]) -> str:

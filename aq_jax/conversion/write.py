@@ -116,7 +116,10 @@ def write_model(
             if config is None:
                 rows = unchanged_rows(name, value, source.row_metadata.get(name, {}))
             elif isinstance(value, QTensor):
-                raise FormatError(f"{name}: is {value.spec.quant_type} already, and would be rounded twice")
+                raise FormatError(
+                    f"{name}: is {value.spec.quant_type} already, and would be rounded twice; "
+                    "leave the quantization out"
+                )
             elif solved is not None and name in solved.weights:
                 solver = "trained" if solved.training else quantizer_of(config.for_tensor(name)).name
                 rows = solved_rows(name, value, solved, solver, done)

@@ -85,15 +85,17 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     array = value if hasattr(value, "dtype") else _from_lists(value, name)
     # Asked before it is made an array: keys of jax.random have a dtype, but cannot become one.
     if getattr(array.dtype, "name", None) not in DTYPES:
-        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
+        raise AqError(
+            f"{name}: {type(value).__name__} of dtype {array.dtype} cannot be stored; wanted one of {', '.join(DTYPES)}"
+        )
     try:
         found = np.asarray(array)
     except TypeError:  # which JAX raises for what is being traced
         found = None
     if found is None or found.dtype != array.dtype:
         raise AqError(
-            f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored: it has a shape "
-            "and no values; wanted an array: call the function that makes it, outside of jax.jit and jax.eval_shape"
+            f"{name}: {type(value).__name__} of dtype {array.dtype} cannot be stored: it has a shape and no values; "
+            "wanted an array: call the function that makes it, outside of jax.jit and jax.eval_shape"
         )
     return to_native_byte_order(found)
 

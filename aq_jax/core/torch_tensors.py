@@ -50,7 +50,10 @@ def from_torch(tensor: Any, name: str) -> np.ndarray:
     torch = torch_module()
     dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
-        raise AqError(f"{name}: {tensor.layout} {tensor.dtype} tensor on {tensor.device} has no plain values to store")
+        raise AqError(
+            f"{name}: {tensor.layout} {tensor.dtype} tensor on {tensor.device} has no plain values to store; "
+            f"wanted a dense tensor of one of {', '.join(DTYPES)}"
+        )
     tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
     if dtype.isbuiltin == 1:
         return tensor.numpy()

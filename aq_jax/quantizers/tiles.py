@@ -14,10 +14,8 @@ matrices. Memory is that of a tile and of one tensor's codes. `apply.quantize`, 
 shape instead, and runs on any device and under any transformation. A tensor of a few numbers costs a full tile: at two
 bits 1.5 ms with `absmax`, 14 with symmetric and 44 with asymmetric `mse`.
 
-Measured, and decided by it: a tile gives two arrays, codes and all numbers in one, because fetching an array costs 25
-microseconds. Tiles of a quarter of the size suit small matrices better, and yet took MiniLM to an int2 table at 1.7
-times NumPy's speed instead of 2.5. A mask over padding in the sums behind `cosine` doubled a tile's time; padding is
-copies of a row's last element, so its share is counted and subtracted.
+Tiles of a quarter of the size suit small matrices better, and yet took MiniLM to an int2 table at 1.7 times NumPy's
+speed instead of 2.5.
 """
 
 from __future__ import annotations
@@ -25,28 +23,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
 
-from aq_jax.codes import Code, Grid, bits_jax
+from aq_jax.codes import Code, Grid
 from aq_jax.codes.bits import pack_codes, unpack_codes
-from aq_jax.codes.entry import Rounding
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, AnyArray, round_mantissa
 from aq_jax.errors import AqError
-from aq_jax.ops.kernels import Kernel, choose_kernel
+from aq_jax.ops.kernels import choose_kernel
 from aq_jax.quantizers import Quantizer
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float32
 from aq_jax.quantizers.lookup import data_free_quantizer
-from aq_jax.quantizers.statistics import Groups
 from aq_jax.quantizers.stream import TILE, StreamedGroup
+from aq_jax.quantizers.tile_programs import encode_tile, solve_tile, split_numbers
 from aq_jax.store import aligned_empty
 
 SMALLEST_BUCKET = 128
@@ -206,14 +197,14 @@ class GroupsPerTile(TiledQuantizer):
         step = self.rows * self.size
         for first in range(start, stop, step):
             count = self._fill(first, min(first + step, stop))
-            answers = _solve_tile(self.tile, self.pads, self.spec.coding, self.symmetric, self.quantizer, self.kernel)
+            answers = solve_tile(self.tile, self.pads, self.spec.coding, self.symmetric, self.quantizer, self.kernel)
             codes, numbers = map(np.asarray, answers)
             # Tiles of groups are a stream as they are; channels must be whole bytes to be cut out of their rows.
             whole = self.width == self.size or fills_bytes(self.size, self.spec.bits)
             candidates = candidates or [self._allocate(start, stop, keep, whole) for _ in codes]
             group = (first - start) // self.size
             for candidate, packed, (scale, zero_point, sound), sums in zip(
-                candidates, codes, *_split_numbers(numbers), strict=True
+                candidates, codes, *split_numbers(numbers), strict=True
             ):
                 candidate.scales[group : group + count] = scale[:count]
                 candidate.zero_points[group : group + count] = zero_point[:count]
@@ -277,76 +268,8 @@ class TilesPerGroup(TiledQuantizer):
         candidate.scales[group], candidate.zero_points[group] = grid.scale[0], grid.zero_point[0]
         candidate.sound &= bool(grid.sound[0])
         for at, tile, pads in stream.tiles():
-            answers = _encode_tile(tile, pads, grid[:4], self.spec.coding, grid.rounding, self.kernel)
+            answers = encode_tile(tile, pads, grid[:4], self.spec.coding, grid.rounding, self.kernel)
             packed, sums = map(np.asarray, answers)
             candidate.add(sums)
             valid = TILE - int(pads[0])
             self._append_codes(candidate, position + at, packed, TILE, valid, valid)
-
-
-@partial(jax.jit, static_argnames=("code", "symmetric", "quantizer", "kernel"))
-def _solve_tile(
-    w: Float[AnyArray, "groups size"],
-    pads: Float[AnyArray, "groups"],
-    code: Code,
-    symmetric: bool,
-    quantizer: Any,
-    kernel: Kernel,
-) -> tuple[Shaped[Array, "candidates bytes"], Float[Array, "candidates numbers"]]:
-    """Quantize a tile; all numbers come in one array, since fetching an array costs a tenth of the tile's time."""
-    w = jnp.asarray(w)  # a NumPy array where nothing is compiled (jax_disable_jit)
-    groups = Groups(w, jnp.asarray(pads))
-    codes, numbers = [], []
-    for grid in quantizer(groups, code, symmetric):
-        q = jnp.round(kernel.run(w, grid, code))
-        sound = (grid.sound & groups.finite).astype(jnp.float32)
-        codes.append(_packed(q, code))
-        numbers.append(jnp.concatenate([grid.scale, grid.zero_point, sound, _error_sums(groups, q, grid, code)]))
-    return jnp.stack(codes), jnp.stack(numbers)
-
-
-def _split_numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split the numbers of each candidate: (scale, zero_point, sound) of each group, and the sums of the tile."""
-    rows = (numbers.shape[1] - 4) // 3
-    return numbers[:, :-4].reshape(-1, 3, rows), numbers[:, -4:]
-
-
-@partial(jax.jit, static_argnames=("code", "rounding", "kernel"))
-def _encode_tile(
-    w: Float[AnyArray, "1 size"],
-    pads: Float[AnyArray, "1"],
-    grid: tuple[Any, Any, Any, Any],
-    code: Code,
-    rounding: Rounding,
-    kernel: Kernel,
-) -> tuple[Shaped[Array, "bytes"], Float[Array, "4"]]:
-    w, whole = jnp.asarray(w), Grid(*(jnp.asarray(each) for each in grid), rounding=rounding)
-    q = jnp.round(kernel.run(w, whole, code))
-    return _packed(q, code), _error_sums(Groups(w, jnp.asarray(pads)), q, whole, code)
-
-
-def _packed(codes: Float[Array, "groups size"], code: Code) -> Array:
-    """Pack a tile into a bit stream. Rows of odd lengths run on into each other, as they do in the tensor."""
-    return bits_jax.pack(codes.reshape(-1), code.bits)
-
-
-def _error_sums(groups: Groups, codes: Array, grid: Grid, code: Code) -> Float[Array, "4"]:
-    """Compute w.w, w.d, d.d and a unit over a tile; d is the quantization error, and both are divided by the unit.
-
-    The unit is a power of two. These three sums lose nothing where d is small beside w.
-    """
-    top = jnp.max(jnp.maximum(groups.hi, -groups.lo))
-    unit = round_mantissa(jnp.clip(top, SCALE_MIN, SCALE_MAX), 0)
-    w = groups.w / unit
-    d = (groups.w - code.decode(codes, grid.scale, grid.zero_point)) / unit
-    rows, size = w.shape
-    if rows == 1:  # padding may outnumber elements: subtracting its share would leave nothing exact
-        real = jnp.arange(size, dtype=jnp.float32)[None] < size - groups.pads[:, None]
-        w, d = jnp.where(real, w, 0.0), jnp.where(real, d, 0.0)
-        return jnp.stack([jnp.vdot(w, w), jnp.vdot(w, d), jnp.vdot(d, d), unit])
-
-    def dot(a: Array, b: Array) -> Array:
-        # Padding equals the last element of its row; a mask takes as long as everything else in a tile.
-        return jnp.vdot(a, b) - jnp.vdot(groups.pads, a[:, -1] * b[:, -1])
-
-    return jnp.stack([dot(w, w), dot(w, d), dot(d, d), unit])

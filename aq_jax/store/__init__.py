@@ -9,7 +9,8 @@ from aq_jax.store.layout import pieces
 from aq_jax.store.metadata import Metadata
 from aq_jax.store.partial import PartialTensor
 from aq_jax.store.reader import TableReader, open_table
-from aq_jax.store.rows import Row, RowInfo, check
+from aq_jax.store.row_rules import check
+from aq_jax.store.rows import Row, RowInfo
 from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
 from aq_jax.store.writer import TableWriter, check_table, write_table
 

@@ -110,7 +110,7 @@ def open_container(path: Path, where: str) -> Container:
     with path.open("rb") as file:
         data = map_file(file)
     if not data:
-        raise FormatError(f"{where}: is empty")
+        raise FormatError(f"{where}: is empty; wanted a Parquet or Arrow IPC file: fetch or write it again")
     for kind in KINDS.values():
         if data[: len(kind.magic)] == kind.magic:
             return kind.open(data, where)

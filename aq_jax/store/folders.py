@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 import secrets
 import stat
 import urllib.parse
@@ -18,6 +17,7 @@ from pyarrow import fs
 
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.store.files import atomic_write, check_writable
+from aq_jax.store.urls import is_fsspec, is_url, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,11 +188,11 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, which appears whole or not at all."""
-        with self.writing(name) as path:
+        with self.atomic_write(name) as path:
             path.write_bytes(data)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def atomic_write(self, name: str) -> Iterator[Path]:
         """Yield a path on this machine to write to; if the block succeeds, the file appears in the folder, whole."""
         if self.local is not None:
             with atomic_write(self.local / name) as temporary:
@@ -279,36 +279,6 @@ def _linked_size(folder: Path, link: Path) -> int | None:
     return found.st_size if own and stat.S_ISREG(found.st_mode) else None
 
 
-def quoted(url: str) -> str:
-    """Quote the special characters of a URL's path, as the standard requires.
-
-    >>> quoted("file:///my models/100%#1"), quoted("s3://bucket/a%20b?region=eu")
-    ('file:///my%20models/100%25%231', 's3://bucket/a%20b?region=eu')
-    """
-    scheme, _, rest = url.partition("://")
-    if _is_fsspec(scheme):
-        return url
-    host, slash, path = rest.partition("/")
-    path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
-    kept = "%/:@&=+,;!$'()*~" + ("" if scheme == "file" else "?")  # which begins options, and a file has none
-    return f"{scheme}://{host}{slash}{urllib.parse.quote(path, safe=kept)}"
-
-
-def _is_fsspec(scheme: str) -> bool:
-    """Tell whether a filesystem is one of fsspec, which take URLs unquoted."""
-    return scheme == "hf" or scheme.startswith("fsspec+")
-
-
-def is_url(location: str | os.PathLike[str]) -> bool:
-    """Tell whether a location is a URL rather than a path.
-
-    >>> is_url("s3://bucket/m"), is_url("build/m")
-    (True, False)
-    """
-    scheme, found, _ = os.fspath(location).partition("://")
-    return bool(found) and scheme.replace("+", "").isalnum()
-
-
 def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
     """Split the path or URL of a file into its folder and its name.
 
@@ -319,5 +289,5 @@ def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
     if not is_url(text):
         return Folder(Path(text).parent), Path(text).name
     above, _, name = text.rpartition("/")
-    verbatim = _is_fsspec(text.partition("://")[0])
+    verbatim = is_fsspec(text.partition("://")[0])
     return Folder(above), name if verbatim else urllib.parse.unquote(name)

@@ -101,10 +101,12 @@ def parse_manifest(text: bytes, where: str) -> tuple[ShardEntry, ...]:
     parsed = tuple(_entry(entry, f"{where}: shard {index + 1}") for index, entry in enumerate(shards))
     files = [shard.file for shard in parsed]
     if doubled := [file for file, times in Counter(files).items() if times > 1]:
-        raise FormatError(f"{where}: names {doubled[0]!r} more than once")
+        raise FormatError(f"{where}: names {doubled[0]!r} more than once; wanted each file once")
     if digest != found.get("digest"):
         written = str(found.get("digest"))[:64]
-        raise IntegrityError(f"{where}: has digest {digest}, written was {written}: it was changed")
+        raise IntegrityError(
+            f"{where}: has digest {digest}; wanted {written}: it was changed; fetch or write all files again"
+        )
     return parsed
 
 
@@ -188,7 +190,10 @@ def check_entry(entry: ShardEntry, digest: str | None, rows: Sequence[str], wher
         )
     names = tuple(dict.fromkeys(rows))
     if names != entry.tensors:
-        raise IntegrityError(f"{where}: its manifest names other tensors than the {len(names)} that it holds")
+        raise IntegrityError(
+            f"{where}: its manifest names other tensors than the {len(names)} that it holds; "
+            "fetch or write all files again"
+        )
 
 
 def _refuse_gaps(folder: Path, names: Sequence[str]) -> None:

@@ -134,7 +134,8 @@ def find_mismatches(metadata: Metadata, rows: Sequence[RowInfo], where: str) -> 
     ):
         if found != wanted:
             yield IntegrityError(
-                f"{where}: the {what} have digest {found}, written was {wanted[:64]}: the file was changed"
+                f"{where}: the {what} have digest {found}; wanted {wanted[:64]}: the file was changed; "
+                "fetch or write it again"
             )
 
 

@@ -85,8 +85,8 @@ class PartialTensor:
     def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the scales and zero points of requested groups, for a tensor with several grids."""
         scales, zeros = [], []
-        for row, at in zip(self.rows, self._starts, strict=True):
-            first = at // self._group
+        for row, offset in zip(self.rows, self._starts, strict=True):
+            first = offset // self._group
             own = slice(max(start - first, 0), max(stop - first, 0))
             scales.append(row.scales[own])
             zeros.append(row.zero_points[own])
@@ -101,8 +101,8 @@ class PartialTensor:
         if start < stop and not any(a <= start and stop <= b for a, b in self._wanted):
             raise ValueError(f"{self.info.layer_name}: elements {start} to {stop} were not asked for")
         found: list[Row] = []
-        for row, at in zip(self.rows, self._starts, strict=True):
-            first, last = max(start - at, 0), min(stop - at, row.num_params)
+        for row, offset in zip(self.rows, self._starts, strict=True):
+            first, last = max(start - offset, 0), min(stop - offset, row.num_params)
             if first < last:
                 found.append(_shortened(row, first, last, stop - start))
         return found

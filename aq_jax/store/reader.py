@@ -12,7 +12,8 @@ from aq_jax.errors import FormatError, IntegrityError
 from aq_jax.store.digest import row_digest
 from aq_jax.store.manifest import check_entry, table_files
 from aq_jax.store.metadata import Metadata, check_aliases
-from aq_jax.store.rows import Row, RowInfo, RowOrder, data_span, row_bytes, row_location
+from aq_jax.store.row_rules import RowOrder
+from aq_jax.store.rows import Row, RowInfo, data_span, row_bytes, row_location
 from aq_jax.store.shard import Shard
 
 if TYPE_CHECKING:
@@ -243,6 +244,6 @@ def _compare_digest(row: Row, shard: Shard, position: int) -> None:
     if row.digest is not None and found != row.digest:
         here = row_location(shard.where, position - shard.start, row.layer_name)
         raise IntegrityError(
-            f"{here}: its bytes have digest {found.hex()}, written was {row.digest.hex()}: "
+            f"{here}: its bytes have digest {found.hex()}; wanted {row.digest.hex()}: "
             "the file was damaged or changed; fetch or write it again"
         )

@@ -12,7 +12,8 @@ from aq_jax.store.columns import all_views, to_python
 from aq_jax.store.container import Container, open_container
 from aq_jax.store.limits import translate_errors
 from aq_jax.store.metadata import Metadata, parse, verify
-from aq_jax.store.rows import Row, RowInfo, check, check_arrays, row_bytes, row_location
+from aq_jax.store.row_rules import check, check_arrays
+from aq_jax.store.rows import Row, RowInfo, row_bytes, row_location
 from aq_jax.store.schema import LARGE_COLUMNS, parse_dtype
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from aq_jax.store.container import open_container
 from aq_jax.store.limits import translate_errors
 from aq_jax.store.manifest import ShardEntry, list_tables, read_manifest, table_files
 from aq_jax.store.metadata import check_aliases
-from aq_jax.store.rows import RowOrder, row_location
+from aq_jax.store.row_rules import RowOrder
+from aq_jax.store.rows import row_location
 from aq_jax.store.verify_file import Damage, FileVerifier, Findings, ReadableRow
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from aq_jax.store.digest import row_digest
 from aq_jax.store.limits import translate_errors
 from aq_jax.store.manifest import ShardEntry, check_entry
 from aq_jax.store.metadata import Metadata, find_mismatches
-from aq_jax.store.rows import RowInfo, check, row_bytes, row_location
+from aq_jax.store.row_rules import check
+from aq_jax.store.rows import RowInfo, row_bytes, row_location
 from aq_jax.store.schema import GROUP_BYTES, LARGE_COLUMNS, V2
 from aq_jax.store.shard import make_row, parse_row_info, read_metadata
 
@@ -202,7 +203,7 @@ class FileVerifier:
             row = make_row(found.info, columns, here)
             if row.digest is not None and (digest := row_digest(row)) != row.digest:
                 raise IntegrityError(
-                    f"{here}: its bytes have digest {digest.hex()}, written was {row.digest.hex()}: "
+                    f"{here}: its bytes have digest {digest.hex()}; wanted {row.digest.hex()}: "
                     f"{self._cause(group, needs)}"
                 )
         except AqError as error:

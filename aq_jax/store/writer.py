@@ -18,7 +18,8 @@ from aq_jax.store.digest import row_digest
 from aq_jax.store.files import atomic_write
 from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose_metadata
-from aq_jax.store.rows import Row, RowOrder, check, row_location
+from aq_jax.store.row_rules import RowOrder, check
+from aq_jax.store.rows import Row, row_location
 from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version, written_dtype
 
 if TYPE_CHECKING:

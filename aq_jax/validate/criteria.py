@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import ConfigError
 from aq_jax.validate.config import Case, ValidationConfig
-from aq_jax.validate.tables import at
+from aq_jax.validate.tables import lookup
 
 if TYPE_CHECKING:
     from aq_jax.nn.models import Family, Task
@@ -99,9 +99,9 @@ def judge_case(case: Case, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     criteria: list[dict[str, Any]] = []
     for table, path, threshold in _thresholds(case):
-        found, least = at(report, path), table == "at_least"
-        holds = found is not None and (found >= threshold if least else found <= threshold)
-        wanted = f"{'>=' if least else '<='} {threshold:g}"
+        found, at_least = lookup(report, path), table == "at_least"
+        holds = found is not None and (found >= threshold if at_least else found <= threshold)
+        wanted = f"{'>=' if at_least else '<='} {threshold:g}"
         criteria.append({"name": path, "found": found, "wanted": wanted, "ok": bool(holds)})
     facts = {"digests": report["digests"]["ok"], **report["schemas"]}
     return criteria + [{"name": name, "found": fact, "wanted": "true", "ok": fact} for name, fact in facts.items()]

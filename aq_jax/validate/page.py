@@ -12,7 +12,7 @@ from typing import Any
 from aq_jax.validate import tables
 from aq_jax.validate.chart import Point, draw
 from aq_jax.validate.markup import Html, el
-from aq_jax.validate.tables import Table, at
+from aq_jax.validate.tables import Table, lookup
 
 STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
 # What cases are compared by, the first that any of them has: path, name, loss of a figure, figure of a loss.
@@ -76,7 +76,7 @@ def _title(report: Mapping[str, Any], name: str) -> list[Html]:
 def _chart(report: Mapping[str, Any]) -> list[Html]:
     """Draw bits a weight against accuracy; nothing where no case has one."""
     for path, axis, loss, tick in AXES:
-        cases = [(case, found) for case in report["cases"] if (found := at(case, path)) is not None]
+        cases = [(case, found) for case in report["cases"] if (found := lookup(case, path)) is not None]
         if not cases:
             continue
         ours = [

@@ -9,10 +9,10 @@ Report = Mapping[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def at(report: Any, path: str) -> Any:
+def lookup(report: Any, path: str) -> Any:
     """Look up a path such as "outputs.cosine.mean"; None where a part of it is missing.
 
-    >>> at({"size": {"ratio_float32": 3.94}}, "size.ratio_float32"), at({"outputs": None}, "outputs.cosine")
+    >>> lookup({"size": {"ratio_float32": 3.94}}, "size.ratio_float32"), lookup({"outputs": None}, "outputs.cosine")
     (3.94, None)
     """
     for key in path.split("."):
@@ -26,21 +26,21 @@ def case_table(report: Report) -> Table:
         "case": lambda c: c["name"],
         "verdict": lambda c: "holds" if c["ok"] else "FAILS",
         "activations": lambda c: c["activations"],
-        "MB": lambda c: number(at(c, "size.file_bytes") / 1e6, 2),
-        "x f32": lambda c: number(at(c, "size.ratio_float32"), 2),
-        "bits": lambda c: number(at(c, "size.bits_per_weight"), 2),
-        "output cosine": lambda c: cosine(at(c, "outputs.cosine.mean")),
-        "p1": lambda c: cosine(at(c, "outputs.cosine.p1")),
-        "worst": lambda c: cosine(at(c, "outputs.cosine.min")),
-        "Spearman": lambda c: number(at(c, "outputs.spearman.quantized"), 2),
-        "perplexity": lambda c: number(at(c, "outputs.perplexity.quantized"), 3),
-        "KL": lambda c: error(at(c, "outputs.kl.mean")),
-        "same top": lambda c: number(at(c, "outputs.same_top.rate"), 3),
-        "weight cosine": lambda c: cosine(at(c, "layer_cosines.mean")),
+        "MB": lambda c: number(lookup(c, "size.file_bytes") / 1e6, 2),
+        "x f32": lambda c: number(lookup(c, "size.ratio_float32"), 2),
+        "bits": lambda c: number(lookup(c, "size.bits_per_weight"), 2),
+        "output cosine": lambda c: cosine(lookup(c, "outputs.cosine.mean")),
+        "p1": lambda c: cosine(lookup(c, "outputs.cosine.p1")),
+        "worst": lambda c: cosine(lookup(c, "outputs.cosine.min")),
+        "Spearman": lambda c: number(lookup(c, "outputs.spearman.quantized"), 2),
+        "perplexity": lambda c: number(lookup(c, "outputs.perplexity.quantized"), 3),
+        "KL": lambda c: error(lookup(c, "outputs.kl.mean")),
+        "same top": lambda c: number(lookup(c, "outputs.same_top.rate"), 3),
+        "weight cosine": lambda c: cosine(lookup(c, "layer_cosines.mean")),
         "weight error": lambda c: error(c["rel_mse"]),
-        "convert s": lambda c: number(at(c, "seconds.convert.total"), 1),
-        "load ms": lambda c: number(1e3 * at(c, "seconds.load.total"), 0),
-        "texts/s": lambda c: number(at(c, "seconds.encode.sentences_a_second"), 0),
+        "convert s": lambda c: number(lookup(c, "seconds.convert.total"), 1),
+        "load ms": lambda c: number(1e3 * lookup(c, "seconds.load.total"), 0),
+        "texts/s": lambda c: number(lookup(c, "seconds.encode.sentences_a_second"), 0),
         "peak MB": lambda c: number(c["peak_memory_bytes"] / 1e6, 0),
     }
     cells = {head: [say(case) for case in report["cases"]] for head, say in columns.items()}
@@ -123,10 +123,10 @@ def basis(report: Report) -> list[str]:
     if labels:
         said.append(
             f"Spearman x 100 on {labels['pairs']} pairs of {labels['name']}, the float model's is "
-            f"{number(at(outputs, 'spearman.float'), 2)}; {labels['excluded']} are left out likewise."
+            f"{number(lookup(outputs, 'spearman.float'), 2)}; {labels['excluded']} are left out likewise."
         )
     if outputs["kind"] == "tokens":
-        said.append(f"The float model's perplexity is {number(at(outputs, 'perplexity.float'), 3)}.")
+        said.append(f"The float model's perplexity is {number(lookup(outputs, 'perplexity.float'), 3)}.")
     return said
 
 

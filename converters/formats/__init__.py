@@ -24,7 +24,8 @@ from aq_jax.converters.formats.locations import resolve_source
 from aq_jax.converters.formats.orbax import Orbax
 from aq_jax.converters.formats.tables import Shards, Table
 from aq_jax.errors import FormatError
-from aq_jax.store.folders import Folder, is_url, split_url
+from aq_jax.store.folders import Folder, split_url
+from aq_jax.store.urls import is_url
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source

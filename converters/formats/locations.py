@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from aq_jax.errors import ConfigError
-from aq_jax.store.folders import Folder, is_url, split_url
+from aq_jax.store.folders import Folder, split_url
+from aq_jax.store.urls import is_url
 
 PACKAGE = "package:"
 

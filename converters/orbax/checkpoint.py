@@ -287,7 +287,9 @@ def _to_host(name: str, value: Any) -> np.ndarray:
         )
     array = to_numpy(value, name)
     if array.dtype.name not in DTYPES:
-        raise AqError(f"{name}: {type(value).__name__} of dtype {array.dtype} is no tensor that can be stored")
+        raise AqError(
+            f"{name}: {type(value).__name__} of dtype {array.dtype} cannot be stored; wanted one of {', '.join(DTYPES)}"
+        )
     return array
 
 
@@ -295,12 +297,12 @@ def _verified(where: str, found: Any, wanted: ArrayEntry) -> np.ndarray:
     array = np.asarray(found)
     if (array.shape, array.dtype) != (wanted.stored.shape, wanted.stored.dtype):
         raise IntegrityError(
-            f"{where}: is {array.dtype}{list(array.shape)}, written was {wanted.stored.dtype}"
+            f"{where}: is {array.dtype}{list(array.shape)}; wanted {wanted.stored.dtype}"
             f"{list(wanted.stored.shape)}: the checkpoint was damaged or changed; fetch or write it again"
         )
     if (digest := _digest(array)) != wanted.digest:
         raise IntegrityError(
-            f"{where}: its bytes have digest {digest}, written was {wanted.digest[:64]}: the checkpoint was damaged or "
+            f"{where}: its bytes have digest {digest}; wanted {wanted.digest[:64]}: the checkpoint was damaged or "
             "changed; fetch or write it again"
         )
     return array.view(wanted.abstract.dtype)

@@ -134,7 +134,7 @@ def parse_metadata(folder: Path, raw: Any) -> Metadata:
         raise IntegrityError(f"{folder}: its {METADATA} is damaged: {shorten(error)}; fetch it again") from None
     if digest != raw.get("digest"):
         raise IntegrityError(
-            f"{folder}: its {METADATA} has digest {digest}, written was {str(raw.get('digest'))[:64]}: it was damaged "
+            f"{folder}: its {METADATA} has digest {digest}; wanted {str(raw.get('digest'))[:64]}: it was damaged "
             "or changed; fetch or write the checkpoint again"
         )
     for key in ("tensors", "config"):

@@ -351,7 +351,7 @@ REFUSED = [
     ("train.step=1", "unknown key 'step'; known are steps, minutes"),
     ("train=3", "wanted a table of keys, found 3"),
     ("quantization.solver=mse", "[train]: found no tensor whose weights are trained; wanted quantization.solver"),
-    ("calibration.text=one.txt", "leaves 1 line for the training; wanted two or more, to train on and to judge by"),
+    ("calibration.text=one.txt", "lines left for the training: 1; wanted two or more, to train on and to judge by"),
 ]
 
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 import aq_jax as aq
 from aq_jax.config import ConversionConfig, QuantizationConfig
-from aq_jax.conversion import sidefiles
+from aq_jax.conversion import model_files, sidefiles
 from aq_jax.converters import huggingface
 from aq_jax.converters.convert import dequantize_file
 from aq_jax.store.folders import Folder
@@ -110,7 +110,7 @@ def test_what_was_left_behind_is_said(model: Path, tmp_path: Path, run: Any) -> 
 def test_sizes_and_numbers_have_a_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(model, "config.json", "large.json", "z/deep.json")
     with (model / "large.json").open("r+") as file:
-        file.truncate(sidefiles.MAX_FILE + 1)  # which takes no room on the disk
+        file.truncate(model_files.MAX_FILE + 1)  # which takes no room on the disk
     found = sidefiles.side_files(Folder(model))
     assert (found.names, found.left_behind) == (["config.json", "z/deep.json"], {"more than 128 MB": ["large.json"]})
     monkeypatch.setattr(sidefiles, "MAX_FILES", 1)

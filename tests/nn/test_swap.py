@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from aq_jax import AqError, ConfigError, Override, QTensor, QuantizationConfig, dequantize, quantize
 from aq_jax.nn import QEmbed, QLinear, quantize_module
 from aq_jax.nn.swap import quantized_layer
-from aq_jax.quantizers import tiles
+from aq_jax.quantizers.tile_programs import solve_tile
 
 WIDTH, WORDS = 16, 32
 
@@ -407,9 +407,9 @@ def test_more_layers_compile_no_more(rng: np.random.Generator) -> None:
         return nnx.Sequential(*(ones(24, 24) for _ in range(layers)))
 
     config = QuantizationConfig("int4", group_size=24, symmetric=False, solver="minmax")
-    before = tiles._solve_tile._cache_size()
+    before = solve_tile._cache_size()
     quantize_module(stack(1), config)
-    one = tiles._solve_tile._cache_size()
+    one = solve_tile._cache_size()
     assert one > before  # it is this that compiles
     seen: list[str] = []
 
@@ -419,7 +419,7 @@ def test_more_layers_compile_no_more(rng: np.random.Generator) -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         quantize_module(stack(7), config)
-        assert tiles._solve_tile._cache_size() == one
+        assert solve_tile._cache_size() == one
         assert "/jax/core/compile/backend_compile_duration" not in seen
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

@@ -13,9 +13,9 @@ import oracle
 import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
-from aq_jax.quantizers import tiles
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of
+from aq_jax.quantizers.tile_programs import solve_tile
 from aq_jax.quantizers.tiles import Quantized, quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
@@ -236,18 +236,18 @@ def test_measures_of_extreme_numbers(rng: np.random.Generator) -> None:
 
 def test_a_grouped_config_compiles_once_for_all_shapes(rng: np.random.Generator) -> None:
     c = config(4, group_size=40)  # a size that no other test uses
-    before = tiles._solve_tile._cache_size()
+    before = solve_tile._cache_size()
     for shape in [(3, 7), (40, 40), (41, 39), (700, 100), (1, 1), (2, 70000), (5, 6, 7)]:
         tiled(rng.normal(size=shape).astype(np.float32), c)
-    assert tiles._solve_tile._cache_size() - before == 1
+    assert solve_tile._cache_size() - before == 1
 
 
 def test_channels_compile_once_a_bucket(rng: np.random.Generator) -> None:
     c = config(4, per_channel=True)
-    before = tiles._solve_tile._cache_size()
+    before = solve_tile._cache_size()
     for width in (1, 3, 100, 128, 129, 200, 256):
         tiled(rng.normal(size=(5, width)).astype(np.float32), c)
-    assert tiles._solve_tile._cache_size() - before == 2  # up to 128, up to 256
+    assert solve_tile._cache_size() - before == 2  # up to 128, up to 256
 
 
 def test_a_model_of_many_shapes_compiles_few_programs(rng: np.random.Generator) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aq_jax.errors import FormatError
 from aq_jax.store import Row, check, parse_dtype, pieces
-from aq_jax.store.rows import RowOrder
+from aq_jax.store.row_rules import RowOrder
 
 
 def floats(*values: float) -> np.ndarray:

@@ -31,7 +31,7 @@ def partition(source: Source, config: ConversionConfig) -> tuple[ShardTask, ...]
     size = (config.shards or ShardsConfig()).size_bytes
     parts = list(_partition_sizes({name: source.nbytes(name) for name in source.shapes}, size))
     if not parts:
-        raise FormatError(f"{source.folder}: holds no tensors")
+        raise FormatError(f"{source.folder}: holds no tensors; wanted one or more")
     if len(parts) > MAX_SHARDS:
         raise ConfigError(
             f"shards.size = {size} bytes: gives {len(parts)} files, more than {MAX_SHARDS}; ask for larger files"

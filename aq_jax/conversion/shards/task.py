@@ -97,7 +97,11 @@ def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardRe
     with ExitStack() as stack:
         source = stack.enter_context(task.source()).subset(task.sizes, task.aliases)
         # A local file appears whole by itself: write_model sees to that.
-        path = output.local / task.file if output.local is not None else stack.enter_context(output.writing(task.file))
+        path = (
+            output.local / task.file
+            if output.local is not None
+            else stack.enter_context(output.atomic_write(task.file))
+        )
         done = write_model(
             source,
             path,

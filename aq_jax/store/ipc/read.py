@@ -89,7 +89,7 @@ class IpcContainer:
         # A reader of some columns copies them, one of all columns gives views of the file.
         batch = (self._heavy if "data" in needs else self._views).get_batch(group).select(list(needs))
         if batch.num_rows != self.group_rows[group]:
-            raise FormatError(f"{self._where}: record batch {group} changed while it was read")
+            raise FormatError(f"{self._where}: record batch {group} changed while it was read; read it again")
         return gather([batch], large_limits(needs, batch.num_rows))
 
     def mapped(self, group: int) -> list[np.ndarray] | None:
