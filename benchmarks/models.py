@@ -52,13 +52,14 @@ def scratch_folder() -> Path:
 
 @cache
 def table(name: str) -> Path:
-    """Convert MiniLM to "float32", "int8" or "int2", and return the table's path."""
+    """Convert MiniLM to "float32", "int8", "int8h" or "int2", and return the table's path."""
     import aq_jax as aq
     from aq_jax.converters import huggingface
 
     configs = {
         "float32": None,
         "int8": aq.QuantizationConfig("int8"),
+        "int8h": aq.QuantizationConfig("int8", rotate=True),
         "int2": aq.QuantizationConfig("int2", group_size=128),
     }
     huggingface.to_table(MINILM, scratch_folder() / f"{name}.arrow", configs[name])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aq_jax import QTensor, dequantize
-from aq_jax.ops import Prepared
+from aq_jax.ops import Epilogue, Prepared
 
 NAME = "panels"
 
@@ -40,8 +40,8 @@ class Panels:
         assert w.weight is None
         return jnp.float32(self.factor) * dequantize(w, kernel="xla")
 
-    def run(self, x: jax.Array, w: Any, activations: str) -> jax.Array:
-        return x @ self.values(w).T
+    def run(self, x: jax.Array, w: Any, activations: str, after: Epilogue) -> jax.Array:
+        return after.apply(x @ self.values(w).T)
 
 
 class PanelRows(Panels):
@@ -60,5 +60,5 @@ class Sums:
     def prepare(self, q: QTensor) -> jax.Array:
         return dequantize(q).sum(axis=1)
 
-    def run(self, x: jax.Array, w: Any, activations: str) -> jax.Array:
-        return x @ dequantize(w.weight).T + w.arrays
+    def run(self, x: jax.Array, w: Any, activations: str, after: Epilogue) -> jax.Array:
+        return after.apply(x @ dequantize(w.weight).T + w.arrays)

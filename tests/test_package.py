@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -16,14 +19,15 @@ from pathlib import Path
 import pytest
 
 import aq_jax
+from aq_jax.native import recipe, toolchain
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aq_jax"
 
 # Imports go down only: to a lower floor, or within one's own folder. Lazy ones too.
 ORDER = (
-    "_version", "__init__", "errors", "progress", "worker", "codes", "config", "store", "core", "ops", "quantizers",
-    "io", "nn", "calibration", "conversion", "converters", "validate", "cli",
+    "_version", "__init__", "errors", "progress", "worker", "codes", "config", "store", "core", "native", "ops",
+    "quantizers", "io", "nn", "calibration", "conversion", "converters", "validate", "cli",
 )  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Whose business it is to know a library.
@@ -169,21 +173,37 @@ def test_converters_are_one_module_under_one_name(name: str) -> None:
 # ------------------------------------------------------------------------------------------------ the wheel
 
 
+def hatchling_builds(tree: Path, folder: Path, what: str, variable: str, value: str) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", what, "-d", str(folder)]
+    env = os.environ | {variable: value}
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (made,) = folder.iterdir()
+    return made
+
+
 def test_the_wheel_holds_the_whole_package_and_works_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
     # Built from a copy: what git does not know must not get into it, and nothing is written into the tree.
     tree = tmp_path / "tree"
     ignore = shutil.ignore_patterns("__pycache__", ".git", "build", "dist", ".*cache", ".hypothesis", "tests", "shared")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    done = subprocess.run(build, cwd=tree, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    here = recipe.this_machine()
+    try:
+        toolchain.find_compiler(here)
+        native = not here.refusal
+    except toolchain.BuildError:
+        native = False
+    wheel = hatchling_builds(tree, tmp_path / "dist", "wheel", toolchain.WANTED, "yes" if native else "no")
+    assert wheel.name == f"aq_jax-{aq_jax.__version__}-{here.wheel_tag if native else 'py3-none-any'}.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = next(archive.read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
     wanted = {str(path.relative_to(ROOT)) for _, path in sources()} | {"aq_jax/py.typed", "aq_jax/validate/page.css"}
+    wanted |= {str(path.relative_to(ROOT)) for path in recipe.SOURCES.iterdir()}
     assert wanted <= names
+    beside = {name for name in names if re.fullmatch(r"aq_jax/native/[^/]*(?<!\.py)", name)}
+    assert beside == ({f"aq_jax/native/{here.library}", "aq_jax/native/NOTICE"} if native else {"aq_jax/native/NOTICE"})
     strangers = {name for name in names if not name.startswith(("aq_jax/", "aq_jax-"))}
     assert not strangers
     assert f"Version: {aq_jax.__version__}" in metadata
@@ -202,12 +222,48 @@ import aq_jax, aq_jax.cli
 from aq_jax.converters import huggingface
 assert aq_jax.__file__.startswith(sys.argv[1]), aq_jax.__file__
 assert huggingface.__file__.startswith(sys.argv[1]), huggingface.__file__
+from aq_jax import native
+assert native.probe().available or not int(sys.argv[3]), native.probe()
 assert aq_jax.cli.main(["inspect", sys.argv[2]]) == 0
 """
     table = ROOT / "tests" / "golden" / "v2.parquet"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(target), str(table)],
+        [sys.executable, "-P", "-c", code, str(target), str(table), str(int(native))],
         cwd=tmp_path, env={"PATH": "", "AQ_JAX_CACHE": "off"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "schema V2" in done.stdout
+
+
+def test_a_source_distribution_holds_what_the_library_is_built_of(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="building a distribution needs hatchling")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("README.md", "LICENSE", "pyproject.toml", "hatch_build.py", ".gitignore"):
+        shutil.copyfile(ROOT / name, tree / name)
+    shutil.copytree(PACKAGE, tree / "aq_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "aq_jax" / "native" / "libaq_jax_native.so.1").write_bytes(b"for this machine alone")
+    archive = hatchling_builds(tree, tmp_path / "dist", "sdist", toolchain.WANTED, "")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    wanted = {str(path.relative_to(ROOT)) for path in recipe.SOURCES.iterdir()} | {"aq_jax/native/build.py"}
+    assert wanted | {"hatch_build.py", "pyproject.toml"} <= names
+    assert not any("libaq_jax_native" in name for name in names)
+
+
+def test_a_wheel_that_is_to_have_no_library_is_for_any_platform(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("README.md", "LICENSE", "pyproject.toml", "hatch_build.py", ".gitignore"):
+        shutil.copyfile(ROOT / name, tree / name)
+    shutil.copytree(PACKAGE, tree / "aq_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    before = sorted((tree / "aq_jax" / "native").iterdir())
+    wheel = hatchling_builds(tree, tmp_path / "dist", "wheel", toolchain.WANTED, "no")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("aq_jax/native/not_built.txt") == (
+            b"they were left out when the package was built (AQ_JAX_NATIVE=no)\n"
+        )
+        assert "aq_jax/native/libaq_jax_native.so.1" not in archive.namelist()
+    assert sorted(path for path in (tree / "aq_jax" / "native").iterdir() if path.name != "__pycache__") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -23,20 +24,28 @@ from aq_jax.cli.commands import (
 from aq_jax.cli.compilecache import FOLDER_VARIABLE
 from aq_jax.cli.terminal import print_line
 from aq_jax.config import widths
+from aq_jax.errors import ConfigError
 
 ACTIVATIONS_HELP = "what layers round their inputs to: float32, bfloat16 or int8 (default: int8 for int8 weights)"
 
 
 class _Version(argparse.Action):
-    """The action that prints the version; as JSON, with the codes and kernels that there are."""
+    """The action that prints the version and the native kernels' state; as JSON, with the tables that there are."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
         if values not in ([], ["--json"]):
             parser.error(f"--version {' '.join(values)}: wanted --version, or --version --json")
+        from aq_jax.native import probe
+
+        try:
+            native = probe()
+        except ConfigError as error:
+            parser.error(str(error))
         if not values:
             print_line(f"aq-jax {aq_jax.__version__}")
+            print_line(f"native kernels: {native.isa if native.available else f'none: {native.reason}'}")
         else:
             from aq_jax.codes import CODES
             from aq_jax.converters import FORMATS
@@ -47,6 +56,7 @@ class _Version(argparse.Action):
             tables = {"codes": CODES, "quantizers": QUANTIZERS, "families": FAMILIES, "formats": FORMATS}
             found: dict[str, Any] = {"aq_jax": aq_jax.__version__} | {what: list(each) for what, each in tables.items()}
             found["kernels"] = {operation: list(entries) for operation, entries in KERNELS.items()}
+            found["native"] = {"available": native.available} | dataclasses.asdict(native)
             print_line(json.dumps(found))
         parser.exit()
 

@@ -1,4 +1,4 @@
-"""Building blocks of layers, beside linear layers, norms and attention: rotary positions."""
+"""Building blocks of layers, beside linear layers, norms and attention: what follows a layer, rotary positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from aq_jax.nn.layers import QLinear
+from aq_jax.ops import ACTS, Epilogue
 
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -41,3 +45,21 @@ def apply_rope(
     cos, sin = rope[0][None], rope[1][None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def activate(layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], act: str) -> Float[Array, "*batch outputs"]:
+    """Compute act(layer(x)); a quantized layer does it in one call."""
+    return layer(x, after=Epilogue(act=act)) if isinstance(layer, QLinear) else ACTS[act](layer(x))
+
+
+def add_and_normalize(
+    layer: nnx.Linear | QLinear,
+    x: Float[Array, "*batch inputs"],
+    residual: Float[Array, "*batch outputs"],
+    norm: nnx.LayerNorm,
+) -> Float[Array, "*batch outputs"]:
+    """Compute norm(residual + layer(x)); a quantized layer does it in one call."""
+    if not isinstance(layer, QLinear) or norm.scale is None or norm.bias is None:
+        return norm(residual + layer(x))
+    gain, shift = norm.scale.get_value(), norm.bias.get_value()
+    return layer(x, after=Epilogue(residual=residual, gain=gain, shift=shift, epsilon=norm.epsilon))

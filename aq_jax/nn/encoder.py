@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from aq_jax.core.dispatch import TOKENS, backend
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
+from aq_jax.nn.layers import batch_tokens
 from aq_jax.nn.models import Model
 from aq_jax.nn.sentences import SentenceSettings, prompt_tokens
 from aq_jax.nn.tokenizer import set_truncation, tokenize_texts
@@ -36,6 +36,7 @@ class Encoder:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
         set_truncation(tokenizer, sentences.max_tokens)
         self._embed = BoundProgram(model, partial(embed_batch, sentences=sentences))
+        self._tokens = batch_tokens(model)
 
     @property
     def compiles(self) -> int:
@@ -105,7 +106,7 @@ class Encoder:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
         prompt = () if self.sentences.includes_prompt else (np.int32(skipped),)
         parts: list[tuple[list[int], Array]] = []
-        for members, rows, length in make_batches(list(map(len, texts)), self.sentences.max_tokens, TOKENS[backend()]):
+        for members, rows, length in make_batches(list(map(len, texts)), self.sentences.max_tokens, self._tokens):
             padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
             for row, member in enumerate(members):
                 lengths[row] = len(texts[member])

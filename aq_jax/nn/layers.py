@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Integer, Real
 
-from aq_jax.core.dispatch import Activations
+from aq_jax.core.dispatch import TOKENS, Activations, backend
 from aq_jax.core.prepared import Prepared, abstract_qtensor, to_qtensor
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.ops import integer_dot_needs, prepare, qdot, qembed
+from aq_jax.ops import Epilogue, integer_dot_needs, linear, prepare, qdot, qembed
+
+NOTHING = Epilogue()
 
 
 class PreparedWeight(nnx.Variable[Prepared]):
@@ -66,17 +69,24 @@ class QLinear(nnx.Module):
         self.weight = _variable(weight, activations, "product")
         self.dtype = None if dtype is None else jnp.dtype(dtype)
 
-    def __call__(self, x: Real[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
-        """Replace the last axes of x, as many as `inputs`, by `outputs`; see nnx.Linear for `out_sharding`."""
+    def __call__(
+        self, x: Real[Array, "..."], out_sharding: Any = None, after: Epilogue = NOTHING
+    ) -> Float[Array, "..."]:
+        """Replace the last axes of x, as many as `inputs`, by `outputs`.
+
+        Args:
+            x: The inputs.
+            out_sharding: See nnx.Linear.
+            after: What follows the layer; the bias is added before it.
+        """
         batch = x.shape[: x.ndim - len(self.inputs)]
         if x.shape[len(batch) :] != self.inputs:
             raise ValueError(f"QLinear: x of shape {list(x.shape)}; wanted [..., {', '.join(map(str, self.inputs))}]")
         x = x if self.dtype is None else x.astype(self.dtype)
-        y = qdot(x.reshape(*batch, math.prod(self.inputs)), self.weight.get_value(), self.activations).reshape(
-            *batch, *self.outputs
-        )
         if self.bias is not None:
-            y += jnp.expand_dims(self.bias.get_value().astype(y.dtype), range(len(batch)))
+            after = dataclasses.replace(after, bias=self.bias.get_value().reshape(-1))
+        y = linear(x.reshape(*batch, math.prod(self.inputs)), self.weight.get_value(), self.activations, after)
+        y = y.reshape(*batch, *self.outputs)
         return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
     @property
@@ -145,3 +155,9 @@ def _check_activations(where: str, weight: QTensor | Prepared, activations: Acti
             f"{where}: activations = 'int8' needs {lack}; found {weight}; choose a group_size that divides its rows, "
             "or other activations"
         )
+
+
+def batch_tokens(model: nnx.Module) -> int:
+    """Choose the number of tokens that a model is given at once: as many as its kernels want, or the backend."""
+    weights = [value.get_value() for _, value in nnx.iter_graph(model) if isinstance(value, PreparedWeight)]
+    return min((w.maker.tokens for w in weights if hasattr(w.maker, "tokens")), default=TOKENS[backend()])

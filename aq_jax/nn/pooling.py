@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import backend
+from aq_jax.ops import layer_norm
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -161,9 +162,7 @@ def apply_stage(stage: Stage, x: Float[Array, "batch inputs"]) -> Float[Array, "
                 y = y + (x if stage.projection is None else _matmul(x, stage.projection))
             return y
         case LayerNorm():
-            centred = x - x.mean(-1, keepdims=True)
-            normal = centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + EPSILON)
-            return normal * jnp.asarray(stage.scale)[None] + jnp.asarray(stage.bias)[None]
+            return layer_norm(x, jnp.asarray(stage.scale), jnp.asarray(stage.bias), EPSILON)
         case Normalize():
             return normalize(x)
         case Pooling():

@@ -1,19 +1,22 @@
 """The open table of kernels by operation; all kernels of an operation have the same numerics.
 
-    product          x @ W.T                 refuses(w, activations)        run(x, w, activations)
+    product          x @ W.T, and after it   refuses(w, activations)        run(x, w, activations, after)
     rows             rows of a table         refuses(table)                 run(table, ids, inside)
     attention        over whole texts        refuses(query, heads, dtype)   run(query, key, value, mask, heads, dtype)
     cached_attention over a cache            refuses(query, keys, dtype)    run(query, keys, values, positions, dtype)
     quantize         codes on given grids    refuses(size, code)            run(w, grid, code)
     dequantize       values of codes         refuses(w)                     run(w, dtype)
 
-`xla` shows the shapes of each. `refuses` returns the reason why a kernel does not take a call, or ""; it sees only
-shapes. Weights come without their rotation, which is applied to the other operand. The first kernel of an operation
-that takes a call computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that
-have it by the variable AQ_JAX_KERNEL.
+`xla` shows the shapes of each; `after` is an `epilogue.Epilogue`. `refuses` returns the reason why a kernel does not
+take a call, or ""; it sees only shapes. Weights come without their rotation, which is applied to the other operand; a
+kernel of products that says `rotates = True` applies it itself. The first kernel of an operation that takes a call
+computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that have it by the
+variable AQ_JAX_KERNEL.
 
-A kernel of products or rows may want its weights in another form: see `Preparing`. To add a kernel, assign it:
-`KERNELS["product"]["mine"] = Mine()`. Entries are hashable, as plain objects are: programs are compiled for them.
+A kernel of products or rows may want its weights in another form: see `Preparing`. It may be the first for weights that
+are prepared; others go first to kernels that take them as they are, since preparing in every call is slow. To add a
+kernel, assign it: `KERNELS["product"]["mine"] = Mine()`. Entries are hashable, as plain objects are: programs are
+compiled for them.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import os
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, runtime_checkable
 
+from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.ops import xla, xla_attention
+from aq_jax.ops import native, xla, xla_attention
 
 VARIABLE = "AQ_JAX_KERNEL"
 
@@ -52,16 +56,18 @@ class Preparing(Kernel, Protocol):
 
 
 KERNELS: dict[str, dict[str, Kernel]] = {
-    "product": {"xla": xla.Product()},
+    "product": {"native": native.Product(), "xla": xla.Product()},
     "rows": {"xla": xla.Rows()},
-    "attention": {"xla": xla_attention.Attention()},
+    "attention": {"native": native.Attention(), "xla": xla_attention.Attention()},
     "cached_attention": {"xla": xla_attention.CachedAttention()},
     "quantize": {"xla": xla.Quantize()},
     "dequantize": {"xla": xla.Dequantize()},
 }
 
 
-def choose_kernel(operation: str, kernel: str | None, *what: Any, first: str = "") -> tuple[str, Kernel]:
+def choose_kernel(
+    operation: str, kernel: str | None, *what: Any, weight: QTensor | Prepared | None = None
+) -> tuple[str, Kernel]:
     """Choose the kernel that computes a call; return its name and itself.
 
     Args:
@@ -69,7 +75,8 @@ def choose_kernel(operation: str, kernel: str | None, *what: Any, first: str = "
         kernel: The name of a kernel; by default the one in the variable, if this operation has it, or else the first
             that takes the call.
         what: The arguments of `refuses`.
-        first: The kernel to try before the others: the one that the weight was prepared for.
+        weight: The weight as it is: the kernel that it was prepared for is tried first, and otherwise those that need
+            not prepare it.
 
     Raises:
         ConfigError: for an unknown kernel, and if none takes the call, with the reason of each.
@@ -83,12 +90,17 @@ def choose_kernel(operation: str, kernel: str | None, *what: Any, first: str = "
     if kernel is not None and kernel not in known:
         raise ConfigError(f"kernel = {kernel!r}: {operation} has {', '.join(known)}")
     reasons: list[str] = []
-    tried = [kernel] if kernel is not None else dict.fromkeys((first, *known)) if first in known else known
-    for name in tried:
+    for name in [kernel] if kernel is not None else _in_order(known, weight):
         if not (why := known[name].refuses(*what)):
             return name, known[name]
         reasons.append(f"kernel {name!r}: {why}")
     raise ConfigError(f"{operation}: {'; '.join(reasons)}")
+
+
+def _in_order(known: dict[str, Kernel], weight: QTensor | Prepared | None) -> list[str]:
+    if isinstance(weight, Prepared):
+        return sorted(known, key=lambda name: name != weight.kernel)
+    return sorted(known, key=lambda name: weight is not None and hasattr(known[name], "prepare"))
 
 
 def choices() -> Hashable:

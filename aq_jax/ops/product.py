@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -14,6 +15,7 @@ from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
+from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.ops.xla import float32_dot
 
@@ -41,8 +43,8 @@ def qdot(
             (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as in minmax), and
             multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
         kernel: The name of a kernel in `ops.KERNELS["product"]`; by default the one that W was prepared for, or else
-            the first that takes it. The choice changes no more than the order of sums. In your own function under
-            `jit`, the kernel is chosen when the function is traced.
+            the first that takes it as it is. The choice changes no more than the order of sums. In your own function
+            under `jit`, the kernel is chosen when the function is traced.
 
     Raises:
         ValueError: if W does not have two axes, or x has another length; for unknown activations; for "int8" if the
@@ -58,9 +60,26 @@ def qdot(
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
     check_product(w, activations)
-    first = w.kernel if isinstance(w, Prepared) else ""
-    name, entry = choose_kernel("product", kernel, abstract_qtensor(w), activations, first=first)
-    return _qdot(x, w, activations, name, entry)
+    return linear(x, w, activations, Epilogue(), kernel=kernel)
+
+
+def linear(
+    x: Real[Array | np.ndarray, "*batch inputs"],
+    w: QTensor | Prepared,
+    activations: Activations,
+    after: Epilogue,
+    *,
+    kernel: str | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """Compute `qdot`, and what follows it, in float32, for arguments that are known to fit each other.
+
+    A residual has the shape of the result.
+
+    Raises:
+        ConfigError: as `qdot`.
+    """
+    name, entry = choose_kernel("product", kernel, abstract_qtensor(w), activations, weight=w)
+    return _linear(x, w, after, activations, name, entry)
 
 
 def check_product(w: QTensor | Prepared, activations: str) -> None:
@@ -78,23 +97,42 @@ def check_product(w: QTensor | Prepared, activations: str) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("activations", "name", "kernel"))
-def _qdot(
-    x: Real[Array, "*batch inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
+def _linear(
+    x: Real[Array, "*batch inputs"],
+    w: QTensor | Prepared,
+    after: Epilogue,
+    activations: Activations,
+    name: str,
+    kernel: Kernel,
 ) -> Float[Array, "*batch outputs"]:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
-    if rotation := abstract_qtensor(w).spec.rotation:  # x W^T = (x R)(W R)^T
-        rows = rotate(rows, rotation)
+    if not getattr(kernel, "rotates", False):
+        rows, w = _rotate_inputs(rows, w)
     if w.size == 0:
         activations = "float32"  # there is nothing to round
-    y = _product(rows, unrotated(w), activations, name, kernel).reshape(*x.shape[:-1], w.shape[0])
+    if after.residual is not None:
+        after = dataclasses.replace(after, residual=after.residual.reshape(rows.shape[0], w.shape[0]))
+    after = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), after)
+    y = _product(rows, w, after, activations, name, kernel).reshape(*x.shape[:-1], w.shape[0])
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _rotate_inputs(rows: Array, w: QTensor | Prepared) -> tuple[Array, QTensor | Prepared]:
+    """Rotate inputs instead of the weight: x W^T = (x R)(W R)^T."""
+    rotation = abstract_qtensor(w).spec.rotation
+    return (rotate(rows, rotation), unrotated(w)) if rotation else (rows, w)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _product(
-    x: Float[Array, "rows inputs"], w: QTensor | Prepared, activations: Activations, name: str, kernel: Kernel
+    x: Float[Array, "rows inputs"],
+    w: QTensor | Prepared,
+    after: Epilogue,
+    activations: Activations,
+    name: str,
+    kernel: Kernel,
 ) -> Float[Array, "rows outputs"]:
-    return kernel.run(x, for_kernel(w, kernel, name), activations)
+    return kernel.run(x, for_kernel(w, kernel, name), activations, after)
 
 
 @_product.defjvp
@@ -102,7 +140,12 @@ def _product_jvp(
     activations: Activations, name: str, kernel: Kernel, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     """Differentiate straight through the rounding of x, whose own derivative is zero."""
-    _, tangent = jax.jvp(lambda x, w: float32_dot(x, to_qtensor(w)), primals, tangents)
+
+    def exact(x: Array, w: QTensor | Prepared, after: Epilogue) -> Array:
+        x, w = _rotate_inputs(x, w)
+        return after.apply(float32_dot(x, to_qtensor(w)))
+
+    _, tangent = jax.jvp(exact, primals, tangents)
     return _product(*primals, activations, name, kernel), tangent
 
 

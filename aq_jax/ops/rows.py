@@ -37,8 +37,7 @@ def qembed(
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     check_rows(table)
-    first = table.kernel if isinstance(table, Prepared) else ""
-    name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), first=first)
+    name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), weight=table)
     return _qembed(table, ids, name, entry)
 
 

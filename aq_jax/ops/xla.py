@@ -15,6 +15,7 @@ from aq_jax.codes import Code, Grid, bits_jax
 from aq_jax.core.dispatch import MIN_ROWS, Activations
 from aq_jax.core.grid import min_max
 from aq_jax.core.qtensor import QTensor, check_layout
+from aq_jax.ops.epilogue import Epilogue
 
 
 class Product:
@@ -23,8 +24,10 @@ class Product:
     def refuses(self, w: QTensor, activations: Activations) -> str:
         return ""
 
-    def run(self, x: Float[Array, "rows inputs"], w: QTensor, activations: Activations) -> Float[Array, "rows outputs"]:
-        return {"float32": float32_dot, "bfloat16": _bfloat16_dot, "int8": _int8_dot}[activations](x, w)
+    def run(
+        self, x: Float[Array, "rows inputs"], w: QTensor, activations: Activations, after: Epilogue
+    ) -> Float[Array, "rows outputs"]:
+        return after.apply({"float32": float32_dot, "bfloat16": _bfloat16_dot, "int8": _int8_dot}[activations](x, w))
 
 
 class Rows:

@@ -102,16 +102,17 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     import aq_jax as aq
     from aq_jax.core.dispatch import ACTIVATIONS
 
-    x, w = map(jnp.asarray, random_matrices(inputs, outputs, rows))
+    x, dense = map(jnp.asarray, random_matrices(inputs, outputs, rows))
     packed: dict[str, Any] = {
-        "int8": aq.quantize(w, "int8"),
-        "int4 g128": aq.quantize(w, aq.QuantizationConfig("int4", group_size=128)),
+        "int8": aq.quantize(dense, "int8"),
+        "int4 g128": aq.quantize(dense, aq.QuantizationConfig("int4", group_size=128)),
     }
     plain = jax.jit(lambda x, w: x @ w.T)
-    contenders: dict[str, Callable[[], object]] = {"float32": lambda: plain(x, w).block_until_ready()}
+    contenders: dict[str, Callable[[], object]] = {"float32": lambda: plain(x, dense).block_until_ready()}
     for kind, q in packed.items():
         for how in ACTIVATIONS:
-            contenders[f"{kind}, x {how}"] = lambda q=q, how=how: aq.qdot(x, q, how).block_until_ready()
+            w = aq.prepare(q, activations=how)  # as models do when they are built
+            contenders[f"{kind}, x {how}"] = lambda w=w, how=how: aq.qdot(x, w, how).block_until_ready()
     ending = f"|{inputs}|{outputs}|{rows}"
     theirs = {}
     for child in children:

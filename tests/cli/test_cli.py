@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -543,13 +544,16 @@ assert not heavy, heavy
 
 
 def test_the_version_says_what_is_there(run: Run) -> None:
-    assert run("--version") == (0, f"aq-jax {aq.__version__}\n", "")
+    status, out, err = run("--version")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(rf"aq-jax {re.escape(aq.__version__)}\nnative kernels: .+\n", out)
     status, out, _ = run("--version", "--json")
     found = json.loads(out)
     assert (status, found["aq_jax"]) == (0, aq.__version__)
     assert {"int8", "int5", "int2h"} <= set(found["codes"])
     operations = {"product", "rows", "attention", "cached_attention", "quantize", "dequantize"}
-    assert found["kernels"] == {operation: ["xla"] for operation in operations}
+    native = {"product", "attention"}
+    assert found["kernels"] == {name: ["native", "xla"] if name in native else ["xla"] for name in operations}
     assert {"absmax", "minmax", "mse", "gptq"} <= set(found["quantizers"])
     assert {"bert", "llama"} <= set(found["families"])
     assert {"huggingface", "orbax", "table"} <= set(found["formats"])

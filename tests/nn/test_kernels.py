@@ -34,6 +34,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"bert": folder / "m.parquet", "llama": llama}
 
 
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the tests may run with a kernel forced."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> Panels:
     """Before XLA's: they are taken where nothing is asked for."""

@@ -30,11 +30,13 @@ class Tripled:
     def run(self, x: Any, w: Any, *rest: Any) -> jax.Array:
         if isinstance(x, QTensor):
             return FACTOR * jnp.take(dequantize(x), w, axis=0)
-        return FACTOR * x @ dequantize(w).T
+        after = rest[-1]
+        return after.apply(FACTOR * x @ dequantize(w).T)
 
 
 @pytest.fixture(autouse=True)
 def tripled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)  # all of the tests may run with a kernel forced
     for operation in ("product", "rows"):
         monkeypatch.setitem(KERNELS, operation, KERNELS[operation] | {"tripled": Tripled()})
 
@@ -77,13 +79,13 @@ def test_the_variable_forces_it_where_it_is_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(KERNELS, "rows", {"xla": KERNELS["rows"]["xla"]})  # which has no such kernel then
     np.testing.assert_array_equal(table(ids), rows)
     monkeypatch.setenv(VARIABLE, "nonsense")
-    with pytest.raises(ConfigError, match=r"^AQ_JAX_KERNEL = 'nonsense': wanted one of xla, tripled$"):
+    with pytest.raises(ConfigError, match=r"^AQ_JAX_KERNEL = 'nonsense': wanted one of native, xla, tripled$"):
         layer(X)
 
 
 def test_what_is_not_there_or_not_taken_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"^kernel = 'native': product has xla, tripled$"):
-        qdot(X, weight("int4"), kernel="native")
+    with pytest.raises(ConfigError, match=r"^kernel = 'mine': product has native, xla, tripled$"):
+        qdot(X, weight("int4"), kernel="mine")
     with pytest.raises(ConfigError, match=r"^product: kernel 'tripled': has weights of 4 bits only, found 8$"):
         qdot(X, weight("int8"), kernel="tripled")
 

@@ -5,12 +5,10 @@ Residual sums are float32; linear layers and attention round their inputs to `ac
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -18,15 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
+from aq_jax.nn.blocks import activate, add_and_normalize
 from aq_jax.nn.models.family import Family, Model
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import attention
-
-HIDDEN_ACTS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "relu": jax.nn.relu,
-}
+from aq_jax.ops import ACTS, attention
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class BertConfig:
             FormatError: for missing fields, fields of another type, and variants that this model does not compute.
         """
         allowed = {
-            "hidden_act": tuple(HIDDEN_ACTS),
+            "hidden_act": tuple(filter(None, ACTS)),
             "position_embedding_type": ("absolute",),
             "is_decoder": (False,),
         }
@@ -69,6 +62,7 @@ class Bert(Model):
         activations: The type that linear layers (once quantized) and attention round their inputs to.
         rngs: The random streams of the initial weights.
 
+    >>> import jax
     >>> from flax import nnx
     >>> config = BertConfig(100, 16, 1, 2, 32, 64)
     >>> def hidden():
@@ -112,8 +106,8 @@ class Layer(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Run one layer."""
         mixed = attention(self.query(x), self.key(x), self.value(x), mask, self.heads, product_dtype(self.activations))
-        x = self.attention_norm(x + self.out(mixed))
-        return self.output_norm(x + self.down(HIDDEN_ACTS[self.act](self.up(x))))
+        x = add_and_normalize(self.out, mixed, x, self.attention_norm)
+        return add_and_normalize(self.down, activate(self.up, x, self.act), x, self.output_norm)
 
 
 def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -1,0 +1,188 @@
+"""Load the native kernels: a library of C++ that `build` compiles, which XLA calls on CPUs.
+
+`probe` tells what there is, and imports no jax; `load` registers it with JAX, once a process. Where it cannot be used,
+the status says why, and XLA computes the same. AQ_JAX_ISA forces an instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aq_jax.errors import ConfigError
+from aq_jax.native import recipe
+
+ISA = "AQ_JAX_ISA"
+"""The variable that forces an instruction set."""
+HANDLERS = ("aq_quantize_rows", "aq_product", "aq_attention")
+"""The functions of the library that XLA calls, by the names of their targets."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether there are native kernels, and for which instruction set.
+
+    Attributes:
+        isa: the instruction set that they use; "" if they cannot be used.
+        isas: those that the library and this processor have, the best first.
+        reason: why they cannot be used; "" if they can.
+        fault: whether the reason is something that a user can mend.
+    """
+
+    isa: str = ""
+    isas: tuple[str, ...] = ()
+    reason: str = ""
+    fault: bool = False
+
+    @property
+    def available(self) -> bool:
+        """Whether the kernels can be used."""
+        return not self.reason
+
+
+class _UnusableError(Exception):
+    """The library cannot be used; `fault` says whether a user can mend it."""
+
+    def __init__(self, reason: str, fault: bool = True) -> None:
+        super().__init__(reason)
+        self.fault = fault
+
+
+_lock = threading.Lock()
+_loaded: Status | None = None
+
+
+def load() -> Status:
+    """Register the native kernels with JAX, when it is called first; return what there is.
+
+    What a user can mend, such as a library for another jaxlib, is warned of.
+
+    Raises:
+        ConfigError: if AQ_JAX_ISA asks for what is not there.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            status, library = _open(_library())
+            if library is not None:
+                status = _register(library, status)
+            if status.fault:
+                text = f"aq_jax computes without its native kernels: {status.reason}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            _loaded = status
+    return _loaded
+
+
+def probe(path: Path | None = None) -> Status:
+    """Tell whether there are native kernels, without importing jax.
+
+    Args:
+        path: the library; by default that of this package.
+
+    Raises:
+        ConfigError: if AQ_JAX_ISA asks for what is not there.
+    """
+    return _open(path or _library())[0]
+
+
+def choose_isa(isa: str) -> None:
+    """Make the kernels use an instruction set from now on.
+
+    Raises:
+        ConfigError: if the processor or the library does not have it.
+    """
+    status, library = _open(_library())
+    _choose(library, status, isa, "isa")
+
+
+def _library() -> Path:
+    return recipe.FOLDER / recipe.this_machine().library
+
+
+def _open(path: Path) -> tuple[Status, ctypes.CDLL | None]:
+    """Open and check the library at a path; give none where it cannot be used."""
+    library = None
+    try:
+        library, status = _check(path)
+    except _UnusableError as error:
+        status = Status(reason=str(error), fault=error.fault)
+    if isa := os.environ.get(ISA):
+        status = _choose(library, status, isa, ISA)
+    return status, library
+
+
+def _choose(library: ctypes.CDLL | None, status: Status, isa: str, where: str) -> Status:
+    if library is None:
+        raise ConfigError(f"{where} = {isa!r}: the native kernels cannot be used: {status.reason}")
+    if isa not in status.isas or not library.aq_native_choose(isa.encode()):
+        raise ConfigError(f"{where} = {isa!r}: wanted one of {', '.join(status.isas)}")
+    return Status(isa, status.isas)
+
+
+def _check(path: Path) -> tuple[ctypes.CDLL, Status]:
+    """Open the library at a path.
+
+    Raises:
+        _UnusableError: if it cannot be used here.
+    """
+    if refusal := recipe.this_machine().refusal:
+        raise _UnusableError(refusal, fault=False)
+    again = "python -m aq_jax.native.build"
+    note = path.with_name(recipe.WHY_NOT)
+    if not path.exists():
+        if note.exists():
+            why, *more = note.read_text().strip().splitlines() or ["they could not be built"]
+            raise _UnusableError(f"{why} see {note}" if more else why, fault="AQ_JAX_NATIVE=no" not in why)
+        raise _UnusableError(f"they were never built; run {again}")
+    broken = f"{path} is broken"
+    try:
+        library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)  # nothing else in the process binds to it
+        library.aq_native_info.restype = ctypes.c_char_p
+        info = json.loads(library.aq_native_info())
+        sources, isa, built = info["sources"], info["chosen"], info["built"]
+        ffi = (int(info["ffi"][0]), int(info["ffi"][1]))
+    except (OSError, AttributeError, TypeError, LookupError, ValueError) as error:
+        raise _UnusableError(f"{broken} ({error}); run {again}") from None
+    include = recipe.headers()
+    if include is None:
+        raise _UnusableError(
+            "jaxlib has no FFI headers here, which say what it is compatible with; install jaxlib again"
+        )
+    here = recipe.ffi_version(include)
+    if ffi[:1] != here[:1] or ffi > here:
+        text = f"they are for version {_dots(ffi)} of XLA's FFI, and this jaxlib has {_dots(here)}; run {again}"
+        raise _UnusableError(text)
+    if recipe.SOURCES.is_dir() and sources != recipe.digest(ffi):
+        raise _UnusableError(f"they were built of other sources than those in {recipe.SOURCES}; run {again}")
+    if not isa:
+        raise _UnusableError(f"this processor has none of {', '.join(built)}", fault=False)
+    try:
+        for name in (*HANDLERS, "aq_native_choose"):
+            getattr(library, name)
+        library.aq_native_choose.argtypes = (ctypes.c_char_p,)
+        library.aq_native_available.restype = ctypes.c_char_p
+        return library, Status(isa, tuple(json.loads(library.aq_native_available())))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _UnusableError(f"{broken} ({error}); run {again}") from None
+
+
+def _register(library: ctypes.CDLL, status: Status) -> Status:
+    import jax
+
+    try:
+        for name in HANDLERS:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except Exception as error:  # XLA has no class of its own for it
+        first = (str(error).splitlines() or [""])[0]
+        return Status(reason=f"XLA does not take them ({first}); run python -m aq_jax.native.build", fault=True)
+    return status
+
+
+def _dots(version: tuple[Any, ...]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,199 @@
+// The calls that XLA makes. Shapes are checked here, before a kernel touches anything.
+#include <string>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace aq {
+namespace {
+
+const Kernels* chosen = *available();
+
+// Below so many products of bytes, or as much other work, a second thread costs more than it saves.
+constexpr int64_t ALONE = 1 << 22;
+constexpr int64_t BLOCK = 64;  // rows whose inputs and outputs stay in a core's second cache
+
+ffi::Error invalid(const char* call, const std::string& what) {
+  return ffi::Error::InvalidArgument(std::string(call) + ": " + what);
+}
+
+template <class Buffer>
+bool has_shape(Buffer& buffer, std::initializer_list<int64_t> wanted) {
+  auto found = buffer.dimensions();
+  return found.size() == wanted.size() && std::equal(found.begin(), found.end(), wanted.begin());
+}
+
+// Cut `count` in parts of at most `most`, as equal as can be: their number, and the first of part i.
+struct Parts {
+  int64_t count, parts;
+  Parts(int64_t count, int64_t most) : count(count), parts(std::max<int64_t>(1, (count + most - 1) / most)) {}
+  int64_t first(int64_t i) const { return count * i / parts; }
+};
+
+ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::S8>> codes,
+                         ffi::Result<ffi::Buffer<ffi::F32>> scale, ffi::Result<ffi::Buffer<ffi::F32>> offset,
+                         int64_t block) {
+  if (!chosen) return invalid("quantize_rows", "no kernels for this processor");
+  if (x.dimensions().size() != 2) return invalid("quantize_rows", "wanted x [rows, inputs]");
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  if (!has_shape(*codes, {rows, inputs}) || !has_shape(*scale, {rows}) || !has_shape(*offset, {rows}))
+    return invalid("quantize_rows", "wanted codes [rows, inputs], scale [rows], offset [rows]");
+  if (block && (block < 2 || block & (block - 1) || inputs % block))
+    return invalid("quantize_rows", "wanted a power of two that divides the inputs as the block of the rotation");
+  if (!rows) return ffi::Error::Success();
+  const int64_t most = 2 * rows * inputs > ALONE / 16 ? (rows + pool.num_threads() - 1) / std::max<int64_t>(1, pool.num_threads()) : rows;
+  const Parts parts(rows, std::max<int64_t>(1, most));
+  parallel(pool, parts.parts, [&](int64_t i) {
+    const int64_t first = parts.first(i);
+    chosen->quantize_rows(x.typed_data() + first * inputs, parts.first(i + 1) - first, inputs, block,
+                          codes->typed_data() + first * inputs, scale->typed_data() + first,
+                          offset->typed_data() + first);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
+                   ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> panel_scale,
+                   ffi::Buffer<ffi::F32> panel_zero, ffi::Buffer<ffi::S32> panel_sum, ffi::Buffer<ffi::F32> bias,
+                   ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
+                   ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
+  if (!chosen) return invalid("product", "no kernels for this processor");
+  if (codes.dimensions().size() != 2 || y->dimensions().size() != 2 || panel_scale.dimensions().size() != 3)
+    return invalid("product", "wanted codes [rows, inputs], scales [panels, groups, 16], y [rows, outputs]");
+  Weight w = {panels.typed_data(), panel_scale.typed_data(), panel_zero.typed_data(), panel_sum.typed_data(),
+              y->dimensions()[1], codes.dimensions()[1], panel_scale.dimensions()[1]};
+  const int64_t rows = codes.dimensions()[0], count = w.panels();
+  if (!w.groups || w.inputs % w.groups || !w.inputs) return invalid("product", "wanted whole groups of inputs");
+  if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}) || !has_shape(*y, {rows, w.outputs}))
+    return invalid("product", "wanted scale [rows], offset [rows], y [rows, outputs]");
+  if (!has_shape(panels, {count, w.groups * w.steps(), PANEL, 4}) || !has_shape(panel_scale, {count, w.groups, PANEL}) ||
+      !has_shape(panel_zero, {count, w.groups, PANEL}) || !has_shape(panel_sum, {count, w.groups, PANEL}))
+    return invalid("product", "wanted codes [panels, steps, 16, 4], scale, zero and sum [panels, groups, 16]");
+  const bool norm = gain.element_count(), plain = !residual.element_count();
+  if ((bias.element_count() && !has_shape(bias, {w.outputs})) || (!plain && !has_shape(residual, {rows, w.outputs})) ||
+      (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
+    return invalid("product", "wanted bias, gain and shift [outputs], residual [rows, outputs]; or none of each");
+  if (act < 0 || act > int64_t(Act::relu)) return invalid("product", "unknown activation");
+  if (!rows || !w.outputs) return ffi::Error::Success();
+  const Inputs in = {codes.typed_data(), scale.typed_data(), offset.typed_data()};
+  const After after = {bias.element_count() ? bias.typed_data() : nullptr, Act(act),
+                       plain ? nullptr : residual.typed_data(), norm ? gain.typed_data() : nullptr,
+                       norm ? shift.typed_data() : nullptr, eps};
+  // Blocks of rows for each thread; few rows are computed by panels, of which each thread takes some.
+  const int64_t threads = rows * w.inputs * w.outputs > ALONE ? std::max<int64_t>(1, pool.num_threads()) : 1;
+  const bool by_rows = rows >= 16 * threads;
+  const Parts blocks(rows, by_rows ? std::min(BLOCK, (rows + threads - 1) / threads) : BLOCK);
+  const Parts chunks(count, by_rows ? count : std::max<int64_t>(2, (count + threads - 1) / threads));
+  parallel(pool, blocks.parts * chunks.parts, [&](int64_t item) {
+    const int64_t i = item / chunks.parts, j = item % chunks.parts;
+    const int64_t first = blocks.first(i), end = blocks.first(i + 1);
+    chosen->product(in, w, after, first, end, chunks.first(j), chunks.first(j + 1), y->typed_data());
+    if (norm && chunks.parts == 1) chosen->normalize(after, first, end, w.outputs, y->typed_data());
+  });
+  if (norm && chunks.parts > 1) chosen->normalize(after, 0, rows, w.outputs, y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
+                     ffi::Buffer<ffi::PRED> mask, ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t heads) {
+  if (!chosen) return invalid("attention", "no kernels for this processor");
+  if (q.dimensions().size() != 3) return invalid("attention", "wanted q [batch, tokens, width]");
+  const int64_t batch = q.dimensions()[0], tokens = q.dimensions()[1], width = q.dimensions()[2];
+  if (heads <= 0 || width % heads) return invalid("attention", "wanted heads that divide the width");
+  if (!has_shape(k, {batch, tokens, width}) || !has_shape(v, {batch, tokens, width}) ||
+      !has_shape(mask, {batch, tokens}) || !has_shape(*out, {batch, tokens, width}))
+    return invalid("attention", "wanted q, k, v and out [batch, tokens, width], mask [batch, tokens]");
+  if (!q.element_count()) return ffi::Error::Success();
+  const int64_t size = width / heads, items = batch * heads;
+  const int64_t work = 8 * batch * tokens * tokens * width;
+  const Parts parts(items, work > ALONE ? std::max<int64_t>(1, items / (4 * std::max<int64_t>(1, pool.num_threads()))) : items);
+  parallel(pool, parts.parts, [&](int64_t part) {
+    for (int64_t item = parts.first(part); item < parts.first(part + 1); ++item) {
+      const int64_t text = item / heads, at = text * tokens * width + item % heads * size;
+      chosen->attention(q.typed_data() + at, k.typed_data() + at, v.typed_data() + at,
+                        mask.typed_data() + text * tokens, tokens, size, width, out->typed_data() + at);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+std::string list(const Kernels* const* kernels) {
+  std::string names;
+  for (; *kernels; ++kernels) names += std::string(names.empty() ? "\"" : ", \"") + (*kernels)->isa + "\"";
+  return "[" + names + "]";
+}
+
+}  // namespace
+}  // namespace aq
+
+// All else is hidden, from other libraries of the process too.
+#define AQ_EXPORT extern "C" __attribute__((visibility("default")))
+
+AQ_EXPORT XLA_FFI_Error* aq_quantize_rows(XLA_FFI_CallFrame*);
+AQ_EXPORT XLA_FFI_Error* aq_product(XLA_FFI_CallFrame*);
+AQ_EXPORT XLA_FFI_Error* aq_attention(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_quantize_rows, aq::quantize_rows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("block"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product, aq::product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("act")
+                                  .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_attention, aq::attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("heads"));
+
+// What this library is made of, and the instruction set that it uses ("" for none), as JSON.
+AQ_EXPORT const char* aq_native_info() {
+  static std::string info;
+  info = "{\"sources\": \"" AQ_SOURCES "\", \"ffi\": [" + std::to_string(XLA_FFI_API_MAJOR) + ", " +
+         std::to_string(XLA_FFI_API_MINOR) + "], \"built\": " + aq::list(aq::built()) + ", \"chosen\": \"" +
+         (aq::chosen ? aq::chosen->isa : "") + "\"}";
+  return info.c_str();
+}
+
+// The instruction sets that this processor has, best first, as JSON.
+AQ_EXPORT const char* aq_native_available() {
+  static const std::string names = aq::list(aq::available());
+  return names.c_str();
+}
+
+// Use this instruction set from now on; return 0 if this processor or this library lacks it.
+AQ_EXPORT int aq_native_choose(const char* isa) {
+  for (auto* kernels = aq::available(); *kernels; ++kernels)
+    if (std::string(isa) == (*kernels)->isa) {
+      aq::chosen = *kernels;
+      return 1;
+    }
+  return 0;
+}

@@ -1,0 +1,211 @@
+// Vectors of one instruction set, and the few operations that the compilers' vector extensions do not have.
+//
+// kernels.cc is compiled once an instruction set, with -DAQ_ISA=... and that set's flags. Multiplication and addition
+// are fused only where `fma` says so (-ffp-contract=off): otherwise compilers would round results differently.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace aq {
+namespace AQ_ISA {
+
+#if defined(__AVX512VNNI__)
+constexpr int LANES = 16;      // floats in a vector
+constexpr int MAX_ROWS = 12;   // rows of a tile: with two vectors a row, all but a few of 32 registers
+#define AQ_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define AQ_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+constexpr int MAX_ROWS = 4;
+#define AQ_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define AQ_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+constexpr int LANES = 4;
+constexpr int MAX_ROWS = 4;
+#define AQ_LOW 0, 4, 1, 5
+#define AQ_HIGH 2, 6, 3, 7
+#endif
+
+#if defined(__aarch64__)
+constexpr int OFFSET = 0;  // what dot4 leaves added to the codes of a weight
+#else
+constexpr int OFFSET = 128;
+#endif
+
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef uint8_t U __attribute__((vector_size(4 * LANES)));  // bytes: four for each lane
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+inline void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline F splat(float x) { return F{} + x; }
+
+inline F to_float(I x) { return __builtin_convertvector(x, F); }
+inline F as_float(I x) { return (F)x; }
+inline I as_int(F x) { return (I)x; }
+
+// The larger and the smaller; where either is NaN, b.
+inline F max(F a, F b) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline F min(F a, F b) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// a * b + c, rounded once.
+inline F fma(F a, F b, F c) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#endif
+}
+
+inline F sqrt(F a) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+  return (F)_mm256_sqrt_ps((__m256)a);
+#else
+  return (F)vsqrtq_f32((float32x4_t)a);
+#endif
+}
+
+// Four int8 numbers in every lane.
+inline I splat4(const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return I{} + four;
+}
+
+// sums + (w - 128 + OFFSET) . x: in each lane, the products of four unsigned bytes with four signed ones.
+inline I dot4(I sums, U w, I x) {
+#if defined(__AVX512VNNI__)
+  return (I)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
+#elif defined(__AVX2__)
+  // Products of bytes are added in pairs of 16 bits only after they are widened: vpmaddubsw would saturate.
+  __m256i even = _mm256_and_si256((__m256i)w, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16((__m256i)w, 8);
+  __m256i x0 = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8), x1 = _mm256_srai_epi16((__m256i)x, 8);
+  __m256i both = _mm256_add_epi32(_mm256_madd_epi16(even, x0), _mm256_madd_epi16(odd, x1));
+  return sums + (I)both;
+#else
+  // Signed times signed: w - 128, and so without the offset.
+  int8x16_t codes = vreinterpretq_s8_u8(veorq_u8((uint8x16_t)w, vdupq_n_u8(0x80)));
+  return (I)vdotq_s32((int32x4_t)sums, codes, vreinterpretq_s8_s32((int32x4_t)x));
+#endif
+}
+
+// Lanes of the lower halves in turn, and of the upper ones.
+inline F low_halves(F a, F b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, AQ_LOW);
+#else
+  return __builtin_shuffle(a, b, I{AQ_LOW});
+#endif
+}
+
+inline F high_halves(F a, F b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, AQ_HIGH);
+#else
+  return __builtin_shuffle(a, b, I{AQ_HIGH});
+#endif
+}
+
+// Make rows columns. Each pass moves one bit of a number's row into its column.
+inline void turn(F (&rows)[LANES]) {
+  for (int pass = 1; pass < LANES; pass *= 2) {
+    F next[LANES];
+    for (int i = 0; i < LANES / 2; ++i) {
+      next[2 * i] = low_halves(rows[i], rows[i + LANES / 2]);
+      next[2 * i + 1] = high_halves(rows[i], rows[i + LANES / 2]);
+    }
+    for (int i = 0; i < LANES; ++i) rows[i] = next[i];
+  }
+}
+
+// The first `count` floats, and zeros after them.
+inline F load_part(const float* p, int64_t count) {
+  if (count >= LANES) return load<F>(p);
+  float part[LANES] = {};
+  std::memcpy(part, p, 4 * count);
+  return load<F>(part);
+}
+
+// The first `count` floats, and the first one after them.
+inline F first_repeated(const float* p, int64_t count) {
+  F v = splat(p[0]);
+  std::memcpy(&v, p, 4 * count);
+  return v;
+}
+
+inline void store_part(float* p, F v, int64_t count) {
+  if (count >= LANES) return store(p, v);
+  std::memcpy(p, &v, 4 * count);
+}
+
+// The low byte of each lane, one after the other.
+inline void store_bytes(int8_t* p, I v) {
+#if defined(__AVX512VNNI__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+  const __m256i byte = _mm256_and_si256((__m256i)v, _mm256_set1_epi32(0xff));
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(byte), _mm256_extracti128_si256(byte, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+#else
+  const int16x4_t words = vmovn_s32((int32x4_t)v);
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+  std::memcpy(p, &bytes, 4);
+#endif
+}
+
+// The sum of the lanes, halves first: always in the same order.
+inline float sum(F v) {
+  float a[LANES];
+  store(a, v);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] += a[i + half];
+  return a[0];
+}
+
+// The least of the lanes.
+inline float least(F v) {
+  float found = v[0];
+  for (int i = 1; i < LANES; ++i) found = v[i] < found ? v[i] : found;
+  return found;
+}
+
+}  // namespace AQ_ISA
+}  // namespace aq

@@ -1,0 +1,142 @@
+"""Calls of the native library, as primitives: what each is lowered to is decided where a program is.
+
+For one CPU it is the library's call. For other platforms, several devices, and programs that are exported, it is XLA's
+formulation, of the same numerics: there no custom call could run. `vmap` over inputs makes them more rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jaxtyping import Array, Bool, Float, Int8
+
+from aq_jax.codes.rotation_jax import rotate
+from aq_jax.core.prepared import unrotated
+from aq_jax.core.qtensor import QTensor
+from aq_jax.ops import xla, xla_attention
+from aq_jax.ops.epilogue import Epilogue
+from aq_jax.ops.native_panels import Panels, from_panels
+
+ACTS = ("", "gelu", "gelu_new", "relu")
+"""Activations in the order of the library's."""
+
+
+def product(
+    x: Float[Array, "rows inputs"], panels: Panels, after: Epilogue, like: QTensor
+) -> Float[Array, "rows outputs"]:
+    """Rotate x as the weight is, round its rows to codes, multiply them by the weight's, and compute what follows."""
+    none, outputs = jnp.zeros(0, jnp.float32), like.shape[0]
+    bias, gain, shift = (none if part is None else part for part in (after.bias, after.gain, after.shift))
+    residual = jnp.zeros((0, outputs), jnp.float32) if after.residual is None else after.residual
+    static = {"act": after.act, "epsilon": float(after.epsilon), "like": like}
+    return _product.bind(x, *panels, bias, residual, gain, shift, **static)
+
+
+def quantize_rows(x: Float[Array, "rows inputs"], rotation: int = 0) -> tuple[Int8[Array, "rows inputs"], Array, Array]:
+    """Rotate each row, if asked to, and round it to codes; return also the rows' scales and offsets.
+
+    See `rotation_jax.rotate` and `xla.quantize_rows`.
+    """
+    numbers = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
+    call = jax.ffi.ffi_call("aq_quantize_rows", (jax.ShapeDtypeStruct(x.shape, jnp.int8), numbers, numbers))
+    codes, scale, offset = call(x, block=np.int64(rotation))
+    return codes, scale, offset
+
+
+def attention(
+    query: Float[Array, "batch tokens width"],
+    key: Float[Array, "batch tokens width"],
+    value: Float[Array, "batch tokens width"],
+    mask: Bool[Array, "batch tokens"],
+    heads: int,
+) -> Float[Array, "batch tokens width"]:
+    """Compute softmax(q k / sqrt(d)) v in float32."""
+    return _attention.bind(query, key, value, mask, heads=heads)
+
+
+def _product_by_library(x: Array, *rest: Array, act: str, epsilon: float, like: QTensor) -> Array:
+    call = jax.ffi.ffi_call("aq_product", jax.ShapeDtypeStruct((x.shape[0], like.shape[0]), jnp.float32))
+    return call(*quantize_rows(x, like.spec.rotation), *rest, act=np.int64(ACTS.index(act)), eps=np.float32(epsilon))
+
+
+def _product_by_xla(x: Array, *rest: Array, act: str, epsilon: float, like: QTensor) -> Array:
+    panels, parts = Panels(*rest[:4]), rest[4:]
+    bias, gain, shift = (None if part.shape == (0,) else part for part in (parts[0], *parts[2:]))
+    residual = parts[1] if parts[1].shape == (x.shape[0], like.shape[0]) else None
+    after = Epilogue(bias, residual, gain, shift, act, epsilon)
+    if like.spec.rotation:
+        x = rotate(x, like.spec.rotation)
+    return xla.Product().run(x, from_panels(panels, unrotated(like)), "int8", after)
+
+
+def _attention_by_library(*qkv_and_mask: Array, heads: int) -> Array:
+    q = qkv_and_mask[0]
+    call = jax.ffi.ffi_call("aq_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    return call(*qkv_and_mask, heads=np.int64(heads))
+
+
+def _attention_by_xla(query: Array, key: Array, value: Array, mask: Array, heads: int) -> Array:
+    return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32)
+
+
+def _primitive(
+    name: str, library: Callable[..., Array], formulation: Callable[..., Array], shape: Callable[..., tuple[int, ...]],
+    batched: Callable[..., tuple[Array, int]],
+) -> Primitive:  # fmt: skip
+    primitive = Primitive(f"aq_jax_{name}")
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("act", "epsilon", "like", "heads")))
+    primitive.def_abstract_eval(lambda *args, **params: ShapedArray(shape(*args, **params), np.float32))
+    by_library, by_xla = (mlir.lower_fun(f, multiple_results=False) for f in (library, formulation))
+
+    def lower(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Any:
+        where = ctx.module_context
+        alone = getattr(where.axis_context, "num_devices", 0) == 1
+        ours = tuple(where.platforms) == ("cpu",) and alone and not where.lowering_parameters.for_export
+        return (by_library if ours else by_xla)(ctx, *args, **params)
+
+    mlir.register_lowering(primitive, lower)
+    batching.primitive_batchers[primitive] = batched
+    return primitive
+
+
+def _rows_of_all(args: Sequence[Array], dims: Sequence[int | None], which: Sequence[int]) -> tuple[list[Array], int]:
+    """Merge the mapped axis with the first one, of the arguments that have one; the others are repeated."""
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    merged = list(args)
+    for i in which:
+        x, d = args[i], dims[i]
+        whole = jnp.broadcast_to(x[None], (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        merged[i] = whole.reshape(-1, *whole.shape[2:])
+    return merged, size
+
+
+def _batch_product(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    residual = 6
+    by_row = [0] if args[residual].shape[0] == 0 and dims[residual] is None else [0, residual]
+    if any(d is not None for i, d in enumerate(dims) if i not in by_row):  # several weights
+        return jax.vmap(lambda *one: _product_by_xla(*one, **params), dims)(*args), 0
+    merged, size = _rows_of_all(args, dims, by_row)
+    y = _product.bind(*merged, **params)
+    return y.reshape(size, -1, y.shape[-1]), 0
+
+
+def _batch_attention(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    merged, size = _rows_of_all(args, dims, range(4))
+    y = _attention.bind(*merged, **params)
+    return y.reshape(size, -1, *y.shape[1:]), 0
+
+
+_product = _primitive(
+    "product", _product_by_library, _product_by_xla, lambda x, *_, like, **__: (x.shape[0], like.shape[0]),
+    _batch_product,
+)  # fmt: skip
+_attention = _primitive(
+    "attention", _attention_by_library, _attention_by_xla, lambda q, *_, **__: q.shape, _batch_attention
+)

@@ -1,0 +1,75 @@
+"""Libraries and programs that are compiled for a test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aq_jax.native import build, recipe, toolchain
+
+DRIVER = Path(__file__).with_name("driver.cc")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def compiler_or_skip() -> toolchain.Compiler:
+    try:
+        return toolchain.find_compiler(recipe.this_machine())
+    except toolchain.BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def compile_c(tmp_path: Path) -> Callable[[str], Path]:
+    """Make a shared library of the text of a C program."""
+    compiler = compiler_or_skip()
+
+    def make(text: str) -> Path:
+        number = len(list(tmp_path.glob("*.so")))  # a process opens the library of one name only once
+        source, library = tmp_path / "made.c", tmp_path / f"made_{number}.so"
+        source.write_text(text)
+        words = ["-shared", "-fPIC", "-x", "c", str(source), "-o", str(library)]
+        subprocess.run([*compiler.command, *words], check=True, capture_output=True, timeout=120)
+        return library
+
+    return make
+
+
+def make_driver(compiler: toolchain.Compiler, target: recipe.Target, flags: tuple[str, ...], link: tuple[str, ...],
+                program: Path) -> Path:  # fmt: skip
+    """Link the driver with all kernels, but without what only XLA calls."""
+    include = recipe.headers()
+    assert include is not None
+    plain = [DRIVER, *(path for path in recipe.plain_files() if path.name != recipe.EXPORTS)]
+    files = [*((path, "", ()) for path in plain), *recipe.set_files(target)]
+    kept = tuple(flag for flag in recipe.FLAGS if flag != "-O3")
+    build.compile_and_link(compiler, target, files, program, (*kept, *flags), include, link)
+    return program
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver, every access and every operation of which is checked: it stops at the first bad one."""
+    flags = ("-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE)
+    program = tmp_path_factory.mktemp("sanitized") / "driver"
+    return make_driver(compiler_or_skip(), recipe.this_machine(), flags, (*SANITIZE, "-pthread"), program)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs the driver with the kernels for ARM on this machine."""
+    emulator = next(filter(None, map(shutil.which, ("qemu-aarch64", "qemu-aarch64-static"))), None)
+    if emulator is None:
+        pytest.skip("needs qemu-aarch64: apt install qemu-user")
+    target = recipe.Target("aarch64", "linux", "aarch64-linux-musl")
+    try:
+        compiler = toolchain.find_compiler(target)
+    except toolchain.BuildError as error:
+        pytest.skip(str(error))
+    program = tmp_path_factory.mktemp("emulated") / "driver"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(recipe.FOLDER.parent.parent / "build" / "zig"))  # as make wheels does
+        return [emulator, str(make_driver(compiler, target, ("-O2",), ("-static", "-s"), program))]

@@ -1,0 +1,25 @@
+"""Run the kernels alone: every access checked, and those for ARM on an emulated processor."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aq_jax import native
+from aq_jax.native import recipe
+
+HERE = recipe.this_machine()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(HERE.refusal), reason=HERE.refusal)]
+
+
+def test_no_kernel_reads_or_writes_beside_its_arrays(sanitized: Path) -> None:
+    done = subprocess.run([sanitized], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == list(native.probe().isas)
+
+
+def test_the_kernels_for_arm_compute_the_same(emulated: list[str]) -> None:
+    done = subprocess.run(emulated, capture_output=True, text=True, timeout=600, check=False)
+    assert (done.returncode, done.stdout) == (0, "neon\n"), done.stdout + done.stderr

@@ -1,0 +1,312 @@
+"""The native kernels: NumPy's numbers, XLA's codes, and nothing that depends on batches, padding or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
+
+import aq_jax as aq
+from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, quantize
+from aq_jax.codes.rotation import rotate_rows
+from aq_jax.core.qtensor import QTensor
+from aq_jax.ops import ACTS, Epilogue, attention, linear, xla, xla_attention
+from aq_jax.ops.kernels import VARIABLE
+from aq_jax.ops.native import Attention
+from aq_jax.ops.native_calls import quantize_rows
+
+STATUS = native.load()
+pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}")
+
+# (outputs, inputs, inputs of a group): no multiples of a vector, one output, groups of 16 to a whole row.
+SHAPES = [(1, 4, 4), (17, 50, 50), (40, 96, 16), (5, 60, 20), (33, 21, 7)]
+ROWS = (1, 7, 33)
+EPSILON = np.float32(2.0**-23)
+
+
+@pytest.fixture(params=STATUS.isas, autouse=True)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run each test once for every instruction set of this machine."""
+    monkeypatch.delenv(VARIABLE, raising=False)  # all of the tests may run with a kernel forced
+    native.choose_isa(request.param)
+    yield request.param
+    native.choose_isa(STATUS.isa)
+
+
+def weight(outputs: int, inputs: int, size: int, rotate: bool = False, symmetric: bool = False) -> QTensor:
+    w = np.random.default_rng(outputs).normal(size=(outputs, inputs)).astype(np.float32)
+    groups = {"per_channel": True} if size == inputs else {"per_channel": False, "group_size": size}
+    q = quantize(w, QuantizationConfig("int8", symmetric=symmetric, rotate=rotate, **groups))  # type: ignore[arg-type]
+    assert isinstance(q, QTensor)
+    return q
+
+
+def inputs_of(rows: int, inputs: int) -> np.ndarray:
+    rng = np.random.default_rng(rows)
+    return (rng.normal(size=(rows, inputs)) * rng.lognormal(size=(rows, 1)) + rng.normal()).astype(np.float32)
+
+
+def product_in_float64(x: np.ndarray, q: QTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply the codes of both sides; return the product, and the largest term and sum on the way."""
+    codes, scale, offset = (np.asarray(part, np.float64) for part in jax.jit(xla.quantize_rows)(jnp.asarray(x)))
+    outputs = q.shape[0]
+    groups = q.scale.shape[-1]
+    qw = np.asarray(q.codes, np.float64).reshape(outputs, groups, -1)
+    sw, zw = (np.asarray(grid, np.float64).reshape(outputs, groups) for grid in (q.scale, q.zero_point))
+    qx = codes.reshape(len(x), groups, -1)
+    dot, sums = np.einsum("rgi,ogi->rog", qx, qw), qx.sum(-1)[:, None]
+    terms = [scale[..., None] * sw * dot, -scale[..., None] * sw * zw * sums, offset[..., None] * sw * qw.sum(-1)]
+    terms.append(-offset[..., None] * sw * zw * qw.shape[-1])
+    terms.append(np.cumsum(sum(terms), -1))
+    return terms[-1][..., -1], np.max([np.abs(term).max(-1) for term in terms], axis=0)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("inputs", [1, 17, 50, 96])
+def test_inputs_have_the_codes_that_xla_gives_them(rows: int, inputs: int) -> None:
+    x = inputs_of(rows, inputs)
+    x[0] = 3.0  # a range of one number
+    codes, scale, offset = quantize_rows(jnp.asarray(x))
+    wanted = jax.jit(xla.quantize_rows)(jnp.asarray(x))
+    np.testing.assert_array_equal(codes, wanted[0])
+    np.testing.assert_array_equal(scale, wanted[1][:, 0])
+    np.testing.assert_array_max_ulp(np.asarray(offset), np.asarray(wanted[2][:, 0]), 1)
+
+
+@pytest.mark.parametrize("block", [2, 4, 32, 64, 512])
+def test_inputs_are_rotated_as_weights_are(block: int) -> None:
+    x = inputs_of(7, 512)
+    codes, scale, offset = (np.asarray(part, np.float64) for part in quantize_rows(jnp.asarray(x), block))
+    wanted = rotate_rows(x.astype(np.float64), block)
+    step = np.ptp(wanted, axis=1, keepdims=True) / 255
+    np.testing.assert_allclose(scale[:, None], step, rtol=1e-5)
+    assert (np.abs(codes * scale[:, None] + offset[:, None] - wanted) < 0.5001 * step).all()
+    np.testing.assert_array_equal(codes[3], np.asarray(quantize_rows(jnp.asarray(x[3:4]), block)[0])[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_has_no_finite_product_and_harms_no_other(bad: float) -> None:
+    w = prepare(weight(17, 50, 50), activations="int8")
+    x = inputs_of(3, 50)
+    good = np.asarray(qdot(x, w, "int8"))
+    x[1, 49] = bad
+    found = np.asarray(qdot(x, w, "int8"))
+    assert not np.isfinite(found[1]).any()
+    np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_products_are_exact_up_to_the_last_places_of_floats(shape: tuple[int, int, int], symmetric: bool) -> None:
+    q = weight(*shape, symmetric=symmetric)
+    w = prepare(q, activations="int8")
+    assert w.kernel == "native"
+    for rows in ROWS:
+        x = inputs_of(rows, shape[1])
+        wanted, largest = product_in_float64(x, q)
+        np.testing.assert_array_less(np.abs(qdot(x, w, "int8") - wanted), 4 * EPSILON * largest + 1e-30)
+
+
+def test_products_with_rotated_weights_are_near_those_of_float64() -> None:
+    q, x = weight(40, 64, 32, rotate=True), inputs_of(7, 64)
+    found = qdot(x, prepare(q, activations="int8"), "int8")
+    wanted = x.astype(np.float64) @ np.asarray(dequantize(q), np.float64).T
+    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+    np.testing.assert_allclose(found, qdot(x, q, "int8"), rtol=0, atol=0.005 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_what_follows_a_product_is_computed_with_it(act: str) -> None:
+    q, x, rng = weight(33, 21, 21), inputs_of(7, 21), np.random.default_rng(0)
+    bias, gain, shift = (jnp.asarray(rng.normal(size=33), jnp.float32) for _ in range(3))
+    residual = jnp.asarray(rng.normal(size=(7, 33)), jnp.float32)
+    y = qdot(x, prepare(q, activations="int8"), "int8")
+    for after in (
+        Epilogue(act=act),
+        Epilogue(bias, act=act),
+        Epilogue(None, residual, act=act),
+        Epilogue(bias, residual, gain, shift, act, 1e-5),
+    ):
+        found, wanted = linear(x, prepare(q, activations="int8"), "int8", after), after.apply(y)
+        largest = np.maximum(np.abs(wanted), np.abs(y).max() if after.gain is None else 1 + np.abs(shift))
+        np.testing.assert_array_less(np.abs(found - wanted), 8 * EPSILON * largest)
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new"])
+def test_activations_are_those_of_float64(act: str) -> None:
+    """Through a product whose weight is the identity, of bias alone."""
+    x = np.linspace(-9, 9, 4001, dtype=np.float32)
+    q = weight(len(x), 4, 4)
+    after = Epilogue(bias=jnp.asarray(x), act=act)
+    found = np.asarray(linear(np.zeros((1, 4), np.float32), prepare(q, activations="int8"), "int8", after))[0]
+    with jax.enable_x64(True):
+        wanted = np.asarray(ACTS[act](jnp.asarray(x, jnp.float64)))
+    np.testing.assert_array_less(np.abs(found - wanted), 4 * EPSILON * np.maximum(np.abs(x), 2.0**-10))
+
+
+def test_a_rows_result_depends_on_no_other_row_and_on_no_thread() -> None:
+    q = weight(400, 384, 384)
+    w = prepare(q, activations="int8")
+    x = inputs_of(600, 384)  # enough for several blocks, and for several threads
+    after = Epilogue(act="gelu", gain=jnp.ones(400), shift=jnp.zeros(400), epsilon=1e-6)
+    whole = np.asarray(linear(x, w, "int8", after))
+    for first, count in ((0, 1), (5, 7), (90, 33), (599, 1), (100, 200)):
+        part = slice(first, first + count)
+        np.testing.assert_array_equal(linear(x[part], w, "int8", after), whole[part])
+
+
+@pytest.mark.parametrize(("tokens", "width", "heads"), [(1, 4, 2), (16, 64, 2), (37, 40, 2), (70, 60, 3)])
+def test_attention_is_that_of_float64(tokens: int, width: int, heads: int) -> None:
+    rng = np.random.default_rng(tokens)
+    q, k, v = (rng.normal(size=(3, tokens, width)).astype(np.float32) for _ in range(3))
+    mask = np.arange(tokens) < np.array([[tokens], [max(1, tokens - 5)], [0]])
+    mask[0, tokens // 2] = tokens == 1  # a hole
+    found = attention(*map(jnp.asarray, (q, k, v, mask)), heads, jnp.float32)
+
+    def split(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float64).reshape(3, tokens, heads, -1).swapaxes(1, 2)
+
+    scores = split(q) @ split(k).swapaxes(2, 3) / np.sqrt(width // heads)
+    weights = np.exp(scores) * mask[:, None, None]
+    wanted = weights @ split(v) / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    np.testing.assert_allclose(found, wanted.swapaxes(1, 2).reshape(q.shape), rtol=0, atol=2e-6)
+
+
+def test_attention_depends_neither_on_the_batch_nor_on_padding() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(40, 128, 64)), jnp.float32) for _ in range(3))
+    lengths = rng.integers(1, 129, 40)
+    mask = jnp.asarray(np.arange(128) < lengths[:, None])
+    whole = attention(q, k, v, mask, 2, jnp.float32)
+    for text in (0, 7, 39):
+        length = lengths[text]
+        for padded in (length, min(128, length + 13)):
+            one = (x[text : text + 1, :padded] for x in (q, k, v, mask))
+            np.testing.assert_array_equal(attention(*one, 2, jnp.float32)[0, :length], whole[text, :length])
+
+
+def test_panels_give_the_weight_back_bit_for_bit() -> None:
+    tensor = quantize(np.random.default_rng(0).normal(size=(5, 6)), QuantizationConfig("int8", per_channel=False))
+    for q in (*(weight(*shape) for shape in SHAPES), weight(8, 64, 32, rotate=True), tensor):
+        assert isinstance(q, QTensor)
+        for back in (prepare(q, activations="int8").to_qtensor(), jax.jit(through_panels)(q)):
+            assert jax.tree.structure(back) == jax.tree.structure(q)
+            for found, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(q), strict=True):
+                assert found.dtype == wanted.dtype
+                np.testing.assert_array_equal(found, wanted)
+
+
+def through_panels(q: QTensor) -> QTensor:
+    return prepare(q, activations="int8").to_qtensor()
+
+
+# ---------------------------------------------------------------------------------------------- transformations
+
+
+X = inputs_of(6, 64).reshape(2, 3, 64)
+
+
+@pytest.fixture
+def call() -> Callable[[Any], Any]:
+    """A product with all that may follow it, on a rotated weight in groups."""
+    w = prepare(weight(40, 64, 32, rotate=True), activations="int8")
+    after = Epilogue(jnp.ones(40), None, 2 * jnp.ones(40), jnp.ones(40), "gelu", 1e-5)
+    return lambda x: linear(x, w, "int8", after)
+
+
+def calls_of(lowered: Any) -> int:
+    return lowered.as_text().count("@aq_")
+
+
+def test_programs_of_one_cpu_call_the_library(call: Callable[[Any], Any]) -> None:
+    y = call(X)
+    assert calls_of(jax.jit(call).lower(X)) == 2
+    np.testing.assert_array_equal(jax.jit(call)(X), y)
+    for mapped in (jax.vmap(call), jax.vmap(call, 1, 1), jax.vmap(jax.vmap(call))):
+        assert calls_of(jax.jit(mapped).lower(X)) == 2
+        np.testing.assert_array_equal(mapped(X), y)
+    np.testing.assert_array_equal(jax.lax.map(call, jnp.asarray(X)), y)
+
+
+def test_several_weights_are_mapped_over() -> None:
+    several = [weight(17, 50, 50), turned(weight(17, 50, 50))]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    x = inputs_of(3, 50)
+    found = jax.vmap(lambda q: qdot(x, prepare(q, activations="int8"), "int8"))(stack)
+    for y, q in zip(found, several, strict=True):
+        np.testing.assert_allclose(y, qdot(x, q, "int8"), rtol=1e-5, atol=1e-5)
+
+
+def turned(q: QTensor) -> QTensor:
+    return jax.tree.map(lambda leaf: leaf[::-1], q)
+
+
+def test_derivatives_are_those_of_the_float_product() -> None:
+    q, x = weight(17, 50, 50), jnp.asarray(inputs_of(3, 50))
+    after = Epilogue(jnp.ones(17), jnp.ones((3, 17)), jnp.ones(17), jnp.zeros(17), "gelu", 1e-5)
+
+    def of(multiply: Callable[..., Any]) -> Any:
+        def loss(x: Any, q: Any, after: Any) -> Any:
+            return (multiply(x, q, after) * jnp.arange(17.0)).sum()
+
+        return jax.grad(loss, (0, 1, 2), allow_int=True)(x, q, after)
+
+    @jax.checkpoint
+    def ours(x: Any, q: Any, after: Any) -> Any:
+        return linear(x, prepare(q, activations="int8"), "int8", after)
+
+    found = of(ours)
+    wanted = of(lambda x, q, after: after.apply(qdot(x, q)))
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        if mine.dtype == jnp.float32:  # those of integers have no numbers
+            np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_attention_maps_and_differentiates_as_xlas() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(4, 2, 9, 8)), jnp.float32) for _ in range(3))
+    mask = jnp.arange(9)[None] < jnp.array([[9], [4]])
+
+    def of(kernel: Any) -> Callable[..., Any]:
+        return jax.vmap(lambda q, k, v: kernel.run(q, k, v, mask, 2, jnp.float32))
+
+    np.testing.assert_allclose(of(Attention())(q, k, v), of(xla_attention.Attention())(q, k, v), rtol=0, atol=1e-6)
+    found, wanted = (
+        jax.grad(lambda *qkv, k=kernel: (of(k)(*qkv) ** 2).sum(), (0, 1, 2))(q, k, v)
+        for kernel in (Attention(), xla_attention.Attention())
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+def test_what_is_exported_or_lowered_for_others_has_no_call(call: Callable[[Any], Any]) -> None:
+    y = call(X)
+    (rows,) = export.symbolic_shape("rows")
+    for shape, platforms in (((2, 3, 64), None), ((rows, 3, 64), None), ((2, 3, 64), ("cpu", "cuda"))):
+        exported = export.export(jax.jit(call), platforms=platforms)(jax.ShapeDtypeStruct(shape, np.float32))
+        assert "aq_product" not in exported.mlir_module()
+        np.testing.assert_allclose(exported.call(X), y, rtol=1e-5, atol=1e-5)
+    assert calls_of(jax.jit(call).trace(X).lower(lowering_platforms=("cuda",))) == 0
+
+
+def test_inputs_that_are_spread_over_devices_are_xlas(call: Callable[[Any], Any]) -> None:
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    x = jax.ShapeDtypeStruct((2, 3, 64), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    assert calls_of(jax.jit(call).trace(x).lower(lowering_platforms=("cpu",))) == 0
+
+
+def test_what_it_does_not_take_is_xlas_or_refused_by_name() -> None:
+    four = quantize(np.ones((4, 8), np.float32), "int4")
+    for q, activations, why in (
+        (weight(17, 50, 50), "float32", "multiplies 8-bit inputs only, found float32"),
+        (four, "int8", "multiplies evenly spaced 8-bit weights only, found int4"),
+    ):
+        assert prepare(q, activations=activations).kernel == "xla"  # type: ignore[arg-type]
+        with pytest.raises(aq.ConfigError, match=f"^product: kernel 'native': {why}$"):
+            prepare(q, activations=activations, kernel="native")  # type: ignore[arg-type]
+    assert Attention().refuses(jnp.ones((1, 2, 4)), 2, jnp.bfloat16) == "multiplies in float32 only, found bfloat16"
