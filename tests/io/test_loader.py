@@ -166,7 +166,7 @@ def test_tables_and_checkpoints_refuse_alike(kind: str, path: Path) -> None:
     for write in (aq.save, orbax.save):
         with pytest.raises(aq.AqError, match=message):
             write(path, {"w": value})
-    with pytest.raises(aq.AqError, match=r"^w: .*Tracer of dtype float32 cannot be stored: it has a shape and no values"):
+    with pytest.raises(aq.AqError, match=r"^w: .*Tracer of dtype float32 cannot be stored: it has a shape"):
         jax.jit(lambda w: aq.save(path, {"w": w}))(jnp.ones(2))
     assert not any(path.parent.iterdir())
 
