@@ -67,13 +67,13 @@ def _product_by_library(x: Array, *rest: Array, act: str, epsilon: float, like: 
 
 
 def _product_by_xla(x: Array, *rest: Array, act: str, epsilon: float, like: QTensor) -> Array:
-    panels, parts = Panels(*rest[:4]), rest[4:]
-    bias, gain, shift = (None if part.shape == (0,) else part for part in (parts[0], *parts[2:]))
-    residual = parts[1] if parts[1].shape == (x.shape[0], like.shape[0]) else None
+    codes, grids, bias, residual, gain, shift = rest
+    bias, gain, shift = (None if part.shape == (0,) else part for part in (bias, gain, shift))
+    residual = residual if residual.shape == (x.shape[0], like.shape[0]) else None
     after = Epilogue(bias, residual, gain, shift, act, epsilon)
     if like.spec.rotation:
         x = rotate(x, like.spec.rotation)
-    return xla.Product().run(x, from_panels(panels, unrotated(like)), "int8", after)
+    return xla.Product().run(x, from_panels(Panels(codes, grids), unrotated(like)), "int8", after)
 
 
 def _attention_by_library(*qkv_and_mask: Array, heads: int) -> Array:
@@ -118,7 +118,7 @@ def _rows_of_all(args: Sequence[Array], dims: Sequence[int | None], which: Seque
 
 
 def _batch_product(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-    residual = 6
+    residual = 4
     by_row = [0] if args[residual].shape[0] == 0 and dims[residual] is None else [0, residual]
     if any(d is not None for i, d in enumerate(dims) if i not in by_row):  # several weights
         return jax.vmap(lambda *one: _product_by_xla(*one, **params), dims)(*args), 0

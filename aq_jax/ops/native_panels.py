@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from aq_jax.core.qtensor import QTensor
 
@@ -20,14 +20,11 @@ class Panels(NamedTuple):
 
     Args:
         codes: code + 128, which the processor's dot products want unsigned.
-        scale, zero_point: The grids of the groups.
-        sum: The sums of the groups' codes.
+        grids: The scales of the groups, their zero points, and the sums of their codes.
     """
 
     codes: UInt8[Array, "panels steps 16 4"]
-    scale: Float[Array, "panels groups 16"]
-    zero_point: Float[Array, "panels groups 16"]
-    sum: Int32[Array, "panels groups 16"]
+    grids: Float[Array, "panels groups 3 16"]
 
 
 def to_panels(q: QTensor) -> Panels:
@@ -40,30 +37,30 @@ def to_panels(q: QTensor) -> Panels:
     filled = xp.pad(codes, ((0, more), (0, 0), (0, -codes.shape[2] % 4))) ^ np.int8(-128)
     # Four codes as one number: they are turned faster.
     steps = filled.view(np.uint32).reshape((outputs + more) // PANEL, PANEL, -1).swapaxes(1, 2)
-
-    def turn(grid: Any) -> Array:
-        rows = xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups))
-        return jnp.asarray(xp.pad(rows, ((0, more), (0, 0))).reshape(-1, PANEL, groups).swapaxes(1, 2))
-
     turned = xp.ascontiguousarray(steps) if xp is np else steps
     octets = jnp.asarray(turned.view(np.uint8)).reshape(*steps.shape, 4)
-    return Panels(octets, turn(q.scale), turn(q.zero_point), turn(codes.sum(-1, dtype=np.int32)))
+    scale, zero_point = (
+        xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, q.zero_point)
+    )
+    sums = codes.sum(-1, dtype=np.int32).astype(np.float32)  # exact: they are less than 2^24
+    grids = xp.pad(xp.stack([scale, zero_point, sums]), ((0, 0), (0, more), (0, 0)))
+    return Panels(octets, jnp.asarray(grids.reshape(3, -1, PANEL, groups).transpose(1, 3, 0, 2)))
 
 
 def from_panels(panels: Panels, like: QTensor) -> QTensor:
     """Turn panels back, bit for bit; `like` tells the shapes."""
     outputs, inputs = like.shape
-    groups = panels.scale.shape[1]
-
-    def turn(grid: Array, shape: tuple[int, ...]) -> Array:
-        rows = grid.swapaxes(1, 2).reshape(-1, groups)[:outputs]
-        return (rows if groups * outputs == np.prod(shape) else rows[:1]).reshape(shape)
-
+    groups = panels.grids.shape[1]
     rows = panels.codes.swapaxes(1, 2).reshape(-1, groups, panels.codes.shape[1] // groups * 4)
     codes = (rows[:outputs, :, : inputs // groups] ^ np.uint8(128)).view(np.int8)
+    scale, zero_point, _ = panels.grids.transpose(2, 0, 3, 1).reshape(3, -1, groups)[:, :outputs]
+
+    def shaped(grid: Array, shape: tuple[int, ...]) -> Array:
+        return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each
+
     return dataclasses.replace(
         like,
         codes=codes.reshape(outputs, inputs),
-        scale=turn(panels.scale, like.scale.shape),
-        zero_point=turn(panels.zero_point, like.zero_point.shape),
+        scale=shaped(scale, like.scale.shape),
+        zero_point=shaped(zero_point, like.zero_point.shape),
     )

@@ -43,18 +43,18 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
       near(rounded(r, k), x[r * inputs + k], 0.51 * scale[r] + 1e-6, "quantize_rows", kernels.isa);
 
   std::vector<uint8_t> packed(panels * groups * steps * PANEL * 4, 128);
-  std::vector<float> grid(panels * groups * PANEL), zero(grid.size());
-  std::vector<int32_t> sum(grid.size());
+  std::vector<float> grids(panels * groups * 3 * PANEL);
   std::vector<double> weight(outputs * inputs);
   for (int64_t o = 0; o < outputs; ++o)
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t p = o / PANEL, lane = o % PANEL, at = (p * groups + g) * PANEL + lane;
-      grid[at] = 0.01f * (1.1f + uniform()), zero[at] = 5 * uniform();
+      const int64_t p = o / PANEL, lane = o % PANEL;
+      float* grid = &grids[(p * groups + g) * 3 * PANEL + lane];
+      grid[0] = 0.01f * (1.1f + uniform()), grid[PANEL] = 5 * uniform();
       for (int64_t k = 0; k < size; ++k) {
         const int code = std::lround(127.5f * uniform() - 0.5f);
         packed[(((p * groups + g) * steps + k / 4) * PANEL + lane) * 4 + k % 4] = uint8_t(code + 128);
-        sum[at] += code;
-        weight[o * inputs + g * size + k] = double(grid[at]) * (code - double(zero[at]));
+        grid[2 * PANEL] += code;
+        weight[o * inputs + g * size + k] = double(grid[0]) * (code - double(grid[PANEL]));
       }
     }
   const std::vector<float> bias = numbers(outputs), residual = numbers(rows * outputs), gain = numbers(outputs),
@@ -64,7 +64,7 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
     const After after = {all ? bias.data() : nullptr,     all ? act : Act::none, all ? residual.data() : nullptr,
                          all ? gain.data() : nullptr,     shift.data(),          1e-12f};
     const Inputs in = {codes.data(), scale.data(), offset.data()};
-    const Weight w = {packed.data(), grid.data(), zero.data(), sum.data(), outputs, inputs, groups};
+    const Weight w = {packed.data(), grids.data(), outputs, inputs, groups};
     kernels.product(in, w, after, 0, rows / 2, 0, panels, y.data());
     kernels.product(in, w, after, rows / 2, rows, 0, panels / 2, y.data());
     kernels.product(in, w, after, rows / 2, rows, panels / 2, panels, y.data());

@@ -56,22 +56,20 @@ ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Res
 }
 
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
-                   ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> panel_scale,
-                   ffi::Buffer<ffi::F32> panel_zero, ffi::Buffer<ffi::S32> panel_sum, ffi::Buffer<ffi::F32> bias,
-                   ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
+                   ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
+                   ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
                    ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
   if (!chosen) return invalid("product", "no kernels for this processor");
-  if (codes.dimensions().size() != 2 || y->dimensions().size() != 2 || panel_scale.dimensions().size() != 3)
-    return invalid("product", "wanted codes [rows, inputs], scales [panels, groups, 16], y [rows, outputs]");
-  Weight w = {panels.typed_data(), panel_scale.typed_data(), panel_zero.typed_data(), panel_sum.typed_data(),
-              y->dimensions()[1], codes.dimensions()[1], panel_scale.dimensions()[1]};
+  if (codes.dimensions().size() != 2 || y->dimensions().size() != 2 || grids.dimensions().size() != 4)
+    return invalid("product", "wanted codes [rows, inputs], grids [panels, groups, 3, 16], y [rows, outputs]");
+  const Weight w = {panels.typed_data(), grids.typed_data(), y->dimensions()[1], codes.dimensions()[1],
+                    grids.dimensions()[1]};
   const int64_t rows = codes.dimensions()[0], count = w.panels();
   if (!w.groups || w.inputs % w.groups || !w.inputs) return invalid("product", "wanted whole groups of inputs");
   if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}) || !has_shape(*y, {rows, w.outputs}))
     return invalid("product", "wanted scale [rows], offset [rows], y [rows, outputs]");
-  if (!has_shape(panels, {count, w.groups * w.steps(), PANEL, 4}) || !has_shape(panel_scale, {count, w.groups, PANEL}) ||
-      !has_shape(panel_zero, {count, w.groups, PANEL}) || !has_shape(panel_sum, {count, w.groups, PANEL}))
-    return invalid("product", "wanted codes [panels, steps, 16, 4], scale, zero and sum [panels, groups, 16]");
+  if (!has_shape(panels, {count, w.groups * w.steps(), PANEL, 4}) || !has_shape(grids, {count, w.groups, 3, PANEL}))
+    return invalid("product", "wanted the weight's codes [panels, steps, 16, 4], grids [panels, groups, 3, 16]");
   const bool norm = gain.element_count(), plain = !residual.element_count();
   if ((bias.element_count() && !has_shape(bias, {w.outputs})) || (!plain && !has_shape(residual, {rows, w.outputs})) ||
       (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
@@ -153,8 +151,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product, aq::product,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -171,9 +171,9 @@ void product(const Inputs& in, const Weight& w, const After& after, int64_t row,
         for (int64_t n = 0; n < vectors; ++n) {
           const int64_t at = p * PANEL + n * LANES, left = w.outputs - at;
           if (left <= 0) break;
-          const int64_t grid = ((p + n / VECTORS) * groups + g) * PANEL + n % VECTORS * LANES;
-          const F sw = load<F>(w.scale + grid), zw = load<F>(w.zero + grid);
-          const F constant = sw * fma(splat(-float(w.size())), zw, to_float(load<I>(w.sum + grid)));
+          const float* grid = w.grid(p + n / VECTORS, g) + n % VECTORS * LANES;
+          const F sw = load<F>(grid), zw = load<F>(grid + PANEL), sum_w = load<F>(grid + 2 * PANEL);
+          const F constant = sw * fma(splat(-float(w.size())), zw, sum_w);
           for (int64_t r = 0; r < count; ++r) {
             const int64_t i = row + first + r, tile_at = (r * vectors + n) * LANES;
             const int32_t sum = row_sums[(first + r) * groups + g];

@@ -12,14 +12,13 @@ enum class Act : int64_t { none, gelu, gelu_tanh, relu };
 // Eight-bit codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them.
 struct Weight {
   const uint8_t* codes;  // [panels, steps, 16, 4]: code + 128; a step has four inputs
-  const float* scale;    // [panels, groups, 16]
-  const float* zero;     // [panels, groups, 16]
-  const int32_t* sum;    // [panels, groups, 16]: the sum of a group's codes
+  const float* grids;    // [panels, groups, 3, 16]: scales, zero points, and sums of a group's codes
   int64_t outputs, inputs, groups;
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
   int64_t size() const { return inputs / groups; }             // inputs in a group
   int64_t steps() const { return (size() + 3) / 4; }           // of a group
+  const float* grid(int64_t panel, int64_t group) const { return grids + (panel * groups + group) * 3 * PANEL; }
 };
 
 // Rows of inputs as 8-bit codes: x ~ scale * code + offset.
