@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import aq_jax as aq
 from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, quantize
@@ -295,7 +295,7 @@ def test_what_is_exported_or_lowered_for_others_has_no_call(call: Callable[[Any]
 
 
 def test_inputs_that_are_spread_over_devices_are_xlas(call: Callable[[Any], Any]) -> None:
-    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), (AxisType.Auto,))
     x = jax.ShapeDtypeStruct((2, 3, 64), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
     assert calls_of(jax.jit(call).trace(x).lower(lowering_platforms=("cpu",))) == 0
 
