@@ -27,8 +27,8 @@ class Product:
     """x @ W.T of 8-bit inputs and weights, whose codes are prepared in panels (see `native_panels`)."""
 
     rotates = True
-    tokens = 128
-    """The rows at a time for which a model's inputs and outputs stay in a core's second cache from layer to layer."""
+    tokens = 256
+    """The rows at a time that a model is given: most of what a layer computes is then in the caches for the next."""
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
         if activations != "int8":
