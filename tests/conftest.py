@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import jaxtyping
@@ -48,9 +49,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("aq_jax")
 
 STRICT_FOLDERS = ("codes", "core", "ops", "quantizers")
-# Small models, compared with oracles: half of their time is XLA's optimizing what runs once.
-SMALL = {"calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate", "test_gptq.py"}
+# Small models and tensors, compared with oracles: most of their time is XLA's optimizing what runs once or twice.
+# Floats that must equal NumPy's bit for bit (test_grid.py, test_absmax_minmax.py, test_tiles.py, test_ops.py) are
+# computed by programs as users have them.
+SMALL = {
+    *("calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate"),
+    *(f"test_{name}.py" for name in ("apply", "bits_jax", "corpus", "eight_devices", "export", "gptq", "kernels")),
+    *(f"test_{name}.py" for name in ("llama", "mse", "open_table", "qtensor", "rotation", "treatment")),
+    *("apply.py", "convert.py", "gptq.py"),  # examples
+}
 QUICKLY = "jax_disable_most_optimizations"
+# Each fusion is compiled by a pipeline of MLIR that is set up anew: half of the time of a small program.
+EMITTERS = "xla_cpu_use_fusion_emitters"
 _quick: list[str] = []  # modules whose programs were not optimized, and may still be there
 
 
@@ -76,14 +86,33 @@ def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     import jax
+    from jax._src import compiler  # XLA_FLAGS are read once in a process, and these hold for some of its modules
+
+    as_usual = compiler.get_compile_options
+
+    def without_emitters(*args: Any, **options: Any) -> Any:
+        found = as_usual(*args, **options)
+        found.env_option_overrides = [*found.env_option_overrides, (EMITTERS, False)]
+        return found
 
     _quick.append(str(request.path))
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "cli":  # which says which of JAX's variables are set
             patch.setenv(QUICKLY.upper(), "1")
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --{EMITTERS}=false")
+        patch.setattr(compiler, "get_compile_options", without_emitters)
         jax.config.update(QUICKLY, True)
         yield
         jax.config.update(QUICKLY, False)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collections: looking through it took a twentieth of all time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

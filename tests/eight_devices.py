@@ -1,4 +1,4 @@
-"""Shards on eight devices, in a process that test_loader_sharded.py starts: their number is fixed when JAX starts."""
+"""Shards on eight devices, in a process that test_eight_devices.py starts: their number is fixed when JAX starts."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "duckdb.parquet": by_duckdb,
     "polars.arrow": by_polars,
 }
-MANY = {"m.parquet": 6, "m.arrow": 3, "pieces.parquet": 4, "pieces.arrow": 6}
+MANY = {"m.arrow": 6, "pieces.parquet": 4, "pieces.arrow": 6}
 """How many of the shardings are tried on a file; of others, two."""
 FEW = ("m.parquet", "pieces.arrow")
 """Where shards are always cut. That parts are read from all of FILES, test_loader_sharded.py asks without devices."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import jax
@@ -128,16 +128,23 @@ def test_every_matrix_is_quantized_and_nothing_else(
         assert converted.done.kept == {}
 
 
-def test_files_are_as_small_as_they_are_said_to_be(
-    int8: Converted, int2: Converted, int2_asymmetric: Converted, weights: dict[str, np.ndarray]
+def slow(name: str, *values: object) -> Any:
+    return pytest.param(name, *values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "to_full", "to_float16"), [("int8", 3.9, 1.95), ("int2", 14.1, 7.0), slow("int2_asymmetric", 12.5, 6.2)]
+)
+def test_a_file_is_as_small_as_it_is_said_to_be(
+    request: pytest.FixtureRequest, weights: dict[str, np.ndarray], name: str, to_full: float, to_float16: float
 ) -> None:
+    converted = request.getfixturevalue(name)
     full = sum(a.nbytes for a in weights.values())
     half = sum(a.nbytes // 2 if a.dtype == np.float32 else a.nbytes for a in weights.values())
-    for converted, to_full, to_float16 in ((int8, 3.9, 1.95), (int2, 14.1, 7.0), (int2_asymmetric, 12.5, 6.2)):
-        size = converted.path.stat().st_size
-        assert full / size >= to_full, full / size
-        assert half / size >= to_float16, half / size
-        assert converted.done.source_bytes == full
+    size = converted.path.stat().st_size
+    assert full / size >= to_full, full / size
+    assert half / size >= to_float16, half / size
+    assert converted.done.source_bytes == full
 
 
 def test_int8_is_as_good_as_the_float_model(int8: Converted, weights: dict[str, np.ndarray]) -> None:
@@ -146,19 +153,19 @@ def test_int8_is_as_good_as_the_float_model(int8: Converted, weights: dict[str, 
     assert min(found.values()) >= 0.9994
 
 
+@pytest.mark.parametrize(("name", "mean"), [("int2", 0.930), slow("int2_asymmetric", 0.937)])
 def test_int2_fits_as_well_as_it_is_said_to(
-    int2: Converted, int2_asymmetric: Converted, weights: dict[str, np.ndarray]
+    request: pytest.FixtureRequest, weights: dict[str, np.ndarray], name: str, mean: float
 ) -> None:
-    symmetric, asymmetric = (linears(cosines(converted, weights)) for converted in (int2, int2_asymmetric))
-    assert len(symmetric) == len(asymmetric) == 37  # six layers of six, and the pooler
-    assert np.mean(symmetric) >= 0.930
-    assert np.mean(asymmetric) >= 0.937
+    found = linears(cosines(request.getfixturevalue(name), weights))
+    assert len(found) == 37  # six layers of six, and the pooler
+    assert np.mean(found) >= mean
 
 
-def test_a_model_compiles_few_programs(int8: Converted, int2: Converted, int2_asymmetric: Converted) -> None:
+@pytest.mark.parametrize("name", ["int8", "int2", slow("int2_asymmetric")])
+def test_a_model_compiles_few_programs(request: pytest.FixtureRequest, name: str) -> None:
     """Not one a shape. Zero would mean that nothing was counted."""
-    for converted in (int8, int2, int2_asymmetric):
-        assert 1 <= converted.programs <= 3, (converted.path, converted.programs)
+    assert 1 <= request.getfixturevalue(name).programs <= 3
 
 
 def test_tables_are_whole(int8: Converted, int2: Converted) -> None:

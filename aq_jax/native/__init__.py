@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import threading
 import warnings
 from dataclasses import dataclass
@@ -69,13 +70,13 @@ def load() -> Status:
     global _loaded
     with _lock:
         if _loaded is None:
-            status, library = _open(_library())
+            status, library = _open(_library(), apply=True)
             if library is not None:
                 status = _register(library, status)
+            _loaded = status
             if status.fault:
                 text = f"aq_jax computes without its native kernels: {status.reason}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
-            _loaded = status
     return _loaded
 
 
@@ -88,7 +89,8 @@ def probe(path: Path | None = None) -> Status:
     Raises:
         ConfigError: if AQ_JAX_ISA asks for what is not there.
     """
-    return _open(path or _library())[0]
+    with _lock:
+        return _open(path or _library())[0]
 
 
 def choose_isa(isa: str) -> None:
@@ -97,30 +99,33 @@ def choose_isa(isa: str) -> None:
     Raises:
         ConfigError: if the processor or the library does not have it.
     """
-    status, library = _open(_library())
-    _choose(library, status, isa, "isa")
+    global _loaded
+    with _lock:
+        status, library = _open(_library())
+        status = _choose(library, status, isa, "isa", apply=True)
+        _loaded = status if _loaded is not None and _loaded.available else _loaded
 
 
 def _library() -> Path:
     return recipe.FOLDER / recipe.this_machine().library
 
 
-def _open(path: Path) -> tuple[Status, ctypes.CDLL | None]:
-    """Open and check the library at a path; give none where it cannot be used."""
+def _open(path: Path, apply: bool = False) -> tuple[Status, ctypes.CDLL | None]:
+    """Open and check the library at a path, and perhaps apply AQ_JAX_ISA; give none where it cannot be used."""
     library = None
     try:
         library, status = _check(path)
     except _UnusableError as error:
         status = Status(reason=str(error), fault=error.fault)
     if isa := os.environ.get(ISA):
-        status = _choose(library, status, isa, ISA)
+        status = _choose(library, status, isa, ISA, apply)
     return status, library
 
 
-def _choose(library: ctypes.CDLL | None, status: Status, isa: str, where: str) -> Status:
+def _choose(library: ctypes.CDLL | None, status: Status, isa: str, where: str, apply: bool) -> Status:
     if library is None:
         raise ConfigError(f"{where} = {isa!r}: the native kernels cannot be used: {status.reason}")
-    if isa not in status.isas or not library.aq_native_choose(isa.encode()):
+    if isa not in status.isas or (apply and not library.aq_native_choose(isa.encode())):
         raise ConfigError(f"{where} = {isa!r}: wanted one of {', '.join(status.isas)}")
     return Status(isa, status.isas)
 
@@ -141,6 +146,8 @@ def _check(path: Path) -> tuple[ctypes.CDLL, Status]:
             raise _UnusableError(f"{why} see {note}" if more else why, fault="AQ_JAX_NATIVE=no" not in why)
         raise _UnusableError(f"they were never built; run {again}")
     broken = f"{path} is broken"
+    if not _is_whole(path):
+        raise _UnusableError(f"{broken} (it is shorter than it says); run {again}")
     try:
         library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)  # nothing else in the process binds to it
         library.aq_native_info.restype = ctypes.c_char_p
@@ -154,7 +161,10 @@ def _check(path: Path) -> tuple[ctypes.CDLL, Status]:
         raise _UnusableError(
             "jaxlib has no FFI headers here, which say what it is compatible with; install jaxlib again"
         )
-    here = recipe.ffi_version(include)
+    try:
+        here = recipe.ffi_version(include)
+    except (OSError, ValueError) as error:
+        raise _UnusableError(f"jaxlib's FFI headers cannot be read ({error}); install jaxlib again") from None
     if ffi[:1] != here[:1] or ffi > here:
         text = f"they are for version {_dots(ffi)} of XLA's FFI, and this jaxlib has {_dots(here)}; run {again}"
         raise _UnusableError(text)
@@ -170,6 +180,20 @@ def _check(path: Path) -> tuple[ctypes.CDLL, Status]:
         return library, Status(isa, tuple(json.loads(library.aq_native_available())))
     except (AttributeError, TypeError, ValueError) as error:
         raise _UnusableError(f"{broken} ({error}); run {again}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file has the size that its ELF header says; others are checked when they are opened.
+
+    To open a file that was cut kills the process.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return True
+    (table,), (entry, count) = struct.unpack_from("<Q", header, 0x28), struct.unpack_from("<HH", header, 0x3A)
+    return size >= table + entry * count
 
 
 def _register(library: ctypes.CDLL, status: Status) -> Status:

@@ -21,13 +21,15 @@ WHY_NOT = "not_built.txt"
 LICENSES = "licenses"
 """The folder beside the library with the licenses of what ziglang links into it."""
 
+SUFFIXES = (".cc", ".h", ".linux", ".macos")
+"""The files of the folder that a library is made of."""
 PER_SET = ("kernels.cc",)
 """The files that are compiled once an instruction set, with AQ_ISA; all others are compiled once."""
 EXPORTS = "ffi.cc"
 """The file whose functions the library exports; those of the others are hidden."""
 SETS = {
     "x86_64": {
-        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx2": ("-mavx2", "-mfma"),
         "avx512vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"),
     },
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
@@ -36,7 +38,8 @@ SETS = {
 ZIG_SPELLS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod"}
 """Flags that ziglang has under another name."""
 # Without contraction a product and a sum are two roundings, as they are in XLA.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility-inlines-hidden")
+# Sums of integers may wrap on the way to one that does not.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fvisibility-inlines-hidden")
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 _MACOS = "11.0"
 _GLIBC = "2.17"
@@ -147,7 +150,7 @@ def ffi_version(include: Path) -> tuple[int, int]:
 def digest(ffi: tuple[int, int]) -> str:
     """Name the sources, the flags and the interface that a library is made of, by a hash of their content."""
     found = hashlib.sha256(repr((SETS, FLAGS, PER_SET, EXPORTS, tuple(ffi))).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(path for path in SOURCES.iterdir() if path.suffix in SUFFIXES):
         data = path.read_bytes()
         found.update(f"\n{path.name} {len(data)}\n".encode() + data)
     return found.hexdigest()[:32]

@@ -77,8 +77,13 @@ class QLinear(nnx.Module):
         Args:
             x: The inputs.
             out_sharding: See nnx.Linear.
-            after: What follows the layer; the bias is added before it.
+            after: What follows the layer and its bias.
+
+        Raises:
+            ValueError: for inputs of another shape, and for a bias in `after`, which is the layer's own.
         """
+        if after.bias is not None:
+            raise ValueError("QLinear: found a bias in `after`; wanted none, since the layer has its own")
         batch = x.shape[: x.ndim - len(self.inputs)]
         if x.shape[len(batch) :] != self.inputs:
             raise ValueError(f"QLinear: x of shape {list(x.shape)}; wanted [..., {', '.join(map(str, self.inputs))}]")

@@ -9,6 +9,8 @@ other row, and not on the number of threads. Derivatives are those of XLA's form
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,12 @@ from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import Panels, from_panels, to_panels
 
 
+@dataclass(frozen=True)
 class Product:
     """x @ W.T of 8-bit inputs and weights, whose codes are prepared in panels (see `native_panels`)."""
 
-    rotates = True
-    tokens = 256
+    rotates: ClassVar = True
+    tokens: ClassVar = 256
     """The rows at a time that a model is given: most of what a layer computes is then in the caches for the next."""
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
@@ -51,6 +54,7 @@ class Product:
         return native_calls.product(x, w.arrays, after, w.like)
 
 
+@dataclass(frozen=True)
 class Attention:
     """softmax(q k / sqrt(d)) v in float32."""
 
@@ -68,7 +72,8 @@ class Attention:
         heads: int,
         dtype: DTypeLike,
     ) -> Float[Array, "batch tokens width"]:
-        return _attend(query, key, value, mask, heads)
+        q, k, v = (x.astype(jnp.float32) for x in (query, key, value))
+        return _attend(q, k, v, mask, heads)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))

@@ -35,6 +35,7 @@ def product(
     none, outputs = jnp.zeros(0, jnp.float32), like.shape[0]
     bias, gain, shift = (none if part is None else part for part in (after.bias, after.gain, after.shift))
     residual = jnp.zeros((0, outputs), jnp.float32) if after.residual is None else after.residual
+    panels = Panels(panels.codes, panels.grids.astype(jnp.float32))  # a model's numbers may have been cast
     static = {"act": after.act, "epsilon": float(after.epsilon), "like": like}
     return _product.bind(x, *panels, bias, residual, gain, shift, **static)
 
@@ -91,7 +92,13 @@ def _primitive(
     batched: Callable[..., tuple[Array, int]],
 ) -> Primitive:  # fmt: skip
     primitive = Primitive(f"aq_jax_{name}")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("act", "epsilon", "like", "heads")))
+    compiled = jax.jit(primitive.bind, static_argnames=("act", "epsilon", "like", "heads"))
+
+    def run(*args: Array, **params: Any) -> Array:
+        with jax.disable_jit(False):  # or the call would come back here
+            return compiled(*args, **params)
+
+    primitive.def_impl(run)
     primitive.def_abstract_eval(lambda *args, **params: ShapedArray(shape(*args, **params), np.float32))
     by_library, by_xla = (mlir.lower_fun(f, multiple_results=False) for f in (library, formulation))
 
@@ -106,15 +113,16 @@ def _primitive(
     return primitive
 
 
-def _rows_of_all(args: Sequence[Array], dims: Sequence[int | None], which: Sequence[int]) -> tuple[list[Array], int]:
-    """Merge the mapped axis with the first one, of the arguments that have one; the others are repeated."""
+def _merge(args: Sequence[Array], dims: Sequence[int | None], which: Sequence[int]) -> tuple[list[Array], list[int]]:
+    """Merge the mapped axis with the first of some arguments, repeating those without it; return both lengths."""
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    merged = list(args)
+    merged, lengths = list(args), [size, 0]
     for i in which:
         x, d = args[i], dims[i]
         whole = jnp.broadcast_to(x[None], (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-        merged[i] = whole.reshape(-1, *whole.shape[2:])
-    return merged, size
+        lengths[1] = whole.shape[1]
+        merged[i] = whole.reshape(size * whole.shape[1], *whole.shape[2:])
+    return merged, lengths
 
 
 def _batch_product(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
@@ -122,15 +130,15 @@ def _batch_product(args: Sequence[Array], dims: Sequence[int | None], **params: 
     by_row = [0] if args[residual].shape[0] == 0 and dims[residual] is None else [0, residual]
     if any(d is not None for i, d in enumerate(dims) if i not in by_row):  # several weights
         return jax.vmap(lambda *one: _product_by_xla(*one, **params), dims)(*args), 0
-    merged, size = _rows_of_all(args, dims, by_row)
+    merged, lengths = _merge(args, dims, by_row)
     y = _product.bind(*merged, **params)
-    return y.reshape(size, -1, y.shape[-1]), 0
+    return y.reshape(*lengths, *y.shape[1:]), 0
 
 
 def _batch_attention(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-    merged, size = _rows_of_all(args, dims, range(4))
+    merged, lengths = _merge(args, dims, range(4))
     y = _attention.bind(*merged, **params)
-    return y.reshape(size, -1, *y.shape[1:]), 0
+    return y.reshape(*lengths, *y.shape[1:]), 0
 
 
 _product = _primitive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -29,7 +30,10 @@ class Panels(NamedTuple):
 
 def to_panels(q: QTensor) -> Panels:
     """Turn a weight whose groups each lie in a row. NumPy does it where it can: nothing is compiled for each shape."""
-    xp: Any = jnp if isinstance(q.codes, Tracer) else np
+    leaves = jax.tree.leaves(q)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return jax.eval_shape(to_panels, q)
+    xp: Any = jnp if any(isinstance(leaf, Tracer) for leaf in leaves) else np
     outputs, inputs = q.shape
     groups = q.scale.shape[-1] if q.by_row else 1
     more = -outputs % PANEL
@@ -38,13 +42,15 @@ def to_panels(q: QTensor) -> Panels:
     # Four codes as one number: they are turned faster.
     steps = filled.view(np.uint32).reshape((outputs + more) // PANEL, PANEL, -1).swapaxes(1, 2)
     turned = xp.ascontiguousarray(steps) if xp is np else steps
-    octets = jnp.asarray(turned.view(np.uint8)).reshape(*steps.shape, 4)
+    octets = turned.view(np.uint8).reshape(*steps.shape, 4)
     scale, zero_point = (
         xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, q.zero_point)
     )
     sums = codes.sum(-1, dtype=np.int32).astype(np.float32)  # exact: they are less than 2^24
     grids = xp.pad(xp.stack([scale, zero_point, sums]), ((0, 0), (0, more), (0, 0)))
-    return Panels(octets, jnp.asarray(grids.reshape(3, -1, PANEL, groups).transpose(1, 3, 0, 2)))
+    panels = Panels(octets, grids.reshape(3, -1, PANEL, groups).transpose(1, 3, 0, 2))
+    where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
+    return jax.tree.map(jnp.asarray, panels) if where is None else jax.device_put(panels, where)
 
 
 def from_panels(panels: Panels, like: QTensor) -> QTensor:

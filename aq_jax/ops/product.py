@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops.epilogue import Epilogue
+from aq_jax.ops.epilogue import ACTS, Epilogue
 from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.ops.xla import float32_dot
 
@@ -76,10 +77,29 @@ def linear(
     A residual has the shape of the result.
 
     Raises:
+        ValueError: for an unknown activation, a normalization without both of its arrays, and arrays of other shapes.
         ConfigError: as `qdot`.
     """
+    check_epilogue(after, (*x.shape[:-1], w.shape[0]))
     name, entry = choose_kernel("product", kernel, abstract_qtensor(w), activations, weight=w)
     return _linear(x, w, after, activations, name, entry)
+
+
+def check_epilogue(after: Epilogue, shape: tuple[Any, ...]) -> None:
+    """Refuse what cannot follow a product of this shape, which may have symbols for lengths.
+
+    Raises:
+        ValueError: see `linear`.
+    """
+    if after.act not in ACTS:
+        raise ValueError(f"act={after.act!r}; wanted one of {', '.join(map(repr, ACTS))}")
+    if (after.gain is None) != (after.shift is None):
+        raise ValueError("a normalization wants both a gain and a shift; found one of them")
+    wanted = {"bias": shape[-1:], "gain": shape[-1:], "shift": shape[-1:], "residual": shape}
+    for name, its in wanted.items():
+        found = getattr(after, name)
+        if found is not None and found.shape != its:
+            raise ValueError(f"{name} of shape {list(found.shape)} after a product of shape {list(shape)}")
 
 
 def check_product(w: QTensor | Prepared, activations: str) -> None:

@@ -16,9 +16,10 @@ from aq_jax.calibration.layer_inputs import LayerInputs, token_mask
 from aq_jax.calibration.layerwise import copy_vectors, get_weight
 from aq_jax.calibration.sensitivity import FloatOutputs, input_hessians
 from aq_jax.calibration.text import pad_to_one_shape
-from aq_jax.nn.models.bert import HIDDEN_ACTS, NAMES, Bert, BertConfig, Layer
+from aq_jax.nn.models.bert import NAMES, Bert, BertConfig, Layer
 from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract_model, fill
+from aq_jax.ops import ACTS
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG | {"num_hidden_layers": 3, "vocab_size": 60}, "test")
 SENTENCES = [[2, *np.random.default_rng(n).integers(5, 60, 3 + n % 9).tolist(), 3] for n in range(8)]
@@ -33,7 +34,7 @@ class Parallel(Layer):
     def __call__(self, x: Array, mask: Array) -> Array:
         normed = self.attention_norm(x)
         wide, v = self.up(normed), self.value(normed)
-        return self.output_norm(x + self.down(HIDDEN_ACTS[self.act](wide)) + self.out(v + self.key(v) + self.query(v)))
+        return self.output_norm(x + self.down(ACTS[self.act](wide)) + self.out(v + self.key(v) + self.query(v)))
 
 
 def made(heads: tuple[int, ...] = (4, 2, 4), seed: int = 0) -> Bert:

@@ -200,7 +200,7 @@ def tables(folder: Path, config: aq.QuantizationConfig, w: np.ndarray, q: aq.QTe
         w[:, :63], aq.QuantizationConfig(config.quant_type, per_channel=True, solver="absmax")
     )  # rows of no whole bytes
     one = aq.quantize(w, aq.QuantizationConfig(config.quant_type, per_channel=False, solver="absmax"))
-    for suffix, limit in (("parquet", None), ("arrow", None), ("pieces.parquet", 512), ("pieces.arrow", 512)):
+    for suffix, limit in (("parquet", None), ("pieces.arrow", 512)):
         table = folder / f"m.{suffix}"
         loading.pieces = pieces if limit is None else functools.partial(pieces, limit=limit)
         aq.save(table, {"w": q, "odd": odd, "one": one})
@@ -274,7 +274,7 @@ def tiles(folder: Path) -> None:
     same(exported.call(q), q)
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
     rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), (None, "x")))
-    for suffix, limit in (("parquet", None), ("arrow", None), ("pieces.arrow", 1024)):
+    for suffix, limit in (("parquet", None), ("pieces.arrow", 1024)):
         path = folder / f"tiled.{suffix}"
         loading.pieces = pieces if limit is None else functools.partial(pieces, limit=limit)
         aq.save(path, {"w": q})

@@ -109,10 +109,10 @@ def flips(good: Good, count: int, seed: int = 0) -> Iterator[Case]:
         yield good.case(f"bit {bit}", patched(content, bit // 8, bytes([content[bit // 8] ^ 1 << bit % 8])))
 
 
-def footer_flips(good: Good) -> Iterator[Case]:
-    """A bit in every third byte of the footer: some of these end the process inside pyarrow's own accessors."""
+def footer_flips(good: Good, step: int) -> Iterator[Case]:
+    """A bit in every so many bytes of the footer: some of these end the process inside pyarrow's own accessors."""
     content = good.content
-    for byte in range(Parquet(content).footer_start, len(content) - 8, 3):
+    for byte in range(Parquet(content).footer_start, len(content) - 8, step):
         yield good.case(f"footer byte {byte}", patched(content, byte, bytes([content[byte] ^ 1 << byte % 3])))
 
 

@@ -7,9 +7,5 @@ from pathlib import Path
 from hostile import configs, harness
 
 
-def test_configs_that_lie(tmp_path: Path) -> None:
-    harness.check(harness.run(configs.cases(), tmp_path))
-
-
-def test_patterns_that_lie(tmp_path: Path) -> None:
-    harness.check(harness.run(configs.patterns(), tmp_path))
+def test_configs_and_patterns_that_lie(tmp_path: Path) -> None:
+    harness.check(harness.run([*configs.cases(), *configs.patterns()], tmp_path))

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 )
 CONFIGS = Path(__file__).parents[2] / "configs"
 INT8, INT2 = (str(CONFIGS / f"minilm_{name}.toml") for name in ("int8", "int2_gptq"))
-SENTENCES = 100
+SENTENCES = 50
 
 
 @dataclass(frozen=True)

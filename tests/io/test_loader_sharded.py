@@ -30,19 +30,11 @@ from aq_jax.store.partial import merged
 TESTS = Path(__file__).parent.parent
 
 
-def environment(devices: int) -> dict[str, str]:
+def two_devices() -> dict[str, str]:
+    """The environment of a process that has them."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
-
-
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_on_eight_devices(which: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, str(TESTS / "eight_devices.py")]
-    done = subprocess.run(
-        command, env=environment(8), capture_output=True, text=True, timeout=600, check=False, cwd=TESTS.parent
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
 
 
 # ------------------------------------------------------------------------------------------------ two processes
@@ -88,7 +80,7 @@ def both(folder: Path) -> list[dict[str, Any]]:
     started = [
         subprocess.Popen(
             [*command, str(rank), str(port), str(folder)],
-            env=environment(2),
+            env=two_devices(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -159,14 +159,30 @@ def test_what_xla_refuses_is_not_used(library: native.Status, monkeypatch: pytes
         assert not native.load().available
 
 
+def test_a_library_that_was_cut_is_not_opened(library: native.Status, tmp_path: Path) -> None:
+    whole = (recipe.FOLDER / recipe.this_machine().library).read_bytes()
+    path = tmp_path / "cut.so.1"
+    for size in (200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert "shorter than it says" in native.probe(path).reason
+
+
 def test_an_instruction_set_is_forced_by_the_variable(
     library: native.Status, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for isa in library.isas:
         monkeypatch.setenv(native.ISA, isa)
+        monkeypatch.setattr(native, "_loaded", None)
+        before = library.isas[0] if isa != library.isas[0] else library.isas[-1]
+        native.choose_isa(before)
         assert native.probe() == native.Status(isa, library.isas)
         monkeypatch.delenv(native.ISA)
+        assert native.probe().isa == before  # which looks, and changes nothing
+        monkeypatch.setenv(native.ISA, isa)
+        assert native.load().isa == isa
+        monkeypatch.delenv(native.ISA)
         assert native.probe().isa == isa
+    monkeypatch.setattr(native, "_loaded", None)
     monkeypatch.setenv(native.ISA, "sse9")
     wanted = f"^AQ_JAX_ISA = 'sse9': wanted one of {', '.join(library.isas)}$"
     for ask in (native.probe, native.load):

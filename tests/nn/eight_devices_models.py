@@ -1,4 +1,4 @@
-"""Models on eight devices, in a process that test_parallel.py starts: their number is fixed when JAX starts."""
+"""Models on eight devices, in a process that test_eight_devices.py starts: their number is fixed when JAX starts."""
 
 from __future__ import annotations
 
@@ -126,6 +126,7 @@ def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, 
     assert drawn != found
 
 
+@pytest.mark.slow
 def test_int8_activations_on_eight_devices_are_near_those_on_one(tmp_path: Path, mesh: Mesh) -> None:
     """Not equal: a sum in another order may turn a code."""
     bert_oracle.write_side_files(tmp_path / "model", CONFIG)

@@ -1,15 +1,10 @@
-"""Where the weights of a model go, and that models spread over devices compute what those of one device do."""
+"""Where the weights of a model go; tests/test_eight_devices.py has devices, and computes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from aq_jax.nn.architecture import Architecture
@@ -17,34 +12,7 @@ from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.parallel import partition_spec, shardings
 from aq_jax.store import RowInfo
 
-TESTS = Path(__file__).parent.parent
 P = PartitionSpec
-
-
-def run(expression: str) -> None:
-    """The tests of eight_devices_models.py that match, in a process with eight devices."""
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", expression]
-    done = subprocess.run(
-        [*command, str(TESTS / "nn" / "eight_devices_models.py")],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-        cwd=TESTS.parent,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
-
-
-def test_on_eight_devices() -> None:
-    run("not slow")
-
-
-@pytest.mark.slow
-def test_more_and_minilm_on_eight_devices() -> None:
-    run("slow")
 
 
 def info(name: str, *shape: int, quant_type: str = "none") -> RowInfo:

@@ -5,6 +5,7 @@ The oracle is sentence-transformers itself, on the same folder; of tokenizers, t
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import logging
@@ -29,7 +30,8 @@ from aq_jax.nn.sentences import read_sentence_tokenizer, read_sentences
 from aq_jax.nn.tokenizer import read_tokenizer
 
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
-pytest.importorskip("sentence_transformers", reason="the oracle")
+if importlib.util.find_spec("sentence_transformers") is None:  # whose import takes 4 seconds of each worker
+    pytest.skip("the oracle is sentence-transformers", allow_module_level=True)
 
 WIDTH, POSITIONS = 32, 64
 TEXTS = ["The quick cats jump", "she runs [SEP] on", "Ünder the sea", "中国 sun", ""]

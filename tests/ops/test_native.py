@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,6 +75,7 @@ def product_in_float64(x: np.ndarray, q: QTensor) -> tuple[np.ndarray, np.ndarra
 def test_inputs_have_the_codes_that_xla_gives_them(rows: int, inputs: int) -> None:
     x = inputs_of(rows, inputs)
     x[0] = 3.0  # a range of one number
+    x[rows // 2] = np.arange(inputs) * 0.25 - 3.75  # halfway between codes
     codes, scale, offset = quantize_rows(jnp.asarray(x))
     wanted = jax.jit(xla.quantize_rows)(jnp.asarray(x))
     np.testing.assert_array_equal(codes, wanted[0])
@@ -99,6 +103,14 @@ def test_a_row_that_is_not_finite_has_no_finite_product_and_harms_no_other(bad: 
     found = np.asarray(qdot(x, w, "int8"))
     assert not np.isfinite(found[1]).any()
     np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
+    for act in ACTS:
+        assert not np.isfinite(linear(x, w, "int8", Epilogue(act=act))[1]).any(), act
+
+
+def test_ties_have_the_codes_that_xla_gives_them() -> None:
+    x = (np.random.default_rng(0).integers(0, 511, (64, 96)) * 0.185).astype(np.float32)
+    wanted = jax.jit(xla.quantize_rows)(jnp.asarray(x))[0]
+    np.testing.assert_array_equal(quantize_rows(jnp.asarray(x))[0], wanted)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -191,6 +203,17 @@ def test_attention_depends_neither_on_the_batch_nor_on_padding() -> None:
             np.testing.assert_array_equal(attention(*one, 2, jnp.float32)[0, :length], whole[text, :length])
 
 
+def test_attention_hides_no_nan_and_sees_none_that_is_masked() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, 9, 8)).astype(np.float32) for _ in range(3))
+    mask = np.arange(9)[None] != 4
+    wanted = np.asarray(attention(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
+    k[0, 4], q[0, 2] = np.nan, np.nan
+    found = np.asarray(attention(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
+    assert np.isnan(found[0, 2]).all()
+    np.testing.assert_array_equal(np.delete(found, 2, 1), np.delete(wanted, 2, 1))
+
+
 def test_panels_give_the_weight_back_bit_for_bit() -> None:
     tensor = quantize(np.random.default_rng(0).normal(size=(5, 6)), QuantizationConfig("int8", per_channel=False))
     for q in (*(weight(*shape) for shape in SHAPES), weight(8, 64, 32, rotate=True), tensor):
@@ -232,6 +255,54 @@ def test_programs_of_one_cpu_call_the_library(call: Callable[[Any], Any]) -> Non
         assert calls_of(jax.jit(mapped).lower(X)) == 2
         np.testing.assert_array_equal(mapped(X), y)
     np.testing.assert_array_equal(jax.lax.map(call, jnp.asarray(X)), y)
+
+
+def test_it_runs_without_jit_and_over_nothing(call: Callable[[Any], Any]) -> None:
+    y = call(X)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(call(jnp.asarray(X)), y)
+    assert jax.vmap(call)(jnp.zeros((0, 3, 64))).shape == (0, 3, 40)
+    qkv = jnp.zeros((0, 2, 5, 8))
+    run = jax.vmap(lambda q: Attention().run(q, q, q, jnp.ones((2, 5), bool), 2, jnp.float32))
+    assert run(qkv).shape == qkv.shape
+
+
+def test_a_copy_is_the_same_tree_and_scales_may_be_traced_alone() -> None:
+    q, x = weight(17, 50, 50), inputs_of(3, 50)
+    w = prepare(q, activations="int8")
+    for copied in (copy.deepcopy(w), pickle.loads(pickle.dumps(w))):
+        assert jax.tree.structure(copied) == jax.tree.structure(w)
+
+    def loss(scale: Any, kernel: str | None) -> Any:
+        w = dataclasses.replace(q, scale=scale)
+        w = prepare(w, activations="int8") if kernel is None else w
+        return qdot(x, w, "int8", kernel=kernel).sum()
+
+    found, wanted = (jax.grad(loss)(q.scale, kernel) for kernel in (None, "xla"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-3)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), q)
+    assert prepare(shapes, activations="int8").arrays == jax.eval_shape(lambda: w.arrays)
+
+
+def test_numbers_of_other_dtypes_are_cast() -> None:
+    q, x = weight(17, 50, 50), inputs_of(3, 50)
+    w = prepare(q, activations="int8")
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, w)
+    np.testing.assert_allclose(qdot(x, halved, "int8"), qdot(x, w, "int8"), rtol=0.05, atol=1)
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)), jnp.bfloat16)
+    found = attention(qkv, qkv, qkv, jnp.ones((2, 5), bool), 2, jnp.float32)
+    assert found.shape == qkv.shape
+
+
+def test_what_cannot_follow_a_product_is_refused() -> None:
+    w, x = prepare(weight(17, 50, 50), activations="int8"), inputs_of(3, 50)
+    for after, why in (
+        (Epilogue(act="silu"), "act='silu'; wanted one of"),
+        (Epilogue(gain=jnp.ones(17)), "a normalization wants both a gain and a shift"),
+        (Epilogue(jnp.ones(1)), r"bias of shape \[1\] after a product of shape \[3, 17\]"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            linear(x, w, "int8", after)
 
 
 def test_several_weights_are_mapped_over() -> None:

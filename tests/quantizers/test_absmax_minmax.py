@@ -58,8 +58,8 @@ def assert_is_the_oracle(q: QTensor, w: np.ndarray, solver: str, granularity: di
 
 CASES = [
     pytest.param((4, 64), {"group_size": 32}, (8, 4, 3, 2), id="groups by row"),
-    pytest.param((5, 33), {"group_size": 32}, (8, 2), id="groups cross rows, the last is short"),
-    pytest.param((6, 10), {"per_channel": True}, (8, 2), id="channels"),
+    pytest.param((5, 33), {"group_size": 32}, (2,), id="groups cross rows, the last is short"),
+    pytest.param((6, 10), {"per_channel": True}, (8,), id="channels"),
     pytest.param((3, 2, 4), {"per_channel": True}, (3,), id="channels of two axes"),
     pytest.param((5, 7), {"per_channel": False}, (8,), id="tensor"),
 ]
@@ -109,7 +109,7 @@ def test_strides_do_not_matter(solver: str, rng: np.random.Generator) -> None:
         assert_is_the_oracle(quantize(w, config(solver, 8, {"group_size": 32})), w, solver, {"group_size": 32}, "")
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["absmax", pytest.param("minmax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "dtype",
     [ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float64],

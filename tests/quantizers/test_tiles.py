@@ -47,18 +47,18 @@ def assert_measures(w: np.ndarray, c: QuantizationConfig, found: Quantized) -> N
 
 ROADS = [
     pytest.param((300, 250), config(2, group_size=32), id="groups over two tiles, the last is short"),
-    pytest.param((3, 7), config(2, group_size=32), id="less than a group"),
+    pytest.param((3, 7), config(2, group_size=32), id="less than a group", marks=pytest.mark.slow),
     pytest.param((37, 29), config(3, group_size=32), id="three bits"),
     pytest.param((53, 31), config(4, MINMAX, group_size=13), id="groups of odd size"),
     pytest.param((700, 100), config(8, MINMAX, per_channel=True), id="channels over two tiles"),
-    pytest.param((9, 37), config(2, per_channel=True), id="channels that are no whole bytes"),
+    pytest.param((9, 37), config(2, per_channel=True), id="channels that are no whole bytes", marks=pytest.mark.slow),
     pytest.param((9, 36), config(2, per_channel=True), id="channels of whole bytes, shorter than a bucket"),
-    pytest.param((7, 11, 13), config(8, per_channel=True), id="channels of two axes"),
+    pytest.param((7, 11, 13), config(8, per_channel=True), id="channels of two axes", marks=pytest.mark.slow),
     pytest.param((2, 270000), config(8, MINMAX, per_channel=True), id="channels longer than a tile"),
     pytest.param((3, 70001), config(3, per_channel=True), id="such channels that are no whole bytes"),
     pytest.param((2, 270000), config(2, group_size=270001), id="a group longer than a tile, the last is short"),
     pytest.param((3, 50001), config(8, MINMAX), id="tensor"),
-    pytest.param((5, 3), config(4, per_channel=False), id="a small tensor"),
+    pytest.param((5, 3), config(4, per_channel=False), id="a small tensor", marks=pytest.mark.slow),
 ]
 
 
@@ -90,7 +90,9 @@ def test_tiled_is_all_at_once(c: QuantizationConfig, rng: np.random.Generator) -
     assert np.array_equal(oracle.stream_codes(found.data, c.spec.bits, w.size), oracle.codes_of(q).ravel())
 
 
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize(
+    "symmetric", [pytest.param(True, marks=pytest.mark.slow), False], ids=["symmetric", "asymmetric"]
+)
 def test_mse_through_tiles_is_as_good_as_all_at_once(symmetric: bool, rng: np.random.Generator) -> None:
     # The sums are added up in another order, so that a scale may end on its neighbour.
     c = QuantizationConfig(quant_type="int2", group_size=64, symmetric=symmetric)

@@ -168,14 +168,14 @@ def test_a_manifest_that_lies_is_refused(folder: Path, case: str) -> None:
 
 
 def test_many_files_are_compared_at_once() -> None:
-    """Each with each would take a minute, and a hostile manifest is a small file."""
-    entries = [ShardEntry(shard_name(i, 60_000), 7, "0" * 64, ("a",)) for i in range(60_000)]
+    """Each with each would take a quarter of a minute, and a hostile manifest is a small file."""
+    entries = [ShardEntry(shard_name(i, 30_000), 7, "0" * 64, ("a",)) for i in range(30_000)]
     text = compose_manifest(entries, {})
     start = time.process_time()
     assert parse_manifest(text, "") == tuple(entries)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 3
     with pytest.raises(FormatError, match=r"would be .* bytes long"):
-        compose_manifest([*entries] * 2, {})
+        compose_manifest(entries * 4, {})
 
 
 def test_verify_does_not_praise_what_is_another_tables(folder: Path) -> None:

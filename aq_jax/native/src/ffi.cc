@@ -1,4 +1,5 @@
 // The calls that XLA makes. Shapes are checked here, before a kernel touches anything.
+#include <atomic>
 #include <string>
 
 #include "kernels.h"
@@ -10,11 +11,14 @@ namespace ffi = xla::ffi;
 namespace aq {
 namespace {
 
-const Kernels* chosen = *available();
+std::atomic<const Kernels*> choice{*available()};
 
-// Below so many products of bytes, or as much other work, a second thread costs more than it saves.
-constexpr int64_t ALONE = 1 << 22;
 constexpr int64_t BLOCK = 64;  // rows whose inputs and outputs stay in a core's second cache
+
+// The threads for so many products of bytes, or as much other work: a second one costs more than a little work takes.
+int64_t threads_for(const ffi::ThreadPool& pool, int64_t work) {
+  return work > 1 << 22 ? std::max<int64_t>(1, pool.num_threads()) : 1;
+}
 
 ffi::Error invalid(const char* call, const std::string& what) {
   return ffi::Error::InvalidArgument(std::string(call) + ": " + what);
@@ -26,16 +30,19 @@ bool has_shape(Buffer& buffer, std::initializer_list<int64_t> wanted) {
   return found.size() == wanted.size() && std::equal(found.begin(), found.end(), wanted.begin());
 }
 
-// Cut `count` in parts of at most `most`, as equal as can be: their number, and the first of part i.
+// `count` things in parts as equal as can be: how many parts, and the first thing of part i.
 struct Parts {
   int64_t count, parts;
-  Parts(int64_t count, int64_t most) : count(count), parts(std::max<int64_t>(1, (count + most - 1) / most)) {}
+  Parts(int64_t count, int64_t parts) : count(count), parts(std::max<int64_t>(1, std::min(parts, count))) {}
   int64_t first(int64_t i) const { return count * i / parts; }
 };
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::S8>> codes,
                          ffi::Result<ffi::Buffer<ffi::F32>> scale, ffi::Result<ffi::Buffer<ffi::F32>> offset,
                          int64_t block) {
+  const Kernels* const chosen = choice;
   if (!chosen) return invalid("quantize_rows", "no kernels for this processor");
   if (x.dimensions().size() != 2) return invalid("quantize_rows", "wanted x [rows, inputs]");
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
@@ -44,8 +51,7 @@ ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Res
   if (block && (block < 2 || block & (block - 1) || inputs % block))
     return invalid("quantize_rows", "wanted a power of two that divides the inputs as the block of the rotation");
   if (!rows) return ffi::Error::Success();
-  const int64_t most = 2 * rows * inputs > ALONE / 16 ? (rows + pool.num_threads() - 1) / std::max<int64_t>(1, pool.num_threads()) : rows;
-  const Parts parts(rows, std::max<int64_t>(1, most));
+  const Parts parts(rows, threads_for(pool, 32 * rows * inputs));
   parallel(pool, parts.parts, [&](int64_t i) {
     const int64_t first = parts.first(i);
     chosen->quantize_rows(x.typed_data() + first * inputs, parts.first(i + 1) - first, inputs, block,
@@ -57,8 +63,9 @@ ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Res
 
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
                    ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
-                   ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
-                   ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
+                   ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
+                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
+  const Kernels* const chosen = choice;
   if (!chosen) return invalid("product", "no kernels for this processor");
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2 || grids.dimensions().size() != 4)
     return invalid("product", "wanted codes [rows, inputs], grids [panels, groups, 3, 16], y [rows, outputs]");
@@ -81,10 +88,10 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer
                        plain ? nullptr : residual.typed_data(), norm ? gain.typed_data() : nullptr,
                        norm ? shift.typed_data() : nullptr, eps};
   // Blocks of rows for each thread; few rows are computed by panels, of which each thread takes some.
-  const int64_t threads = rows * w.inputs * w.outputs > ALONE ? std::max<int64_t>(1, pool.num_threads()) : 1;
+  const int64_t threads = threads_for(pool, rows * w.inputs * w.outputs);
   const bool by_rows = rows >= 16 * threads;
-  const Parts blocks(rows, by_rows ? std::min(BLOCK, (rows + threads - 1) / threads) : BLOCK);
-  const Parts chunks(count, by_rows ? count : std::max<int64_t>(2, (count + threads - 1) / threads));
+  const Parts blocks(rows, std::max(ceil_div(rows, BLOCK), by_rows ? threads : 1));
+  const Parts chunks(count, by_rows ? 1 : std::min(threads, ceil_div(count, 2)));
   parallel(pool, blocks.parts * chunks.parts, [&](int64_t item) {
     const int64_t i = item / chunks.parts, j = item % chunks.parts;
     const int64_t first = blocks.first(i), end = blocks.first(i + 1);
@@ -97,6 +104,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer
 
 ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
                      ffi::Buffer<ffi::PRED> mask, ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t heads) {
+  const Kernels* const chosen = choice;
   if (!chosen) return invalid("attention", "no kernels for this processor");
   if (q.dimensions().size() != 3) return invalid("attention", "wanted q [batch, tokens, width]");
   const int64_t batch = q.dimensions()[0], tokens = q.dimensions()[1], width = q.dimensions()[2];
@@ -106,8 +114,8 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
     return invalid("attention", "wanted q, k, v and out [batch, tokens, width], mask [batch, tokens]");
   if (!q.element_count()) return ffi::Error::Success();
   const int64_t size = width / heads, items = batch * heads;
-  const int64_t work = 8 * batch * tokens * tokens * width;
-  const Parts parts(items, work > ALONE ? std::max<int64_t>(1, items / (4 * std::max<int64_t>(1, pool.num_threads()))) : items);
+  const int64_t threads = threads_for(pool, 8 * batch * tokens * tokens * width);
+  const Parts parts(items, threads == 1 ? 1 : 4 * threads);  // texts differ in length
   parallel(pool, parts.parts, [&](int64_t part) {
     for (int64_t item = parts.first(part); item < parts.first(part + 1); ++item) {
       const int64_t text = item / heads, at = text * tokens * width + item % heads * size;
@@ -169,12 +177,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_attention, aq::attention,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("heads"));
 
-// What this library is made of, and the instruction set that it uses ("" for none), as JSON.
+// What this library is made of, and the instruction set that it uses ("" for none), as JSON; for one thread at a time.
 AQ_EXPORT const char* aq_native_info() {
   static std::string info;
+  const aq::Kernels* const chosen = aq::choice;
   info = "{\"sources\": \"" AQ_SOURCES "\", \"ffi\": [" + std::to_string(XLA_FFI_API_MAJOR) + ", " +
          std::to_string(XLA_FFI_API_MINOR) + "], \"built\": " + aq::list(aq::built()) + ", \"chosen\": \"" +
-         (aq::chosen ? aq::chosen->isa : "") + "\"}";
+         (chosen ? chosen->isa : "") + "\"}";
   return info.c_str();
 }
 
@@ -188,7 +197,7 @@ AQ_EXPORT const char* aq_native_available() {
 AQ_EXPORT int aq_native_choose(const char* isa) {
   for (auto* kernels = aq::available(); *kernels; ++kernels)
     if (std::string(isa) == (*kernels)->isa) {
-      aq::chosen = *kernels;
+      aq::choice = *kernels;
       return 1;
     }
   return 0;

@@ -33,7 +33,8 @@ void hadamard_pass(const float* from, int64_t n, float* to) {
   }
 }
 
-// x R sqrt(block), R being the rotation of codes/rotation.py: signs of the Rudin-Shapiro sequence, and a Hadamard matrix.
+// x R, up to a factor in the signs; R is the rotation of codes/rotation.py: the signs of Rudin and Shapiro, and a
+// Hadamard matrix.
 void rotate(const float* x, int64_t inputs, int64_t block, const float* signs, float* spare, float* to) {
   for (int64_t start = 0; start < inputs; start += block) {
     const float* from = spare;
@@ -48,7 +49,7 @@ void rotate(const float* x, int64_t inputs, int64_t block, const float* signs, f
 }
 
 // lo = min x, hi = max x (NaN if any x is not finite), scale = max((hi - lo) / 255, 2^-100),
-// code = round((x - lo) / scale - 128). Rotated rows are sqrt(block) times as long until they have codes.
+// code = round((x - lo) / scale - 128). Rotated rows are up to sqrt(2) times too long until they have codes.
 void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, int8_t* codes, float* scale,
                    float* offset) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
@@ -56,8 +57,10 @@ void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, 
   float* rotated = scratch.take<float>(inputs);
   float* spare = scratch.take<float>(2 * block);
   float* signs = scratch.take<float>(block);
-  for (int64_t i = 0; i < block; ++i) signs[i] = __builtin_parityll(i & (i >> 1)) ? -1 : 1;
-  const float length = block ? float(1 / std::sqrt(double(block))) : 1;
+  float shrink = 1;  // a power of two, which rounds nothing: sums must not overflow where the rotated row does not
+  while (block >= 4 / shrink / shrink) shrink /= 2;
+  for (int64_t i = 0; i < block; ++i) signs[i] = __builtin_parityll(i & (i >> 1)) ? -shrink : shrink;
+  const float length = block ? float(1 / shrink / std::sqrt(double(block))) : 1;
   for (int64_t r = 0; r < rows; ++r, x += inputs, codes += inputs) {
     if (block) rotate(x, inputs, block, signs, spare, rotated);
     const float* line = block ? rotated : x;
@@ -74,10 +77,10 @@ void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, 
     const float step = bad == 0 ? std::max((hi - lo) * (1.0f / 255), 0x1p-100f) : nan;
     scale[r] = step * length;
     offset[r] = (lo + 128 * step) * length;
-    const F first = splat(lo), inverse = splat(1 / step), shift = splat(-128);
+    // Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum; as one number, as XLA adds it.
+    const F first = splat(lo), inverse = splat(1 / step), round = splat(0x1.8p23f - 128);
     for (int64_t i = 0; i < inputs; i += LANES) {
-      // Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum.
-      const F rounded = fma(load_part(line + i, inputs - i) - first, inverse, shift) + splat(0x1.8p23f);
+      const F rounded = fma(load_part(line + i, inputs - i) - first, inverse, round);
       if (inputs - i >= LANES) {
         store_bytes(codes + i, as_int(rounded));
       } else {
@@ -135,7 +138,7 @@ inline F follow(const After& after, F product, const float* residual, int64_t at
     case Act::none: break;
     case Act::gelu: y = gelu(y); break;
     case Act::gelu_tanh: y = gelu_tanh(y); break;
-    case Act::relu: y = max(y, F{}); break;
+    case Act::relu: y = max(F{}, y); break;  // NaN stays
   }
   return residual ? load_part(residual + at, count) + y : y;
 }
@@ -167,7 +170,8 @@ void product(const Inputs& in, const Weight& w, const After& after, int64_t row,
       using Rows = std::make_integer_sequence<int, MAX_ROWS>;
       const Tile run = wide == 2 ? choose<2>(count, Rows{}) : choose<1>(count, Rows{});
       for (int64_t g = 0; g < groups; ++g) {
-        run(x + first * stride + g * 4 * steps, stride, w.codes + p * bytes + g * steps * 4 * PANEL, bytes, steps, dots);
+        const uint8_t* codes = w.codes + p * bytes + g * steps * 4 * PANEL;
+        run(x + first * stride + g * 4 * steps, stride, codes, bytes, steps, dots);
         for (int64_t n = 0; n < vectors; ++n) {
           const int64_t at = p * PANEL + n * LANES, left = w.outputs - at;
           if (left <= 0) break;
@@ -252,7 +256,8 @@ void transpose(const float* rows, int64_t count, int64_t size, int64_t width, fl
   for (int64_t j = 0; j < columns; j += LANES)
     for (int64_t d = 0; d < size; d += LANES) {
       F block[LANES];
-      for (int64_t i = 0; i < LANES; ++i) block[i] = j + i < count ? load_part(rows + (j + i) * width + d, size - d) : F{};
+      for (int64_t i = 0; i < LANES; ++i)
+        block[i] = j + i < count ? load_part(rows + (j + i) * width + d, size - d) : F{};
       turn(block);
       for (int64_t i = 0; i < std::min<int64_t>(LANES, size - d); ++i) store(to + (d + i) * columns + j, block[i]);
     }
@@ -264,9 +269,9 @@ void attention(const float* q, const float* k, const float* v, const bool* mask,
   int64_t seen = tokens;  // what follows the last key that is not masked has no weight
   while (seen && !mask[seen - 1]) --seen;
   const int64_t keys = padded(seen), wide = padded(size);
-  Scratch scratch(Scratch::bytes<float>(size * keys) + Scratch::bytes<float>(seen * wide) + Scratch::bytes<float>(keys) +
-                  Scratch::bytes<float>(MAX_ROWS * wide) + Scratch::bytes<float>(MAX_ROWS * keys) +
-                  Scratch::bytes<float>(MAX_ROWS * wide));
+  Scratch scratch(Scratch::bytes<float>(size * keys) + Scratch::bytes<float>(seen * wide) +
+                  Scratch::bytes<float>(keys) + Scratch::bytes<float>(MAX_ROWS * keys) +
+                  2 * Scratch::bytes<float>(MAX_ROWS * wide));
   float* columns = scratch.take<float>(size * keys);
   float* values = scratch.take<float>(seen * wide);
   float* hidden = scratch.take<float>(keys);  // minus infinity for keys without weight
@@ -294,7 +299,7 @@ void attention(const float* q, const float* k, const float* v, const bool* mask,
       float* line = weights + r * keys;
       F high = splat(std::numeric_limits<float>::lowest()), total = F{};
       for (int64_t j = 0; j < keys; j += LANES) {
-        const F score = load<F>(line + j) + load<F>(hidden + j);
+        const F hide = load<F>(hidden + j), score = hide < 0 ? hide : load<F>(line + j);
         store(line + j, score);
         high = max(high, score);
       }

@@ -93,16 +93,6 @@ inline F fma(F a, F b, F c) {
 #endif
 }
 
-inline F sqrt(F a) {
-#if defined(__AVX512VNNI__)
-  return (F)_mm512_sqrt_ps((__m512)a);
-#elif defined(__AVX2__)
-  return (F)_mm256_sqrt_ps((__m256)a);
-#else
-  return (F)vsqrtq_f32((float32x4_t)a);
-#endif
-}
-
 // Four int8 numbers in every lane.
 inline I splat4(const int8_t* x) {
   int32_t four;

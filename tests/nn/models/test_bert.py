@@ -332,6 +332,7 @@ def test_two_bits_stay_two_bits_in_memory(tables: Callable[[str], Path]) -> None
     assert floats < 0.01 * 4 * sum(math.prod(q.shape) for q in (*linears, *tables_))  # biases and norms
 
 
+@pytest.mark.slow
 @needs_weights
 def test_one_word_is_the_same_alone_and_in_any_batch(minilm: Callable[[str], Ran]) -> None:
     """With 8-bit activations one bit of one float would turn codes, and those others: 0.994 for "yes"."""
