@@ -25,6 +25,8 @@ TARGETS := x86_64-linux aarch64-linux aarch64-macos
 ZIG_WHERE_NEEDED = needed=$$($(BIN)/python -m aq_jax.native.build --needs); test -z "$$needed" || $(PIP) $$needed
 
 export AQ_JAX_TEST_TORCH := $(TORCH)
+# Tests start many processes: without bytecode each of them compiles all sources.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo validate test test-all lint bench native wheels clean
 

@@ -30,7 +30,7 @@ class Product:
     """x @ W.T of 8-bit inputs and weights, whose codes are prepared in panels (see `native_panels`)."""
 
     rotates: ClassVar = True
-    tokens: ClassVar = 256
+    tokens: ClassVar = 128
     """The rows at a time that a model is given: most of what a layer computes is then in the caches for the next."""
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
