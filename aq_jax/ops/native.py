@@ -9,6 +9,7 @@ other row, and not on the number of threads. Derivatives are those of XLA's form
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from aq_jax import native
-from aq_jax.core.dispatch import Activations, backend
+from aq_jax.core.dispatch import TOKENS, Activations, backend
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import native_calls, xla_attention
@@ -30,8 +31,12 @@ class Product:
     """x @ W.T of 8-bit inputs and weights, whose codes are prepared in panels (see `native_panels`)."""
 
     rotates: ClassVar = True
-    tokens: ClassVar = 128
-    """The rows at a time that a model is given: most of what a layer computes is then in the caches for the next."""
+
+    @property
+    def tokens(self) -> int:
+        """The rows that a model is given at once: for each core as many as its caches keep from layer to layer."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(128 * cores, TOKENS["cpu"])
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
         if activations != "int8":
