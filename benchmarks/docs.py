@@ -178,10 +178,12 @@ def _how(found: Mapping[str, Any]) -> Iterator[str]:
     now, suites = report.conditions(found), {}
     for suite, then in found.get("earlier", {}).items():
         others = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-        said = ", ".join(f"{name} {then.get(name, 'not there')}" for name in others)
-        suites.setdefault(said, []).append(suite)
+        said = [f"on {then['date']}"] * ("date" in others)
+        changed = ", ".join(f"{name} {then.get(name, 'not there')}" for name in others if name != "date")
+        said += [f"with {changed}"] * bool(changed)
+        suites.setdefault(" ".join(said), []).append(suite)
     for said, those in suites.items():
-        yield textwrap.fill(f"Measured with {said}: {', '.join(those)}.", 120) + "\n"
+        yield textwrap.fill(f"Measured {said}: {', '.join(those)}.", 120) + "\n"
     if any("search" in result["case"] for result in found["results"]):
         yield 'What is called "search" here is the quantizer `mse`, by its name of then.\n'
     if "malloc" in found:

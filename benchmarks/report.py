@@ -113,8 +113,13 @@ def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def conditions(report: Mapping[str, Any]) -> dict[str, str]:
-    """List what figures depend on, beside the processor: versions, and how memory is handed out."""
-    return {"python": report["python"], "malloc": report.get("malloc", "as it comes"), **report["versions"]}
+    """List what figures depend on, beside the processor: the day, versions, and how memory is handed out."""
+    return {
+        "date": report["date"],
+        "python": report["python"],
+        "malloc": report.get("malloc", "as it comes"),
+        **report["versions"],
+    }
 
 
 def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:

@@ -240,8 +240,10 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
     for numpy in ("3", "4"):
         report.record(made(results=[other], versions={"numpy": numpy}), tmp_path)
     found = json.loads(first.read_text())
-    assert found["earlier"] == {"s": {"python": "3.11", "malloc": "as it comes", "numpy": "2"}}
+    assert found["earlier"] == {"s": {"date": "2026-01-01", "python": "3.11", "malloc": "as it comes", "numpy": "2"}}
     assert "Measured with numpy 2: s." in docs.page(found)
+    found["earlier"]["s"]["date"] = "2025-12-31"
+    assert "Measured on 2025-12-31 with numpy 2: s." in docs.page(found)
     assert report.record(made(cores=4), tmp_path) != first
     with pytest.raises(ValueError, match="quick ones do not replace them"):
         report.record(made(suite="quick"), tmp_path)
