@@ -27,7 +27,7 @@ HANDLERS = ("aq_quantize_rows", "aq_product", "aq_attention")
 
 @dataclass(frozen=True)
 class Status:
-    """Whether there are native kernels, and for which instruction set.
+    """The state of the native kernels, and the instruction set that they use.
 
     Attributes:
         isa: the instruction set that they use; "" if they cannot be used.
@@ -43,7 +43,7 @@ class Status:
 
     @property
     def available(self) -> bool:
-        """Whether the kernels can be used."""
+        """Tell whether the kernels can be used."""
         return not self.reason
 
 

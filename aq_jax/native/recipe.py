@@ -1,4 +1,4 @@
-"""What the native library is made of: sources, instruction sets, flags, targets, and the digest that names them all.
+"""The recipe of the native library: sources, instruction sets, flags, targets, and the digest that names them all.
 
 `build` and the build of a wheel (`hatch_build.py`) compile by it, and `aq_jax.native` knows by it whether a library is
 that of the sources beside it. Only the standard library is used: a wheel is built before anything is installed.
@@ -66,7 +66,7 @@ class Target:
 
     @property
     def refusal(self) -> str:
-        """Why there are no native kernels for this target; "" if there are."""
+        """The reason why there are no native kernels for this target; "" if there are."""
         return "" if self.sets else f"there are no native kernels for {self.system} on {self.machine}"
 
     @property
@@ -90,7 +90,7 @@ class Target:
 
     @property
     def zig_triple(self) -> str:
-        """What `ziglang` is told to compile for: never left to it, or it compiles for the processor that it runs on."""
+        """The target to name to `ziglang`: left to itself, it compiles for the processor that it runs on."""
         system = {"linux": f"linux-gnu.{_GLIBC}", "macos": f"macos.{_MACOS}"}[self.system]
         return self.triple or f"{self.machine}-{system}"
 

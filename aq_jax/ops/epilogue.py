@@ -1,4 +1,4 @@
-"""What follows a product: a bias, an activation, a sum, a normalization. Kernels may compute it with the product."""
+"""Describe what follows a product: bias, activation, sum, normalization. Kernels may compute it with the product."""
 
 from __future__ import annotations
 

@@ -21,12 +21,13 @@ def prepare(
     kernel: str | None = None,
     operation: Literal["product", "rows"] = "product",
 ) -> Prepared:
-    """Prepare a weight for a kernel, once: otherwise `qdot` and `qembed` do it in every call.
+    """Prepare a weight for a kernel, once.
 
-    The result replaces the QTensor in both of them, with any other kernel too, and is a pytree. Layers and models
-    prepare their weights when they are built. `to_qtensor` restores the QTensor, bit for bit, and `aq_jax.save` and
-    Orbax store that. XLA's kernels take QTensors as they are: then nothing is made, and no memory is used. A weight
-    that is spread over several devices stays as it is, too.
+    `qdot` and `qembed` give a QTensor that nobody has prepared to a kernel that takes it as it is; only a kernel that
+    you force prepares it in every call. The result replaces the QTensor in both of them, with any other kernel too, and
+    is a pytree. Layers and models prepare their weights when they are built. `to_qtensor` restores the QTensor, bit for
+    bit, and `aq_jax.save` and Orbax store that. XLA's kernels take QTensors as they are: then nothing is made, and no
+    memory is used. A weight that is spread over several devices stays as it is, too.
 
     Args:
         q: A weight [outputs, inputs], or a table [rows, width].

@@ -26,8 +26,9 @@ inline F exp(F x) {
   return x == x ? y : x;
 }
 
-// x Phi(x), Phi being the normal distribution, 0 below -5.4: Phi(x) - 1/2 is x times a quotient of polynomials of x^2, fitted by
-// weighted least squares up to 5.4, above which Phi is 1 in float32. At most 2.6 units in the last place of x off.
+// x Phi(x), Phi being the normal distribution, 0 below -5.4: Phi(x) - 1/2 is x times a quotient of polynomials of x^2,
+// fitted by weighted least squares up to 5.4, above which Phi is 1 in float32. At most 2.6 units in the last place of x
+// off.
 inline F gelu(F x) {
   static const float p[] = {0.398942232131958f,      0.03343689441680908f,    0.004655006807297468f,
                             0.00016501870413776487f, 6.3683419284643605e-06f, 2.3355621436849106e-08f};
