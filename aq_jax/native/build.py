@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aq_jax.native.recipe import (
-    EXPORTS,
     FLAGS,
     FOLDER,
     LICENSES,
@@ -125,8 +124,7 @@ def compile_and_link(
             made = f"{name}/{step}.o"
             define = (f"-DAQ_ISA={isa}",) if isa else ()
             its = tuple(ZIG_SPELLS.get(flag, flag) for flag in its) if compiler.zig else its
-            hidden = () if path.name == EXPORTS else ("-fvisibility=hidden",)
-            words = (*flags, *hidden, *target.flags, *its, *define, "-iquote", str(SOURCES), "-isystem", str(include))
+            words = (*flags, *target.flags, *its, *define, "-iquote", str(SOURCES), "-isystem", str(include))
             run(step + 1, (*words, "-c", str(path), "-o", made), f"{path.name}{f' for {isa}' if isa else ''}")
             return made
 

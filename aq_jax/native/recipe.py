@@ -23,10 +23,8 @@ LICENSES = "licenses"
 
 SUFFIXES = (".cc", ".h", ".linux", ".macos")
 """The files of the folder that a library is made of."""
-PER_SET = ("kernels.cc",)
-"""The files that are compiled once an instruction set, with AQ_ISA; all others are compiled once."""
-EXPORTS = "ffi.cc"
-"""The file whose functions the library exports; those of the others are hidden."""
+PLAIN = ("ffi", "dispatch")
+"""How the names of files begin that are compiled once; all others are compiled once an instruction set, with AQ_ISA."""
 SETS = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma"),
@@ -39,7 +37,7 @@ ZIG_SPELLS = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod"}
 """Flags that ziglang has under another name."""
 # Without contraction a product and a sum are two roundings, as they are in XLA.
 # Sums of integers may wrap on the way to one that does not.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fvisibility-inlines-hidden")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fwrapv", "-fPIC", "-fvisibility=hidden")
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 _MACOS = "11.0"
 _GLIBC = "2.17"
@@ -119,12 +117,13 @@ def other_machine(name: str) -> Target:
 
 def plain_files() -> list[Path]:
     """List the files that are compiled once."""
-    return [path for path in sorted(SOURCES.glob("*.cc")) if path.name not in PER_SET]
+    return [path for path in sorted(SOURCES.glob("*.cc")) if path.name.startswith(PLAIN)]
 
 
 def set_files(target: Target) -> list[tuple[Path, str, tuple[str, ...]]]:
     """List what is compiled once an instruction set: (file, set, its flags), the newest set last."""
-    return [(SOURCES / name, isa, flags) for isa, flags in target.sets.items() for name in PER_SET]
+    files = [path for path in sorted(SOURCES.glob("*.cc")) if not path.name.startswith(PLAIN)]
+    return [(path, isa, flags) for isa, flags in target.sets.items() for path in files]
 
 
 def headers() -> Path | None:
@@ -149,7 +148,7 @@ def ffi_version(include: Path) -> tuple[int, int]:
 
 def digest(ffi: tuple[int, int]) -> str:
     """Name the sources, the flags and the interface that a library is made of, by a hash of their content."""
-    found = hashlib.sha256(repr((SETS, FLAGS, PER_SET, EXPORTS, tuple(ffi))).encode())
+    found = hashlib.sha256(repr((SETS, FLAGS, PLAIN, tuple(ffi))).encode())
     for path in sorted(path for path in SOURCES.iterdir() if path.suffix in SUFFIXES):
         data = path.read_bytes()
         found.update(f"\n{path.name} {len(data)}\n".encode() + data)

@@ -43,7 +43,7 @@ def make_driver(compiler: toolchain.Compiler, target: recipe.Target, flags: tupl
     """Link the driver with all kernels, but without what only XLA calls."""
     include = recipe.headers()
     assert include is not None
-    plain = [DRIVER, *(path for path in recipe.plain_files() if path.name != recipe.EXPORTS)]
+    plain = [DRIVER, *(path for path in recipe.plain_files() if not path.name.startswith("ffi"))]
     files = [*((path, "", ()) for path in plain), *recipe.set_files(target)]
     kept = tuple(flag for flag in recipe.FLAGS if flag != "-O3")
     build.compile_and_link(compiler, target, files, program, (*kept, *flags), include, link)

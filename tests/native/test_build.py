@@ -42,10 +42,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "kernels.cc").write_text(KERNELS)
     (folder / "ffi.cc").write_text(
         '#include "which.h"\n#include "xla/ffi/api/c_api.h"\n'
+        '#define EXPORT extern "C" __attribute__((visibility("default")))\n'
         + "".join(f"const char* {name}();\n" for name in of)
-        + 'extern "C" const char* aq_sources() { return AQ_SOURCES; }\nextern "C" void not_ours() {}\n'
-        'extern "C" const char* aq_plain() { return which(); }\n'
-        + "".join(f'extern "C" const char* aq_{name}() {{ return {name}(); }}\n' for name in of)
+        + "EXPORT const char* aq_sources() { return AQ_SOURCES; }\nEXPORT void not_ours() {}\n"
+        "EXPORT const char* aq_plain() { return which(); }\n"
+        + "".join(f"EXPORT const char* aq_{name}() {{ return {name}(); }}\n" for name in of)
     )
     for system in ("linux", "macos"):
         name = f"exports.{system}"

@@ -1,4 +1,4 @@
-// What the kernels of every instruction set offer; ffi.cc calls them through a table.
+// What the kernels of every instruction set offer; the calls of ffi_*.cc find them in a table.
 #pragma once
 
 #include <cstdint>

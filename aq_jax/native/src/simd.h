@@ -1,7 +1,7 @@
 // Vectors of one instruction set, and the few operations that the compilers' vector extensions do not have.
 //
-// kernels.cc is compiled once an instruction set, with -DAQ_ISA=... and that set's flags. Multiplication and addition
-// are fused only where `fma` says so (-ffp-contract=off): otherwise compilers would round results differently.
+// Kernels are compiled once an instruction set, with -DAQ_ISA=... and that set's flags. Multiplication and addition are
+// fused only where `fma` says so (-ffp-contract=off): otherwise compilers would round results differently.
 #pragma once
 
 #include <cstdint>
