@@ -267,7 +267,7 @@ class QuantizationConfig:
         """
         length = shape[-1] if self.rotate and shape else 0
         block = min(length & -length, LARGEST_ROTATION)
-        spec = dataclasses.replace(self.spec, rotation=block if block > 1 else 0)
+        spec = dataclasses.replace(self.spec, rotation=block) if block > 1 else self.spec
         if spec.per_channel and len(shape) > 2 and shape[-1] and EXPERTS in name.lower():
             return dataclasses.replace(spec, per_channel=False, group_size=shape[-1])
         return spec
@@ -284,6 +284,8 @@ class QuantizationConfig:
 
     def for_tensor(self, name: str) -> QuantizationConfig:
         """Resolve the config of one tensor: overrides and mixed precision are applied, and none is left."""
+        if not self.overrides and not self.mixed_precision_layers:
+            return self
         plain = dataclasses.replace(self, overrides=(), mixed_precision_layers=())
         override = self._override(name)
         if override is not None:

@@ -103,6 +103,10 @@ def _in_order(known: dict[str, Kernel], weight: QTensor | Prepared | None) -> li
     return sorted(known, key=lambda name: weight is not None and hasattr(known[name], "prepare"))
 
 
-def choices() -> Hashable:
-    """Return all that `choose_kernel` depends on beside a call, as a key for programs in which it chose."""
-    return os.environ.get(VARIABLE), tuple(tuple(entries.items()) for entries in KERNELS.values())
+def choices(*operations: str) -> Hashable:
+    """Return all that `choose_kernel` depends on beside a call, as a key for programs in which it chose.
+
+    Args:
+        operations: The operations that the program has; by default it may have all.
+    """
+    return os.environ.get(VARIABLE), *[tuple(KERNELS[name].items()) for name in operations or KERNELS]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops.epilogue import ACTS, Epilogue
-from aq_jax.ops.kernels import Kernel, choose_kernel
+from aq_jax.ops.kernels import Kernel, choices, choose_kernel
 from aq_jax.ops.xla import float32_dot
 
 # Products of two int8 numbers in one sum; a few more may not fit in int32.
@@ -58,10 +59,18 @@ def qdot(
     >>> qdot(jnp.array([3.0, 4.0]), w).round(2).tolist()
     [3.0, 4.0, 7.0]
     """
+    return _qdot(x, w, activations, kernel, choices("product"))
+
+
+# Arguments are checked when it is traced: in Python, that would take as long as a small product.
+@functools.partial(jax.jit, static_argnames=("activations", "kernel", "chosen"))
+def _qdot(
+    x: Real[Array, "*batch inputs"], w: QTensor | Prepared, activations: str, kernel: str | None, chosen: Hashable
+) -> Float[Array, "*batch outputs"]:
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
     check_product(w, activations)
-    return linear(x, w, activations, Epilogue(), kernel=kernel)
+    return linear(x, w, cast(Activations, activations), Epilogue(), kernel=kernel)
 
 
 def linear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Integer
 from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, unrotated
 from aq_jax.core.qtensor import QTensor, check_layout
-from aq_jax.ops.kernels import Kernel, choose_kernel
+from aq_jax.ops.kernels import choices, choose_kernel
 
 
 def qembed(
@@ -36,9 +37,7 @@ def qembed(
     >>> qembed(quantize(jnp.eye(3), "int8"), jnp.array([2, 0])).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    check_rows(table)
-    name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), weight=table)
-    return _qembed(table, ids, name, entry)
+    return _qembed(table, ids, kernel, choices("rows"))
 
 
 def check_rows(table: QTensor | Prepared) -> None:
@@ -52,10 +51,13 @@ def check_rows(table: QTensor | Prepared) -> None:
     check_layout(abstract_qtensor(table))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "kernel"))
+# Arguments are checked when it is traced, as in `qdot`.
+@functools.partial(jax.jit, static_argnames=("kernel", "chosen"))
 def _qembed(
-    table: QTensor | Prepared, ids: Integer[Array, "*batch"], name: str, kernel: Kernel
+    table: QTensor | Prepared, ids: Integer[Array, "*batch"], kernel: str | None, chosen: Hashable
 ) -> Float[Array, "*batch width"]:
+    check_rows(table)
+    name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), weight=table)
     rows = table.shape[0]
     if ids.dtype.itemsize < 4:  # may not be able to count the rows
         ids = ids.astype(jnp.int32)
@@ -63,6 +65,6 @@ def _qembed(
         ids = jnp.minimum(ids, rows).astype(jnp.int32)
     inside = (ids >= -rows) & (ids < rows)
     wrapped = jnp.where(inside, jnp.where(ids < 0, ids + rows, ids), rows)
-    found = kernel.run(for_kernel(unrotated(table), kernel, name), wrapped, inside)
+    found = entry.run(for_kernel(unrotated(table), entry, name), wrapped, inside)
     rotation = abstract_qtensor(table).spec.rotation
     return unrotate(found, rotation) if rotation else found

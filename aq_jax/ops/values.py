@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, DTypeLike, Float
 from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.core.prepared import Prepared, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops.kernels import Kernel, choose_kernel
+from aq_jax.ops.kernels import choices, choose_kernel
 
 
 def dequantize(
@@ -34,12 +35,16 @@ def dequantize(
     >>> dequantize(quantize(jnp.array([[0.5, -1.0, 0.25, 1.0]]), "int8")).round(2).tolist()
     [[0.5, -1.0, 0.25, 1.0]]
     """
+    return _dequantize(q, dtype, kernel, choices("dequantize"))
+
+
+# Arguments are checked when it is traced, as in `qdot`.
+@functools.partial(jax.jit, static_argnames=("dtype", "kernel", "chosen"))
+def _dequantize(
+    q: QTensor | Prepared, dtype: DTypeLike, kernel: str | None, chosen: Hashable
+) -> Float[Array, "*shape"]:
     q = to_qtensor(q)
-    return _dequantize(q, dtype, choose_kernel("dequantize", kernel, q)[1])
-
-
-@functools.partial(jax.jit, static_argnames=("dtype", "kernel"))
-def _dequantize(q: QTensor, dtype: DTypeLike, kernel: Kernel) -> Float[Array, "*shape"]:
+    _, entry = choose_kernel("dequantize", kernel, q)
     if not q.spec.rotation:
-        return kernel.run(q, dtype)
-    return unrotate(kernel.run(unrotated(q), jnp.float32), q.spec.rotation).astype(dtype)
+        return entry.run(q, dtype)
+    return unrotate(entry.run(unrotated(q), jnp.float32), q.spec.rotation).astype(dtype)

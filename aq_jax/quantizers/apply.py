@@ -70,11 +70,8 @@ def quantize(
     quantizer = data_free_quantizer(policy, name)
     spec = policy.spec_for(array.shape, name)
     _, entry = choose_kernel("quantize", kernel, spec.group_elements(array.shape), spec.coding)
-    q, sound, zeros = _quantize(array, spec, policy.symmetric, quantizer, entry)
-    if isinstance(array, Tracer):
-        return q
-    sound, zeros = jax.device_get((sound, zeros))
-    if sound and not zeros:
+    q, good, sound = _quantize(array, spec, policy.symmetric, quantizer, entry)
+    if isinstance(array, Tracer) or jax.device_get(good):
         return q
     # Groups that look like zeros may hold numbers too small for a float32 scale.
     why = refusal(np.asarray(array), spec, np.asarray(q.scale).reshape(-1), name, bool(sound))
@@ -240,21 +237,25 @@ def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
 def _quantize(
     w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any, kernel: Kernel
 ) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
-    """Quantize, and tell whether elements are finite and scales in bounds, and whether a group looks like zeros."""
+    """Quantize; tell whether all is well, and whether elements are finite and scales in bounds.
+
+    All is not well where a group looks like zeros, too.
+    """
     if w.size == 0:
         ones = jnp.ones(scale_shape(w.shape, spec), jnp.float32)
         return (
             assemble_qtensor(ones[..., None][..., :0], ones, ones - 1, w.shape, spec),
             jnp.array(True),
-            jnp.array(False),
+            jnp.array(True),
         )
     wide = w.astype(jnp.float32)
     rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
     groups = Groups(rows, jnp.asarray(pads))
     grids = quantizer(groups, spec.coding, symmetric)
     codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.coding, kernel)
+    sound &= groups.finite
     zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
-    return assemble_qtensor(codes, scale, zero_point, w.shape, spec), sound & groups.finite, zeros
+    return assemble_qtensor(codes, scale, zero_point, w.shape, spec), sound & ~zeros, sound
 
 
 def _smallest_error(groups: Groups, grids: tuple[Grid, ...], code: Code, kernel: Kernel) -> tuple[Array, ...]:

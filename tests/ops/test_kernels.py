@@ -84,9 +84,9 @@ def test_the_variable_forces_it_where_it_is_there(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_not_there_or_not_taken_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"^kernel = 'mine': product has native, xla, tripled$"):
+    with pytest.raises(ConfigError, match=r"(?m)^kernel = 'mine': product has native, xla, tripled$"):
         qdot(X, weight("int4"), kernel="mine")
-    with pytest.raises(ConfigError, match=r"^product: kernel 'tripled': has weights of 4 bits only, found 8$"):
+    with pytest.raises(ConfigError, match=r"(?m)^product: kernel 'tripled': has weights of 4 bits only, found 8$"):
         qdot(X, weight("int8"), kernel="tripled")
 
 

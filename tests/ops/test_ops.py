@@ -312,10 +312,10 @@ def test_qdot_under_jit_vmap_and_scan(case: Case, how: dispatch.Activations, rng
 def test_qdot_refuses_unknown_activations_and_grids_that_cross_rows(weight: np.ndarray) -> None:
     x = jnp.ones(64)
     unchecked = inspect.unwrap(qdot)  # the tests would refuse the type
-    with pytest.raises(ValueError, match=r"^qdot: activations='int4'; wanted one of float32, bfloat16, int8$"):
+    with pytest.raises(ValueError, match=r"(?m)^qdot: activations='int4'; wanted one of float32, bfloat16, int8$"):
         unchecked(x, quantize(weight, "int8"), "int4")
     crossing = quantize(weight, QuantizationConfig("int8", group_size=24))
-    with pytest.raises(ValueError, match=r"^qdot: integer products need grids that each lie in one row of W; found "
+    with pytest.raises(ValueError, match=r"(?m)^qdot: integer products need grids that each lie in one row of W; found "
                                          r"QTensor\(int8\[6, 64\], QuantSpec"):  # fmt: skip
         qdot(x, crossing, "int8")
     assert np.allclose(qdot(x, crossing), dense(crossing).sum(axis=1), rtol=1e-5, atol=1e-5)
