@@ -139,8 +139,8 @@ def embed_batch(
 def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
     """Group sentences into batches, longest first: yield (members, rows, padded length).
 
-    Padded lengths are powers of two, and each has one number of rows, so that programs are few. Only sentences so few
-    that they fill less than half a batch run one by one.
+    Padded lengths are powers of two, and 24 and 48, since most sentences are short; each has one number of rows, so
+    that programs are few. Only sentences so few that they fill less than half a batch run one by one.
 
     Args:
         lengths: The lengths of the sentences, in tokens.
@@ -148,12 +148,12 @@ def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[
         tokens: The number of tokens in a batch, with padding.
 
     >>> list(make_batches([3, 40, 5], 256, 512))
-    [([1], 1, 64), ([2], 1, 16), ([0], 1, 16)]
+    [([1], 1, 48), ([2], 1, 16), ([0], 1, 16)]
     >>> [(len(members), rows, length) for members, rows, length in make_batches([10] * 40, 256, 512)]
     [(32, 32, 16), (8, 32, 16)]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    padded = [padded_length(length, longest) for length in lengths]
+    padded = [_padded_length(length, longest) for length in lengths]
     if 2 * sum(padded) <= tokens:
         yield from (([member], 1, padded[member]) for member in order)
         return
@@ -162,3 +162,8 @@ def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[
         rows = max(1, tokens // length)
         yield order[:rows], rows, length
         order = order[rows:]
+
+
+def _padded_length(count: int, longest: int) -> int:
+    length = padded_length(count, longest)
+    return length * 3 // 4 if length in (32, 64) and count <= length * 3 // 4 else length
