@@ -166,7 +166,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def prose() -> list[str]:
-    """64 sentences of Python's documentation, of up to 64 tokens: in batches of two shapes, so two programs a model."""
+    """64 sentences of Python's documentation, of up to 48 tokens: in batches of two shapes, so two programs a model."""
     from pydoc_data.topics import topics
 
     tokenizer = Tokenizer.from_file(str(huggingface.resolve_source(SOURCE) / "tokenizer.json"))
@@ -175,7 +175,7 @@ def prose() -> list[str]:
     for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z])", " ".join(topics.values())):
         if re.fullmatch(r"[A-Z][\w\s,;()'\"-]{20,}[.!?]", sentence):
             found[" ".join(sentence.split())] = len(tokenizer.encode(sentence).ids)
-    wanted = {(1, 16): 8, (17, 32): 24, (33, 64): 32}
+    wanted = {(1, 16): 8, (17, 24): 24, (33, 48): 32}
     out = [
         sentence
         for (least, most), count in wanted.items()
