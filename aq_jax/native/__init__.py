@@ -21,8 +21,18 @@ from aq_jax.native import recipe
 
 ISA = "AQ_JAX_ISA"
 """The variable that forces an instruction set."""
-HANDLERS = ("aq_quantize_rows", "aq_product", "aq_attention")
+HANDLERS = (
+    "aq_quantize_rows",
+    "aq_rotate_rows",
+    "aq_product",
+    "aq_product_of_codes",
+    "aq_rows",
+    "aq_attention",
+    "aq_cached_attention",
+)
 """The functions of the library that XLA calls, by the names of their targets."""
+FUNCTIONS = ("aq_to_panels",)
+"""The functions of the library that are called without JAX."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,16 @@ def probe(path: Path | None = None) -> Status:
     """
     with _lock:
         return _open(path or _library())[0]
+
+
+def open_library() -> ctypes.CDLL | None:
+    """Open the library for calls without JAX; return None where it cannot be used.
+
+    Raises:
+        ConfigError: if AQ_JAX_ISA asks for what is not there.
+    """
+    with _lock:
+        return _open(_library(), apply=_loaded is None)[1]
 
 
 def choose_isa(isa: str) -> None:
@@ -173,7 +193,7 @@ def _check(path: Path) -> tuple[ctypes.CDLL, Status]:
     if not isa:
         raise _UnusableError(f"this processor has none of {', '.join(built)}", fault=False)
     try:
-        for name in (*HANDLERS, "aq_native_choose"):
+        for name in (*HANDLERS, *FUNCTIONS, "aq_native_choose"):
             getattr(library, name)
         library.aq_native_choose.argtypes = (ctypes.c_char_p,)
         library.aq_native_available.restype = ctypes.c_char_p

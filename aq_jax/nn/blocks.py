@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -45,6 +46,22 @@ def apply_rope(
     cos, sin = rope[0][None], rope[1][None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def gate(
+    layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], factor: Float[Array, "*batch outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """Compute silu(layer(x)) * factor (SwiGLU, arXiv:2002.05202); a quantized layer does it in one call."""
+    if isinstance(layer, QLinear):
+        return layer(x, after=Epilogue(factor=factor, act="silu"))
+    return jax.nn.silu(layer(x)) * factor
+
+
+def add(
+    layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], residual: Float[Array, "*batch outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """Compute residual + layer(x); a quantized layer does it in one call."""
+    return layer(x, after=Epilogue(residual=residual)) if isinstance(layer, QLinear) else residual + layer(x)
 
 
 def activate(layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], act: str) -> Float[Array, "*batch outputs"]:

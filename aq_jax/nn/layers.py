@@ -43,8 +43,8 @@ class QLinear(nnx.Module):
     >>> import jax.numpy as jnp
     >>> from aq_jax import quantize
     >>> layer = QLinear(quantize(jnp.eye(8), "int8"), jnp.ones(8))
-    >>> layer(jnp.arange(8.0))
-    Array([1., 2., 3., 4., 5., 6., 7., 8.], dtype=float32)
+    >>> layer(jnp.arange(8.0)).round().tolist()
+    [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     """
 
     def __init__(

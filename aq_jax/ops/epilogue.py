@@ -16,16 +16,18 @@ ACTS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": jax.nn.gelu,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Epilogue:
-    """norm(residual + act(product + bias)), of which each part may be absent.
+    """norm(residual + factor * act(product + bias)), of which each part may be absent.
 
     Args:
         bias: The bias [outputs].
+        factor: What an activation is multiplied by [rows, outputs], as in a gate.
         residual: What is added [rows, outputs].
         gain: The gain of a LayerNorm [outputs]; None for no normalization.
         shift: Its bias [outputs].
@@ -34,6 +36,7 @@ class Epilogue:
     """
 
     bias: Float[Array, "outputs"] | None = None
+    factor: Float[Array, "rows outputs"] | None = None
     residual: Float[Array, "rows outputs"] | None = None
     gain: Float[Array, "outputs"] | None = None
     shift: Float[Array, "outputs"] | None = None
@@ -48,6 +51,7 @@ class Epilogue:
         [[2.0, 0.0]]
         """
         y = ACTS[self.act](product if self.bias is None else product + self.bias[None])
+        y = y if self.factor is None else self.factor * y
         y = y if self.residual is None else self.residual + y
         return y if self.gain is None or self.shift is None else layer_norm(y, self.gain, self.shift, self.epsilon)
 

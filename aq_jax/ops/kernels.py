@@ -57,9 +57,9 @@ class Preparing(Kernel, Protocol):
 
 KERNELS: dict[str, dict[str, Kernel]] = {
     "product": {"native": native.Product(), "xla": xla.Product()},
-    "rows": {"xla": xla.Rows()},
+    "rows": {"native": native.Rows(), "xla": xla.Rows()},
     "attention": {"native": native.Attention(), "xla": xla_attention.Attention()},
-    "cached_attention": {"xla": xla_attention.CachedAttention()},
+    "cached_attention": {"native": native.CachedAttention(), "xla": xla_attention.CachedAttention()},
     "quantize": {"xla": xla.Quantize()},
     "dequantize": {"xla": xla.Dequantize()},
 }

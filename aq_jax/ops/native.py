@@ -1,9 +1,10 @@
-"""The kernels of `aq_jax.native`: products of 8-bit codes, and attention over whole texts, on CPUs.
+"""The kernels of `aq_jax.native`: products with packed weights, rows of tables, attention over whole texts.
 
-A product rounds the rows of its inputs to the codes that XLA's kernel has, and sums their products exactly, as it does;
-the floats made of these sums differ by a few units in the last place. Inputs of rotated weights are rotated by sums in
-another order, so that a code may be the next one, where XLA's value lies between two. A row's result depends on no
-other row, and not on the number of threads. Derivatives are those of XLA's formulations.
+A product of 8-bit inputs rounds its rows to the codes that XLA's kernel has, and sums their products exactly, as it
+does; the floats made of these sums differ by a few units in the last place. Inputs of rotated weights are rotated by
+sums in another order, so that a code may be the next one, where XLA's value lies between two. A product of float inputs
+has another order of sums. A row's result depends on no other row, and not on the number of threads. Derivatives are
+those of XLA's formulations.
 """
 
 from __future__ import annotations
@@ -15,20 +16,39 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from aq_jax import native
 from aq_jax.core.dispatch import TOKENS, Activations, backend
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops import native_calls, xla_attention
+from aq_jax.ops import native_calls, xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
-from aq_jax.ops.native_panels import Panels, from_panels, to_panels
+from aq_jax.ops.native_panels import WIDTHS, Panels, from_panels, to_panels
 
 
 @dataclass(frozen=True)
-class Product:
-    """x @ W.T of 8-bit inputs and weights, whose codes are prepared in panels (see `native_panels`)."""
+class _Weights:
+    """Kernels of weights whose codes are prepared in panels (see `native_panels`): one form for products and rows."""
+
+    def prepare(self, q: QTensor) -> Panels:
+        return to_panels(q)
+
+    def restore(self, arrays: Panels, like: QTensor) -> QTensor:
+        return from_panels(arrays, like)
+
+    def _refuses(self, w: QTensor) -> str:
+        if w.spec.bits not in WIDTHS or not w.spec.coding.uniform:
+            widths = ", ".join(map(str, WIDTHS))
+            return f"has evenly spaced weights of {widths} bits only, found {w.spec.quant_type}"
+        if w.ndim != 2 or not w.size or not (w.by_row or w.scale.size == 1):
+            return "wants a matrix of groups that each lie in one row"
+        return _missing()
+
+
+@dataclass(frozen=True)
+class Product(_Weights):
+    """x @ W.T of float32 and of 8-bit inputs."""
 
     rotates: ClassVar = True
 
@@ -39,24 +59,45 @@ class Product:
         return min(128 * cores, TOKENS["cpu"])
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
-        if activations != "int8":
-            return f"multiplies 8-bit inputs only, found {activations}"
-        if w.spec.bits != 8 or w.packed or not w.spec.coding.uniform:
-            return f"multiplies evenly spaced 8-bit weights only, found {w.spec.quant_type}"
-        if w.ndim != 2 or not w.size or not (w.by_row or w.scale.size == 1):
-            return "wants a matrix of groups that each lie in one row"
-        return _missing()
-
-    def prepare(self, q: QTensor) -> Panels:
-        return to_panels(q)
-
-    def restore(self, arrays: Panels, like: QTensor) -> QTensor:
-        return from_panels(arrays, like)
+        if activations not in ("float32", "int8"):
+            return f"multiplies float32 and 8-bit inputs only, found {activations}"
+        return self._refuses(w)
 
     def run(
         self, x: Float[Array, "rows inputs"], w: Prepared, activations: Activations, after: Epilogue
     ) -> Float[Array, "rows outputs"]:
-        return native_calls.product(x, w.arrays, after, w.like)
+        return native_calls.product(x, w.arrays, activations, after, w.like)
+
+
+@dataclass(frozen=True)
+class Rows(_Weights):
+    """Rows of a table, bit for bit those of XLA's kernel."""
+
+    def refuses(self, table: QTensor) -> str:
+        return self._refuses(table)
+
+    def run(
+        self, table: Prepared, ids: Int[Array, "*batch"], inside: Bool[Array, "*batch"]
+    ) -> Float[Array, "*batch width"]:
+        """Look up rows; an id that is not inside is the number of rows."""
+        found = _look_up(table, ids.reshape(-1).astype(jnp.int32))
+        return found.reshape(*ids.shape, table.like.length)
+
+
+@jax.custom_jvp
+def _look_up(table: Prepared, ids: Int[Array, "count"]) -> Float[Array, "count width"]:
+    return native_calls.rows(table.arrays, ids, table.like)
+
+
+@_look_up.defjvp
+def _look_up_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    table, ids = primals
+
+    def exact(table: Prepared) -> Array:
+        return xla.Rows().run(table.to_qtensor(), ids, ids < table.like.shape[0])
+
+    _, tangent = jax.jvp(exact, (table,), tangents[:1])
+    return _look_up(table, ids), tangent
 
 
 @dataclass(frozen=True)
@@ -64,9 +105,7 @@ class Attention:
     """softmax(q k / sqrt(d)) v in float32."""
 
     def refuses(self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike) -> str:
-        if jnp.dtype(dtype) != jnp.float32:
-            return f"multiplies in float32 only, found {jnp.dtype(dtype).name}"
-        return _missing()
+        return _refuses_dtype(dtype) or _missing()
 
     def run(
         self,
@@ -95,6 +134,51 @@ def _attend_jvp(heads: int, primals: tuple, tangents: tuple) -> tuple[Array, Arr
 
     _, tangent = jax.jvp(exact, tuple(qkv), tangents[:3])
     return _attend(*primals, heads), tangent
+
+
+@dataclass(frozen=True)
+class CachedAttention:
+    """softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own, and later ones are not read."""
+
+    def refuses(
+        self,
+        query: Float[Array, "batch tokens heads size"],
+        keys: Float[Array, "batch positions kv_heads size"],
+        dtype: DTypeLike,
+    ) -> str:
+        return _refuses_dtype(dtype) or _missing()
+
+    def run(
+        self,
+        query: Float[Array, "batch tokens heads size"],
+        keys: Float[Array, "batch positions kv_heads size"],
+        values: Float[Array, "batch positions kv_heads size"],
+        positions: Int[Array, "tokens"],
+        dtype: DTypeLike,
+    ) -> Float[Array, "batch tokens heads size"]:
+        q, k, v = (x.astype(jnp.float32) for x in (query, keys, values))
+        return _attend_to_cache(q, k, v, positions)
+
+
+@jax.custom_jvp
+def _attend_to_cache(query: Array, keys: Array, values: Array, positions: Array) -> Array:
+    return native_calls.cached_attention(query, keys, values, positions)
+
+
+@_attend_to_cache.defjvp
+def _attend_to_cache_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    *qkv, positions = primals
+
+    def exact(query: Array, keys: Array, values: Array) -> Array:
+        return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32)
+
+    _, tangent = jax.jvp(exact, tuple(qkv), tangents[:3])
+    return _attend_to_cache(*primals), tangent
+
+
+def _refuses_dtype(dtype: DTypeLike) -> str:
+    name = jnp.dtype(dtype).name
+    return "" if name == "float32" else f"multiplies in float32 only, found {name}"
 
 
 def _missing() -> str:

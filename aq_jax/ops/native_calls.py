@@ -15,29 +15,40 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jaxtyping import Array, Bool, Float, Int8
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from aq_jax.codes.rotation_jax import rotate
+from aq_jax.core.dispatch import Activations
 from aq_jax.core.prepared import unrotated
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import Panels, from_panels
 
-ACTS = ("", "gelu", "gelu_new", "relu")
+ACTS = ("", "gelu", "gelu_new", "relu", "silu")
 """Activations in the order of the library's."""
 
 
 def product(
-    x: Float[Array, "rows inputs"], panels: Panels, after: Epilogue, like: QTensor
+    x: Float[Array, "rows inputs"], panels: Panels, activations: Activations, after: Epilogue, like: QTensor
 ) -> Float[Array, "rows outputs"]:
-    """Rotate x as the weight is, round its rows to codes, multiply them by the weight's, and compute what follows."""
+    """Rotate x as the weight is, round it if so asked, multiply it by the weight, and compute what follows."""
     none, outputs = jnp.zeros(0, jnp.float32), like.shape[0]
     bias, gain, shift = (none if part is None else part for part in (after.bias, after.gain, after.shift))
-    residual = jnp.zeros((0, outputs), jnp.float32) if after.residual is None else after.residual
-    panels = Panels(panels.codes, panels.grids.astype(jnp.float32))  # a model's numbers may have been cast
-    static = {"act": after.act, "epsilon": float(after.epsilon), "like": like}
-    return _product.bind(x, *panels, bias, residual, gain, shift, **static)
+    no_rows = jnp.zeros((0, outputs), jnp.float32)
+    factor, residual = (no_rows if part is None else part for part in (after.factor, after.residual))
+    static = {"activations": activations, "act": after.act, "epsilon": float(after.epsilon), "like": like}
+    return _product.bind(x, *_floats(panels), bias, factor, residual, gain, shift, **static)
+
+
+def rows(panels: Panels, ids: Int[Array, "count"], like: QTensor) -> Float[Array, "count width"]:
+    """Look up rows of a table; NaN for a number that is none of its."""
+    return _rows.bind(ids, *_floats(panels), like=like)
+
+
+def _floats(panels: Panels) -> Panels:
+    """Make the numbers of a model that was cast float32 again."""
+    return Panels(panels.codes, *(numbers.astype(jnp.float32) for numbers in panels[1:]))
 
 
 def quantize_rows(x: Float[Array, "rows inputs"], rotation: int = 0) -> tuple[Int8[Array, "rows inputs"], Array, Array]:
@@ -62,19 +73,50 @@ def attention(
     return _attention.bind(query, key, value, mask, heads=heads)
 
 
-def _product_by_library(x: Array, *rest: Array, act: str, epsilon: float, like: QTensor) -> Array:
-    call = jax.ffi.ffi_call("aq_product", jax.ShapeDtypeStruct((x.shape[0], like.shape[0]), jnp.float32))
-    return call(*quantize_rows(x, like.spec.rotation), *rest, act=np.int64(ACTS.index(act)), eps=np.float32(epsilon))
+def cached_attention(
+    query: Float[Array, "batch tokens heads size"],
+    keys: Float[Array, "batch positions kv_heads size"],
+    values: Float[Array, "batch positions kv_heads size"],
+    positions: Int[Array, "tokens"],
+) -> Float[Array, "batch tokens heads size"]:
+    """Compute softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own."""
+    return _cached_attention.bind(query, keys, values, positions.astype(jnp.int32))
 
 
-def _product_by_xla(x: Array, *rest: Array, act: str, epsilon: float, like: QTensor) -> Array:
-    codes, grids, bias, residual, gain, shift = rest
+def _product_by_library(
+    x: Array, *rest: Array, activations: Activations, act: str, epsilon: float, like: QTensor
+) -> Array:
+    rotation, target = like.spec.rotation, "aq_product"
+    inputs: tuple[Array, ...] = (x,)
+    if activations == "int8":
+        inputs, target = quantize_rows(x, rotation), "aq_product_of_codes"
+    elif rotation:
+        inputs = (jax.ffi.ffi_call("aq_rotate_rows", jax.typeof(x))(x, block=np.int64(rotation)),)
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((x.shape[0], like.shape[0]), jnp.float32))
+    static = {"bits": np.int64(like.spec.bits), "act": np.int64(ACTS.index(act)), "eps": np.float32(epsilon)}
+    return call(*inputs, *rest, **static)
+
+
+def _product_by_xla(x: Array, *rest: Array, activations: Activations, act: str, epsilon: float, like: QTensor) -> Array:
+    *panels, bias, factor, residual, gain, shift = rest
     bias, gain, shift = (None if part.shape == (0,) else part for part in (bias, gain, shift))
-    residual = residual if residual.shape == (x.shape[0], like.shape[0]) else None
-    after = Epilogue(bias, residual, gain, shift, act, epsilon)
+    rows = (x.shape[0], like.shape[0])
+    factor, residual = (part if part.shape == rows else None for part in (factor, residual))
+    after = Epilogue(bias, factor, residual, gain, shift, act, epsilon)
     if like.spec.rotation:
         x = rotate(x, like.spec.rotation)
-    return xla.Product().run(x, from_panels(Panels(codes, grids), unrotated(like)), "int8", after)
+    return xla.Product().run(x, from_panels(Panels(*panels), unrotated(like)), activations, after)
+
+
+def _rows_by_library(ids: Array, *panels: Array, like: QTensor) -> Array:
+    call = jax.ffi.ffi_call("aq_rows", jax.ShapeDtypeStruct((ids.shape[0], like.length), jnp.float32))
+    return call(ids, *panels, bits=np.int64(like.spec.bits), outputs=np.int64(like.shape[0]))
+
+
+def _rows_by_xla(ids: Array, *panels: Array, like: QTensor) -> Array:
+    inside = (ids >= 0) & (ids < like.shape[0])
+    wrapped = jnp.where(inside, ids, like.shape[0])
+    return xla.Rows().run(from_panels(Panels(*panels), like), wrapped, inside)
 
 
 def _attention_by_library(*qkv_and_mask: Array, heads: int) -> Array:
@@ -87,12 +129,20 @@ def _attention_by_xla(query: Array, key: Array, value: Array, mask: Array, heads
     return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32)
 
 
+def _cached_attention_by_library(*args: Array) -> Array:
+    return jax.ffi.ffi_call("aq_cached_attention", jax.ShapeDtypeStruct(args[0].shape, jnp.float32))(*args)
+
+
+def _cached_attention_by_xla(query: Array, keys: Array, values: Array, positions: Array) -> Array:
+    return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32)
+
+
 def _primitive(
     name: str, library: Callable[..., Array], formulation: Callable[..., Array], shape: Callable[..., tuple[int, ...]],
     batched: Callable[..., tuple[Array, int]],
 ) -> Primitive:  # fmt: skip
     primitive = Primitive(f"aq_jax_{name}")
-    compiled = jax.jit(primitive.bind, static_argnames=("act", "epsilon", "like", "heads"))
+    compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads"))
 
     def run(*args: Array, **params: Any) -> Array:
         with jax.disable_jit(False):  # or the call would come back here
@@ -125,9 +175,16 @@ def _merge(args: Sequence[Array], dims: Sequence[int | None], which: Sequence[in
     return merged, lengths
 
 
+def _batch_rows(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    if any(d is not None for d in dims[1:]):  # several tables
+        return jax.vmap(lambda *one: _rows_by_xla(*one, **params), dims)(*args), 0
+    merged, lengths = _merge(args, dims, [0])
+    found = _rows.bind(*merged, **params)
+    return found.reshape(*lengths, *found.shape[1:]), 0
+
+
 def _batch_product(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-    residual = 4
-    by_row = [0] if args[residual].shape[0] == 0 and dims[residual] is None else [0, residual]
+    by_row = [0, *(i for i in (5, 6) if args[i].shape[0] or dims[i] is not None)]  # factor and residual, if any
     if any(d is not None for i, d in enumerate(dims) if i not in by_row):  # several weights
         return jax.vmap(lambda *one: _product_by_xla(*one, **params), dims)(*args), 0
     merged, lengths = _merge(args, dims, by_row)
@@ -141,10 +198,25 @@ def _batch_attention(args: Sequence[Array], dims: Sequence[int | None], **params
     return y.reshape(*lengths, *y.shape[1:]), 0
 
 
+def _batch_cached_attention(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[Array, int]:
+    if dims[3] is not None:  # each has its own positions
+        return jax.vmap(_cached_attention_by_xla, dims)(*args), 0
+    merged, lengths = _merge(args, dims, range(3))
+    y = _cached_attention.bind(*merged)
+    return y.reshape(*lengths, *y.shape[1:]), 0
+
+
 _product = _primitive(
     "product", _product_by_library, _product_by_xla, lambda x, *_, like, **__: (x.shape[0], like.shape[0]),
     _batch_product,
 )  # fmt: skip
+_rows = _primitive(
+    "rows", _rows_by_library, _rows_by_xla, lambda ids, *_, like: (ids.shape[0], like.length), _batch_rows
+)
 _attention = _primitive(
     "attention", _attention_by_library, _attention_by_xla, lambda q, *_, **__: q.shape, _batch_attention
 )
+_cached_attention = _primitive(
+    "cached_attention", _cached_attention_by_library, _cached_attention_by_xla, lambda q, *_: q.shape,
+    _batch_cached_attention,
+)  # fmt: skip

@@ -1,7 +1,17 @@
-"""Eight-bit weights as the native kernels read them: panels of 16 outputs, of which a vector has four codes each."""
+"""Weights as the native kernels read them: panels of 16 outputs, whose codes lie in planes of 8, 4, 2 or 1 bits.
+
+A line of 64 bytes has a word for each of 16 outputs. A word of a plane of b bits has 32 / b codes' bits of it: code
+4 s + j in byte j, from bit b s on, so that a shift and a mask give four codes in the bytes of a word.
+
+    4 bits, byte j of a word: code 4 + j, code j
+
+Widths without a plane of their own have two: 6 = 4 + 2, 5 = 4 + 1, 3 = 2 + 1 bits, the lower bits first. A chunk is the
+fewest codes that fill a line of each plane: its lines of the first plane, then that of the second.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -11,62 +21,163 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, UInt8
 
+from aq_jax import native
+from aq_jax.codes import bits_jax
 from aq_jax.core.qtensor import QTensor
 
 PANEL = 16
+WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 class Panels(NamedTuple):
-    """A weight [outputs, inputs]; outputs are filled up to whole panels, the inputs of a group to whole steps of four.
+    """A weight [outputs, inputs]; outputs are filled up to whole panels, the inputs of a group to whole chunks.
 
     Args:
-        codes: code + 128, which the processor's dot products want unsigned.
-        grids: The scales of the groups, their zero points, and the sums of their codes.
+        codes: code + 2^(bits - 1), in planes.
+        grids: The scales of the groups, and their zero points.
+        constants: The sum of each output's weights: what an offset of its inputs is multiplied by.
     """
 
-    codes: UInt8[Array, "panels steps 16 4"]
-    grids: Float[Array, "panels groups 3 16"]
+    codes: UInt8[Array, "panels lines 16 4"]
+    grids: Float[Array, "panels groups 2 16"]
+    constants: Float[Array, "panels 16"]
+
+
+class _Planes(NamedTuple):
+    """The bits of the two planes (0 for none), and of a chunk the steps of four codes, and the lines."""
+
+    main: int
+    rest: int
+    steps: int
+    lines: int
+
+
+def _planes(bits: int) -> _Planes:
+    """Divide a code's bits into planes.
+
+    >>> _planes(4), _planes(3)
+    (_Planes(main=4, rest=0, steps=2, lines=1), _Planes(main=2, rest=1, steps=8, lines=3))
+    """
+    main = 8 if bits == 8 else 4 if bits >= 4 else 2
+    rest = bits - main
+    steps = 8 // (rest or main)
+    return _Planes(main, rest, steps, steps * bits // 8)
 
 
 def to_panels(q: QTensor) -> Panels:
-    """Turn a weight whose groups each lie in a row. NumPy does it where it can: nothing is compiled for each shape."""
+    """Turn a weight whose groups each lie in a row: by the library, unless JAX traces it."""
     leaves = jax.tree.leaves(q)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return jax.eval_shape(to_panels, q)
-    xp: Any = jnp if any(isinstance(leaf, Tracer) for leaf in leaves) else np
+    library = None if any(isinstance(leaf, Tracer) for leaf in leaves) else native.open_library()
+    xp: Any = jnp if library is None else np
     outputs, inputs = q.shape
-    groups = q.scale.shape[-1] if q.by_row else 1
-    more = -outputs % PANEL
-    codes = xp.asarray(q.codes).reshape(outputs, groups, inputs // groups)
-    filled = xp.pad(codes, ((0, more), (0, 0), (0, -codes.shape[2] % 4))) ^ np.int8(-128)
-    # Four codes as one number: they are turned faster.
-    steps = filled.view(np.uint32).reshape((outputs + more) // PANEL, PANEL, -1).swapaxes(1, 2)
-    turned = xp.ascontiguousarray(steps) if xp is np else steps
-    octets = turned.view(np.uint8).reshape(*steps.shape, 4)
+    groups, bits = q.scale.shape[-1] if q.by_row else 1, q.spec.bits
+    codes, more = xp.asarray(q.codes), -outputs % PANEL
+    octets: Any
+    if library is None:
+        unpacked = bits_jax.unpack(codes, bits) if q.packed else codes
+        lines, sums = _to_lines(unpacked.reshape(outputs, groups, -1), bits)
+        turned = jnp.pad(lines, ((0, more), (0, 0))).reshape(-1, PANEL, lines.shape[1]).swapaxes(1, 2)
+        octets = turned.view(np.uint8).reshape(*turned.shape, 4)
+    else:
+        octets, sums = _turn(library, codes, bits, (outputs, inputs, groups))
     scale, zero_point = (
         xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, q.zero_point)
     )
-    sums = codes.sum(-1, dtype=np.int32).astype(np.float32)  # exact: they are less than 2^24
-    grids = xp.pad(xp.stack([scale, zero_point, sums]), ((0, 0), (0, more), (0, 0)))
-    panels = Panels(octets, grids.reshape(3, -1, PANEL, groups).transpose(1, 3, 0, 2))
+    wide = np.float32 if xp is jnp else np.float64
+    constants = (scale * (sums.astype(wide) - wide(inputs // groups) * zero_point)).sum(1).astype(np.float32)
+    grids = xp.pad(xp.stack([scale, zero_point]), ((0, 0), (0, more), (0, 0)))
+    grids = grids.reshape(2, -1, PANEL, groups).transpose(1, 3, 0, 2)
+    panels = Panels(octets, grids, xp.pad(constants, (0, more)).reshape(-1, PANEL))
     where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
     return jax.tree.map(jnp.asarray, panels) if where is None else jax.device_put(panels, where)
+
+
+def _turn(
+    library: ctypes.CDLL, codes: np.ndarray, bits: int, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn codes, a bit stream for each row or signed bytes, into panels; sum those of each group."""
+    outputs, inputs, groups = shape
+    planes = _planes(bits)
+    lines = -(-inputs // groups // (4 * planes.steps)) * planes.lines * groups
+    panels = -(-outputs // PANEL)
+    spare = np.empty(panels * lines * PANEL * 4 + 64, np.uint8)
+    start = -spare.ctypes.data % 64  # where JAX takes it as it is
+    turned = spare[start : start + spare.size - 64].reshape(panels, lines, PANEL, 4)
+    sums = np.empty((outputs, groups), np.int32)
+    codes = np.ascontiguousarray(codes)
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (codes, turned, sums))
+    from_codes, to_turned, to_sums = pointers
+    counts = (ctypes.c_int64(count) for count in (bits, outputs, inputs, groups))
+    library.aq_to_panels(from_codes, int(codes.dtype == np.uint8), *counts, to_turned, to_sums)
+    return turned, sums
+
+
+def _to_lines(codes: Array, bits: int) -> tuple[Array, Array]:
+    """Put the codes of each row [rows, groups, size] into the words of its lines [rows, lines]; sum each group's."""
+    planes, (rows, _, size) = _planes(bits), codes.shape
+    sums = codes.sum(-1, dtype=np.int32)
+    codes = codes.view(np.uint8) + np.uint8(2 ** (bits - 1))  # modulo 256
+    codes = jnp.pad(codes, ((0, 0), (0, 0), (0, -size % (4 * planes.steps))))
+    words = codes.view(np.uint32).reshape(rows, -1, planes.steps)
+    each = 8 // planes.main
+    low = words & _mask(planes.main)
+    parts = [_join(low[..., i : i + each], planes.main) for i in range(0, planes.steps, each)]
+    if planes.rest:
+        parts.append(_join((words >> np.uint32(planes.main)) & _mask(planes.rest), planes.rest))
+    return jnp.stack(parts, -1).reshape(rows, -1), sums
 
 
 def from_panels(panels: Panels, like: QTensor) -> QTensor:
     """Turn panels back, bit for bit; `like` tells the shapes."""
     outputs, inputs = like.shape
-    groups = panels.grids.shape[1]
-    rows = panels.codes.swapaxes(1, 2).reshape(-1, groups, panels.codes.shape[1] // groups * 4)
-    codes = (rows[:outputs, :, : inputs // groups] ^ np.uint8(128)).view(np.int8)
-    scale, zero_point, _ = panels.grids.transpose(2, 0, 3, 1).reshape(3, -1, groups)[:, :outputs]
+    bits, groups = like.spec.bits, panels.grids.shape[1]
+    planes = _planes(bits)
+    words = jax.lax.bitcast_convert_type(jnp.asarray(panels.codes), jnp.uint32)  # [panels, lines, 16]
+    lines = words.swapaxes(1, 2).reshape(-1, words.shape[1] // planes.lines, planes.lines)
+    each = 8 // planes.main
+    low = _split(lines[..., : planes.steps // each], planes.main)
+    if planes.rest:
+        low = low | _split(lines[..., -1:], planes.rest) << np.uint32(planes.main)
+    octets = jax.lax.bitcast_convert_type(low, jnp.uint8).reshape(low.shape[0], groups, -1)
+    octets = octets[:outputs, :, : inputs // groups].reshape(outputs, inputs)
+    codes = (octets - np.uint8(2 ** (bits - 1))).view(np.int8)
+    if like.packed:
+        codes = bits_jax.pack(codes, bits)
+    scale, zero_point = panels.grids.transpose(2, 0, 3, 1).reshape(2, -1, groups)[:, :outputs]
 
     def shaped(grid: Array, shape: tuple[int, ...]) -> Array:
         return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each
 
     return dataclasses.replace(
         like,
-        codes=codes.reshape(outputs, inputs),
+        codes=codes,
         scale=shaped(scale, like.scale.shape),
         zero_point=shaped(zero_point, like.zero_point.shape),
     )
+
+
+def _mask(bits: int) -> np.uint32:
+    """Mask the lowest bits of each byte of a word.
+
+    >>> hex(_mask(4))
+    '0xf0f0f0f'
+    """
+    return np.uint32(0x01010101 * (2**bits - 1))
+
+
+def _join(steps: Array, bits: int) -> Array:
+    """Put several steps into one word of a plane."""
+    word = steps[..., 0]
+    for i in range(1, steps.shape[-1]):
+        word = word | (steps[..., i] << np.uint32(bits * i))
+    return word
+
+
+def _split(words: Array, bits: int) -> Array:
+    """Undo `_join`: the steps of all words [rows, chunks, words] one after the other."""
+    if bits == 8:
+        return words
+    steps = jnp.stack([(words >> np.uint32(at)) & _mask(bits) for at in range(0, 8, bits)], axis=-1)
+    return steps.reshape(*words.shape[:-1], -1)

@@ -42,8 +42,8 @@ def prepare(
     >>> from aq_jax import prepare, qdot, quantize
     >>> q = quantize(jnp.eye(3), "int8")
     >>> w = prepare(q)
-    >>> qdot(jnp.array([3.0, 4.0, 5.0]), w).round(2).tolist(), w.nbytes == q.nbytes
-    ([3.0, 4.0, 5.0], True)
+    >>> qdot(jnp.array([3.0, 4.0, 5.0]), w).round(2).tolist(), w.shape
+    ([3.0, 4.0, 5.0], (3, 3))
     """
     q = to_qtensor(q)
     if operation == "rows":

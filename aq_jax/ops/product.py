@@ -83,7 +83,7 @@ def linear(
 ) -> Float[Array, "*batch outputs"]:
     """Compute `qdot`, and what follows it, in float32, for arguments that are known to fit each other.
 
-    A residual has the shape of the result.
+    A factor and a residual have the shape of the result.
 
     Raises:
         ValueError: for an unknown activation, a normalization without both of its arrays, and arrays of other shapes.
@@ -104,7 +104,7 @@ def check_epilogue(after: Epilogue, shape: tuple[Any, ...]) -> None:
         raise ValueError(f"act={after.act!r}; wanted one of {', '.join(map(repr, ACTS))}")
     if (after.gain is None) != (after.shift is None):
         raise ValueError("a normalization wants both a gain and a shift; found one of them")
-    wanted = {"bias": shape[-1:], "gain": shape[-1:], "shift": shape[-1:], "residual": shape}
+    wanted = {"bias": shape[-1:], "gain": shape[-1:], "shift": shape[-1:], "factor": shape, "residual": shape}
     for name, its in wanted.items():
         found = getattr(after, name)
         if found is not None and found.shape != its:
@@ -139,8 +139,9 @@ def _linear(
         rows, w = _rotate_inputs(rows, w)
     if w.size == 0:
         activations = "float32"  # there is nothing to round
-    if after.residual is not None:
-        after = dataclasses.replace(after, residual=after.residual.reshape(rows.shape[0], w.shape[0]))
+    flat = (rows.shape[0], w.shape[0])
+    factor, residual = (None if part is None else part.reshape(flat) for part in (after.factor, after.residual))
+    after = dataclasses.replace(after, factor=factor, residual=residual)
     after = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), after)
     y = _product(rows, w, after, activations, name, kernel).reshape(*x.shape[:-1], w.shape[0])
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y

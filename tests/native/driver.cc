@@ -20,7 +20,7 @@ static std::vector<float> numbers(int64_t count) {
 }
 
 static void near(double found, double wanted, double most, const char* what, const char* isa) {
-  if (std::fabs(found - wanted) <= most) return;
+  if (std::fabs(found - wanted) <= most) return;  // which no NaN is
   std::printf("%s on %s: found %g, wanted %g\n", what, isa, found, wanted);
   std::exit(1);
 }
@@ -28,11 +28,57 @@ static void near(double found, double wanted, double most, const char* what, con
 static double activate(Act act, double x) {
   if (act == Act::gelu) return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
   if (act == Act::gelu_tanh) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  if (act == Act::silu) return x / (1 + std::exp(-x));
   return act == Act::relu ? std::max(x, 0.0) : x;
 }
 
-static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_t outputs, int64_t groups, Act act) {
-  const int64_t size = inputs / groups, steps = (size + 3) / 4, panels = (outputs + PANEL - 1) / PANEL;
+// A weight [outputs, inputs] of random codes, and what it stands for. Bit b of a code lies in the first plane or in the
+// second; the step and the byte of the code, and the bits of the plane, tell where in a word.
+struct Matrix {
+  std::vector<uint8_t> packed;
+  std::vector<float> grids, constants;
+  std::vector<double> values;
+  std::vector<float> exact;  // as floats compute them
+  Weight w;
+
+  Matrix(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits)
+      : values(outputs * inputs), exact(outputs * inputs), w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits} {
+    const int64_t size = inputs / groups, main = bits == 8 ? 8 : bits >= 4 ? 4 : 2, rest = bits - main;
+    const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8, chunks = (size + 4 * steps - 1) / (4 * steps);
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    packed.resize(panels * groups * chunks * lines * 4 * PANEL);
+    for (uint8_t& byte : packed) byte = uint8_t(127 * uniform());  // where no code is, too
+    grids.resize(panels * groups * 2 * PANEL), constants.resize(panels * PANEL);
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t p = o / PANEL, lane = o % PANEL;
+        float* grid = &grids[(p * groups + g) * 2 * PANEL + lane];
+        grid[0] = 0.01f * (1.1f + uniform()), grid[PANEL] = 5 * uniform();
+        double sum = 0;
+        for (int64_t k = 0; k < size; ++k) {
+          const int64_t half = int64_t(1) << (bits - 1);
+          const int64_t code = std::min<int64_t>(2 * half - 1, int64_t((uniform() + 1) * half));
+          const int64_t chunk = k / (4 * steps), step = k / 4 % steps, byte = k % 4;
+          for (int64_t b = 0; b < bits; ++b) {
+            const bool second = b >= main;
+            const int64_t wide = second ? rest : main, line = second ? lines - 1 : step / (8 / main);
+            const int64_t at = wide * (step % (8 / wide)) + (second ? b - main : b);
+            uint8_t& to = packed[((((p * groups + g) * chunks + chunk) * lines + line) * PANEL + lane) * 4 + byte];
+            to = uint8_t((to & ~(1 << at)) | (code >> b & 1) << at);
+          }
+          const int64_t index = o * inputs + g * size + k;
+          values[index] = double(grid[0]) * (double(code - half) - double(grid[PANEL]));
+          exact[index] = (float(code - half) - grid[PANEL]) * grid[0];
+          sum += values[index];
+        }
+        constants[p * PANEL + lane] += float(sum);
+      }
+    w.codes = packed.data(), w.grids = grids.data(), w.constants = constants.data();
+  }
+};
+
+static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_t outputs, int64_t groups, int64_t bits,
+                    bool floats, Act act) {
   const std::vector<float> x = numbers(rows * inputs);
   std::vector<int8_t> codes(rows * inputs);
   std::vector<float> scale(rows), offset(rows);
@@ -42,39 +88,33 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
     for (int64_t k = 0; k < inputs; ++k)
       near(rounded(r, k), x[r * inputs + k], 0.51 * scale[r] + 1e-6, "quantize_rows", kernels.isa);
 
-  std::vector<uint8_t> packed(panels * groups * steps * PANEL * 4, 128);
-  std::vector<float> grids(panels * groups * 3 * PANEL);
-  std::vector<double> weight(outputs * inputs);
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t p = o / PANEL, lane = o % PANEL;
-      float* grid = &grids[(p * groups + g) * 3 * PANEL + lane];
-      grid[0] = 0.01f * (1.1f + uniform()), grid[PANEL] = 5 * uniform();
-      for (int64_t k = 0; k < size; ++k) {
-        const int code = std::lround(127.5f * uniform() - 0.5f);
-        packed[(((p * groups + g) * steps + k / 4) * PANEL + lane) * 4 + k % 4] = uint8_t(code + 128);
-        grid[2 * PANEL] += code;
-        weight[o * inputs + g * size + k] = double(grid[0]) * (code - double(grid[PANEL]));
-      }
-    }
-  const std::vector<float> bias = numbers(outputs), residual = numbers(rows * outputs), gain = numbers(outputs),
-                           shift = numbers(outputs);
+  const Matrix matrix(outputs, inputs, groups, bits);
+  const Weight& w = matrix.w;
+  const int64_t panels = w.panels();
+  const std::vector<float> bias = numbers(outputs), residual = numbers(rows * outputs),
+                           factor = numbers(rows * outputs), gain = numbers(outputs), shift = numbers(outputs);
   for (bool all : {false, true}) {
-    std::vector<float> y(rows * outputs);
-    const After after = {all ? bias.data() : nullptr,     all ? act : Act::none, all ? residual.data() : nullptr,
-                         all ? gain.data() : nullptr,     shift.data(),          1e-12f};
-    const Inputs in = {codes.data(), scale.data(), offset.data()};
-    const Weight w = {packed.data(), grids.data(), outputs, inputs, groups};
+    std::vector<float> y(rows * outputs), whole(rows * outputs);
+    const After after = {all ? bias.data() : nullptr,   all ? act : Act::none,
+                         all ? factor.data() : nullptr, all ? residual.data() : nullptr,
+                         all ? gain.data() : nullptr,   shift.data(), 1e-12f};
+    const Inputs in = {floats ? x.data() : nullptr, codes.data(), scale.data(), offset.data()};
     kernels.product(in, w, after, 0, rows / 2, 0, panels, y.data());
     kernels.product(in, w, after, rows / 2, rows, 0, panels / 2, y.data());
     kernels.product(in, w, after, rows / 2, rows, panels / 2, panels, y.data());
+    kernels.product(in, w, after, 0, rows, 0, panels, whole.data());
+    for (int64_t i = 0; i < rows * outputs; ++i) near(y[i], whole[i], 0, "product in parts", kernels.isa);
     std::vector<double> wanted(rows * outputs);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t o = 0; o < outputs; ++o) {
         double& one = wanted[r * outputs + o];
-        for (int64_t k = 0; k < inputs; ++k) one += rounded(r, k) * weight[o * inputs + k];
-        if (all) one = activate(act, one + bias[o]) + residual[r * outputs + o];
-        near(y[r * outputs + o], one, 1e-4 * (1 + std::sqrt(inputs)), "product", kernels.isa);
+        double most = 1;
+        for (int64_t k = 0; k < inputs; ++k) {
+          const double value = matrix.values[o * inputs + k];
+          one += (floats ? x[r * inputs + k] : rounded(r, k)) * value, most += std::fabs(value);
+        }
+        if (all) one = activate(act, one + bias[o]) * factor[r * outputs + o] + residual[r * outputs + o];
+        near(y[r * outputs + o], one, most * (floats ? 3e-7 : 1e-6), "product", kernels.isa);
       }
     if (!all) continue;
     const std::vector<float> before = y;
@@ -91,12 +131,29 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
   }
 }
 
+static void table(const Kernels& kernels, int64_t inputs, int64_t groups, int64_t bits) {
+  const Matrix matrix(19, inputs, groups, bits);
+  const std::vector<int32_t> ids = {18, 0, 19, -1, 7};
+  std::vector<float> y(ids.size() * inputs);
+  kernels.rows(matrix.w, ids.data(), ids.size(), y.data());
+  for (size_t i = 0; i < ids.size(); ++i)
+    for (int64_t k = 0; k < inputs; ++k) {
+      const float found = y[i * inputs + k];
+      if (ids[i] >= 0 && ids[i] < 19)
+        near(found, matrix.exact[ids[i] * inputs + k], 0, "rows", kernels.isa);
+      else if (found == found)
+        near(found, NAN, 0, "rows", kernels.isa);
+    }
+}
+
 static void rotation(const Kernels& kernels, int64_t block) {
   const int64_t rows = 3, inputs = 3 * block;
   const std::vector<float> x = numbers(rows * inputs);
   std::vector<int8_t> codes(rows * inputs);
   std::vector<float> scale(rows), offset(rows);
   kernels.quantize_rows(x.data(), rows, inputs, block, codes.data(), scale.data(), offset.data());
+  std::vector<float> rotated(rows * inputs);
+  kernels.rotate_rows(x.data(), rows, inputs, block, rotated.data());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < inputs; ++k) {
       double sum = 0;
@@ -105,6 +162,7 @@ static void rotation(const Kernels& kernels, int64_t block) {
         sum += (minus ? -1.0 : 1.0) * x[r * inputs + k / block * block + i] / std::sqrt(double(block));
       }
       near(double(scale[r]) * codes[r * inputs + k] + offset[r], sum, 0.51 * scale[r] + 1e-6, "rotation", kernels.isa);
+      near(rotated[r * inputs + k], sum, 2e-6, "rotate_rows", kernels.isa);
     }
 }
 
@@ -116,7 +174,8 @@ static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int6
   for (int64_t t = 0; t < tokens; ++t) mask[t] = t % 3 != 1;
   for (int64_t h = 0; h < heads; ++h) {
     const int64_t at = h * size;
-    kernels.attention(q.data() + at, k.data() + at, v.data() + at, mask, tokens, size, width, out.data() + at);
+    kernels.attention({q.data() + at, k.data() + at, v.data() + at, mask, nullptr, tokens, 1, tokens, size, width, width,
+                       out.data() + at});
     for (int64_t t = 0; t < tokens; ++t) {
       std::vector<double> sum(size);
       double all = 0;
@@ -133,18 +192,55 @@ static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int6
   delete[] mask;
 }
 
+static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t keys, int64_t size, int64_t shared) {
+  const int64_t kv = 2, heads = kv * shared;
+  const std::vector<float> q = numbers(tokens * heads * size), k = numbers(keys * kv * size),
+                           v = numbers(keys * kv * size);
+  std::vector<float> out(tokens * heads * size);
+  std::vector<int32_t> positions(tokens);
+  for (int64_t t = 0; t < tokens; ++t) positions[t] = keys - tokens + t;
+  for (int64_t h = 0; h < kv; ++h) {
+    const int64_t from = h * shared * size;
+    kernels.attention({q.data() + from, k.data() + h * size, v.data() + h * size, nullptr, positions.data(), tokens,
+                       shared, keys, size, heads * size, kv * size, out.data() + from});
+  }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t at = (t * heads + head) * size, h = head / shared;
+      std::vector<double> sum(size);
+      double all = 0;
+      for (int64_t s = 0; s <= positions[t]; ++s) {
+        double score = 0;
+        for (int64_t i = 0; i < size; ++i) score += double(q[at + i]) * k[(s * kv + h) * size + i];
+        const double part = std::exp(score / std::sqrt(double(size)));
+        all += part;
+        for (int64_t i = 0; i < size; ++i) sum[i] += part * v[(s * kv + h) * size + i];
+      }
+      for (int64_t i = 0; i < size; ++i) near(out[at + i], sum[i] / all, 1e-5, "cached attention", kernels.isa);
+    }
+}
+
 int main() {
   if (!*available()) return std::puts("this processor has none of the instruction sets"), 2;
   for (const Kernels* const* each = available(); *each; ++each) {
-    for (int64_t rows : {0, 1, 7, 33})
-      for (int64_t outputs : {1, 16, 35})
-        for (int64_t inputs : {1, 48, 66, 161})
-          for (int64_t groups : {1, 3})
-            if (inputs % groups == 0)
-              product(**each, rows, inputs, outputs, groups, Act((rows + outputs + inputs) % 4));
+    int64_t count = 0;
+    for (int64_t bits : {2, 3, 4, 5, 6, 8})
+      for (int64_t inputs : {1, 48, 66, 321})
+        for (int64_t groups : {1, 3}) {
+          if (inputs % groups) continue;
+          table(**each, inputs, groups, bits);
+          for (int64_t rows : {0, 1, 4, 7, 33})
+            for (int64_t outputs : {1, 16, 35, 83})
+              if (outputs != 83 || inputs == 321)
+                for (bool floats : {false, true})
+                  product(**each, rows, inputs, outputs, groups, bits, floats, Act(count++ % 5));
+        }
     for (int64_t block : {2, 8, 32, 128}) rotation(**each, block);
     for (int64_t tokens : {1, 7, 16, 33})
       for (int64_t size : {1, 8, 20, 32, 64}) attention(**each, tokens, size, 2);
+    for (int64_t tokens : {1, 3, 17})
+      for (int64_t size : {2, 20, 32, 64})
+        for (int64_t shared : {1, 4}) cached_attention(**each, tokens, tokens + 15, size, shared);
     std::puts((*each)->isa);
   }
 }

@@ -73,7 +73,9 @@ def test_a_library_for_an_older_jaxlib_of_the_same_major_version_is(compile_c: C
     older = (MAJOR, MINOR - 1)
     status = native.probe(compile_c(library_that_says(good(ffi=older))))
     assert "of other sources" in status.reason  # its version passed
-    handlers = "".join(f"void {name}(void) {{}}\n" for name in (*native.HANDLERS, "aq_native_choose"))
+    handlers = "".join(
+        f"void {name}(void) {{}}\n" for name in (*native.HANDLERS, *native.FUNCTIONS, "aq_native_choose")
+    )
     available = f"const char *aq_native_available(void) {{ return {json.dumps(json.dumps(ISAS))}; }}\n"
     text = library_that_says(good(ffi=older, sources=recipe.digest(older)), handlers + available)
     assert native.probe(compile_c(text)) == native.Status(ISAS[0], ISAS)

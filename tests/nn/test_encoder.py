@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import aq_jax as aq
 from aq_jax.core.dispatch import ACTIVATIONS, TOKENS, backend
 from aq_jax.nn.encoder import Encoder, make_batches
+from aq_jax.nn.layers import batch_tokens
 from aq_jax.nn.load import load_model
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -232,7 +233,7 @@ def test_progress_is_told(encoder: Encoder) -> None:
     told: list[tuple[str, int, int]] = []
     texts = sentences(75, SHORT)
     found = encoder.encode(texts, lambda *step: told.append(step))
-    rows, _ = batch_of(16)
+    rows = batch_tokens(encoder.model) // 16
     assert told == [("embedding", min(rows, 75 - i), 75) for i in range(0, 75, rows)]
     np.testing.assert_array_equal(found, encoder.encode(texts))
 

@@ -68,8 +68,10 @@ def layers(model: Any) -> dict[str, QLinear | QEmbed]:
 def test_a_loaded_model_has_its_weights_prepared(
     kind: str, tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch, request: Any, tmp_path: Path
 ) -> None:
-    plain = aq.load_model(tables[kind])
-    wanted, stored = answer(plain), {name: layer.qtensor for name, layer in layers(plain.model).items()}
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, "xla")
+        plain = aq.load_model(tables[kind])
+        wanted, stored = answer(plain), {name: layer.qtensor for name, layer in layers(plain.model).items()}
     panels: Panels = request.getfixturevalue("panels")
     model = aq.load_model(tables[kind])
     found = layers(model.model)

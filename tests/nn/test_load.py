@@ -74,8 +74,7 @@ def test_every_kind_of_table_is_the_same_model(folder: Path, quant_type: str | N
 def test_a_loaded_model_is_any_nnx_module_and_its_weights_stay_packed(folder: Path) -> None:
     encoder = load(folder / "m.parquet", aq.quantize_tree(TENSORS, INT2))
     graph, state = nnx.split(encoder.model)
-    q = state["layers"][0]["up"]["weight"].get_value()
-    assert isinstance(q, aq.QTensor)
+    q = encoder.model.layers[0].up.qtensor
     assert (q.codes.dtype, q.codes.shape, q.shape) == (jnp.uint8, (64, 8), (64, 32))
     kinds = [type(module) for _, module in nnx.iter_modules(encoder.model)]
     assert (kinds.count(QLinear), kinds.count(QEmbed)) == (6, 3)

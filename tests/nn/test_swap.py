@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from aq_jax import AqError, ConfigError, Override, QTensor, QuantizationConfig, dequantize, quantize
+from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.nn import QEmbed, QLinear, quantize_module
 from aq_jax.nn.swap import quantized_layer
 from aq_jax.quantizers.tile_programs import solve_tile
@@ -96,8 +97,9 @@ def values(model: nnx.Module) -> dict[str, Any]:
 
 
 def weights(model: nnx.Module) -> list[QTensor]:
-    leaves = jax.tree.leaves(values(model), is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    return [leaf for leaf in leaves if isinstance(leaf, QTensor)]
+    kinds = (QTensor, Prepared)
+    leaves = jax.tree.leaves(values(model), is_leaf=lambda leaf: isinstance(leaf, kinds))
+    return [to_qtensor(leaf) for leaf in leaves if isinstance(leaf, kinds)]
 
 
 def relative(found: Any, wanted: Any) -> float:
@@ -133,9 +135,9 @@ def test_the_weights_are_those_of_quantize_and_the_biases_stay(model: Model, qua
     for name in ("attention.query.kernel", "attention.out.kernel", "feed.layers.2.kernel", "words.embedding"):
         old, new = at(model, name), at(quantized, name)
         if isinstance(new, QEmbed):
-            weight, found = old.embedding.get_value(), new.table.get_value()
+            weight, found = old.embedding.get_value(), new.qtensor
         else:
-            weight, found = old.kernel.get_value(), new.weight.get_value()
+            weight, found = old.kernel.get_value(), new.qtensor
             outputs = old.out_features if isinstance(old.out_features, tuple) else (old.out_features,)
             assert (new.inputs, new.outputs) == (weight.shape[: -len(outputs)], outputs)
             weight = weight.reshape(-1, np.prod(outputs)).T
@@ -226,9 +228,7 @@ def test_names_are_paths(model: Model) -> None:
         ),
     )
     copy = quantize_module(model, config)
-    bits = {
-        name: at(copy, name).weight.get_value().spec.bits for name in NAMES if isinstance(at(copy, name), QLinear)
-    }  # fmt: skip
+    bits = {name: at(copy, name).qtensor.spec.bits for name in NAMES if isinstance(at(copy, name), QLinear)}
     assert bits == {
         "attention.key.kernel": 4,
         "attention.query.kernel": 4,

@@ -108,7 +108,8 @@ def same(a: Any, b: Any) -> bool:
     return tree == other and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(these, those, strict=True))
 
 
-def test_xla_takes_weights_as_they_are() -> None:
+def test_xla_takes_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "xla")
     q = weight("int4")
     w = prepare(q)
     assert w.weight is q

@@ -16,7 +16,8 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import aq_jax as aq
-from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, quantize
+from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, qembed, quantize
+from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import ACTS, Epilogue, attention, linear, xla, xla_attention
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"no native kernels
 # (outputs, inputs, inputs of a group): no multiples of a vector, one output, groups of 16 to a whole row.
 SHAPES = [(1, 4, 4), (17, 50, 50), (40, 96, 16), (5, 60, 20), (33, 21, 7)]
 ROWS = (33, 1, 7, 33, 7)  # with each of them: every new shape is another program
+WIDTHS = (2, 3, 4, 5, 6, 8)
+# Each width with groups of whole rows and of parts of them, and groups that fill no chunk of codes.
+NARROW = [(2, 40, 96, 16), (3, 17, 50, 50), (4, 33, 300, 150), (5, 70, 160, 32), (6, 5, 60, 20), (4, 1, 40, 8)]
 EPSILON = np.float32(2.0**-23)
 
 
@@ -50,10 +54,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 each_isa = pytest.mark.usefixtures("isa")
 
 
-def weight(outputs: int, inputs: int, size: int, rotate: bool = False, symmetric: bool = False) -> QTensor:
-    w = np.random.default_rng(outputs).normal(size=(outputs, inputs)).astype(np.float32)
-    groups = {"per_channel": True} if size == inputs else {"per_channel": False, "group_size": size}
-    q = quantize(w, QuantizationConfig("int8", symmetric=symmetric, rotate=rotate, **groups))  # type: ignore[arg-type]
+def weight(
+    outputs: int, inputs: int, size: int, rotate: bool = False, symmetric: bool = False, bits: int = 8
+) -> QTensor:
+    w = np.random.default_rng(outputs).normal(0.5, size=(outputs, inputs)).astype(np.float32)
+    groups: dict[str, Any] = {"per_channel": True} if size == inputs else {"per_channel": False, "group_size": size}
+    solver = "absmax" if symmetric else "minmax"
+    q = quantize(w, QuantizationConfig(f"int{bits}", symmetric=symmetric, rotate=rotate, solver=solver, **groups))
     assert isinstance(q, QTensor)
     return q
 
@@ -63,12 +70,17 @@ def inputs_of(rows: int, inputs: int) -> np.ndarray:
     return (rng.normal(size=(rows, inputs)) * rng.lognormal(size=(rows, 1)) + rng.normal()).astype(np.float32)
 
 
+def codes_of(q: QTensor) -> np.ndarray:
+    codes = np.asarray(q.codes)
+    return (unpack_codes(codes.reshape(-1), q.spec.bits, q.size) if q.packed else codes).astype(np.float64)
+
+
 def product_in_float64(x: np.ndarray, q: QTensor) -> tuple[np.ndarray, np.ndarray]:
     """Multiply the codes of both sides; return the product, and the largest term and sum on the way."""
     codes, scale, offset = (np.asarray(part, np.float64) for part in jax.jit(xla.quantize_rows)(jnp.asarray(x)))
     outputs = q.shape[0]
     groups = q.scale.shape[-1]
-    qw = np.asarray(q.codes, np.float64).reshape(outputs, groups, -1)
+    qw = codes_of(q).reshape(outputs, groups, -1)
     sw, zw = (np.asarray(grid, np.float64).reshape(outputs, groups) for grid in (q.scale, q.zero_point))
     qx = codes.reshape(len(x), groups, -1)
     dot, sums = np.einsum("rgi,ogi->rog", qx, qw), qx.sum(-1)[:, None]
@@ -125,22 +137,50 @@ def test_ties_have_the_codes_that_xla_gives_them() -> None:
 
 
 @each_isa
-@pytest.mark.parametrize(("shape", "rows"), list(zip(SHAPES, ROWS, strict=True)))
-def test_products_are_exact_up_to_the_last_places_of_floats(shape: tuple[int, int, int], rows: int) -> None:
-    q, x = weight(*shape, symmetric=rows == 1), inputs_of(rows, shape[1])
+@pytest.mark.parametrize(
+    ("bits", "shape", "rows"),
+    [
+        *((8, shape, rows) for shape, rows in zip(SHAPES, ROWS, strict=True)),
+        *((case[0], case[1:], rows) for case, rows in zip(NARROW, (33, 1, 7, 2, 1, 33), strict=True)),
+    ],
+)
+def test_products_are_exact_up_to_the_last_places_of_floats(bits: int, shape: tuple[int, int, int], rows: int) -> None:
+    q, x = weight(*shape, symmetric=rows == 1, bits=bits), inputs_of(rows, shape[1])
     w = prepare(q, activations="int8")
     assert w.kernel == "native"
     wanted, largest = product_in_float64(x, q)
     np.testing.assert_array_less(np.abs(qdot(x, w, "int8") - wanted), 4 * EPSILON * largest + 1e-30)
+    # Of floats, each row may be rounded to 24 bits of the largest of it.
+    scale, zeros = (np.asarray(grid, np.float64).reshape(shape[0], -1, 1) for grid in (q.scale, q.zero_point))
+    values = (scale * (codes_of(q).reshape(*scale.shape[:2], -1) - zeros)).reshape(shape[:2])
+    most = np.abs(x).max(1, keepdims=True) * np.abs(values).sum(1)
+    np.testing.assert_array_less(np.abs(qdot(x, w) - x.astype(np.float64) @ values.T), EPSILON * most + 1e-30)
 
 
 @each_isa
-def test_products_with_rotated_weights_are_near_those_of_float64() -> None:
-    q, x = weight(40, 64, 32, rotate=True), inputs_of(7, 64)
-    found = qdot(x, prepare(q, activations="int8"), "int8")
+@pytest.mark.parametrize("bits", [8, 3])
+def test_products_with_rotated_weights_are_near_those_of_float64(bits: int) -> None:
+    q, x = weight(40, 64, 32, rotate=True, bits=bits), inputs_of(7, 64)
+    w = prepare(q, activations="int8")
+    found = qdot(x, w, "int8")
     wanted = x.astype(np.float64) @ np.asarray(dequantize(q), np.float64).T
-    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
-    np.testing.assert_allclose(found, qdot(x, q, "int8"), rtol=0, atol=0.005 * np.abs(wanted).max())
+    largest = np.abs(wanted).max()
+    assert np.abs(found - wanted).max() < 0.01 * largest
+    np.testing.assert_allclose(found, qdot(x, q, "int8"), rtol=0, atol=0.005 * largest)
+    np.testing.assert_allclose(qdot(x, w), wanted, rtol=0, atol=1e-6 * largest)
+
+
+@each_isa
+@pytest.mark.parametrize("size", [1e-28, 1e20, 1e34])
+def test_float_inputs_may_be_small_and_large(size: float) -> None:
+    """Beside zeros, and beside numbers of another size in the same group."""
+    q, rng = weight(17, 256, 256, bits=4), np.random.default_rng(0)
+    x = rng.normal(size=(2, 256)).astype(np.float32)
+    x[0, 128:] = 0
+    x[1, 128:] *= 1e-3
+    wanted = x.astype(np.float64) @ np.asarray(dequantize(q), np.float64).T
+    found = np.asarray(qdot(x * np.float32(size), prepare(q)), np.float64) / size
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
 
 
 @each_isa
@@ -148,13 +188,13 @@ def test_products_with_rotated_weights_are_near_those_of_float64() -> None:
 def test_what_follows_a_product_is_computed_with_it(act: str) -> None:
     q, x, rng = weight(33, 21, 21), inputs_of(7, 21), np.random.default_rng(0)
     bias, gain, shift = (jnp.asarray(rng.normal(size=33), jnp.float32) for _ in range(3))
-    residual = jnp.asarray(rng.normal(size=(7, 33)), jnp.float32)
+    factor, residual = (jnp.asarray(rng.normal(size=(7, 33)), jnp.float32) for _ in range(2))
     y = qdot(x, prepare(q, activations="int8"), "int8")
     for after in (
         Epilogue(act=act),
         Epilogue(bias, act=act),
-        Epilogue(None, residual, act=act),
-        Epilogue(bias, residual, gain, shift, act, 1e-5),
+        Epilogue(None, factor, residual, act=act),
+        Epilogue(bias, factor, residual, gain, shift, act, 1e-5),
     ):
         found, wanted = linear(x, prepare(q, activations="int8"), "int8", after), after.apply(y)
         largest = np.maximum(np.abs(wanted), np.abs(y).max() if after.gain is None else 1 + np.abs(shift))
@@ -162,7 +202,7 @@ def test_what_follows_a_product_is_computed_with_it(act: str) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("act", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "silu"])
 def test_activations_are_those_of_float64(act: str) -> None:
     """Through a product whose weight is the identity, of bias alone."""
     x = np.linspace(-9, 9, 4001, dtype=np.float32)
@@ -175,15 +215,51 @@ def test_activations_are_those_of_float64(act: str) -> None:
 
 
 @each_isa
-def test_a_rows_result_depends_on_no_other_row_and_on_no_thread() -> None:
-    q = weight(400, 384, 384)
-    w = prepare(q, activations="int8")
+@pytest.mark.parametrize(("bits", "activations"), [(8, "int8"), (8, "float32"), (5, "int8"), (4, "float32")])
+def test_a_rows_result_depends_on_no_other_row_and_on_no_thread(bits: int, activations: Any) -> None:
+    w = prepare(weight(400, 384, 384 if bits == 8 else 128, bits=bits), activations=activations)
     x = inputs_of(600, 384)  # enough for several blocks, and for several threads
     after = Epilogue(act="gelu", gain=jnp.ones(400), shift=jnp.zeros(400), epsilon=1e-6)
-    whole = np.asarray(linear(x, w, "int8", after))
-    for first, count in ((0, 1), (5, 7), (90, 33), (599, 1), (100, 200)):
+    whole = np.asarray(linear(x, w, activations, after))
+    for first, count in ((0, 1), (5, 7), (90, 33), (599, 1), (100, 200), (40, 3)):
         part = slice(first, first + count)
-        np.testing.assert_array_equal(linear(x[part], w, "int8", after), whole[part])
+        np.testing.assert_array_equal(linear(x[part], w, activations, after), whole[part])
+
+
+@each_isa
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_rows_of_a_table_are_xlas_bit_for_bit(bits: int) -> None:
+    for q in (weight(37, 50, 50, bits=bits), weight(40, 96, 16, bits=bits), weight(20, 64, 32, rotate=True, bits=bits)):
+        table, ids = prepare(q, operation="rows"), np.array([[0, -1, q.shape[0]], [q.shape[0] - 1, 7, -100]])
+        assert table.kernel == "native"
+        found = qembed(table, ids)
+        np.testing.assert_array_equal(found, qembed(q, ids))
+        np.testing.assert_array_equal(jax.vmap(lambda i, table=table: qembed(table, i))(ids), found)
+        assert np.isnan(found[1, 2]).all()
+    assert calls_of(jax.jit(qembed).lower(table, ids)) == 1
+    assert qembed(table, np.zeros((0, 3), np.int32)).shape == (0, 3, 64)
+    (count,) = export.symbolic_shape("count")
+    exported = export.export(jax.jit(qembed))(table, jax.ShapeDtypeStruct((count,), np.int32))
+    np.testing.assert_array_equal(exported.call(table, ids[0]), found[0])
+
+
+def test_rows_of_a_table_have_derivatives() -> None:
+    q, ids = weight(20, 64, 32, bits=4), np.array([3, 3, 0])
+
+    def loss(scale: Any, kernel: str | None) -> Any:
+        w = dataclasses.replace(q, scale=scale)
+        return (qembed(w if kernel else prepare(w, operation="rows"), ids, kernel=kernel) ** 2).sum()
+
+    found, wanted = (jax.grad(loss)(q.scale, kernel) for kernel in (None, "xla"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_table_is_held_once_for_rows_and_products() -> None:
+    q, x, ids = weight(20, 64, 32, bits=4), inputs_of(3, 64), np.array([3, 0])
+    for operation in ("product", "rows"):
+        w = prepare(q, operation=operation)  # type: ignore[arg-type]
+        assert (w.weight, w.kernel) == (None, "native")
+        assert calls_of(jax.jit(lambda x, w: (qdot(x, w), qembed(w, ids))).lower(x, w)) == 2
 
 
 @each_isa
@@ -232,7 +308,8 @@ def test_attention_hides_no_nan_and_sees_none_that_is_masked() -> None:
 
 def test_panels_give_the_weight_back_bit_for_bit() -> None:
     tensor = quantize(np.random.default_rng(0).normal(size=(5, 6)), QuantizationConfig("int8", per_channel=False))
-    for q in (*(weight(*shape) for shape in SHAPES), weight(8, 64, 32, rotate=True), tensor):
+    narrow = (weight(*case[1:], bits=case[0], rotate=case == (5, 70, 160, 32)) for case in NARROW)
+    for q in (*(weight(*shape) for shape in SHAPES), weight(8, 64, 32, rotate=True), tensor, *narrow):
         assert isinstance(q, QTensor)
         for back in (prepare(q, activations="int8").to_qtensor(), jax.jit(through_panels)(q)):
             assert jax.tree.structure(back) == jax.tree.structure(q)
@@ -251,12 +328,12 @@ def through_panels(q: QTensor) -> QTensor:
 X = inputs_of(6, 64).reshape(2, 3, 64)
 
 
-@pytest.fixture
-def call() -> Callable[[Any], Any]:
+@pytest.fixture(params=["int8", "float32"])
+def call(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
     """A product with all that may follow it, on a rotated weight in groups."""
-    w = prepare(weight(40, 64, 32, rotate=True), activations="int8")
-    after = Epilogue(jnp.ones(40), None, 2 * jnp.ones(40), jnp.ones(40), "gelu", 1e-5)
-    return lambda x: linear(x, w, "int8", after)
+    w = prepare(weight(40, 64, 32, rotate=True, bits=8 if request.param == "int8" else 4), activations=request.param)
+    after = Epilogue(jnp.ones(40), None, None, 2 * jnp.ones(40), jnp.ones(40), "gelu", 1e-5)
+    return lambda x: linear(x, w, request.param, after)
 
 
 def calls_of(lowered: Any) -> int:
@@ -313,7 +390,7 @@ def test_numbers_of_other_dtypes_are_cast() -> None:
 def test_what_cannot_follow_a_product_is_refused() -> None:
     w, x = prepare(weight(17, 50, 50), activations="int8"), inputs_of(3, 50)
     for after, why in (
-        (Epilogue(act="silu"), "act='silu'; wanted one of"),
+        (Epilogue(act="tanh"), "act='tanh'; wanted one of"),
         (Epilogue(gain=jnp.ones(17)), "a normalization wants both a gain and a shift"),
         (Epilogue(jnp.ones(1)), r"bias of shape \[1\] after a product of shape \[3, 17\]"),
     ):
@@ -336,7 +413,7 @@ def turned(q: QTensor) -> QTensor:
 
 def test_derivatives_are_those_of_the_float_product() -> None:
     q, x = weight(17, 50, 50), jnp.asarray(inputs_of(3, 50))
-    after = Epilogue(jnp.ones(17), jnp.ones((3, 17)), jnp.ones(17), jnp.zeros(17), "gelu", 1e-5)
+    after = Epilogue(jnp.ones(17), jnp.ones((3, 17)), jnp.ones((3, 17)), jnp.ones(17), jnp.zeros(17), "gelu", 1e-5)
 
     def of(multiply: Callable[..., Any]) -> Any:
         def loss(x: Any, q: Any, after: Any) -> Any:
@@ -387,10 +464,10 @@ def test_inputs_that_are_spread_over_devices_are_xlas(call: Callable[[Any], Any]
 
 
 def test_what_it_does_not_take_is_xlas_or_refused_by_name() -> None:
-    four = quantize(np.ones((4, 8), np.float32), "int4")
+    crossing = quantize(np.ones((4, 24), np.float32), QuantizationConfig("int4", group_size=16))
     for q, activations, why in (
-        (weight(17, 50, 50), "float32", "multiplies 8-bit inputs only, found float32"),
-        (four, "int8", "multiplies evenly spaced 8-bit weights only, found int4"),
+        (weight(17, 50, 50), "bfloat16", "multiplies float32 and 8-bit inputs only, found bfloat16"),
+        (crossing, "float32", "wants a matrix of groups that each lie in one row"),
     ):
         assert prepare(q, activations=activations).kernel == "xla"  # type: ignore[arg-type]
         with pytest.raises(aq.ConfigError, match=f"^product: kernel 'native': {why}$"):

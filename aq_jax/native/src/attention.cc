@@ -1,43 +1,18 @@
-// Attention over whole texts.
+// Attention, over whole texts and over a cache.
 #include "set.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include "math.h"
 #include "scratch.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace aq {
 namespace AQ_ISA {
 namespace {
-
-// c[ROWS][2 vectors] = a[ROWS][count] b[count][2 vectors], in the order of b's rows.
-template <int ROWS>
-void float_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t count, float* c, int64_t ldc) {
-  F acc[ROWS][2] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    const F b0 = load<F>(b + k * ldb), b1 = load<F>(b + k * ldb + LANES);
-    for (int r = 0; r < ROWS; ++r) {
-      const F one = splat(a[r * lda + k]);
-      acc[r][0] = fma(one, b0, acc[r][0]);
-      acc[r][1] = fma(one, b1, acc[r][1]);
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    store(c + r * ldc, acc[r][0]);
-    store(c + r * ldc + LANES, acc[r][1]);
-  }
-}
-
-template <int... R>
-void float_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t count, float* c,
-                int64_t ldc, std::integer_sequence<int, R...>) {
-  constexpr decltype(&float_tile<1>) tiles[] = {float_tile<R + 1>...};
-  tiles[rows - 1](a, lda, b, ldb, count, c, ldc);
-}
 
 int64_t padded(int64_t count) { return (count + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 
@@ -56,39 +31,44 @@ void transpose(const float* rows, int64_t count, int64_t size, int64_t width, fl
 }  // namespace
 
 // softmax(q k / sqrt(size)) v: for 12 queries at a time the scores of all keys, their weights, and the mixed values.
-void attention(const float* q, const float* k, const float* v, const bool* mask, int64_t tokens, int64_t size,
-               int64_t width, float* out) {
-  int64_t seen = tokens;  // what follows the last key that is not masked has no weight
-  while (seen && !mask[seen - 1]) --seen;
+void attention(const Heads& h) {
+  const int64_t size = h.size, rows = h.tokens * h.shared;
+  // What follows the last key that any query sees has no weight.
+  int64_t seen = h.keys;
+  if (h.positions) seen = std::clamp<int64_t>(*std::max_element(h.positions, h.positions + h.tokens) + 1, 0, seen);
+  while (h.mask && seen && !h.mask[seen - 1]) --seen;
   const int64_t keys = padded(seen), wide = padded(size);
-  Scratch scratch(Scratch::bytes<float>(size * keys) + Scratch::bytes<float>(seen * wide) +
+  const bool copied = wide != size || rows > MAX_ROWS;  // several tiles read the values
+  Scratch scratch(Scratch::bytes<float>(size * keys) + Scratch::bytes<float>(copied * seen * wide) +
                   Scratch::bytes<float>(keys) + Scratch::bytes<float>(MAX_ROWS * keys) +
                   2 * Scratch::bytes<float>(MAX_ROWS * wide));
   float* columns = scratch.take<float>(size * keys);
-  float* values = scratch.take<float>(seen * wide);
+  float* values = scratch.take<float>(copied * seen * wide);
   float* hidden = scratch.take<float>(keys);  // minus infinity for keys without weight
   float* queries = scratch.take<float>(MAX_ROWS * wide);
   float* weights = scratch.take<float>(MAX_ROWS * keys);
   float* mixed = scratch.take<float>(MAX_ROWS * wide);
   const float inf = std::numeric_limits<float>::infinity();
   const F root = splat(float(1 / std::sqrt(double(size))));
-  transpose(k, seen, size, width, columns, keys);
-  for (int64_t j = 0; j < keys; ++j) hidden[j] = j < seen && mask[j] ? 0 : -inf;
-  for (int64_t j = 0; j < seen; ++j)
+  transpose(h.k, seen, size, h.k_width, columns, keys);
+  for (int64_t j = 0; j < keys; ++j) hidden[j] = j < seen && (!h.mask || h.mask[j]) ? 0 : -inf;
+  for (int64_t j = 0; copied && j < seen; ++j)
     for (int64_t d = 0; d < wide; d += LANES)
-      store(values + j * wide + d, d < size ? load_part(v + j * width + d, size - d) : F{});
-  using Rows = std::make_integer_sequence<int, MAX_ROWS>;
-  const int64_t tiles = (tokens + MAX_ROWS - 1) / MAX_ROWS, high = tiles ? (tokens + tiles - 1) / tiles : 0;
-  for (int64_t first = 0; first < tokens; first += high) {
-    const int64_t rows = std::min(high, tokens - first);
-    for (int64_t r = 0; r < rows; ++r)
+      store(values + j * wide + d, d < size ? load_part(h.v + j * h.k_width + d, size - d) : F{});
+  auto at = [&](int64_t r) { return r / h.shared * h.q_width + r % h.shared * size; };
+  const int64_t high = tile_height(rows);
+  for (int64_t first = 0; first < rows; first += high) {
+    const int64_t count = std::min(high, rows - first);
+    for (int64_t r = 0; r < count; ++r)
       for (int64_t d = 0; d < size; d += LANES)
-        store(queries + r * wide + d, load_part(q + (first + r) * width + d, size - d) * root);
+        store(queries + r * wide + d, load_part(h.q + at(first + r) + d, size - d) * root);
     for (int64_t j = 0; j < keys; j += 2 * LANES)
-      float_rows(rows, queries, wide, columns + j, keys, size, weights + j, keys, Rows{});
+      float_rows(count, queries, wide, columns + j, keys, size, weights + j, keys, Rows{});
     float inverse[MAX_ROWS];
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
       float* line = weights + r * keys;
+      const int64_t last = h.positions ? h.positions[(first + r) / h.shared] : keys;
+      for (int64_t j = std::max<int64_t>(0, last + 1); j < keys; ++j) line[j] = -inf;
       F high = splat(std::numeric_limits<float>::lowest()), total = F{};
       for (int64_t j = 0; j < keys; j += LANES) {
         const F hide = load<F>(hidden + j), score = hide < 0 ? hide : load<F>(line + j);
@@ -104,10 +84,11 @@ void attention(const float* q, const float* k, const float* v, const bool* mask,
       inverse[r] = 1 / std::max(sum(total), std::numeric_limits<float>::min());
     }
     for (int64_t d = 0; d < size; d += 2 * LANES)
-      float_rows(rows, weights, keys, values + d, wide, seen, mixed + d, wide, Rows{});
-    for (int64_t r = 0; r < rows; ++r)
+      float_rows(count, weights, keys, copied ? values + d : h.v + d, copied ? wide : h.k_width, seen, mixed + d, wide,
+                 Rows{});
+    for (int64_t r = 0; r < count; ++r)
       for (int64_t d = 0; d < size; d += LANES)
-        store_part(out + (first + r) * width + d, load<F>(mixed + r * wide + d) * splat(inverse[r]), size - d);
+        store_part(h.out + at(first + r) + d, load<F>(mixed + r * wide + d) * splat(inverse[r]), size - d);
   }
 }
 

@@ -1,4 +1,4 @@
-// Products, and the rounding of their inputs.
+// Products, what is done to their inputs before, and rows of tables.
 #include "ffi.h"
 
 namespace aq {
@@ -28,34 +28,63 @@ ffi::Error quantize_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Res
   return ffi::Error::Success();
 }
 
-ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
-                   ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
-                   ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
-                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
+ffi::Error rotate_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                       int64_t block) {
+  const Kernels* const chosen = choice;
+  if (!chosen) return invalid("rotate_rows", "no kernels for this processor");
+  if (x.dimensions().size() != 2) return invalid("rotate_rows", "wanted x [rows, inputs]");
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  if (!has_shape(*y, {rows, inputs})) return invalid("rotate_rows", "wanted y [rows, inputs]");
+  if (block < 2 || block & (block - 1) || inputs % block)
+    return invalid("rotate_rows", "wanted a power of two that divides the inputs as the block of the rotation");
+  if (!rows) return ffi::Error::Success();
+  const Parts parts(rows, threads_for(pool, 32 * rows * inputs));
+  parallel(pool, parts.parts, [&](int64_t i) {
+    const int64_t first = parts.first(i);
+    chosen->rotate_rows(x.typed_data() + first * inputs, parts.first(i + 1) - first, inputs, block,
+                        y->typed_data() + first * inputs);
+  });
+  return ffi::Error::Success();
+}
+
+// A weight [outputs, inputs] of these arrays; its `codes` are null where shapes do not fit.
+Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants,
+                 int64_t outputs, int64_t inputs, int64_t bits) {
+  Weight w = {nullptr, grids.typed_data(), constants.typed_data(), outputs, inputs, 0, bits};
+  const bool known = bits == 8 || (bits >= 2 && bits <= 6);
+  if (!known || grids.dimensions().size() != 4 || inputs <= 0) return w;
+  w.groups = grids.dimensions()[1];
+  if (!w.groups || inputs % w.groups) return w;
+  const int64_t count = w.panels();
+  if (has_shape(panels, {count, w.groups * w.lines(), PANEL, 4}) && has_shape(grids, {count, w.groups, 2, PANEL}) &&
+      has_shape(constants, {count, PANEL}))
+    w.codes = panels.typed_data();
+  return w;
+}
+
+constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes "
+                               "[panels, lines, 16, 4], grids [panels, groups, 2, 16], constants [panels, 16]";
+
+ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,
+                    ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
+                    ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("product", "no kernels for this processor");
-  if (codes.dimensions().size() != 2 || y->dimensions().size() != 2 || grids.dimensions().size() != 4)
-    return invalid("product", "wanted codes [rows, inputs], grids [panels, groups, 3, 16], y [rows, outputs]");
-  const Weight w = {panels.typed_data(), grids.typed_data(), y->dimensions()[1], codes.dimensions()[1],
-                    grids.dimensions()[1]};
-  const int64_t rows = codes.dimensions()[0], count = w.panels();
-  if (!w.groups || w.inputs % w.groups || !w.inputs) return invalid("product", "wanted whole groups of inputs");
-  if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}) || !has_shape(*y, {rows, w.outputs}))
-    return invalid("product", "wanted scale [rows], offset [rows], y [rows, outputs]");
-  if (!has_shape(panels, {count, w.groups * w.steps(), PANEL, 4}) || !has_shape(grids, {count, w.groups, 3, PANEL}))
-    return invalid("product", "wanted the weight's codes [panels, steps, 16, 4], grids [panels, groups, 3, 16]");
-  const bool norm = gain.element_count(), plain = !residual.element_count();
-  if ((bias.element_count() && !has_shape(bias, {w.outputs})) || (!plain && !has_shape(residual, {rows, w.outputs})) ||
-      (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
-    return invalid("product", "wanted bias, gain and shift [outputs], residual [rows, outputs]; or none of each");
-  if (act < 0 || act > int64_t(Act::relu)) return invalid("product", "unknown activation");
+  if (!w.codes) return invalid("product", WEIGHT);
+  if (!has_shape(*y, {rows, w.outputs})) return invalid("product", "wanted y [rows, outputs]");
+  const bool norm = gain.element_count();
+  if ((bias.element_count() && !has_shape(bias, {w.outputs})) ||
+      (factor.element_count() && !has_shape(factor, {rows, w.outputs})) ||
+      (residual.element_count() && !has_shape(residual, {rows, w.outputs})) || (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
+    return invalid("product", "wanted bias, gain and shift [outputs], factor and residual [rows, outputs]; or none of each");
+  if (act < 0 || act > int64_t(Act::silu)) return invalid("product", "unknown activation");
   if (!rows || !w.outputs) return ffi::Error::Success();
-  const Inputs in = {codes.typed_data(), scale.typed_data(), offset.typed_data()};
   const After after = {bias.element_count() ? bias.typed_data() : nullptr, Act(act),
-                       plain ? nullptr : residual.typed_data(), norm ? gain.typed_data() : nullptr,
+                       factor.element_count() ? factor.typed_data() : nullptr,
+                       residual.element_count() ? residual.typed_data() : nullptr, norm ? gain.typed_data() : nullptr,
                        norm ? shift.typed_data() : nullptr, eps};
   // Blocks of rows for each thread; few rows are computed by panels, of which each thread takes some.
-  const int64_t threads = threads_for(pool, rows * w.inputs * w.outputs);
+  const int64_t count = w.panels(), threads = threads_for(pool, rows * w.inputs * w.outputs * (in.floats ? 4 : 1));
   const bool by_rows = rows >= 16 * threads;
   const Parts blocks(rows, std::max(ceil_div(rows, BLOCK), by_rows ? threads : 1));
   const Parts chunks(count, by_rows ? 1 : std::min(threads, ceil_div(count, 2)));
@@ -69,11 +98,59 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer
   return ffi::Error::Success();
 }
 
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> panels,
+                   ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
+                   ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
+                   ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act, float eps) {
+  if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
+    return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], bits);
+  const Inputs in = {x.typed_data(), nullptr, nullptr, nullptr};
+  return multiply(pool, in, x.dimensions()[0], w, bias, factor, residual, gain, shift, y, act, eps);
+}
+
+ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
+                            ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
+                            ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
+                            ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
+                            ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act, float eps) {
+  if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
+    return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
+  const int64_t rows = codes.dimensions()[0];
+  if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}))
+    return invalid("product", "wanted scale [rows], offset [rows]");
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1], bits);
+  const Inputs in = {nullptr, codes.typed_data(), scale.typed_data(), offset.typed_data()};
+  return multiply(pool, in, rows, w, bias, factor, residual, gain, shift, y, act, eps);
+}
+
+ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi::U8> panels,
+                ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                int64_t bits, int64_t outputs) {
+  const Kernels* const chosen = choice;
+  if (!chosen) return invalid("rows", "no kernels for this processor");
+  if (ids.dimensions().size() != 1 || y->dimensions().size() != 2 || y->dimensions()[0] != ids.dimensions()[0])
+    return invalid("rows", "wanted ids [count], y [count, width]");
+  const int64_t count = ids.dimensions()[0], width = y->dimensions()[1];
+  const Weight w = weight_of(panels, grids, constants, outputs, width, bits);
+  if (!w.codes) return invalid("rows", WEIGHT);
+  if (!count) return ffi::Error::Success();
+  const Parts parts(count, threads_for(pool, 32 * count * width));
+  parallel(pool, parts.parts, [&](int64_t i) {
+    const int64_t first = parts.first(i);
+    chosen->rows(w, ids.typed_data() + first, parts.first(i + 1) - first, y->typed_data() + first * width);
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace aq
 
 AQ_EXPORT XLA_FFI_Error* aq_quantize_rows(XLA_FFI_CallFrame*);
+AQ_EXPORT XLA_FFI_Error* aq_rotate_rows(XLA_FFI_CallFrame*);
 AQ_EXPORT XLA_FFI_Error* aq_product(XLA_FFI_CallFrame*);
+AQ_EXPORT XLA_FFI_Error* aq_product_of_codes(XLA_FFI_CallFrame*);
+AQ_EXPORT XLA_FFI_Error* aq_rows(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_quantize_rows, aq::quantize_rows,
                               aq::ffi::Ffi::Bind()
@@ -84,7 +161,31 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_quantize_rows, aq::quantize_rows,
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Attr<int64_t>("block"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rotate_rows, aq::rotate_rows,
+                              aq::ffi::Ffi::Bind()
+                                  .Ctx<aq::ffi::ThreadPool>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Attr<int64_t>("block"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product, aq::product,
+                              aq::ffi::Ffi::Bind()
+                                  .Ctx<aq::ffi::ThreadPool>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::U8>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Attr<int64_t>("bits")
+                                  .Attr<int64_t>("act")
+                                  .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product_of_codes, aq::product_of_codes,
                               aq::ffi::Ffi::Bind()
                                   .Ctx<aq::ffi::ThreadPool>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::S8>>()
@@ -96,6 +197,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product, aq::product,
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Attr<int64_t>("bits")
                                   .Attr<int64_t>("act")
                                   .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
+                              aq::ffi::Ffi::Bind()
+                                  .Ctx<aq::ffi::ThreadPool>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::S32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::U8>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Attr<int64_t>("bits")
+                                  .Attr<int64_t>("outputs"));

@@ -7,35 +7,53 @@ namespace aq {
 
 constexpr int PANEL = 16;  // outputs of a weight that lie side by side
 
-enum class Act : int64_t { none, gelu, gelu_tanh, relu };
+enum class Act : int64_t { none, gelu, gelu_tanh, relu, silu };
 
-// Eight-bit codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them.
+// Codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them (ops/native_panels.py).
 struct Weight {
-  const uint8_t* codes;  // [panels, steps, 16, 4]: code + 128; a step has four inputs
-  const float* grids;    // [panels, groups, 3, 16]: scales, zero points, and sums of a group's codes
-  int64_t outputs, inputs, groups;
+  const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
+  const float* grids;      // [panels, groups, 2, 16]: scales and zero points
+  const float* constants;  // [panels, 16]: the sum of an output's weights
+  int64_t outputs, inputs, groups, bits;
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
-  int64_t size() const { return inputs / groups; }             // inputs in a group
-  int64_t steps() const { return (size() + 3) / 4; }           // of a group
-  const float* grid(int64_t panel, int64_t group) const { return grids + (panel * groups + group) * 3 * PANEL; }
+  int64_t size() const { return inputs / groups; }  // inputs in a group
+  // Codes of a chunk, the fewest that fill whole lines of 64 bytes for 16 outputs; groups have whole chunks.
+  int64_t chunk() const { return bits == 8 ? 4 : bits == 4 ? 8 : bits % 2 ? 32 : 16; }
+  int64_t padded() const { return (size() + chunk() - 1) / chunk() * chunk(); }  // codes of a group
+  int64_t lines() const { return padded() * bits / 32; }                         // of a group
+  int64_t bytes() const { return groups * lines() * 4 * PANEL; }                 // of a panel
+  const float* grid(int64_t panel, int64_t group) const { return grids + (panel * groups + group) * 2 * PANEL; }
 };
 
-// Rows of inputs as 8-bit codes: x ~ scale * code + offset.
+// Rows of inputs: floats, or else 8-bit codes: x ~ scale * code + offset.
 struct Inputs {
+  const float* floats;  // [rows, inputs] or null
   const int8_t* codes;  // [rows, inputs]
   const float* scale;   // [rows]
   const float* offset;  // [rows]
 };
 
-// What follows a product: y = act(product + bias) + residual, and then (y - mean) / sqrt(var + eps) * gain + shift.
+// What follows a product: y = act(product + bias) * factor + residual, and then
+// (y - mean) / sqrt(var + eps) * gain + shift.
 struct After {
   const float* bias;      // [outputs] or null
   Act act;
+  const float* factor;    // [rows, outputs] or null
   const float* residual;  // [rows, outputs] or null
   const float* gain;      // [outputs] or null: no normalization
   const float* shift;     // [outputs]
   float eps;
+};
+
+// One head of the keys and values of a text, and the queries that see them: of each token, `shared` that lie together.
+struct Heads {
+  const float *q, *k, *v;
+  const bool* mask;          // [keys]: which keys are seen; null for all
+  const int32_t* positions;  // [tokens]: a token sees no key after its own position; null if it sees all
+  int64_t tokens, shared, keys, size;
+  int64_t q_width, k_width;  // floats from one token to the next
+  float* out;                // as q
 };
 
 struct Kernels {
@@ -43,14 +61,17 @@ struct Kernels {
   // Rotate each row in blocks of so many numbers, unless that is 0, and round it to 256 levels of its range.
   void (*quantize_rows)(const float* x, int64_t rows, int64_t inputs, int64_t block, int8_t* codes, float* scale,
                         float* offset);
+  // Rotate each row in blocks of so many numbers.
+  void (*rotate_rows)(const float* x, int64_t rows, int64_t inputs, int64_t block, float* y);
   // Compute rows [row, row_end) and panels [panel, panel_end) of a product, without the normalization.
   void (*product)(const Inputs&, const Weight&, const After&, int64_t row, int64_t row_end, int64_t panel,
                   int64_t panel_end, float* y);
+  // Look up rows of a weight by number: [count, inputs]; NaN for a number that is none.
+  void (*rows)(const Weight&, const int32_t* ids, int64_t count, float* y);
   // Normalize rows of y in place.
   void (*normalize)(const After&, int64_t row, int64_t row_end, int64_t outputs, float* y);
-  // Compute softmax(q k / sqrt(size)) v of one head of one text; rows lie `width` floats apart.
-  void (*attention)(const float* q, const float* k, const float* v, const bool* mask, int64_t tokens, int64_t size,
-                    int64_t width, float* out);
+  // Compute softmax(q k / sqrt(size)) v.
+  void (*attention)(const Heads&);
 };
 
 // The kernels that were compiled, and those of them that this processor runs, best first; null at the end.

@@ -39,6 +39,12 @@ inline F gelu(F x) {
   return x < -5.4f ? x * 0 : y;
 }
 
+// x / (1 + e^-x)
+inline F silu(F x) {
+  const F e = exp(x < 0 ? x : -x);
+  return x * (x < 0 ? e : splat(1)) / (splat(1) + e);
+}
+
 // x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3), which is x (1 + tanh u) / 2.
 inline F gelu_tanh(F x) {
   const F u = splat(0.797884560802865f) * fma(x * x * x, splat(0.044715f), x);

@@ -1,123 +1,285 @@
-// Products of 8-bit codes.
-#include "set.h"
-
-#include <algorithm>
-#include <utility>
+// Products of rows with a packed weight.
+#include "product.h"
 
 #include "math.h"
 #include "scratch.h"
-#include "simd.h"
+#include "tiles.h"
 
 namespace aq {
 namespace AQ_ISA {
 namespace {
 
-constexpr int64_t VECTORS = PANEL / LANES;  // in a panel
+constexpr int64_t WIDE = 2 * PANEL;  // outputs that are computed together
 
-// Integer sums of ROWS rows and PANELS panels over some steps of four inputs: sums[ROWS][PANELS * 16].
-template <int ROWS, int PANELS>
-void tile(const int8_t* x, int64_t stride, const uint8_t* w, int64_t panel, int64_t steps, int32_t* sums) {
+template <int DIGITS>
+using Unpacked = std::conditional_t<DIGITS == 0, float, uint8_t>;
+
+template <Act ACT>
+inline F activate(F x) {
+  if constexpr (ACT == Act::gelu) return gelu(x);
+  if constexpr (ACT == Act::gelu_tanh) return gelu_tanh(x);
+  if constexpr (ACT == Act::relu) return max(F{}, x);  // NaN stays
+  if constexpr (ACT == Act::silu) return silu(x);
+  return x;
+}
+
+// act(product + bias) * factor + residual, of `left` outputs from `at` that fill a vector or not, for every row.
+template <Act ACT, bool WHOLE>
+void follow(const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t rows, int64_t at, int64_t left,
+            const float* totals, int64_t between, float* y) {
+  auto read = [&](const float* p) { return WHOLE ? load<F>(p) : load_part(p, left); };
+  const F bias = after.bias ? read(after.bias + at) : F{}, constant = in.floats ? F{} : load<F>(w.constants + at);
+  int64_t to = row * w.outputs + at;
+  for (int64_t r = row; r < row + rows; ++r, totals += between, to += w.outputs) {
+    F value = load<F>(totals);
+    if (!in.floats) value = fma(splat(in.scale[r]), value, splat(in.offset[r]) * constant);
+    value = activate<ACT>(after.bias ? value + bias : value);
+    if (after.factor) value *= read(after.factor + to);
+    if (after.residual) value = read(after.residual + to) + value;
+    if (WHOLE) store(y + to, value);
+    else store_part(y + to, value, left);
+  }
+}
+
+// Codes as bytes, [steps][16][4].
+template <int BITS>
+void unpack(const uint8_t* chunk, int64_t chunks, uint8_t* __restrict to) {
+  using P = Planes<BITS>;
+  for (int64_t c = 0; c < chunks; ++c, chunk += P::LINES * LINE, to += P::STEPS * LINE)
+    for (int at = 0; at < LINE; at += 4 * LANES)
+      unroll<P::STEPS>([&](auto s) { store(to + s * LINE + at, step_of<BITS, s, true>(chunk + at)); });
+}
+
+// Signed codes as floats, [inputs][WIDE], of which a panel has 16.
+template <int BITS>
+void unpack(const uint8_t* chunk, int64_t chunks, float* __restrict to) {
+  using P = Planes<BITS>;
+  for (int64_t c = 0; c < chunks; ++c, chunk += P::LINES * LINE, to += 4 * P::STEPS * WIDE)
+    for (int v = 0; v < VECTORS; ++v)
+      unroll<P::STEPS>([&](auto s) {
+        const W codes = step_of<BITS, s, false>(chunk + v * (4 * LANES));
+        unroll<4>([&](auto j) { store(to + (4 * s + j) * WIDE + v * LANES, float_of<BITS, j>(codes)); });
+      });
+}
+
+// Where a part of a weight is: codes of a panel lie `between` bytes apart, its grids `grids` floats.
+struct PartOfWeight {
+  const uint8_t* codes;
+  const float* grid;
+  int64_t count, between, grids;
+  int added;
+};
+
+// totals[ROWS][WIDE] += products with a part of PANELS panels, whose codes are bytes; narrow or not, as for dot4.
+template <int ROWS, int DIGITS, int PANELS, bool NARROW>
+void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const PartOfWeight& w, float* totals) {
   constexpr int N = PANELS * VECTORS;
-  I acc[ROWS][N] = {};
-  for (int64_t s = 0; s < steps; ++s, x += 4, w += 4 * PANEL) {
-    U codes[N];
-    for (int n = 0; n < N; ++n) codes[n] = load<U>(w + n / VECTORS * panel + n % VECTORS * (4 * LANES));
-    for (int r = 0; r < ROWS; ++r) {
-      I four = splat4(x + r * stride);
-      for (int n = 0; n < N; ++n) acc[r][n] = dot4(acc[r][n], codes[n], four);
+  I acc[ROWS][N][DIGITS] = {};
+  const uint8_t* codes = w.codes;
+  int64_t steps = w.count / 4;
+  do {  // GCC spills sums that may come from before a loop
+    U its[N];
+    for (int n = 0; n < N; ++n) its[n] = load<U>(codes + n / VECTORS * w.between + n % VECTORS * (4 * LANES));
+    for (int r = 0; r < ROWS; ++r)
+      for (int d = 0; d < DIGITS; ++d) {
+        const I four = splat4(x + (r * DIGITS + d) * stride);
+        for (int n = 0; n < N; ++n) acc[r][n][d] = dot4<NARROW>(acc[r][n][d], its[n], four);
+      }
+    x += 4, codes += LINE;
+  } while (--steps);
+  unroll<ROWS * N>([&](auto i) {
+    constexpr int r = i / N, n = i % N;
+    float* total = totals + r * WIDE + n * LANES;
+    const float* grid = w.grid + n / VECTORS * w.grids + n % VECTORS * LANES;
+    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, w.added));
+  });
+}
+
+template <int DIGITS, int PANELS, bool NARROW, int... R>
+void byte_rows(int64_t rows, const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const PartOfWeight& w,
+               float* totals, std::integer_sequence<int, R...>) {
+  constexpr decltype(&byte_tile<1, DIGITS, PANELS, NARROW>) tiles[] = {byte_tile<R + 1, DIGITS, PANELS, NARROW>...};
+  constexpr int64_t most = sizeof...(R);
+  const int64_t high = tile_height(rows, most);
+  for (int64_t first = 0; first < rows; first += high)
+    tiles[std::min(high, rows - first) - 1](x + first * DIGITS * stride, stride, parts + first, w,
+                                            totals + first * WIDE);
+}
+
+// Call f(narrow as a constant), in one instance where the instruction set has one way for both.
+template <class Function>
+void with_narrow(bool narrow, const Function& f) {
+#if defined(__AVX512VNNI__)
+  return f(std::false_type{});
+#else
+  return narrow ? f(std::true_type{}) : f(std::false_type{});
+#endif
+}
+
+// totals[rows][WIDE] += products with a part of a weight, unpacked first, if need be.
+template <int DIGITS>
+void multiply(const Operand<DIGITS>& x, int64_t at, int64_t part, int64_t rows, int64_t bits, PartOfWeight w,
+              int64_t panels, uint8_t* unpacked, float* totals) {
+  const Part<DIGITS>* parts = x.parts + part * rows;
+  if (bits < 8) {
+    const int64_t between = w.count / 4 * LINE;
+    with_bits(bits, [&](auto known) {
+      if constexpr (known < 8)
+        for (int64_t p = 0; p < panels; ++p)
+          unpack<known>(w.codes + p * w.between, w.count / (4 * Planes<known>::STEPS), unpacked + p * between);
+    });
+    w.codes = unpacked, w.between = between;
+  }
+  using Heights = std::make_integer_sequence<int, std::max(1, MAX_ROWS / DIGITS)>;
+  with_narrow(bits < 8, [&](auto narrow) {
+    if (panels == 1)
+      byte_rows<DIGITS, 1, narrow>(rows, x.x + at, x.stride, parts, w, totals, Heights{});
+    else
+      byte_rows<DIGITS, 2, narrow>(rows, x.x + at, x.stride, parts, w, totals, Heights{});
+  });
+}
+
+void multiply(const Operand<0>& x, int64_t at, int64_t part, int64_t rows, int64_t bits, const PartOfWeight& w,
+              int64_t panels, float* unpacked, float* totals) {
+  const int64_t high = tile_height(rows);
+  with_bits(bits, [&](auto known) {
+    for (int64_t p = 0; p < panels; ++p)
+      unpack<known>(w.codes + p * w.between, w.count / (4 * Planes<known>::STEPS), unpacked + p * PANEL);
+  });
+  float dots[MAX_ROWS * WIDE];
+  for (int64_t first = 0; first < rows; first += high) {
+    const int64_t count = std::min(high, rows - first);
+    for (int64_t n = 0; n < panels * PANEL; n += 2 * LANES)
+      float_rows(count, x.x + first * x.stride + at, x.stride, unpacked + n, WIDE, w.count, dots + n, WIDE, Rows{});
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t n = 0; n < panels * PANEL; n += LANES) {
+        float* total = totals + (first + r) * WIDE + n;
+        const F its[1] = {load<F>(dots + r * WIDE + n)};
+        store(total, join<0>(load<F>(total), its, x.parts[part * rows + first + r],
+                             w.grid + n / PANEL * w.grids + n % PANEL, 0));
+      }
+  }
+}
+
+// Products of many rows: two panels of a part at a time, which are unpacked once for all rows.
+template <int DIGITS>
+void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, const After& after, int64_t row,
+                  int64_t rows, int64_t panel, int64_t panel_end, Scratch& scratch, float* y) {
+  auto* unpacked = scratch.take<Unpacked<DIGITS>>(WIDE * std::min(w.padded(), Kind<DIGITS>::PART));
+  float* totals = scratch.take<float>(rows * WIDE);
+  const int added = w.bits == 8 ? OFFSET : 1 << (w.bits - 1);
+  for (int64_t p = panel; p < panel_end; p += 2) {
+    const int64_t panels = std::min<int64_t>(2, panel_end - p);
+    const uint8_t* codes = w.codes + p * w.bytes();
+    std::fill_n(totals, rows * WIDE, 0.0f);
+    for (int64_t g = 0, at = 0, part = 0; g < w.groups; ++g)
+      for (int64_t left = w.padded(), count; left > 0; left -= count, at += count, ++part) {
+        count = std::min(left, Kind<DIGITS>::PART);
+        const PartOfWeight its = {codes, w.grid(p, g), count, w.bytes(), w.groups * 2 * PANEL, added};
+        multiply(x, at, part, rows, w.bits, its, panels, unpacked, totals);
+        codes += count * w.bits / 32 * LINE;
+      }
+    finish(in, w, after, row, rows, p * PANEL, panels * PANEL, totals, WIDE, y);
+  }
+}
+
+// Parts of inputs, followed by zeros up to `padded`: copied, or made digits, which lie `stride` bytes apart.
+void read_part(const int8_t* x, int64_t size, int64_t padded, int64_t, int8_t* to, Part<1>& part) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += x[i];
+  part = {1, float(sum), {sum}};
+  std::memcpy(to, x, size);
+  std::fill_n(to + size, padded - size, 0);
+}
+
+void read_part(const float* x, int64_t size, int64_t padded, int64_t, float* to, Part<0>& part) {
+  F total = F{};
+  for (int64_t i = 0; i < size; i += LANES) total += load_part(x + i, size - i);
+  part = {1, sum(total), {0}};
+  std::memcpy(to, x, size * sizeof(float));
+  std::fill_n(to + size, padded - size, 0.0f);
+}
+
+void read_part(const float* x, int64_t size, int64_t padded, int64_t stride, int8_t* to, Part<3>& part) {
+  F most = F{}, poison = F{};
+  for (int64_t i = 0; i < size; i += LANES) {
+    const F v = load_part(x + i, size - i);
+    most = max(v < 0 ? -v : v, most);
+    poison += v * splat(0);  // NaN where v is NaN or infinite
+  }
+  // The largest number is a little less than 127 in the first digit and in all others; scales have inverses.
+  const float scale = std::max(-least(-most) * (1 / 8.355e6f), 0x1p-126f) + sum(poison);
+  const F inverse = splat(1 / scale);
+  I sums[3] = {};
+  for (int64_t i = 0; i < padded; i += LANES) {
+    I left = to_int(i < size ? load_part(x + i, size - i) * inverse : F{});
+    for (int d = 2; d >= 0; --d) {
+      const I digit = left << 24 >> 24;
+      sums[d] += digit;
+      left = (left - digit) >> 8;
+      int8_t bytes[LANES];
+      store_bytes(bytes, digit);
+      std::memcpy(to + d * stride + i, bytes, std::min<int64_t>(LANES, padded - i));
     }
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int n = 0; n < N; ++n) store(sums + (r * N + n) * LANES, acc[r][n]);
-}
-
-typedef void (*Tile)(const int8_t*, int64_t, const uint8_t*, int64_t, int64_t, int32_t*);
-
-template <int PANELS, int... R>
-constexpr Tile choose(int64_t rows, std::integer_sequence<int, R...>) {
-  constexpr Tile tiles[] = {tile<R + 1, PANELS>...};
-  return tiles[rows - 1];
-}
-
-// Rows of inputs in steps of four, each group filled up with zeros.
-const int8_t* in_steps(const Inputs& in, const Weight& w, int64_t row, int64_t rows, int8_t* copy) {
-  if (w.size() % 4 == 0) return in.codes + row * w.inputs;
-  const int64_t padded = 4 * w.steps();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t g = 0; g < w.groups; ++g, copy += padded) {
-      std::memcpy(copy, in.codes + (row + r) * w.inputs + g * w.size(), w.size());
-      std::memset(copy + w.size(), 0, padded - w.size());
-    }
-  return copy - rows * w.groups * padded;
-}
-
-// act(product + bias) + residual, of outputs from `at`.
-inline F follow(const After& after, F product, const float* residual, int64_t at, int64_t count) {
-  F y = after.bias ? product + load_part(after.bias + at, count) : product;
-  switch (after.act) {
-    case Act::none: break;
-    case Act::gelu: y = gelu(y); break;
-    case Act::gelu_tanh: y = gelu_tanh(y); break;
-    case Act::relu: y = max(F{}, y); break;  // NaN stays
+  for (int d = 0; d < 3; ++d) {
+    part.digits[d] = 0;
+    for (int i = 0; i < LANES; ++i) part.digits[d] += sums[d][i];
   }
-  return residual ? load_part(residual + at, count) + y : y;
+  part.scale = scale;
+  part.sum = float(int64_t(part.digits[0]) * 65536 + part.digits[1] * 256 + part.digits[2]);
+}
+
+template <int DIGITS, class T>
+void product_of(const T* x, const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t row_end,
+                int64_t panel, int64_t panel_end, float* y) {
+  using K = Kind<DIGITS>;
+  typedef typename K::Input Input;
+  const int64_t rows = row_end - row, lines = rows * K::LINES, size = w.size(), padded = w.padded();
+  // An odd number of cache lines: rows a power of two apart would evict each other.
+  const int64_t stride = (w.groups * padded + 127) / 128 * 128 + 64;
+  const int64_t count = w.groups * ((padded + K::PART - 1) / K::PART);
+  Scratch scratch(Scratch::bytes<Input>(lines * stride) + Scratch::bytes<Part<DIGITS>>(rows * count) +
+                  Scratch::bytes<Input>(WIDE * std::min(padded, K::PART)) + Scratch::bytes<float>(rows * WIDE));
+  Input* copy = scratch.take<Input>(lines * stride);
+  auto* parts = scratch.take<Part<DIGITS>>(rows * count);
+  const Operand<DIGITS> operand = {copy, parts, stride};
+  for (int64_t r = row; r < row_end; ++r, copy += K::LINES * stride, ++parts)
+    for (int64_t g = 0, part = 0; g < w.groups; ++g)
+      for (int64_t at = 0; at < padded; at += K::PART)
+        read_part(x + r * w.inputs + g * size + at, std::min(K::PART, size - at), std::min(K::PART, padded - at),
+                  stride, copy + g * padded + at, parts[part++ * rows]);
+  if (rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
+    return product_few(operand, in, w, after, row, rows, panel, panel_end, y);
+  product_rows(operand, in, w, after, row, rows, panel, panel_end, scratch, y);
 }
 
 }  // namespace
 
-// With x = sx * qx + ox for a row, and W = sw * (qw - zw) for a group, y is the sum over groups of
-// sx * (sw * (qx . qw - zw * sum(qx))) + ox * (sw * (sum(qw) - size * zw)).
+void finish(const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t rows, int64_t at, int64_t count,
+            const float* totals, int64_t between, float* y) {
+  auto run = [&](auto act) {
+    for (int64_t n = 0; n < count && at + n < w.outputs; n += LANES) {
+      const int64_t left = w.outputs - at - n;
+      const auto one = left >= LANES ? follow<act, true> : follow<act, false>;
+      one(in, w, after, row, rows, at + n, left, totals + n, between, y);
+    }
+  };
+  switch (after.act) {
+    case Act::none: return run(std::integral_constant<Act, Act::none>{});
+    case Act::gelu: return run(std::integral_constant<Act, Act::gelu>{});
+    case Act::gelu_tanh: return run(std::integral_constant<Act, Act::gelu_tanh>{});
+    case Act::relu: return run(std::integral_constant<Act, Act::relu>{});
+    case Act::silu: return run(std::integral_constant<Act, Act::silu>{});
+  }
+}
+
+// With W = sw * (qw - zw) for a group, y is the sum over groups of sw * (x . qw - zw * sum(x)). For 8-bit inputs, with
+// x = sx * qx + ox for a row, it is sx times that of qx, and ox times the sum of W.
 void product(const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t row_end, int64_t panel,
              int64_t panel_end, float* y) {
-  constexpr int64_t WIDE = 2;  // panels of a tile
-  const int64_t rows = row_end - row, groups = w.groups, steps = w.steps(), stride = 4 * steps * groups;
-  const int64_t bytes = stride * PANEL;  // of a panel
-  Scratch scratch(Scratch::bytes<int8_t>(rows * stride) + Scratch::bytes<int32_t>(rows * groups) +
-                  Scratch::bytes<int32_t>(MAX_ROWS * WIDE * PANEL) + Scratch::bytes<float>(MAX_ROWS * WIDE * PANEL));
-  const int8_t* x = in_steps(in, w, row, rows, scratch.take<int8_t>(rows * stride));
-  int32_t* row_sums = scratch.take<int32_t>(rows * groups);
-  int32_t* dots = scratch.take<int32_t>(MAX_ROWS * WIDE * PANEL);
-  float* totals = scratch.take<float>(MAX_ROWS * WIDE * PANEL);
-  for (int64_t i = 0; i < rows * groups; ++i) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < 4 * steps; ++k) sum += x[4 * steps * i + k];
-    row_sums[i] = sum;
-  }
-  // Tiles as equal as can be: of 16 rows, two of 8 and not one of 12 and one of 4.
-  const int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS, high = tiles ? (rows + tiles - 1) / tiles : 0;
-  for (int64_t p = panel; p < panel_end; p += WIDE) {
-    const int64_t wide = std::min(WIDE, panel_end - p), vectors = wide * VECTORS;
-    for (int64_t first = 0; first < rows; first += high) {
-      const int64_t count = std::min(high, rows - first);
-      using Rows = std::make_integer_sequence<int, MAX_ROWS>;
-      const Tile run = wide == 2 ? choose<2>(count, Rows{}) : choose<1>(count, Rows{});
-      for (int64_t g = 0; g < groups; ++g) {
-        const uint8_t* codes = w.codes + p * bytes + g * steps * 4 * PANEL;
-        run(x + first * stride + g * 4 * steps, stride, codes, bytes, steps, dots);
-        for (int64_t n = 0; n < vectors; ++n) {
-          const int64_t at = p * PANEL + n * LANES, left = w.outputs - at;
-          if (left <= 0) break;
-          const float* grid = w.grid(p + n / VECTORS, g) + n % VECTORS * LANES;
-          const F sw = load<F>(grid), zw = load<F>(grid + PANEL), sum_w = load<F>(grid + 2 * PANEL);
-          const F constant = sw * fma(splat(-float(w.size())), zw, sum_w);
-          for (int64_t r = 0; r < count; ++r) {
-            const int64_t i = row + first + r, tile_at = (r * vectors + n) * LANES;
-            const int32_t sum = row_sums[(first + r) * groups + g];
-            const F dot = to_float(load<I>(dots + tile_at) - OFFSET * sum);
-            const F part = sw * fma(zw, splat(-float(sum)), dot);
-            F value = fma(splat(in.scale[i]), part, splat(in.offset[i]) * constant);
-            if (g) value += load<F>(totals + tile_at);
-            if (g + 1 < groups) {
-              store(totals + tile_at, value);
-            } else {
-              const float* residual = after.residual ? after.residual + i * w.outputs : nullptr;
-              store_part(y + i * w.outputs + at, follow(after, value, residual, at, left), left);
-            }
-          }
-        }
-      }
-    }
-  }
+  if (in.floats) return product_of<FLOAT_DIGITS>(in.floats, in, w, after, row, row_end, panel, panel_end, y);
+  product_of<1>(in.codes, in, w, after, row, row_end, panel, panel_end, y);
 }
 
 }  // namespace AQ_ISA

@@ -1,4 +1,4 @@
-// Rows of inputs become 8-bit codes.
+// Rows of inputs are rotated, and become 8-bit codes.
 #include "set.h"
 
 #include <algorithm>
@@ -27,20 +27,36 @@ void hadamard_pass(const float* from, int64_t n, float* to) {
   }
 }
 
-// x R, up to a factor in the signs; R is the rotation of codes/rotation.py: the signs of Rudin and Shapiro, and a
-// Hadamard matrix.
-void rotate(const float* x, int64_t inputs, int64_t block, const float* signs, float* spare, float* to) {
-  for (int64_t start = 0; start < inputs; start += block) {
-    const float* from = spare;
-    for (int64_t i = 0; i < block; ++i) spare[i] = x[start + i] * signs[i];
-    // From one half of the spare memory to the other, and at last to where it belongs.
-    for (int64_t n = 1; n < block; n *= 2) {
-      float* next = 2 * n == block ? to + start : from == spare ? spare + block : spare;
-      hadamard_pass(from, block, next);
-      from = next;
+// x R, R being the rotation of codes/rotation.py: the signs of Rudin and Shapiro, and a Hadamard matrix.
+struct Rotation {
+  const int64_t block;
+  float *signs, *spare;
+  float length;  // the factor that is left out of x R: up to sqrt(2)
+
+  static size_t bytes(int64_t block) { return Scratch::bytes<float>(2 * block) + Scratch::bytes<float>(block); }
+
+  Rotation(Scratch& scratch, int64_t block) : block(block) {
+    spare = scratch.take<float>(2 * block);
+    signs = scratch.take<float>(block);
+    float shrink = 1;  // a power of two, which rounds nothing: sums must not overflow where the rotated row does not
+    while (block >= 4 / shrink / shrink) shrink /= 2;
+    for (int64_t i = 0; i < block; ++i) signs[i] = __builtin_parityll(i & (i >> 1)) ? -shrink : shrink;
+    length = block ? float(1 / shrink / std::sqrt(double(block))) : 1;
+  }
+
+  void operator()(const float* x, int64_t inputs, float* to) const {
+    for (int64_t start = 0; start < inputs; start += block) {
+      const float* from = spare;
+      for (int64_t i = 0; i < block; ++i) spare[i] = x[start + i] * signs[i];
+      // From one half of the spare memory to the other, and at last to where it belongs.
+      for (int64_t n = 1; n < block; n *= 2) {
+        float* next = 2 * n == block ? to + start : from == spare ? spare + block : spare;
+        hadamard_pass(from, block, next);
+        from = next;
+      }
     }
   }
-}
+};
 
 }  // namespace
 
@@ -49,16 +65,11 @@ void rotate(const float* x, int64_t inputs, int64_t block, const float* signs, f
 void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, int8_t* codes, float* scale,
                    float* offset) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  Scratch scratch(Scratch::bytes<float>(inputs) + Scratch::bytes<float>(2 * block) + Scratch::bytes<float>(block));
+  Scratch scratch(Scratch::bytes<float>(inputs) + Rotation::bytes(block));
   float* rotated = scratch.take<float>(inputs);
-  float* spare = scratch.take<float>(2 * block);
-  float* signs = scratch.take<float>(block);
-  float shrink = 1;  // a power of two, which rounds nothing: sums must not overflow where the rotated row does not
-  while (block >= 4 / shrink / shrink) shrink /= 2;
-  for (int64_t i = 0; i < block; ++i) signs[i] = __builtin_parityll(i & (i >> 1)) ? -shrink : shrink;
-  const float length = block ? float(1 / shrink / std::sqrt(double(block))) : 1;
+  const Rotation rotate(scratch, block);
   for (int64_t r = 0; r < rows; ++r, x += inputs, codes += inputs) {
-    if (block) rotate(x, inputs, block, signs, spare, rotated);
+    if (block) rotate(x, inputs, rotated);
     const float* line = block ? rotated : x;
     F low[2] = {splat(inf), splat(inf)}, high[2] = {splat(-inf), splat(-inf)}, poison[2] = {};
     for (int64_t i = 0; i < inputs; i += LANES) {
@@ -71,8 +82,8 @@ void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, 
     const float bad = sum(poison[0] + poison[1]);
     const float lo = bad == 0 ? least(min(low[0], low[1])) : nan, hi = -least(-max(high[0], high[1]));
     const float step = bad == 0 ? std::max((hi - lo) * (1.0f / 255), 0x1p-100f) : nan;
-    scale[r] = step * length;
-    offset[r] = (lo + 128 * step) * length;
+    scale[r] = step * rotate.length;
+    offset[r] = (lo + 128 * step) * rotate.length;
     // Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum; as one number, as XLA adds it.
     const F first = splat(lo), inverse = splat(1 / step), round = splat(0x1.8p23f - 128);
     for (int64_t i = 0; i < inputs; i += LANES) {
@@ -85,6 +96,15 @@ void quantize_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, 
         std::memcpy(codes + i, last, inputs - i);
       }
     }
+  }
+}
+
+void rotate_rows(const float* x, int64_t rows, int64_t inputs, int64_t block, float* y) {
+  Scratch scratch(Rotation::bytes(block));
+  const Rotation rotate(scratch, block);
+  for (int64_t r = 0; r < rows; ++r, x += inputs, y += inputs) {
+    rotate(x, inputs, y);
+    for (int64_t i = 0; i < inputs; ++i) y[i] *= rotate.length;
   }
 }
 

@@ -11,8 +11,10 @@ namespace AQ_ISA {
 template <class Pointer>
 using Function = std::remove_pointer_t<Pointer>;
 
-Function<decltype(Kernels::quantize_rows)> quantize_rows;  // rows.cc
+Function<decltype(Kernels::quantize_rows)> quantize_rows;
+Function<decltype(Kernels::rotate_rows)> rotate_rows;
 Function<decltype(Kernels::product)> product;
+Function<decltype(Kernels::rows)> rows;
 Function<decltype(Kernels::normalize)> normalize;
 Function<decltype(Kernels::attention)> attention;
 

@@ -1,0 +1,83 @@
+// Products of few rows, one by one: codes go from memory into registers, of several panels at once.
+#include "product.h"
+
+namespace aq {
+namespace AQ_ISA {
+namespace {
+
+// Panels at once: independent sums hide the latency of each.
+constexpr int AT_ONCE = std::max(1, 4 / VECTORS);
+
+// Four products more for each lane.
+template <int DIGITS, int BITS, int STEP, int N>
+inline __attribute__((always_inline)) void step(const int8_t* x, int64_t stride, const uint8_t* const (&chunk)[N],
+                                                I (&sums)[N][DIGITS]) {
+  I four[DIGITS];
+  for (int d = 0; d < DIGITS; ++d) four[d] = splat4(x + d * stride + 4 * STEP);
+  for (int n = 0; n < N; ++n) {
+    const U codes = (U)step_of<BITS, STEP, true>(chunk[n]);
+    for (int d = 0; d < DIGITS; ++d) sums[n][d] = dot4<(BITS < 8)>(sums[n][d], codes, four[d]);
+  }
+}
+
+template <int DIGITS, int BITS, int STEP, int N>
+inline __attribute__((always_inline)) void step(const float* x, int64_t, const uint8_t* const (&chunk)[N],
+                                                F (&sums)[N][1]) {
+  W codes[N];
+  for (int n = 0; n < N; ++n) codes[n] = step_of<BITS, STEP, false>(chunk[n]);
+  unroll<4>([&](auto j) {
+    const F one = splat(x[4 * STEP + j]);
+    for (int n = 0; n < N; ++n) sums[n][0] = fma(one, float_of<BITS, j>(codes[n]), sums[n][0]);
+  });
+}
+
+template <int DIGITS, int BITS, int PANELS>
+void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64_t rows, int64_t panel, float* totals) {
+  using P = Planes<BITS>;
+  using K = Kind<DIGITS>;
+  constexpr int N = PANELS * VECTORS;
+  const auto* in = x.x + row * K::LINES * x.stride;
+  const Part<DIGITS>* part = x.parts + row;
+  const uint8_t* chunk[N];
+  for (int n = 0; n < N; ++n) chunk[n] = w.codes + (panel + n / VECTORS) * w.bytes() + n % VECTORS * (4 * LANES);
+  F total[N] = {};
+  for (int64_t g = 0; g < w.groups; ++g)
+    for (int64_t left = w.padded(); left > 0; left -= K::PART, part += rows) {
+      typename K::Sums sums[N][K::LINES] = {};
+      for (int64_t c = std::min(left, K::PART) / (4 * P::STEPS); c > 0; --c, in += 4 * P::STEPS) {
+        unroll<P::STEPS>([&](auto s) { step<DIGITS, BITS, s, N>(in, x.stride, chunk, sums); });
+        for (int n = 0; n < N; ++n) chunk[n] += P::LINES * LINE;
+      }
+      for (int n = 0; n < N; ++n) {
+        const float* grid = w.grid(panel + n / VECTORS, g) + n % VECTORS * LANES;
+        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, P::ADDED);
+      }
+    }
+  for (int n = 0; n < N; ++n) store(totals + n * LANES, total[n]);
+}
+
+}  // namespace
+
+template <int DIGITS>
+void product_few(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, const After& after, int64_t row,
+                 int64_t rows, int64_t panel, int64_t panel_end, float* y) {
+  with_bits(w.bits, [&](auto bits) {
+    float totals[AT_ONCE * PANEL];
+    for (int64_t p = panel, count; p < panel_end; p += count) {
+      count = panel_end - p < AT_ONCE ? 1 : AT_ONCE;
+      const auto run = count == 1 ? panels_of_row<DIGITS, bits, 1> : panels_of_row<DIGITS, bits, AT_ONCE>;
+      for (int64_t r = 0; r < rows; ++r) {
+        run(x, w, r, rows, p, totals);
+        finish(in, w, after, row + r, 1, p * PANEL, count * PANEL, totals, AT_ONCE * PANEL, y);
+      }
+    }
+  });
+}
+
+template void product_few(const Operand<1>&, const Inputs&, const Weight&, const After&, int64_t, int64_t, int64_t,
+                          int64_t, float*);
+template void product_few(const Operand<FLOAT_DIGITS>&, const Inputs&, const Weight&, const After&, int64_t, int64_t,
+                          int64_t, int64_t, float*);
+
+}  // namespace AQ_ISA
+}  // namespace aq

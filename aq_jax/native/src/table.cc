@@ -1,0 +1,43 @@
+// Rows of a table, from the panels that products read.
+#include "codes.h"
+#include "set.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace aq {
+namespace AQ_ISA {
+namespace {
+
+template <int BITS>
+void row_of_table(const Weight& w, int64_t row, float* y) {
+  using P = Planes<BITS>;
+  const int64_t panel = row / PANEL, lane = row % PANEL;
+  const uint8_t* chunk = w.codes + panel * w.bytes() + 4 * lane;
+  for (int64_t g = 0; g < w.groups; ++g, y += w.size()) {
+    const float scale = w.grid(panel, g)[lane], zero = w.grid(panel, g)[PANEL + lane];
+    for (int64_t at = 0; at < w.size(); at += 4 * P::STEPS, chunk += P::LINES * LINE) {
+      float values[4 * P::STEPS];
+      unroll<P::STEPS>([&](auto s) {
+        const uint32_t codes = step_of<BITS, s, true, uint32_t>(chunk);
+        for (int j = 0; j < 4; ++j) values[4 * s + j] = (float(int(codes >> 8 * j & 255) - P::HALF) - zero) * scale;
+      });
+      std::copy_n(values, std::min<int64_t>(4 * P::STEPS, w.size() - at), y + at);
+    }
+  }
+}
+
+}  // namespace
+
+void rows(const Weight& w, const int32_t* ids, int64_t count, float* y) {
+  with_bits(w.bits, [&](auto bits) {
+    for (int64_t i = 0; i < count; ++i, y += w.inputs)
+      if (ids[i] < 0 || ids[i] >= w.outputs)
+        std::fill_n(y, w.inputs, std::numeric_limits<float>::quiet_NaN());
+      else
+        row_of_table<bits>(w, ids[i], y);
+  });
+}
+
+}  // namespace AQ_ISA
+}  // namespace aq

@@ -1,0 +1,111 @@
+"""Measure how fast a quantized language model continues a text, token by token."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import cores
+from benchmarks.suites.stories import STORIES
+from benchmarks.timing import Line, Result, Skipped, race, ratio
+
+LAYERS, WIDTH, INNER, HEADS, KV_HEADS = 4, 2048, 5632, 32, 4  # TinyLlama's
+TOKENS, PROMPT = 16, 16
+TYPES = ("int8", "int4", "int2")
+
+
+def decode(full: bool) -> Iterator[Line]:
+    """Time a token of four layers beside one pass over their bytes, and of a whole model of 260 thousand parameters."""
+    for quant_type in TYPES if full else TYPES[1:2]:
+        for activations in ("float32", "int8"):
+            yield from layers(quant_type, activations)
+    yield from stories()
+
+
+def layers(quant_type: str, activations: Any) -> Iterator[Line]:
+    """Time a token of layers whose weights are random; the head and the table are small."""
+    import jax
+    from flax import nnx
+
+    import aq_jax as aq
+    from aq_jax.nn import quantize_module
+    from aq_jax.nn.compiled import BoundProgram
+    from aq_jax.nn.generator import decode_tokens
+    from aq_jax.nn.models.llama import Llama, LlamaConfig
+
+    config = LlamaConfig(1024, WIDTH, INNER, LAYERS, HEADS, KV_HEADS, WIDTH // HEADS, 512)
+    numerics = aq.QuantizationConfig(quant_type, group_size=0 if quant_type == "int8" else 128, solver="absmax")
+    model = Llama(config, activations=activations, rngs=nnx.Rngs(0))
+    model = quantize_module(model, numerics, activations=activations)
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+    packed = [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]
+    size = sum(a.nbytes for a in packed)
+    program = BoundProgram(model, partial(decode_tokens, eos_ids=()), ("steps",))
+    times = race(
+        {
+            "first": partial(_continue, program, 1),
+            "all": partial(_continue, program, 1 + TOKENS),
+            "read": lambda: [a.max() for a in packed],
+        },
+        9,
+    )
+    token = [(a - b) / TOKENS for a, b in zip(times["all"].times, times["first"].times, strict=True)]
+    times_read = [t / read for t, read in zip(token, times["read"].times, strict=True)]
+    yield Result(
+        f"{LAYERS} layers of {WIDTH}, {quant_type}, {activations} inputs, {cores()} cores: a token",
+        float(np.median(times_read)), "x reading its weights", *(("<= 1.8", "<= 1.2") if quant_type == "int4" else ()),
+        low=float(np.quantile(times_read, 0.25)), high=float(np.quantile(times_read, 0.75)),
+        figures={"ms a token": 1e3 * float(np.median(token)), "GB/s": size / float(np.median(token)) / 1e9,
+                 "reading, GB/s": size / times["read"].median / 1e9},
+    )  # fmt: skip
+
+
+def _continue(program: Callable[..., Any], steps: int) -> None:
+    import jax
+
+    program(
+        np.ones((1, PROMPT), np.int32), np.int32(PROMPT), np.int32(steps), np.float32(0), np.float32(1),
+        jax.random.key(0), steps=steps,
+    ).block_until_ready()  # fmt: skip
+
+
+def stories() -> Iterator[Line]:
+    """Time the continuation of a story by a real model, quantized, beside its float32 self."""
+    folder = os.environ.get(STORIES)
+    if not folder:
+        yield Skipped("stories260k", f"{STORIES} names no folder")
+        return
+    import aq_jax as aq
+    from aq_jax.converters import llama2c
+
+    with tempfile.TemporaryDirectory() as tables:
+        floats = Path(tables, "float32.arrow")
+        llama2c.to_table(Path(folder, "stories260K.bin"), Path(folder, "tok512.bin"), floats)
+        models: dict[str, Any] = {"float32": aq.load_model(floats)}
+        for quant_type in ("int8", "int4"):
+            path = Path(tables, f"{quant_type}.arrow")
+            aq.quantize_file(floats, path, aq.QuantizationConfig(quant_type, per_channel=True))
+            models[quant_type] = aq.load_model(path, "float32")
+    counts: dict[str, int] = {}
+
+    def tell(name: str) -> Callable[[], None]:
+        def run() -> None:
+            counts[name] = len(models[name].generate_ids([1], 200))
+
+        return run
+
+    times = race({name: tell(name) for name in models}, 9)
+    for name in ("int8", "int4"):
+        found = ratio(times["float32"], times[name])
+        scale = counts[name] / counts["float32"]
+        yield Result(
+            f"stories260k {name}, {cores()} cores: tokens a second", found.value * scale, "x speed", "1.0", "2",
+            peer="aq_jax float32", low=found.low * scale, high=found.high * scale,
+            figures={"tokens/s": counts[name] / times[name].median},
+        )  # fmt: skip
