@@ -25,8 +25,8 @@ VARIABLES = """environment variables:
   AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) on which they were
                      calibrated, but for Python's manual; divided as PATH is. Nothing is judged by what they have seen.
                      A full run without it calibrates two tables, in some minutes
-  AQ_JAX_STORIES     for the suite stories: a folder with stories260K.bin, tok512.bin and stories.txt, whose stories
-                     <|endoftext|> divides
+  AQ_JAX_STORIES     for the suites stories and decode: a folder with stories260K.bin, tok512.bin and stories.txt, whose
+                     stories <|endoftext|> divides
   MALLOC_...         of glibc: as they are set. Where they are not, all contenders keep the memory that they free, but
                      in the suites memory, scale and load
 """
