@@ -92,7 +92,9 @@ def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds:
     }
     for kind in LEAST:
         bits = kind.partition(" ")[0]
-        q: Any = aq.quantize(dense, aq.QuantizationConfig(bits, group_size=0 if bits == "int8" else GROUP, solver="absmax"))
+        q: Any = aq.quantize(
+            dense, aq.QuantizationConfig(bits, group_size=0 if bits == "int8" else GROUP, solver="absmax")
+        )
         for how in INPUTS:
             w = aq.prepare(q, activations=how)  # as models do when they are built
             contenders[f"{kind}|{how}"] = lambda w=w, how=how: aq.qdot(x, w, how).block_until_ready()
