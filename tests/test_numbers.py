@@ -28,8 +28,9 @@ from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.convert import dry_run
 from aq_jax.io.dense import plain_rows
 from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
+from aq_jax.ops import KERNELS
 from aq_jax.quantizers.absmax import AbsMax
-from aq_jax.quantizers.tiles import GroupsPerTile, Quantized
+from aq_jax.quantizers.tiles import GroupsPerTile, NativeGroups, Quantized
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import group_count
 from aq_jax.store.row_rules import RowOrder, check
@@ -374,7 +375,8 @@ def test_a_plan_of_them_counts_every_byte(tmp_path: Path, text: str, column: str
     assert planned.bytes == sum(row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes for row in rows)
 
 
-def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", ["native", "xla"])
+def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path, kernel: str) -> None:
     """16 GiB of weights, of which the first and the last are there, and equal."""
     values, count = np.random.default_rng(0).normal(size=1 << 19).astype(np.float32), 1 << 32
     with (tmp_path / "w").open("wb") as file:
@@ -382,8 +384,15 @@ def test_tiles_beyond_two_to_the_31_are_those_at_the_beginning(tmp_path: Path) -
             file.seek(4 * start)
             file.write(values.tobytes())
     config = QuantizationConfig("int4", solver="absmax")
-    road = GroupsPerTile(
-        np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec, AbsMax(), True
+    w, size, spec = np.memmap(tmp_path / "w", np.float32, "r"), config.spec.group_size, config.spec
+    entry = KERNELS["quantize"][kernel]
+    if why := entry.refuses(size, spec.coding):
+        pytest.skip(why)
+    recipes = AbsMax().recipes(spec.coding, True)
+    road = (
+        NativeGroups(w, size, spec, recipes)
+        if kernel == "native"
+        else GroupsPerTile(w, size, spec, AbsMax(), True, entry)
     )
     near, far = (
         road.candidates(start, start + values.size, keep=True)[0] for start in (0, count - values.size)

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "aq_jax"
 
 # Imports go down only: to a lower floor, or within one's own folder. Lazy ones too.
 ORDER = (
-    "_version", "__init__", "errors", "progress", "worker", "codes", "config", "store", "core", "native", "ops",
+    "_version", "__init__", "errors", "progress", "worker", "native", "codes", "config", "store", "core", "ops",
     "quantizers", "io", "nn", "calibration", "conversion", "converters", "validate", "cli",
 )  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
@@ -39,7 +39,7 @@ ALLOWED = {
     "transformers": {"converters", "nn"},
     "tokenizers": {"converters", "nn", "calibration"},
     "rich": {"cli"},
-    "jax": set(ORDER[ORDER.index("core") :]) | {"codes"} - {"cli"},
+    "jax": set(ORDER[ORDER.index("core") :]) | {"codes", "native"} - {"cli"},
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.elementwise import Elementwise
+from aq_jax.native import host
 
 _BLOCK = 1 << 15
 _TINY = np.float32(2.0**-126)
@@ -16,6 +17,10 @@ def read(
     code: Elementwise, data: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, group: int, out: np.ndarray
 ) -> None:
     """See `Code.read`. Results below 2^-126 become 0, as they do in XLA."""
+    if code.uniform and host.dequantize(
+        data, code.bits, scales, zero_points if code.zero_points else scales[:0], group, out
+    ):
+        return
     codes = unpack_codes(data, code.bits, out.size)
     zeros = zero_points if code.zero_points else None
     tiny = bool((scales < _SAFE).any())

@@ -20,10 +20,13 @@ def load_dense(table: TableReader, name: str, framework: Framework, dtype: Any, 
     check_framework(framework)
     if framework == "torch":
         torch_module()  # before anything is read
+    return to_framework(read_dense(table, name, dtype, copy), framework, name)
+
+
+def read_dense(table: TableReader, name: str, dtype: Any, copy: bool) -> np.ndarray:
+    """Read one tensor as a NumPy array; see `WeightLoader.get_layer`."""
     array = cast_floating(decode(table.read_tensor(name)), dtype)
-    if copy and not array.flags.writeable:
-        array = aligned_copy(array)
-    return to_framework(array, framework, name)
+    return aligned_copy(array) if copy and not array.flags.writeable else array
 
 
 def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_type: str | None = None) -> Iterator[Row]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 from jax.sharding import Sharding
 
-from aq_jax.core.frameworks import Framework, check_framework
+from aq_jax.core.frameworks import Framework, check_framework, to_jax_dtype
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.io.dense import load_dense
+from aq_jax.io.dense import load_dense, read_dense
 from aq_jax.io.qtensors import read_packed
 from aq_jax.io.sharded import check_names, load_sharded
 from aq_jax.store import RowInfo, TableReader, open_table
@@ -235,12 +235,17 @@ class WeightLoader:
         elif packed:
             if framework != "jax":
                 raise FormatError(f"packed=True gives QTensors, which are JAX arrays; framework={framework!r} has none")
-            # One transfer for all leaves: each costs more than its bytes do. A list, because JAX sorts dictionaries.
-            values = jax.device_put([read_packed(self._table, name, dtype, copy=copy) for name in self._table.names])
-            out = dict(zip(self._table.names, values, strict=True))
+            out = self._to_jax(lambda name: read_packed(self._table, name, dtype, copy=copy))
+        elif framework == "jax":
+            out = self._to_jax(lambda name: to_jax_dtype(read_dense(self._table, name, dtype, copy), name))
         else:
             out = {name: self.get_layer(name, framework, dtype=dtype, copy=copy) for name in self._table.names}
         return out | {alias: out[stored] for alias, stored in self._table.aliases.items()}
+
+    def _to_jax(self, read: Callable[[str], Any]) -> dict[str, Any]:
+        """Transfer all tensors at once: each transfer costs more than its bytes do."""
+        values = jax.device_put([read(name) for name in self._table.names])  # a list, as JAX sorts dictionaries
+        return dict(zip(self._table.names, values, strict=True))
 
 
 def load(

@@ -29,9 +29,11 @@ HANDLERS = (
     "aq_rows",
     "aq_attention",
     "aq_cached_attention",
+    "aq_dequantize",
+    "aq_quantize",
 )
 """The functions of the library that XLA calls, by the names of their targets."""
-FUNCTIONS = ("aq_to_panels",)
+FUNCTIONS = ("aq_to_panels", "aq_decode", "aq_quantize_groups")
 """The functions of the library that are called without JAX."""
 
 

@@ -13,6 +13,9 @@ kernel of products that says `rotates = True` applies it itself. The first kerne
 computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that have it by the
 variable AQ_JAX_KERNEL.
 
+A kernel of "quantize" may also have `solve(w, spec, recipes, formulation)`, which chooses the grids as well, for
+quantizers that have recipes; `formulation(w)` is XLA's way to its result.
+
 A kernel of products or rows may want its weights in another form: see `Preparing`. It may be the first for weights that
 are prepared; others go first to kernels that take them as they are, since preparing in every call is slow. To add a
 kernel, assign it: `KERNELS["product"]["mine"] = Mine()`. Entries are hashable, as plain objects are: programs are
@@ -28,9 +31,8 @@ from typing import Any, Protocol, runtime_checkable
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
-from aq_jax.ops import native, xla, xla_attention
-
-VARIABLE = "AQ_JAX_KERNEL"
+from aq_jax.native.host import VARIABLE
+from aq_jax.ops import native, native_codes, xla, xla_attention
 
 
 @runtime_checkable
@@ -60,8 +62,8 @@ KERNELS: dict[str, dict[str, Kernel]] = {
     "rows": {"native": native.Rows(), "xla": xla.Rows()},
     "attention": {"native": native.Attention(), "xla": xla_attention.Attention()},
     "cached_attention": {"native": native.CachedAttention(), "xla": xla_attention.CachedAttention()},
-    "quantize": {"xla": xla.Quantize()},
-    "dequantize": {"xla": xla.Dequantize()},
+    "quantize": {"native": native_codes.Quantize(), "xla": xla.Quantize()},
+    "dequantize": {"native": native_codes.Dequantize(), "xla": xla.Dequantize()},
 }
 
 

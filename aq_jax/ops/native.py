@@ -43,7 +43,7 @@ class _Weights:
             return f"has evenly spaced weights of {widths} bits only, found {w.spec.quant_type}"
         if w.ndim != 2 or not w.size or not (w.by_row or w.scale.size == 1):
             return "wants a matrix of groups that each lie in one row"
-        return _missing()
+        return missing()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Attention:
     """softmax(q k / sqrt(d)) v in float32."""
 
     def refuses(self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike) -> str:
-        return _refuses_dtype(dtype) or _missing()
+        return _refuses_dtype(dtype) or missing()
 
     def run(
         self,
@@ -146,7 +146,7 @@ class CachedAttention:
         keys: Float[Array, "batch positions kv_heads size"],
         dtype: DTypeLike,
     ) -> str:
-        return _refuses_dtype(dtype) or _missing()
+        return _refuses_dtype(dtype) or missing()
 
     def run(
         self,
@@ -181,7 +181,7 @@ def _refuses_dtype(dtype: DTypeLike) -> str:
     return "" if name == "float32" else f"multiplies in float32 only, found {name}"
 
 
-def _missing() -> str:
+def missing() -> str:
     """Say why there are no native kernels here; return "" if there are."""
     if (platform := backend()) != "cpu":
         return f"runs on CPUs, found {platform}"

@@ -137,11 +137,13 @@ def _cached_attention_by_xla(query: Array, keys: Array, values: Array, positions
     return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32)
 
 
-def _primitive(
-    name: str, library: Callable[..., Array], formulation: Callable[..., Array], shape: Callable[..., tuple[int, ...]],
-    batched: Callable[..., tuple[Array, int]],
+def make_primitive(
+    name: str, library: Callable[..., Any], formulation: Callable[..., Any], shape: Callable[..., tuple[int, ...]],
+    batched: Callable[..., tuple[Any, Any]], several: Callable[..., list[ShapedArray]] | None = None,
 ) -> Primitive:  # fmt: skip
+    """Make the primitive of a call, whose result is float32 of a `shape`, or `several` arrays."""
     primitive = Primitive(f"aq_jax_{name}")
+    primitive.multiple_results = several is not None
     compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads"))
 
     def run(*args: Array, **params: Any) -> Array:
@@ -149,8 +151,12 @@ def _primitive(
             return compiled(*args, **params)
 
     primitive.def_impl(run)
-    primitive.def_abstract_eval(lambda *args, **params: ShapedArray(shape(*args, **params), np.float32))
-    by_library, by_xla = (mlir.lower_fun(f, multiple_results=False) for f in (library, formulation))
+
+    def one(*args: Any, **params: Any) -> ShapedArray:
+        return ShapedArray(shape(*args, **params), np.float32)
+
+    primitive.def_abstract_eval(several or one)
+    by_library, by_xla = (mlir.lower_fun(f, multiple_results=several is not None) for f in (library, formulation))
 
     def lower(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Any:
         where = ctx.module_context
@@ -206,17 +212,17 @@ def _batch_cached_attention(args: Sequence[Array], dims: Sequence[int | None]) -
     return y.reshape(*lengths, *y.shape[1:]), 0
 
 
-_product = _primitive(
+_product = make_primitive(
     "product", _product_by_library, _product_by_xla, lambda x, *_, like, **__: (x.shape[0], like.shape[0]),
     _batch_product,
 )  # fmt: skip
-_rows = _primitive(
+_rows = make_primitive(
     "rows", _rows_by_library, _rows_by_xla, lambda ids, *_, like: (ids.shape[0], like.length), _batch_rows
 )
-_attention = _primitive(
+_attention = make_primitive(
     "attention", _attention_by_library, _attention_by_xla, lambda q, *_, **__: q.shape, _batch_attention
 )
-_cached_attention = _primitive(
+_cached_attention = make_primitive(
     "cached_attention", _cached_attention_by_library, _cached_attention_by_xla, lambda q, *_: q.shape,
     _batch_cached_attention,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aq_jax.codes import Code, Grid
 from aq_jax.core.grid import absmax_grid
+from aq_jax.native.host import Recipe
 from aq_jax.quantizers.entry import Quantizer
 from aq_jax.quantizers.statistics import GroupStatistics
 
@@ -22,3 +23,6 @@ class AbsMax(Quantizer):
 
     def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
         return (absmax_grid(groups.lo, groups.hi, code),)
+
+    def recipes(self, code: Code, symmetric: bool) -> tuple[Recipe, ...]:
+        return (Recipe("absmax"),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from aq_jax.errors import AqError
 from aq_jax.ops import dequantize
 from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float16
+from aq_jax.quantizers.entry import recipes_of
 from aq_jax.quantizers.lookup import check_policy, data_free_quantizer
 from aq_jax.quantizers.statistics import Groups
 from aq_jax.quantizers.tiles import quantize_array
@@ -249,7 +251,31 @@ def _quantize(
             jnp.array(True),
         )
     wide = w.astype(jnp.float32)
-    rows, pads = to_groups(rotate(wide, spec.rotation) if spec.rotation else wide, spec)
+    wide = rotate(wide, spec.rotation) if spec.rotation else wide
+    recipes = recipes_of(quantizer, spec.coding, symmetric, spec.group_elements(w.shape))
+    formulation = _Formulation(spec, symmetric, quantizer, kernel)
+    if recipes and (solve := getattr(kernel, "solve", None)):
+        return solve(wide, spec, recipes, formulation)
+    return formulation(wide)
+
+
+@dataclass(frozen=True)
+class _Formulation:
+    """Quantize weights, which are rotated already, in XLA."""
+
+    spec: QuantSpec
+    symmetric: bool
+    quantizer: Any
+    kernel: Kernel
+
+    def __call__(self, w: Float[Array, "*shape"]) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
+        return _by_xla(w, self.spec, self.symmetric, self.quantizer, self.kernel)
+
+
+def _by_xla(
+    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any, kernel: Kernel
+) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
+    rows, pads = to_groups(w, spec)
     groups = Groups(rows, jnp.asarray(pads))
     grids = quantizer(groups, spec.coding, symmetric)
     codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.coding, kernel)

@@ -6,9 +6,10 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from aq_jax.codes import Code, Grid
+from aq_jax.codes import Affine, Code, Grid
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor
+from aq_jax.native.host import Recipe, takes
 from aq_jax.quantizers.statistics import GroupStatistics
 
 Needs = Literal["weights", "inputs"]
@@ -67,6 +68,22 @@ class Quantizer(QuantizerBase, Protocol):
             symmetric: Whether the tensor has one constant zero point, 0 or -0.5.
         """
         ...
+
+    def recipes(self, code: Code, symmetric: bool) -> tuple[Recipe, ...]:
+        """Name the candidates for the native library, which then computes them; none where it does not know them."""
+        return ()
+
+
+def recipes_of(quantizer: Quantizer, code: Code, symmetric: bool, group: int) -> tuple[Recipe, ...]:
+    """Return the recipes of a quantizer that the native library has; none if a subclass computes something else."""
+
+    def owner(name: str) -> type:
+        return next(kind for kind in type(quantizer).__mro__ if name in vars(kind))
+
+    if type(code) is not Affine or not issubclass(owner("recipes"), owner("__call__")):
+        return ()
+    found = quantizer.recipes(code, symmetric)
+    return found if all(takes(recipe, group) for recipe in found) else ()
 
 
 @runtime_checkable

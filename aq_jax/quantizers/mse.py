@@ -23,6 +23,7 @@ from aq_jax.codes import Code, Grid
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.entry import Rounding
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, fix_degenerate, round_mantissa
+from aq_jax.native.host import Recipe
 from aq_jax.quantizers.entry import Quantizer
 from aq_jax.quantizers.statistics import GroupStatistics, LevelSums
 
@@ -44,8 +45,19 @@ class MSE(Quantizer):
     name = "mse"
 
     def __call__(self, groups: GroupStatistics, code: Code, symmetric: bool) -> tuple[Grid, ...]:
-        roundings: tuple[Rounding, ...] = ("mid_tread", "mid_rise") if symmetric else ("affine",)
-        return tuple(_best_grid(groups, code, rounding) for rounding in roundings)
+        return tuple(_best_grid(groups, code, rounding) for rounding in _roundings(symmetric))
+
+    def recipes(self, code: Code, symmetric: bool) -> tuple[Recipe, ...]:
+        starts = tuple(_starts(code.bits).tolist())
+        return tuple(Recipe(rounding, starts, ROUNDS[rounding]) for rounding in _roundings(symmetric))
+
+
+def _roundings(symmetric: bool) -> tuple[Rounding, ...]:
+    return ("mid_tread", "mid_rise") if symmetric else ("affine",)
+
+
+def _starts(bits: int) -> np.ndarray:
+    return np.linspace(1.0, SMALLEST_START[bits], STARTS, dtype=np.float32)
 
 
 def _best_grid(groups: GroupStatistics, code: Code, rounding: Rounding) -> Grid:
@@ -64,7 +76,7 @@ def _best_grid(groups: GroupStatistics, code: Code, rounding: Rounding) -> Grid:
         grid = _round_to_stored(_alternate(scaled, grid, code), code.bits)
         return scaled.squared_error(grid, code), grid
 
-    found = scaled.best_grid(grid_at, np.linspace(1.0, SMALLEST_START[code.bits], STARTS, dtype=np.float32))
+    found = scaled.best_grid(grid_at, _starts(code.bits))
     return fix_degenerate(found.scale * unit, found.zero_point, found.base * unit, groups.lo, groups.hi, code, rounding)
 
 

@@ -1,7 +1,8 @@
-"""Quantize arrays of any size through tiles of one shape: few compilations, bounded memory.
+"""Quantize arrays of any size, tile by tile: few compilations, bounded memory.
 
-A tensor is cut into tiles of about `TILE` elements; each is copied into float32, solved, encoded and packed by one
-compiled function, and its bytes are appended to the result. Only the layout of groups in a tile differs:
+The native library quantizes groups and channels of up to `TILE` elements where it can (`NativeGroups`), and compiles
+nothing. Otherwise a tensor is cut into tiles of about `TILE` elements; each is copied into float32, solved, encoded and
+packed by one compiled function, and its bytes are appended to the result. Only the layout of groups in a tile differs:
 
     groups        [TILE / group_size, group_size]         one shape a config
     channels      [TILE / bucket, bucket]                 rows padded to a power of two: one shape a bucket
@@ -32,15 +33,20 @@ from aq_jax.codes.rotation import rotate_rows
 from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.errors import AqError
-from aq_jax.ops.kernels import choose_kernel
+from aq_jax.native import host
+from aq_jax.native.host import Recipe
+from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.quantizers import Quantizer
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float32
+from aq_jax.quantizers.entry import recipes_of
 from aq_jax.quantizers.lookup import data_free_quantizer
 from aq_jax.quantizers.stream import TILE, StreamedGroup
 from aq_jax.quantizers.tile_programs import encode_tile, solve_tile, split_numbers
-from aq_jax.store import aligned_empty
+from aq_jax.store import DTYPES, aligned_empty
 
 SMALLEST_BUCKET = 128
+NATIVE_TILE, MOST_GROUPS = 1 << 21, 1 << 16
+"""The elements and the groups that the native library quantizes in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,13 @@ def quantize_pieces(
     size = spec.group_elements(array.shape)
     kind = GroupsPerTile if size <= TILE and spec.quant_axis == 0 else TilesPerGroup
     rotated = rotate_rows(to_float32(flat), spec.rotation) if spec.rotation else flat
-    tiled = kind(rotated, min(size, flat.size) if kind is TilesPerGroup else size, spec, quantizer, config.symmetric)
+    size = min(size, flat.size) if kind is TilesPerGroup else size
+    _, kernel = choose_kernel("quantize", None, size, spec.coding)
+    recipes = recipes_of(quantizer, spec.coding, config.symmetric, size)
+    if kind is GroupsPerTile and recipes and hasattr(kernel, "solve"):
+        tiled: TiledQuantizer = NativeGroups(rotated, size, spec, recipes)
+    else:
+        tiled = kind(rotated, size, spec, quantizer, config.symmetric, kernel)
     # A refusal and the best candidate are known once the whole tensor has been read. One piece is read once; several
     # are read again for their codes, because not all of them may fit in memory.
     whole = tiled.candidates(0, flat.size, keep=len(pieces) == 1)
@@ -148,10 +160,12 @@ class _Candidate:
 class TiledQuantizer:
     """The base of both layouts of tiles: it holds the tensor, and allocates results."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec) -> None:
         self.flat, self.size, self.spec = flat, size, spec
-        self.quantizer, self.symmetric = quantizer, symmetric
-        _, self.kernel = choose_kernel("quantize", None, size, spec.coding)
+
+    def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
+        """Quantize elements `start` to `stop`, which begin with a group; codes are kept if wanted."""
+        raise NotImplementedError
 
     def _allocate(self, start: int, stop: int, keep: bool, whole_bytes: bool) -> _Candidate:
         count = stop - start
@@ -165,6 +179,49 @@ class TiledQuantizer:
             codes=np.empty(count, np.int8) if keep and not whole_bytes else None,
             count=count,
         )
+
+
+class NativeGroups(TiledQuantizer):
+    """Groups that the native library quantizes, many at a time: nothing is compiled, and no tile is filled up."""
+
+    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, recipes: tuple[Recipe, ...]) -> None:
+        super().__init__(flat, size, spec)
+        self.recipes = recipes
+
+    def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:
+        bits, whole = self.spec.bits, fills_bytes(self.size, self.spec.bits) or self.size >= stop - start
+        found = [self._allocate(start, stop, keep, whole) for _ in self.recipes]
+        # A multiple of 8 groups ends on a byte.
+        step = max(1, min(NATIVE_TILE // self.size, MOST_GROUPS) // 8) * 8 * self.size
+        codes = np.empty(0 if keep else min(step, stop - start), np.int8)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            w = self.flat[first:last]
+            w = w if w.dtype in (np.float32, DTYPES["bfloat16"]) else to_float32(w)
+            groups = slice((first - start) // self.size, -(-(last - start) // self.size))
+            for recipe, each in zip(self.recipes, found, strict=True):
+                if not keep:
+                    to = codes[: w.size]
+                elif each.codes is not None:
+                    to = each.codes[first - start : last - start]
+                else:
+                    to = each.data[(first - start) * bits // 8 : -(-(last - start) * bits // 8)]
+                sums, sound = host.quantize(
+                    w, self.size, bits, recipe, to, each.scales[groups], each.zero_points[groups]
+                )
+                each.add(np.array([*sums, 1.0]))
+                each.sound &= sound
+        return found
+
+
+class CompiledTiles(TiledQuantizer):
+    """The base of both layouts of tiles that compiled programs quantize."""
+
+    def __init__(
+        self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool, kernel: Kernel
+    ) -> None:
+        super().__init__(flat, size, spec)
+        self.quantizer, self.symmetric, self.kernel = quantizer, symmetric, kernel
 
     def _append_codes(
         self, candidate: _Candidate, position: int, packed: np.ndarray, width: int, valid: int, count: int
@@ -181,11 +238,13 @@ class TiledQuantizer:
             candidate.data[first : first + taken] = stream[:taken]
 
 
-class GroupsPerTile(TiledQuantizer):
+class GroupsPerTile(CompiledTiles):
     """Tiles of many groups."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
-        super().__init__(flat, size, spec, quantizer, symmetric)
+    def __init__(
+        self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool, kernel: Kernel
+    ) -> None:
+        super().__init__(flat, size, spec, quantizer, symmetric, kernel)
         self.width = size if spec.group_size else max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
         # A multiple of eight rows: a tile of odd groups ends on a byte.
         self.rows = max(8, TILE // self.width // 8 * 8)
@@ -235,11 +294,13 @@ class GroupsPerTile(TiledQuantizer):
         return count
 
 
-class TilesPerGroup(TiledQuantizer):
+class TilesPerGroup(CompiledTiles):
     """Groups of many tiles."""
 
-    def __init__(self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool) -> None:
-        super().__init__(flat, size, spec, quantizer, symmetric)
+    def __init__(
+        self, flat: np.ndarray, size: int, spec: QuantSpec, quantizer: Quantizer, symmetric: bool, kernel: Kernel
+    ) -> None:
+        super().__init__(flat, size, spec, quantizer, symmetric, kernel)
         self.grids: dict[int, tuple[Grid, ...]] = {}
 
     def candidates(self, start: int, stop: int, keep: bool) -> list[_Candidate]:

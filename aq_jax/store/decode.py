@@ -1,8 +1,9 @@
 """Decode rows into NumPy arrays: unpack and dequantize codes, give raw bytes their dtype and shape.
 
 One decoder serves every framework: JAX and torch take over its fresh, aligned memory without a copy, and agree bit for
-bit by construction. A load compiles nothing, and page faults bound it, not arithmetic. XLA flushes results below 2^-126
-to zero, so the decoder does as well, and `dequantize` of a packed tensor gives the same.
+bit by construction. It is the native library's, or else NumPy's. A load compiles nothing, and page faults bound it, not
+arithmetic. XLA flushes results below 2^-126 to zero, so both decoders do as well, and `dequantize` of a packed tensor
+gives the same.
 
 One jitted function over the tree, or one a shape, was tried on MiniLM's packed tensors: 0.9 to 1.1 of the decoder's
 time at eight and two bits, and a few tenths of a second more for the first load.

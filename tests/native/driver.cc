@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -220,6 +221,60 @@ static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t key
     }
 }
 
+// Codes of a stream, bit by bit.
+static int code_of(const std::vector<uint8_t>& stream, int bits, int64_t i) {
+  if (bits == 8) return int8_t(stream[i]);
+  int code = 0;
+  for (int b = 0; b < bits; ++b) code |= (stream[(i * bits + b) / 8] >> (i * bits + b) % 8 & 1) << b;
+  return code - (1 << (bits - 1));
+}
+
+static void dequantize(const Kernels& kernels, int bits, int64_t count, int64_t group) {
+  std::vector<uint8_t> stream((count * bits + 7) / 8);
+  for (uint8_t& byte : stream) byte = uint8_t(std::lround(127.5f * uniform() + 127.5f));
+  const std::vector<float> scale = numbers((count + group - 1) / group), zero = numbers((count + group - 1) / group);
+  std::vector<float> out(count);
+  const Codes in = {stream.data(), int64_t(stream.size()), bits, scale.data(), zero.data(), group};
+  kernels.dequantize(in, 0, count / 3, out.data());
+  kernels.dequantize(in, count / 3, count, out.data() + count / 3);
+  for (int64_t i = 0; i < count; ++i)
+    near(out[i], (code_of(stream, bits, i) - zero[i / group]) * scale[i / group], 0, "dequantize", kernels.isa);
+}
+
+static void quantize(const Kernels& kernels, int bits, int64_t count, int64_t group, Method method, bool halves) {
+  std::vector<float> w = numbers(count);
+  std::vector<uint16_t> half(count);
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t raw;
+    std::memcpy(&raw, &w[i], 4);
+    half[i] = uint16_t(raw >> 16), raw &= 0xffff0000;
+    if (halves) std::memcpy(&w[i], &raw, 4);
+  }
+  const int64_t groups = (count + group - 1) / group;
+  const bool packed = bits < 8 && (group * bits % 8 == 0 || groups == 1);
+  std::vector<uint8_t> codes(packed ? (count * bits + 7) / 8 : count);
+  std::vector<float> scale(groups), zero(groups);
+  std::vector<double> sums(3 * groups);
+  const float starts[] = {1, 0.9f, 0.8f};
+  const Groups in = {halves ? nullptr : w.data(), halves ? half.data() : nullptr, count, group, bits, method,
+                     {starts, 3, 4}, packed, codes.data(), scale.data(), zero.data(), sums.data()};
+  kernels.quantize(in, 0, groups / 3);
+  kernels.quantize(in, groups / 3, groups);
+  for (int64_t g = 0; g < groups; ++g) {
+    double square = 0, cross = 0, error = 0;
+    for (int64_t i = g * group; i < std::min(count, (g + 1) * group); ++i) {
+      const int code = packed ? code_of(codes, bits, i) : int8_t(codes[i]);
+      const float value = (code - zero[g]) * scale[g];
+      const double d = double(w[i]) - value;
+      square += double(w[i]) * w[i], cross += w[i] * d, error += d * d;
+      if (method <= Method::minmax) near(d, 0, 0.501 * scale[g], "quantize", kernels.isa);
+    }
+    near(sums[3 * g], square, 1e-5 * square, "w.w", kernels.isa);
+    near(sums[3 * g + 1], cross, 1e-5 * (std::sqrt(square * error) + 1e-10), "w.d", kernels.isa);
+    near(sums[3 * g + 2], error, 1e-5 * error + 1e-10, "d.d", kernels.isa);
+  }
+}
+
 int main() {
   if (!*available()) return std::puts("this processor has none of the instruction sets"), 2;
   for (const Kernels* const* each = available(); *each; ++each) {
@@ -241,6 +296,13 @@ int main() {
     for (int64_t tokens : {1, 3, 17})
       for (int64_t size : {2, 20, 32, 64})
         for (int64_t shared : {1, 4}) cached_attention(**each, tokens, tokens + 15, size, shared);
+    for (int bits = 2; bits <= 8; ++bits)
+      for (int64_t count : {1, 7, 64, 200, 333, 9001})
+        for (int64_t group : {1, 8, 13, 100, 5000}) {
+          dequantize(**each, bits, count, group);
+          for (int method = 0; method < 5; ++method)
+            quantize(**each, bits, count, group, Method(method), (count + group + method) % 2);
+        }
     std::puts((*each)->isa);
   }
 }

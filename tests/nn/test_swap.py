@@ -18,6 +18,7 @@ from aq_jax import AqError, ConfigError, Override, QTensor, QuantizationConfig, 
 from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.nn import QEmbed, QLinear, quantize_module
 from aq_jax.nn.swap import quantized_layer
+from aq_jax.ops.kernels import VARIABLE
 from aq_jax.quantizers.tile_programs import solve_tile
 
 WIDTH, WORDS = 16, 32
@@ -402,7 +403,9 @@ def test_state_goes_through_orbax(config: QuantizationConfig | str, tmp_path: Pa
     assert np.array_equal(run(loaded, IDS), run(saved, IDS))
 
 
-def test_more_layers_compile_no_more(rng: np.random.Generator) -> None:
+def test_more_layers_compile_no_more(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "xla")  # the native library compiles nothing
+
     def stack(layers: int) -> nnx.Sequential:
         return nnx.Sequential(*(ones(24, 24) for _ in range(layers)))
 

@@ -24,6 +24,7 @@ from aq_jax import (
     quantize,
     quantize_tree,
 )
+from aq_jax.ops.kernels import VARIABLE
 
 ABSMAX = QuantizationConfig(quant_type="int4", group_size=32, solver="absmax")
 MINMAX = QuantizationConfig(quant_type="int2", group_size=32, symmetric=False, solver="minmax")
@@ -284,8 +285,11 @@ ODD = [
 
 
 @pytest.mark.parametrize("config", ODD, ids=lambda c: c.quant_type)
-def test_a_tree_of_many_odd_shapes_compiles_few_programs(config: QuantizationConfig) -> None:
+def test_a_tree_of_many_odd_shapes_compiles_few_programs(
+    config: QuantizationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows that are no whole bytes, too, are cut up without a program for each shape."""
+    monkeypatch.setenv(VARIABLE, "xla")
     found: list[str] = []
 
     def listen(event: str, seconds: float, **_: object) -> None:

@@ -13,6 +13,7 @@ import oracle
 import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
+from aq_jax.ops.kernels import VARIABLE
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of
 from aq_jax.quantizers.tile_programs import solve_tile
@@ -236,6 +237,13 @@ def test_measures_of_extreme_numbers(rng: np.random.Generator) -> None:
         assert_measures(w, config(3, group_size=32), tiled(w, config(3, group_size=32)))
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantize by compiled programs: the native library needs none."""
+    monkeypatch.setenv(VARIABLE, "xla")
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_grouped_config_compiles_once_for_all_shapes(rng: np.random.Generator) -> None:
     c = config(4, group_size=40)  # a size that no other test uses
     before = solve_tile._cache_size()
@@ -244,6 +252,7 @@ def test_a_grouped_config_compiles_once_for_all_shapes(rng: np.random.Generator)
     assert solve_tile._cache_size() - before == 1
 
 
+@pytest.mark.usefixtures("compiled")
 def test_channels_compile_once_a_bucket(rng: np.random.Generator) -> None:
     c = config(4, per_channel=True)
     before = solve_tile._cache_size()
@@ -252,6 +261,7 @@ def test_channels_compile_once_a_bucket(rng: np.random.Generator) -> None:
     assert solve_tile._cache_size() - before == 2  # up to 128, up to 256
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_model_of_many_shapes_compiles_few_programs(rng: np.random.Generator) -> None:
     names = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, _seconds, **_more: names.append(name))

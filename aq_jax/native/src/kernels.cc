@@ -8,7 +8,8 @@ namespace AQ_ISA {
 #define AQ_TEXT(x) AQ_TEXT_(x)
 
 extern const Kernels kernels;
-const Kernels kernels = {AQ_TEXT(AQ_ISA), quantize_rows, rotate_rows, product, rows, normalize, attention};
+const Kernels kernels = {AQ_TEXT(AQ_ISA), quantize_rows, rotate_rows, product,  rows,
+                         normalize,       attention,     dequantize,  quantize};
 
 }  // namespace AQ_ISA
 }  // namespace aq

@@ -56,6 +56,46 @@ struct Heads {
   float* out;                // as q
 };
 
+// Codes of a tensor as the format's bit stream; with 8 bits, signed bytes. `group` elements share a grid.
+struct Codes {
+  const uint8_t* stream;
+  int64_t bytes;
+  int bits;
+  const float* scale;  // [groups]
+  const float* zero;   // [groups] or null: zeros
+  int64_t group;
+};
+
+// How grids are chosen: from the range of a group, or by a search for the smallest squared error.
+enum class Method : int64_t { absmax, minmax, mid_tread, mid_rise, affine };
+
+constexpr int MAX_STARTS = 16;
+
+// A search from several starts, which are fractions of a group's range, in so many rounds.
+struct Search {
+  const float* starts;
+  int64_t count, rounds;
+};
+
+// Weights in groups, of which the last may be short, and what they become.
+struct Groups {
+  const float* floats;
+  const uint16_t* halves;  // bfloat16, instead of floats; or null
+  int64_t count, group;
+  int bits;
+  Method method;
+  Search search;
+  bool packed;    // codes as the format's bit stream, for groups of whole bytes; otherwise a signed byte each
+  uint8_t* codes;
+  float* scale;   // [groups]
+  float* zero;    // [groups]
+  double* sums;   // [groups, 3] or null: w.w, w.d and d.d, d being the error
+};
+
+// What `quantize` returns: bits.
+constexpr int UNSOUND = 1;  // an element is not finite, or a scale is out of bounds
+constexpr int ZEROS = 2;    // a group looks like zeros
+
 struct Kernels {
   const char* isa;
   // Rotate each row in blocks of so many numbers, unless that is 0, and round it to 256 levels of its range.
@@ -72,6 +112,10 @@ struct Kernels {
   void (*normalize)(const After&, int64_t row, int64_t row_end, int64_t outputs, float* y);
   // Compute softmax(q k / sqrt(size)) v.
   void (*attention)(const Heads&);
+  // Decode elements [first, last) of a tensor.
+  void (*dequantize)(const Codes&, int64_t first, int64_t last, float* out);
+  // Quantize groups [first, last).
+  int (*quantize)(const Groups&, int64_t first, int64_t last);
 };
 
 // The kernels that were compiled, and those of them that this processor runs, best first; null at the end.

@@ -17,6 +17,8 @@ Function<decltype(Kernels::product)> product;
 Function<decltype(Kernels::rows)> rows;
 Function<decltype(Kernels::normalize)> normalize;
 Function<decltype(Kernels::attention)> attention;
+Function<decltype(Kernels::dequantize)> dequantize;
+Function<decltype(Kernels::quantize)> quantize;
 
 }  // namespace AQ_ISA
 }  // namespace aq

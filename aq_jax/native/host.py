@@ -1,0 +1,135 @@
+"""Call the native library on NumPy arrays, without JAX: for the loader, and for what is quantized tile by tile.
+
+Each function says whether it did its work: without a library, or where AQ_JAX_KERNEL names another kernel, it does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+
+from aq_jax import native
+
+VARIABLE = "AQ_JAX_KERNEL"
+"""The variable that forces a kernel, here and in `aq_jax.ops`."""
+LONGEST_SEARCHED = 1 << 18
+"""The most elements of a group that is searched: it is read many times, from a cache."""
+Method = Literal["absmax", "minmax", "mid_tread", "mid_rise", "affine"]
+_UNSOUND = 1
+
+
+def dequantize(
+    data: np.ndarray, bits: int, scales: np.ndarray, zero_points: np.ndarray, group: int, out: np.ndarray
+) -> bool:
+    """Decode a bit stream into float32: (code - zero_point) * scale, results below 2^-126 being 0.
+
+    Args:
+        data: The stream as uint8; with eight bits, signed bytes.
+        bits: The bits of a code.
+        scales: One float32 a group.
+        zero_points: One float32 a group, or none.
+        group: The number of elements of a group; the last may be short.
+        out: The float32 array that is filled.
+    """
+    if os.environ.get(VARIABLE, "native") != "native" or (call := _function("aq_decode")) is None:
+        return False
+    if not out.flags.c_contiguous or out.dtype != np.float32:
+        return False
+    data, scales, zero_points = (np.ascontiguousarray(array) for array in (data, scales, zero_points))
+    zeros = zero_points.ctypes.data if zero_points.size else None
+    wrong = call(data.ctypes.data, data.size, bits, scales.ctypes.data, zeros, scales.size, group, out.size, cores(),
+                 out.ctypes.data)  # fmt: skip
+    return wrong is None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the library chooses the grid of each group.
+
+    Args:
+        method: From the range of a group ("absmax", "minmax"), or by a search for the smallest squared error with zero
+            on a level, between two, or anywhere ("mid_tread", "mid_rise", "affine").
+        starts: The fractions of the range that a search starts from.
+        rounds: The rounds of a search from each start.
+    """
+
+    method: Method
+    starts: tuple[float, ...] = ()
+    rounds: int = 0
+
+    @property
+    def number(self) -> int:
+        """The library's number of the method."""
+        return get_args(Method).index(self.method)
+
+
+def takes(recipe: Recipe, group: int) -> bool:
+    """Tell whether the library has a recipe for groups of this length."""
+    return group <= LONGEST_SEARCHED or not recipe.starts
+
+
+def quantize(
+    w: np.ndarray, group: int, bits: int, recipe: Recipe, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Quantize the groups of a flat array into arrays that are there.
+
+    Args:
+        w: Contiguous weights, float32 or bfloat16.
+        group: The number of elements of a group; the last may be short.
+        bits: The bits of a code.
+        recipe: How grids are chosen.
+        codes: The bit stream, uint8, if groups are whole bytes; or int8, one code each.
+        scales: One float32 a group.
+        zeros: The zero points, one float32 a group.
+
+    Returns:
+        The sums of w.w, w.d and d.d over all elements, d being the error, in float64; and whether all elements are
+        finite and all scales within bounds. Neither depends on the number of threads.
+    """
+    call = _function("aq_quantize_groups")
+    assert call is not None  # noqa: S101
+    starts, sums = np.asarray(recipe.starts, np.float32), np.empty((scales.size, 3))
+    flags = np.zeros(1, np.int32)
+    wrong = call(w.ctypes.data, w.dtype.itemsize == 2, w.size, group, bits, recipe.number, starts.ctypes.data,
+                 starts.size, recipe.rounds, codes.dtype == np.uint8, cores(), codes.ctypes.data, scales.ctypes.data,
+                 zeros.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
+    if wrong is not None:
+        raise ValueError(f"aq_quantize_groups: {wrong.decode()}")
+    return sums.sum(axis=0), not flags[0] & _UNSOUND
+
+
+def cores() -> int:
+    """Count the processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = {
+    "aq_quantize_groups": (
+        _POINTER,
+        *(_NUMBER,) * 5,
+        _POINTER,
+        *(_NUMBER,) * 4,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+    ),
+    "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _POINTER),
+}
+
+
+@cache
+def _function(name: str) -> ctypes._NamedFuncPointer | None:
+    library = native.open_library()
+    if library is None:
+        return None
+    found = getattr(library, name)
+    found.argtypes, found.restype = _ARGUMENTS[name], ctypes.c_char_p
+    return found
