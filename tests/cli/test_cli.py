@@ -552,8 +552,7 @@ def test_the_version_says_what_is_there(run: Run) -> None:
     assert (status, found["aq_jax"]) == (0, aq.__version__)
     assert {"int8", "int5", "int2h"} <= set(found["codes"])
     operations = {"product", "rows", "attention", "cached_attention", "quantize", "dequantize"}
-    native = {"product", "rows", "attention", "cached_attention"}
-    assert found["kernels"] == {name: ["native", "xla"] if name in native else ["xla"] for name in operations}
+    assert found["kernels"] == {name: ["native", "xla"] for name in operations}
     assert {"absmax", "minmax", "mse", "gptq"} <= set(found["quantizers"])
     assert {"bert", "llama"} <= set(found["families"])
     assert {"huggingface", "orbax", "table"} <= set(found["formats"])
