@@ -1,4 +1,5 @@
-// Large pages for large results: writing to fresh memory costs more, page by page, than decoding does.
+// Large pages for large results: writing to fresh memory costs more, page by page, than decoding does. Smaller results
+// lie in memory that malloc keeps; and where memory is fragmented, the kernel takes milliseconds to find a large page.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,7 @@ namespace aq {
 inline void want_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t PAGE = 1 << 21;
-  if (bytes < int64_t(4 * PAGE)) return;
+  if (bytes < int64_t(16 * PAGE)) return;
   const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + PAGE - 1) & ~(PAGE - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(PAGE - 1);
   madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // if it fails, pages are small
