@@ -30,7 +30,9 @@ from aq_jax.io.dense import plain_rows
 from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
 from aq_jax.ops import KERNELS
 from aq_jax.quantizers.absmax import AbsMax
-from aq_jax.quantizers.tiles import GroupsPerTile, NativeGroups, Quantized
+from aq_jax.quantizers.candidates import Quantized
+from aq_jax.quantizers.compiled_tiles import GroupsPerTile
+from aq_jax.quantizers.native_groups import NativeGroups
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import group_count
 from aq_jax.store.row_rules import RowOrder, check

@@ -49,7 +49,7 @@ def dequantize(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the library chooses the grid of each group.
+    """Tell the library how to choose the grid of each group.
 
     Args:
         method: From the range of a group ("absmax", "minmax"), or by a search for the smallest squared error with zero

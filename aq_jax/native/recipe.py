@@ -24,7 +24,7 @@ LICENSES = "licenses"
 SUFFIXES = (".cc", ".h", ".linux", ".macos")
 """The files of the folder that a library is made of."""
 PLAIN = ("ffi", "dispatch")
-"""How the names of files begin that are compiled once; all others are compiled once an instruction set, with AQ_ISA."""
+"""The beginnings of the names of files that are compiled once; others are compiled once an instruction set."""
 SETS = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma"),

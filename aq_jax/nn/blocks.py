@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from aq_jax.nn.layers import QLinear
-from aq_jax.ops import ACTS, Epilogue
+from aq_jax.ops import Epilogue
 
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -48,25 +47,9 @@ def apply_rope(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def gate(
-    layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], factor: Float[Array, "*batch outputs"]
-) -> Float[Array, "*batch outputs"]:
-    """Compute silu(layer(x)) * factor (SwiGLU, arXiv:2002.05202); a quantized layer does it in one call."""
-    if isinstance(layer, QLinear):
-        return layer(x, after=Epilogue(factor=factor, act="silu"))
-    return jax.nn.silu(layer(x)) * factor
-
-
-def add(
-    layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], residual: Float[Array, "*batch outputs"]
-) -> Float[Array, "*batch outputs"]:
-    """Compute residual + layer(x); a quantized layer does it in one call."""
-    return layer(x, after=Epilogue(residual=residual)) if isinstance(layer, QLinear) else residual + layer(x)
-
-
-def activate(layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], act: str) -> Float[Array, "*batch outputs"]:
-    """Compute act(layer(x)); a quantized layer does it in one call."""
-    return layer(x, after=Epilogue(act=act)) if isinstance(layer, QLinear) else ACTS[act](layer(x))
+def follow(layer: nnx.Linear | QLinear, x: Float[Array, "*batch inputs"], after: Epilogue) -> Array:
+    """Compute a layer and what follows it; a quantized layer does it in one call."""
+    return layer(x, after=after) if isinstance(layer, QLinear) else after.apply(layer(x))
 
 
 def add_and_normalize(

@@ -43,7 +43,7 @@ class Epilogue:
     act: str = dataclasses.field(default="", metadata={"static": True})
     epsilon: float = dataclasses.field(default=0.0, metadata={"static": True})
 
-    def apply(self, product: Float[Array, "rows outputs"]) -> Float[Array, "rows outputs"]:
+    def apply(self, product: Float[Array, "*batch outputs"]) -> Float[Array, "*batch outputs"]:
         """Compute what follows a product.
 
         >>> import jax.numpy as jnp

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import ShapedArray
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from aq_jax.codes import Affine, Code, Elementwise, Grid, bits_jax
+from aq_jax.codes import Affine, Code, Elementwise, bits_jax
 from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
@@ -27,15 +27,11 @@ from aq_jax.ops.native import missing
 from aq_jax.ops.native_calls import make_primitive
 
 
-@dataclass(frozen=True)
-class Quantize:
+class Quantize(xla.Quantize):
     """Grids and codes in one pass over the weights; codes on known grids are XLA's."""
 
     def refuses(self, size: int, code: Code) -> str:
         return missing() if type(code) is Affine else f"chooses evenly spaced codes only, found {code.name}"
-
-    def run(self, w: Float[Array, "*groups size"], grid: Grid, code: Code) -> Float[Array, "*groups size"]:
-        return code.encode_unrounded(w, grid)
 
     def solve(
         self, w: Float[Array, "*shape"], spec: QuantSpec, recipes: tuple[Recipe, ...], formulation: Callable[..., Any]

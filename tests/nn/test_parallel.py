@@ -1,4 +1,4 @@
-"""Where the weights of a model go; tests/test_eight_devices.py has devices, and computes."""
+"""Check where the weights of a model go; tests/test_eight_devices.py has devices, and computes."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +21,14 @@ from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import ACTS, Epilogue, attention, linear, xla, xla_attention
-from aq_jax.ops.kernels import VARIABLE
 from aq_jax.ops.native import Attention
 from aq_jax.ops.native_calls import quantize_rows
 
 STATUS = native.load()
-pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}")
+pytestmark = [
+    pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}"),
+    pytest.mark.usefixtures("unforced"),
+]
 
 # (outputs, inputs, inputs of a group): no multiples of a vector, one output, groups of 16 to a whole row.
 SHAPES = [(1, 4, 4), (17, 50, 50), (40, 96, 16), (5, 60, 20), (33, 21, 7)]
@@ -35,20 +37,6 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 # Each width with groups of whole rows and of parts of them, and groups that fill no chunk of codes.
 NARROW = [(2, 40, 96, 16), (3, 17, 50, 50), (4, 33, 300, 150), (5, 70, 160, 32), (6, 5, 60, 20), (4, 1, 40, 8)]
 EPSILON = np.float32(2.0**-23)
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the tests may run with a kernel forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-
-
-@pytest.fixture(params=STATUS.isas)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Use each instruction set of this machine in turn."""
-    native.choose_isa(request.param)
-    yield request.param
-    native.choose_isa(STATUS.isa)
 
 
 each_isa = pytest.mark.usefixtures("isa")

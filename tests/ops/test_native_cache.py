@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,25 +12,13 @@ import pytest
 
 from aq_jax import native
 from aq_jax.ops import cached_attention, xla_attention
-from aq_jax.ops.kernels import VARIABLE
 from aq_jax.ops.native import CachedAttention
 
 STATUS = native.load()
-pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}")
-
-
-@pytest.fixture(autouse=True)
-def by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the tests may run with a kernel forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-
-
-@pytest.fixture(params=STATUS.isas)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Use each instruction set of this machine in turn."""
-    native.choose_isa(request.param)
-    yield request.param
-    native.choose_isa(STATUS.isa)
+pytestmark = [
+    pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}"),
+    pytest.mark.usefixtures("unforced"),
+]
 
 
 def numbers(tokens: int, positions: int, size: int, shared: int = 2) -> tuple[np.ndarray, ...]:

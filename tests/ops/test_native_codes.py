@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,29 +21,18 @@ from aq_jax.core.bitstream import from_stream
 from aq_jax.core.grid import absmax_grid
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops.kernels import VARIABLE
-from aq_jax.quantizers import tiles
+from aq_jax.quantizers import native_groups, tiles
 from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.store import Row, decode
 
 STATUS = native.load()
-pytestmark = pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}")
+pytestmark = [
+    pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}"),
+    pytest.mark.usefixtures("unforced"),
+]
 WIDTHS = (8, 6, 5, 4, 3, 2)
 # (shape, group_size): rows of whole bytes and others, groups that cross rows, of one element, channels, a tensor.
 SHAPES = [((3, 40), 8), ((7, 33), 13), ((5, 24), 1), ((3, 7, 16), -1), ((6, 50), 0), ((2, 300), 64), ((4, 48), 20)]
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the tests may run with a kernel forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-
-
-@pytest.fixture(params=STATUS.isas)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Use each instruction set of this machine in turn."""
-    native.choose_isa(request.param)
-    yield request.param
-    native.choose_isa(STATUS.isa)
 
 
 each_isa = pytest.mark.usefixtures("isa")
@@ -184,7 +173,7 @@ def test_tiles_and_whole_arrays_are_one(solver: str, monkeypatch: pytest.MonkeyP
         config = QuantizationConfig(f"int{bits}", solver=solver, symmetric=symmetric, **granularity(size))  # type: ignore[arg-type]
         found = []
         for dtype, tile, threads in ((np.float32, 1 << 21, 1), (w.dtype, 1 << 21, 3), (np.float64, 40_000, 2)):
-            monkeypatch.setattr(tiles, "NATIVE_TILE", tile)
+            monkeypatch.setattr(native_groups, "NATIVE_TILE", tile)
             monkeypatch.setattr(native.host, "cores", lambda threads=threads: threads)
             found.append(tiles.quantize_array(w.astype(dtype), config, "w"))
         q = quantize(w.astype(np.float32), config)

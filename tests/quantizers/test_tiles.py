@@ -14,10 +14,11 @@ import pytest
 
 from aq_jax import AqError, QuantizationConfig, quantize
 from aq_jax.ops.kernels import VARIABLE
+from aq_jax.quantizers.candidates import Quantized
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of
 from aq_jax.quantizers.tile_programs import solve_tile
-from aq_jax.quantizers.tiles import Quantized, quantize_array, quantize_pieces
+from aq_jax.quantizers.tiles import quantize_array, quantize_pieces
 
 ABSMAX = {"solver": "absmax", "symmetric": True}
 MINMAX = {"solver": "minmax", "symmetric": False}

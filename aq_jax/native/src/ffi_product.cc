@@ -1,6 +1,8 @@
 // Products, what is done to their inputs before, and rows of tables.
 #include "ffi.h"
 
+#include <utility>
+
 namespace aq {
 namespace {
 
@@ -66,8 +68,9 @@ constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs,
                                "[panels, lines, 16, 4], grids [panels, groups, 2, 16], constants [panels, 16]";
 
 ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,
-                    ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
-                    ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t act, float eps) {
+                    ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual,
+                    ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                    int64_t act, float eps) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("product", "no kernels for this processor");
   if (!w.codes) return invalid("product", WEIGHT);
@@ -75,8 +78,10 @@ ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const
   const bool norm = gain.element_count();
   if ((bias.element_count() && !has_shape(bias, {w.outputs})) ||
       (factor.element_count() && !has_shape(factor, {rows, w.outputs})) ||
-      (residual.element_count() && !has_shape(residual, {rows, w.outputs})) || (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
-    return invalid("product", "wanted bias, gain and shift [outputs], factor and residual [rows, outputs]; or none of each");
+      (residual.element_count() && !has_shape(residual, {rows, w.outputs})) ||
+      (norm && !has_shape(gain, {w.outputs})) || !has_shape(shift, {norm ? w.outputs : 0}))
+    return invalid("product",
+                   "wanted bias, gain and shift [outputs], factor and residual [rows, outputs]; or none of each");
   if (act < 0 || act > int64_t(Act::silu)) return invalid("product", "unknown activation");
   if (!rows || !w.outputs) return ffi::Error::Success();
   const After after = {bias.element_count() ? bias.typed_data() : nullptr, Act(act),
@@ -100,8 +105,9 @@ ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const
 
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> panels,
                    ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
-                   ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
-                   ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act, float eps) {
+                   ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
+                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act,
+                   float eps) {
   if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
   const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], bits);
@@ -112,8 +118,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
 ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
                             ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
                             ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
-                            ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain, ffi::Buffer<ffi::F32> shift,
-                            ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act, float eps) {
+                            ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
+                            ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act,
+                            float eps) {
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
   const int64_t rows = codes.dimensions()[0];
@@ -143,6 +150,25 @@ ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi
   return ffi::Error::Success();
 }
 
+// What both kinds of products have after their inputs: the weight, what follows, the result, numbers.
+template <class Binding>
+auto with_weight(Binding&& inputs) {
+  typedef ffi::Buffer<ffi::F32> Floats;
+  return std::move(inputs)
+      .template Arg<ffi::Buffer<ffi::U8>>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Arg<Floats>()
+      .template Ret<Floats>()
+      .template Attr<int64_t>("bits")
+      .template Attr<int64_t>("act")
+      .template Attr<float>("eps");
+}
+
 }  // namespace
 }  // namespace aq
 
@@ -169,40 +195,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rotate_rows, aq::rotate_rows,
                                   .Attr<int64_t>("block"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product, aq::product,
-                              aq::ffi::Ffi::Bind()
-                                  .Ctx<aq::ffi::ThreadPool>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::U8>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("act")
-                                  .Attr<float>("eps"));
+                              aq::with_weight(aq::ffi::Ffi::Bind()
+                                                  .Ctx<aq::ffi::ThreadPool>()
+                                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_product_of_codes, aq::product_of_codes,
-                              aq::ffi::Ffi::Bind()
-                                  .Ctx<aq::ffi::ThreadPool>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::S8>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::U8>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("act")
-                                  .Attr<float>("eps"));
+                              aq::with_weight(aq::ffi::Ffi::Bind()
+                                                  .Ctx<aq::ffi::ThreadPool>()
+                                                  .Arg<aq::ffi::Buffer<aq::ffi::S8>>()
+                                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
                               aq::ffi::Ffi::Bind()

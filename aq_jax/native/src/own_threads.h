@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -21,7 +22,10 @@ class OwnThreads {
 
   template <class Work>
   void Schedule(Work&& work) {
-    threads_.emplace_back(std::forward<Work>(work));
+    try {
+      threads_.emplace_back(std::forward<Work>(work));
+    } catch (const std::system_error&) {  // there may be no more threads: the caller does the work
+    }
   }
 
  private:

@@ -1,7 +1,7 @@
 // What products of few rows and of many have in common, and so do those of float inputs and of 8-bit ones.
 //
-// Sums of integers are exact. Where bytes are multiplied fast, floats are made integers, too: three bytes, the digits of
-// a number of 24 bits, on the scale of the largest of 128 inputs. Otherwise codes become floats.
+// Sums of integers are exact. Where bytes are multiplied fast, floats are made integers, too: three bytes, the digits
+// of a number of 24 bits, on the scale of the largest of 128 inputs. Otherwise codes become floats.
 #pragma once
 
 #include <algorithm>

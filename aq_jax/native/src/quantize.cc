@@ -279,8 +279,9 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
       if (!grid.sound[i]) flags |= UNSOUND;
       if (tops[i] == 0) flags |= ZEROS;
       const double square = double(exponent[i]) * exponent[i];
-      const One one = {lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i], lanes[4][i], lanes[5][i], lanes[6][i], square};
-      write(x + i * size, size, levels, one, writer, in.sums + 3 * (g + i));
+      const One one = {lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i],
+                       lanes[4][i], lanes[5][i], lanes[6][i], square};
+      write(x + i * size, size, levels, one, writer, in.sums ? in.sums + 3 * (g + i) : nullptr);
     }
     writer.flush();
   }

@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
-from aq_jax.nn.blocks import activate, add_and_normalize
+from aq_jax.nn.blocks import add_and_normalize, follow
 from aq_jax.nn.models.family import Family, Model
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import ACTS, attention
+from aq_jax.ops import ACTS, Epilogue, attention
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Layer(nnx.Module):
         """Run one layer."""
         mixed = attention(self.query(x), self.key(x), self.value(x), mask, self.heads, product_dtype(self.activations))
         x = add_and_normalize(self.out, mixed, x, self.attention_norm)
-        return add_and_normalize(self.down, activate(self.up, x, self.act), x, self.output_norm)
+        return add_and_normalize(self.down, follow(self.up, x, Epilogue(act=self.act)), x, self.output_norm)
 
 
 def _norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 from aq_jax.config.fields import read_fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
-from aq_jax.nn.blocks import LLAMA3_SCALING, add, apply_rope, gate, rope_cos_sin
+from aq_jax.nn.blocks import LLAMA3_SCALING, apply_rope, follow, rope_cos_sin
 from aq_jax.nn.models.family import Cache, Family, LanguageModel
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import cached_attention
+from aq_jax.ops import Epilogue, cached_attention
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,10 @@ class Layer(nnx.Module):
         keys = jax.lax.dynamic_update_slice_in_dim(keys, k, positions[0], axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, v, positions[0], axis=1)
         mixed = cached_attention(q, keys, values, positions, product_dtype(self.activations))
-        x = add(self.out, mixed.reshape(batch, tokens, -1), x)
+        x = follow(self.out, mixed.reshape(batch, tokens, -1), Epilogue(residual=x))
         normed = self.feed_norm(x)
-        return add(self.down, gate(self.gate, normed, self.up(normed)), x), (keys, values)
+        gated = follow(self.gate, normed, Epilogue(factor=self.up(normed), act="silu"))
+        return follow(self.down, gated, Epilogue(residual=x)), (keys, values)
 
 
 def rope_of(config: LlamaConfig, positions: Int[Array, "tokens"]) -> tuple[Array, Array]:
