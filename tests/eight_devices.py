@@ -210,6 +210,25 @@ def assert_on_the_same_axes(q: aq.QTensor, sharding: NamedSharding) -> None:
     assert q.zero_point.sharding == q.scale.sharding
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across"])
+def test_shards_of_small_grids(name: str) -> None:
+    two = Mesh(np.array(jax.devices()[:2]), ("x",))
+    count = 0
+    with aq.WeightLoader(Path(__file__).parent / "golden" / "grids.arrow") as loader:
+        whole, packed = np.asarray(loader.get_layer(name)), loader.get_quantized(name)
+        for sharding in (NamedSharding(two, P("x")), NamedSharding(two, P(None, "x"))):
+            if not fits(sharding, whole.shape):
+                continue
+            assert np.asarray(loader.load_sharded(name, sharding)).tobytes() == whole.tobytes()
+            if fits(sharding, packed.codes.shape):
+                count += 1
+                found = loader.load_sharded(name, sharding, packed=True)
+                assert jax.tree.structure(found) == jax.tree.structure(packed)
+                jax.tree.map(np.testing.assert_array_equal, found, packed)
+                assert np.asarray(aq.dequantize(found)).tobytes() == whole.tobytes()
+    assert count or name == "f16.across"
+
+
 def test_what_a_sharded_qtensor_computes_is_what_a_whole_one_does(line: Mesh, tmp_path: Path) -> None:
     aq.save(tmp_path / "m.parquet", {"w": QUANTIZED["int4.2"]})
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BITS = {f"int{bits}{rotated}": bits for rotated in ("", "h") for bits in (8, 6, 5, 4, 3, 2)}
+HALVES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+SMALL_BITS = {
+    f"int{bits}_{half}{what}": bits for half in HALVES for what in ("", "z", "m") for bits in (8, 6, 5, 4, 3, 2)
+}
+# quant_type -> elements a group, bits of its integers, whether they are signed.
+RECORDS = {"q2_k": (16, 4, False), "q3_k": (16, 6, True), "q4_k": (32, 6, False), "q5_k": (32, 6, False),
+           "q6_k": (16, 8, True)}  # fmt: skip
 # Columns and their types; those that were added to V2 later may stand anywhere behind.
 V1 = {"layer_name": "string", "shape": "list<element: int32>", "dtype": "string", "data": "binary",
       "num_params": "int64"}  # fmt: skip
@@ -93,10 +100,44 @@ def decode(row: dict[str, Any]) -> np.ndarray:
         return np.frombuffer(row["data"], np.float16 if kind == "fp16" else np.float32).astype(dtype)
     if kind == "none":
         return np.frombuffer(row["data"], dtype)
+    if kind in SMALL_BITS or kind in RECORDS:
+        return small_grids(row)
     scales, zeros = (np.frombuffer(row[column], "<f4") for column in ("scales", "zero_points"))
     length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
     grids = np.arange(count) // max(length, 1)
     return (codes(row["data"], count, BITS[kind]).astype(np.float32) - zeros[grids]) * scales[grids]
+
+
+def small_grids(row: dict[str, Any]) -> np.ndarray:
+    """Rows whose grids are halves, or records of two levels."""
+    kind, count, f32 = row["quant_type"], row["num_params"], np.float32
+    bits = SMALL_BITS.get(kind) or int(kind[1])
+    q = codes(row["data"], count, bits).astype(f32)
+    length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
+    if kind in RECORDS:
+        scales, offsets = (record_floats(row[column], kind) for column in ("scales", "zero_points"))
+        form, offsets = "m" if offsets.size else "", -offsets
+    else:
+        half = HALVES[kind.partition("_")[2].rstrip("zm")]
+        scales, offsets = (np.frombuffer(row[column], half).astype(f32) for column in ("scales", "zero_points"))
+        form = kind[-1] if kind[-1] in "zm" else ""
+    group = np.arange(count) // max(length, 1)
+    if form == "m":
+        value = (q + f32(2 ** (bits - 1))) * scales[group] + offsets[group]
+    else:
+        value = (q - offsets[group] if form else q) * scales[group]
+    return np.where(np.abs(value) < f32(2.0**-126), value * 0, value)
+
+
+def record_floats(data: bytes, kind: str) -> np.ndarray:
+    """The half of each record times its integers."""
+    size, width, signed = RECORDS[kind]
+    step, found = 2 + 256 // size * width // 8, []
+    for at in range(0, len(data), step):
+        (half,) = struct.unpack("<e", data[at : at + 2])
+        integers = codes(data[at + 2 : at + step], 256 // size, width).astype(int) + (0 if signed else 2 ** (width - 1))
+        found += [np.float32(half) * np.float32(i) for i in integers]
+    return np.array(found, np.float32)
 
 
 def codes(data: bytes, count: int, bits: int) -> np.ndarray:

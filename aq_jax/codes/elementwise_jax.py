@@ -23,7 +23,7 @@ def values(code: Elementwise, q: Any) -> Float[Array, "*shape"]:
     if codes.size == 0:
         return codes
     if q.by_row:
-        groups = q.scale.shape[-1]
+        groups = q.row_groups
         grouped = codes.reshape(*codes.shape[:-1], groups, q.length // groups)
         return code.decode(grouped, q.scale, q.zero_point).reshape(codes.shape)
     size = min(q.spec.group_elements(q.shape), codes.size)

@@ -46,8 +46,9 @@ class Code(Protocol):
 
     Entries are hashable, as frozen dataclasses are: programs are compiled for them.
 
-    A group has one float32 in the table's column `scales`. A code that is encoded a matrix at a time, under a Hessian,
-    has a quantizer of its own: `quantizers.Calibrated.solve` returns its QTensor.
+    A group has one float32 in the table's column `scales`, unless `grid_dtype` and `grid_block` say otherwise. A code
+    that is encoded a matrix at a time, under a Hessian, has a quantizer of its own: `quantizers.Calibrated.solve`
+    returns its QTensor.
 
     Args:
         name: The format's `quant_type`.
@@ -57,6 +58,9 @@ class Code(Protocol):
             the QTensor has None.
         max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by
             one, but chosen by a quantizer of their own.
+        grid_dtype: The dtype of scales and zero points, in the table's columns and in a QTensor.
+        grid_block: How many elements of these columns stand for how many groups: (groups, elements).
+        read_only: Whether such codes come from quantized sources alone, so that a config cannot ask for them.
     """
 
     name: str
@@ -64,6 +68,9 @@ class Code(Protocol):
     uniform: bool = False
     zero_points: bool = False
     max_level: float = 1.0
+    grid_dtype: str = "float32"
+    grid_block: tuple[int, int] = (1, 1)
+    read_only: bool = False
 
     @property
     def plain_name(self) -> str:
@@ -94,6 +101,21 @@ class Code(Protocol):
     def data_bytes(self, count: int, shape: Sequence[int]) -> int:
         """Count the bytes of `data`."""
         ...
+
+    def grid_count(self, groups: int) -> int:
+        """Count the elements of scales, and of zero points, that stand for so many groups, whole blocks."""
+        return groups // self.grid_block[0] * self.grid_block[1]
+
+    def refuses_layout(self, shape: Sequence[int], quant_axis: int, group_size: int) -> str:
+        """Say why a tensor of this shape and grouping cannot have this code; "" if it can."""
+        return ""
+
+    def refuses_grids(self, scales: Host, zero_points: Host) -> str:
+        """Say why these numbers cannot be scales and zero points; "" if they can. There is at least one scale."""
+        low, high = float(scales.min()), float(scales.max())
+        if not (low >= 2.0**-126 and high <= 2.0**126):  # NaN is neither
+            return f"scales are {low:g} to {high:g}, they must be finite and within 2^-126 to 2^126"
+        return "" if (abs(zero_points) < float("inf")).all() else "zero_points are not all finite"
 
     def cut_step(self, group: int, shape: Sequence[int]) -> int:
         """Return the number of elements at whose multiples a tensor may be cut into pieces, given its group length."""

@@ -101,7 +101,7 @@ class QuantSpec:
 
 def widths() -> tuple[str, ...]:
     """List the quant_types of codes that a config may name; `rotate` says whether they are rotated."""
-    return tuple(name for name, code in CODES.items() if name == code.plain_name)
+    return tuple(name for name, code in CODES.items() if name == code.plain_name and not code.read_only)
 
 
 def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -29,8 +29,9 @@ class QTensor:
     Args:
         codes: The codes in the layout of `spec.coding`. Elementwise codes are [*lead, bytes] uint8, the format's bit
             stream of each row, where rows are whole bytes; otherwise, and with eight bits, [*lead, length] int8.
-        scale: Float32 of shape [*lead, groups] where groups divide a row of the last axis, otherwise [groups].
-        zero_point: Float32 of the shape of `scale`; None where the code has none.
+        scale: Float32 of shape [*lead, groups] where groups divide a row of the last axis, otherwise [groups]. Some
+            codes have another dtype, or other numbers for some groups at a time (`Code.grid_dtype`, `grid_block`).
+        zero_point: Of the dtype and shape of `scale`; None where the code has none.
         spec: The numerics (static).
         length: The length of the last axis (static).
         rows: The number of rows of a matrix, where the shape of its codes does not tell it (static).
@@ -79,8 +80,14 @@ class QTensor:
         """Tell whether each row of the last axis has its own groups; otherwise groups run over the flattened tensor."""
         if not self.scale.shape or self.scale.shape[:-1] != self.shape[:-1]:
             return False
-        groups = self.scale.shape[-1]
+        groups = self.row_groups
         return groups == 1 or groups * (self.spec.group_size or 1) == self.length
+
+    @property
+    def row_groups(self) -> int:
+        """Count the groups of the last axis of `scale`."""
+        groups, elements = self.spec.coding.grid_block
+        return self.scale.shape[-1] // elements * groups
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +118,12 @@ jax.export.register_pytree_node_serialization(
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
     """Compute the shape of a tensor's scale and zero point (see QTensor)."""
+    *lead, groups = group_shape(shape, spec)
+    return (*lead, spec.coding.grid_count(groups))
+
+
+def group_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
+    """Compute the shape of a tensor's groups, those of the last axis last (see QTensor)."""
     size = min(spec.group_elements(shape), max(1, math.prod(shape)))
     if shape and math.prod(shape) and shape[-1] % size == 0:
         return (*shape[:-1], shape[-1] // size)
@@ -123,7 +136,7 @@ def check_layout(q: QTensor) -> None:
     Raises:
         ValueError: naming both shapes; such a batch is decoded with `jax.vmap`, and stored one by one.
     """
-    if not q.by_row and q.scale.shape != (q.spec.group_count(q.shape),):
+    if not q.by_row and q.scale.shape != (q.spec.coding.grid_count(q.spec.group_count(q.shape)),):
         raise ValueError(
             f"scales of shape {list(q.scale.shape)} do not belong to one tensor of shape {list(q.shape)}; if this is a "
             "batch of tensors whose groups cross rows, use jax.vmap(dequantize), and save them one by one"

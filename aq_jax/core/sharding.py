@@ -71,7 +71,8 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
     codes = on(*(None if axis is None else axes[axis] for axis in code.axes(len(shape))))
     if not follows or not shape:
         return codes, on()
-    return codes, on(*axes[:-1], axes[-1] if scales[-1] % cuts[-1] == 0 else None)
+    whole = scales[-1] // code.grid_block[1] % cuts[-1] == 0
+    return codes, on(*axes[:-1], axes[-1] if whole else None)
 
 
 def local_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:

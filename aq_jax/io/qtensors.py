@@ -63,7 +63,9 @@ def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
     cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
     for start, stop in cuts:
         # The one grid of a tensor is repeated in each piece; and channels have a grid each even if they are empty.
-        grids = slice(start // size, -(-stop // size)) if spec.quant_axis == 0 and len(cuts) > 1 else slice(None)
+        grids = slice(None)
+        if spec.quant_axis == 0 and len(cuts) > 1:
+            grids = slice(*(spec.coding.grid_count(groups) for groups in (start // size, -(-stop // size))))
         data = stream[slice(*spec.coding.span(start, stop, q.shape))]
         yield Row(
             name, q.shape, dtype, data, stop - start, spec.quant_type,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from aq_jax.core.frameworks import cast_floating, to_jax_dtype
-from aq_jax.core.qtensor import QTensor, scale_shape
+from aq_jax.core.qtensor import QTensor, group_shape, scale_shape
 from aq_jax.core.sharding import build_sharded, local_rows, qtensor_shardings, shard_counts
 from aq_jax.errors import FormatError
 from aq_jax.io.qtensors import join_grids, spec_of
@@ -48,7 +48,7 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
     def elements(start: int, stop: int) -> tuple[int, int]:
         return code.row_start(start, shape), code.row_start(stop, shape)
 
-    inner, beside = math.prod(shape[1:]), math.prod(grids[1:])
+    inner, beside = math.prod(shape[1:]), math.prod(group_shape(shape, spec)[1:])
     groups = [(start * beside, stop * beside) for start, stop in local_rows(laid[1], grids)]
     ranges = [elements(*own) for own in local_rows(laid[0], codes)]
     found = PartialTensor(table, name, ranges, groups=groups)
@@ -65,7 +65,7 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
             values = one or found.grids(start * beside, stop * beside)
             return values[which].reshape(stop - start, *grids[1:])
 
-        return build_sharded(grids, np.dtype(np.float32), laid[1], rows)
+        return build_sharded(grids, info.grid_dtype, laid[1], rows)
 
     zeros = grid(1) if code.zero_points else None
     return QTensor(

@@ -39,8 +39,8 @@ def row_digest(row: Row) -> bytes:
             _field(_INT.pack(row.group_size) if quantized else None),
             _field(_INT.pack(row.rotation) if quantized else None),
             _field(_INT.pack(row.num_params)),
-            _field(_little(row.scales) if quantized else None),
-            _field(_little(row.zero_points) if quantized else None),
+            _field(row.scales.tobytes() if quantized else None),
+            _field(row.zero_points.tobytes() if quantized else None),
             b"\x01" + _LENGTH.pack(row.data.nbytes),
         )
     )
@@ -78,7 +78,3 @@ def canonical_json(value: object) -> bytes:
 
 def _field(value: bytes | None) -> bytes:
     return _NULL if value is None else b"\x01" + _LENGTH.pack(len(value)) + value
-
-
-def _little(values: np.ndarray) -> bytes:
-    return values.astype("<f4", copy=False).tobytes()

@@ -17,6 +17,8 @@ from aq_jax.store.schema import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from numpy.typing import DTypeLike
+
     from aq_jax.store.reader import TableReader
     from aq_jax.store.rows import RowInfo
 
@@ -85,12 +87,13 @@ class PartialTensor:
     def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the scales and zero points of requested groups, for a tensor with several grids."""
         scales, zeros = [], []
+        count = self.info.code.grid_count if self.info.code else int
         for row, offset in zip(self.rows, self._starts, strict=True):
             first = offset // self._group
-            own = slice(max(start - first, 0), max(stop - first, 0))
+            own = slice(count(max(start - first, 0)), count(max(stop - first, 0)))
             scales.append(row.scales[own])
             zeros.append(row.zero_points[own])
-        return _joined(scales, np.float32), _joined(zeros, np.float32)
+        return _joined(scales, self.info.grid_dtype), _joined(zeros, self.info.grid_dtype)
 
     def _widened(self, part: Range) -> Range:
         start, stop = part
@@ -138,7 +141,9 @@ def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
         return replace(row, shape=(total,), data=row.data[first:last], num_params=stop - start)
     length = group_length(row.shape, row.quant_axis, row.group_size) or max(row.num_params, 1)
     size = gcd(start, length)
-    groups = np.arange(start, stop, size) // length
+    groups: np.ndarray | slice = np.arange(start, stop, size) // length
+    if size == length:
+        groups = slice(row.code.grid_count(start // length), row.code.grid_count(-(-stop // length)))
     columns = max(row.shape[-1:], default=1)
     return replace(
         row,
@@ -152,7 +157,7 @@ def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
     )
 
 
-def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+def _joined(parts: Sequence[np.ndarray], dtype: DTypeLike) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype)

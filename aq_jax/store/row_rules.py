@@ -17,9 +17,7 @@ from aq_jax.store.rows import Row, describe, element_count, row_bytes, row_locat
 from aq_jax.store.schema import (
     DTYPES,
     MAX_AXES,
-    MAX_SCALE,
     MAX_VALUE_BYTES,
-    MIN_SCALE,
     READ_TYPES,
     ROTATIONS,
 )
@@ -90,6 +88,8 @@ def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
     if row.quantized and (axis, size) == (0, 0) and not row.shape:
         yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
     code = row.code
+    if code and (why := code.refuses_layout(row.shape, axis, size)):
+        yield why
     if code and (code.name != code.plain_name or (row.rotation and code.name == code.rotated_name)):
         length = row.shape[-1] if row.shape else 1
         if row.rotation not in ROTATIONS or length % row.rotation:
@@ -102,21 +102,22 @@ def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
 def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:
     for column, wanted in row_bytes(row).items():
         values: np.ndarray = getattr(row, column)
-        kind = np.uint8 if column == "data" else np.float32
+        kind = np.dtype(np.uint8) if column == "data" else row.grid_dtype
         if values.dtype != kind or values.ndim != 1:
-            yield f"{column} must be a {kind.__name__} array of one axis, not {values.dtype} {list(values.shape)}"
+            yield f"{column} must be a {kind.name} array of one axis, not {values.dtype} {list(values.shape)}"
         if values.nbytes != wanted:
             yield f"{column} holds {values.nbytes} bytes, {describe(row)} needs {wanted}"
         if wanted > MAX_VALUE_BYTES:
             yield f"{column} holds {wanted} bytes, one value may hold {MAX_VALUE_BYTES}; store pieces, see `pieces`"
-    for start, stop in [(0, row.scales.size)] if looked_at is None else looked_at:
-        if not (scales := row.scales[start:stop]).size:
-            continue
-        low, high = float(scales.min()), float(scales.max())
-        if not (low >= MIN_SCALE and high <= MAX_SCALE):  # NaN is neither
-            yield f"scales are {low:g} to {high:g}, they must be finite and within 2^-126 to 2^126"
-        if not np.isfinite(row.zero_points[start:stop]).all():
-            yield "zero_points are not all finite"
+    if row.code is None or not row.scales.size:
+        return
+    spans = [(0, row.scales.size)]
+    if looked_at is not None:
+        spans = [(row.code.grid_count(start), row.code.grid_count(stop)) for start, stop in looked_at]
+    for start, stop in spans:
+        scales = row.scales[start:stop]
+        if scales.size and (why := row.code.refuses_grids(scales, row.zero_points[start:stop])):
+            yield why
 
 
 def _is_name(name: object) -> bool:

@@ -34,6 +34,11 @@ class _Derived:
         return None if self.code is None else self.code.bits
 
     @property
+    def grid_dtype(self) -> np.dtype:
+        """The dtype of scales and zero points."""
+        return DTYPES["float32" if self.code is None else self.code.grid_dtype]
+
+    @property
     def quantized(self) -> bool:
         """Tell whether `data` holds codes."""
         return self.code is not None

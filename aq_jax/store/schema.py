@@ -29,8 +29,6 @@ PIECE_BYTES: Final = 1 << 28
 MAX_VALUE_BYTES: Final = (1 << 31) - 1
 """The most bytes of one `binary` value, whose offsets are signed 32-bit numbers."""
 MAX_AXES: Final = 64
-MIN_SCALE: Final = 2.0**-126
-MAX_SCALE: Final = 2.0**126
 
 ROTATIONS: Final = (2, 4, 8, 16, 32, 64, 128)
 """Blocks in which the last axis of `...h` rows may be rotated."""

@@ -204,9 +204,12 @@ def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str,
         if view is None:
             raise FormatError(f"{here}: {name} is null")
         if name != "data":
-            if view.nbytes % 4:
-                raise FormatError(f"{here}: {name} holds {view.nbytes} bytes, which is not a whole number of float32")
-            view = view.view("<f4")
+            kind = info.grid_dtype
+            if view.nbytes % kind.itemsize:
+                raise FormatError(
+                    f"{here}: {name} holds {view.nbytes} bytes, which is not a whole number of {kind.name}"
+                )
+            view = view.view(kind)
         values[name] = view
     row = Row(**values)
     check_arrays(row, here, groups)

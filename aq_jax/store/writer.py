@@ -214,8 +214,8 @@ def _columns(rows: list[Row], data: np.ndarray, schema: pa.Schema) -> list[pa.Ar
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
     values: dict[str, list[Any]] = {
         "dtype": [written_dtype(row.dtype) for row in rows],
-        "scales": [row.scales.astype("<f4", copy=False).tobytes() for row in rows],
-        "zero_points": [row.zero_points.astype("<f4", copy=False).tobytes() for row in rows],
+        "scales": [row.scales.tobytes() for row in rows],
+        "zero_points": [row.zero_points.tobytes() for row in rows],
     }
     arrays: list[pa.Array] = []
     for column in schema:

@@ -178,7 +178,11 @@ def parse_tensor(folder: Path, name: str, entry: Any) -> TensorEntry:
     grids = {(*shape[:batch], *scale_shape(shape[batch:], spec)) for batch in range(len(shape))}
     for part in parts[1:]:
         found = arrays[part].abstract
-        if found.dtype != np.float32 or found.shape not in grids or found.shape != arrays["scale"].abstract.shape:
+        if (
+            found.dtype != DTYPES[spec.coding.grid_dtype]
+            or found.shape not in grids
+            or found.shape != arrays["scale"].abstract.shape
+        ):
             raise impossible(folder, name, part, f"{found.dtype}{list(found.shape)} for {spec} of shape {list(shape)}")
     return TensorEntry(arrays, spec, length, row, rows)
 

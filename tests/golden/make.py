@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aq_jax.codes import CODES
 from aq_jax.codes.bits import pack_codes
 from aq_jax.store import DTYPES, Row, write_table
 from aq_jax.store.schema import Version
@@ -118,11 +119,64 @@ def widths_rows() -> list[Row]:
     return rows
 
 
+def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
+    """A row whose grids are halves: negative ones, a zero, and the smallest there are."""
+    half = DTYPES["bfloat16" if "bf16" in quant_type else "float16"]
+    row = coded(name, shape, quant_type[:4], quant_axis, group_size)
+    numbers = np.array([0.25, -0.375, 0, 2.0**-24 if half == np.float16 else 2.0**-126, 1.5, -(2.0**-20)])
+    scales = numbers[np.arange(row.scales.size) % 6].astype(half)
+    offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zm" else scales[:0]
+    return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=offsets, solver="GGUF Q4_0")
+
+
+def recorded(name: str, shape: tuple[int, ...], quant_type: str) -> Row:
+    """A row whose grids are records; integers and codes run through their whole range."""
+    code = CODES[quant_type]
+    row = coded(name, shape, f"int{code.bits}", 0, code.group)
+    records, (groups, _) = row.num_params // 256, code.grid_block
+    half = 2 ** (code.sub_bits - 1)
+
+    def grids(step: int) -> np.ndarray:
+        d = np.array([0.125, -0.5, 2.0**-24])[np.arange(records) % 3].astype(np.float16)
+        integers = (np.arange(records * groups) * step % (2 * half) - half).astype(np.int8)
+        packed = pack_codes(integers, code.sub_bits).reshape(records, -1)
+        return np.concatenate([d.view(np.uint8).reshape(-1, 2), packed], axis=1).reshape(-1)
+
+    zeros = grids(7) if code.zero_points else np.empty(0, np.uint8)
+    solver = f"GGUF {quant_type.upper()}"
+    return dataclasses.replace(row, quant_type=quant_type, scales=grids(5), zero_points=zeros, solver=solver)
+
+
+def grids_rows() -> list[Row]:
+    """A V2 table of all types of small grids, some in pieces."""
+    rows = [dataclasses.replace(coded("embed.weight", (9, 4), "int8", 0, 0))]
+    for bits in (8, 6, 5, 4, 3, 2):
+        for half in ("f16", "bf16"):
+            rows += [
+                small(f"int{bits}_{half}{what}", (5, 16), f"int{bits}_{half}{what}", 0, 8) for what in ("", "z", "m")
+            ]
+    rows += [small("f16.channel", (3, 7), "int4_f16m", 0, 0), small("bf16.tensor", (11,), "int5_bf16z", -1, 0)]
+    rows += [small("f16.across", (5, 7), "int3_f16m", 0, 16)]
+    rows += [recorded(f"q{bits}_k", (2, 512), f"q{bits}_k") for bits in (2, 3, 4, 5, 6)]
+    for whole, cut in (
+        (recorded("q5_k.pieces", (3, 256), "q5_k"), 256),
+        (small("f16.pieces", (4, 16), "int5_f16m", 0, 24), 24),
+    ):
+        code, length = CODES[whole.quant_type or ""], whole.group_size
+        for start, stop in ((0, cut), (cut, whole.num_params)):
+            grids = slice(*(code.grid_count(groups) for groups in (start // length, -(-stop // length))))
+            data = whole.data[slice(*code.span(start, stop, whole.shape))]
+            changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
+            rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
+    return rows
+
+
 TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "v1": (v1_rows, 1),
     "v2": (v2_rows, 2),
     "rotated": (rotated_rows, 2),
     "widths": (widths_rows, 2),
+    "grids": (grids_rows, 2),
 }
 
 

@@ -49,7 +49,11 @@ class Good:
 
 def good_files(folder: Path) -> list[Good]:
     """The golden files, one with zstd data, and files without digests: plain, with dictionaries, in several batches."""
-    files = [Good(GOLDEN / f"{name}.{suffix}") for name in ("v1", "v2", "rotated") for suffix in ("parquet", "arrow")]
+    files = [
+        Good(GOLDEN / f"{name}.{suffix}")
+        for name in ("v1", "v2", "rotated", "grids")
+        for suffix in ("parquet", "arrow")
+    ]
     with open_table(GOLDEN / "v2.parquet") as table:
         rows = list(table.rows())
         write_table(folder / "zstd.parquet", rows, version=2, compression="zstd", aliases=table.aliases)
@@ -298,11 +302,46 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Rows of grids.parquet by their name: int4_f16m has shape [5, 16] in 10 groups of 8, q4_k [2, 512] in 4 records.
+GRIDS: dict[str, dict[str, Any]] = {
+    "int4_f16m": {
+        "scales of NaN": {"scales": np.full(10, np.nan, "<f2").tobytes()},
+        "infinite minimums": {"zero_points": np.full(10, np.inf, "<f2").tobytes()},
+        "scales of float32": {"scales": bytes(40)},
+        "half a scale": {"scales": bytes(19)},
+        "no minimums": {"zero_points": b""},
+        "the other half": {"quant_type": "int4_bf16m", "scales": bytes([1, 0]) * 10},
+        "a rotation": {"rotation": 4},
+        "a code without minimums": {"quant_type": "int4_f16"},
+    },
+    "q4_k": {
+        "records of NaN": {"scales": np.array([0x7E00, 0, 0, 0] * 4, "<u2").tobytes()},
+        "infinite records of minimums": {"zero_points": np.array([0x7C00, 0, 0, 0] * 4, "<u2").tobytes()},
+        "a record too few": {"scales": bytes(24)},
+        "half a record": {"scales": bytes(28)},
+        "groups of another size": {"group_size": 16},
+        "channels": {"group_size": 0},
+        "no groups": {"group_size": 0, "quant_axis": -1},
+        "rows that records cross": {"shape": [8, 128]},
+        "an axis of nothing": {"shape": [0, 512]},
+        "a piece that ends inside a record": {"num_params": 128, "data": bytes(64), "scales": bytes(8)},
+        "another code": {"quant_type": "q6_k"},
+        "2^62 elements": {"shape": [2**31 - 1, 2**31 - 256], "num_params": (2**31 - 1) * (2**31 - 256)},
+    },
+}
+
+
 def row_lies(suffix: str) -> Iterator[Case]:
     """One row breaks a rule of the format; there are no digests that would show it."""
     cells = bare(GOLDEN / "v2.parquet")
     for what, changes in ROWS.items():
         yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes), suffix)})
+    cells = bare(GOLDEN / "grids.parquet")
+    for name, lies in GRIDS.items():
+        row = cells["layer_name"].to_pylist().index(name)
+        for what, changes in lies.items():
+            yield Case(f"{suffix}: {name} with {what}", {f"m.{suffix}": stored(edited(cells, changes, row), suffix)})
+    cells = bare(GOLDEN / "v2.parquet")
     for name in ("layer_name", "dtype", "quant_type"):
         yield Case(f"{suffix}: no UTF-8 in {name}", {f"m.{suffix}": stored(not_utf8(cells, name), suffix)})
 

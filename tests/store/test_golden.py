@@ -17,7 +17,7 @@ from aq_jax.store import Row, decode, open_table, row_digest
 if TYPE_CHECKING:
     from types import ModuleType
 
-FILES = [f"{name}.{suffix}" for name in ("v1", "v2", "rotated", "widths") for suffix in ("parquet", "arrow")]
+FILES = [f"{name}.{suffix}" for name in ("v1", "v2", "rotated", "widths", "grids") for suffix in ("parquet", "arrow")]
 EXISTING = sorted((Path(__file__).parent.parent / "golden" / "existing").glob("*.parquet"))
 
 
@@ -116,6 +116,14 @@ def test_every_road_unrotates_alike(suffix: str, golden: Path, independent: Modu
         assert packed[name].spec.rotation == (0 if name == "int4" else value.shape[-1] & -value.shape[-1])
         for found in (in_numpy[name], in_jax[name], aq.dequantize(packed[name])):
             close(found, value)
+
+
+def test_the_example_of_records_of_the_documentation() -> None:
+    scales, zeros = (np.frombuffer(bytes.fromhex(text), np.uint8) for text in ("0038411004411004", "0034c2200cc2200c"))
+    data = np.zeros(128, np.uint8)
+    data[0] = 0xF0
+    row = Row("w", (1, 256), "float32", data, 256, "q4_k", scales, zeros, 0, 32)
+    assert decode([row])[0, [0, 1, 2, 32]].tolist() == [-0.5, 7, -0.5, -0.75]
 
 
 def test_the_digests_of_the_documentation() -> None:

@@ -1,0 +1,60 @@
+"""Decode and check codes of small grids in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aq_jax.codes.affine import Affine
+from aq_jax.codes.bits import unpack_codes
+from aq_jax.codes.elementwise_numpy import read as read_uniform
+from aq_jax.codes.small_grids import SmallGrids
+
+_BLOCK = 1 << 15
+_TINY = np.float32(2.0**-126)
+_SAFE = np.float32(2.0**-60)
+
+
+def read(
+    code: SmallGrids, data: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, group: int, out: np.ndarray
+) -> None:
+    """See `Code.read`. Results below 2^-126 become 0, as they do in XLA."""
+    scale, offset = code.expand(scales, zero_points)
+    if code.offset != "minimum":
+        read_uniform(Affine(code.bits), data, scale, scale[:0] if offset is None else offset, group, out)
+        return
+    codes = unpack_codes(data, code.bits, out.size)
+    whole = out.size // group
+    for own, at in ((slice(whole), slice(whole * group)), (slice(whole, None), slice(whole * group, None))):
+        if count := scale[own].size:
+            _fill(code.bits, codes[at].reshape(count, -1), scale[own], offset[own], out[at].reshape(count, -1))
+    # Both terms are whole multiples of a small number: their sum is none that float32 rounds to below 2^-126.
+    if not (_safe(scale) and _safe(offset)):
+        out[abs(out) < _TINY] *= 0
+
+
+def _fill(bits: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray, out: np.ndarray) -> None:
+    """Decode groups a block at a time: each stays in the cache for all its steps."""
+    groups, length = codes.shape
+    rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
+    for top in range(0, groups, rows):
+        own = slice(top, top + rows)
+        for left in range(0, length, columns):
+            block = np.s_[own, left : left + columns]
+            part = out[block]
+            np.add(codes[block], np.float32(2 ** (bits - 1)), out=part)
+            part *= scale[own, None]
+            part += minimum[own, None]
+
+
+def _safe(numbers: np.ndarray) -> bool:
+    return not ((numbers != 0) & (abs(numbers) < _SAFE)).any()
+
+
+def refuses_numbers(numbers: np.ndarray, what: str) -> str:
+    """Say why these halves cannot be grids; "" if they can."""
+    size = abs(numbers.astype(np.float32))
+    if not (size <= 2.0**126).all():  # NaN is not
+        return f"{what} are not all finite, and at most 2^126 in magnitude"
+    if ((size > 0) & (size < _TINY)).any():
+        return f"{what} hold {size[size > 0].min():g}; wanted 0, or at least 2^-126 in magnitude"
+    return ""

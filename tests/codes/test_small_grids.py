@@ -1,0 +1,67 @@
+"""Codes whose grids are halves or records: every road gives the values that the slow reader of the format gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import independent_reader
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aq_jax as aq
+from aq_jax.codes import CODES
+from aq_jax.config.quantization import widths
+from aq_jax.store import open_table
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "grids.arrow"
+# Each form with either half, and groups that cross rows; records with minimums, and without.
+COMPILED = ("int8_bf16", "int5_f16z", "int4_f16m", "int3_bf16m", "f16.across", "q2_k", "q6_k", "q5_k.pieces")
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, np.ndarray]:
+    return independent_reader.read_tensors(GOLDEN)
+
+
+def test_configs_cannot_ask_for_them() -> None:
+    assert all(code.read_only is not (name in widths()) for name, code in CODES.items() if name == code.plain_name)
+    with pytest.raises(aq.ConfigError, match="quant_type = 'q4_k': wanted one of int8, int6"):
+        aq.QuantizationConfig("q4_k")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, np.ndarray]) -> None:
+    with aq.WeightLoader(GOLDEN) as loader:
+        q = jax.device_put(loader.get_quantized(name))
+    value = wanted[name]
+    assert np.asarray(aq.dequantize(q)).tobytes() == value.tobytes()
+    assert q.nbytes < value.size * 4
+    rows = aq.qembed(q, jnp.array([1, 0, len(value)]))
+    assert np.asarray(rows[:2]).tobytes() == value[[1, 0]].tobytes()
+    assert np.isnan(rows[2]).all()
+    x = np.random.default_rng(0).normal(size=(3, value.shape[1])).astype(np.float32)
+    np.testing.assert_allclose(
+        aq.qdot(x, q), x @ value.T, rtol=0, atol=2e-6 * float(np.abs(x).max() * np.abs(value).sum(1).max())
+    )
+    with pytest.raises(ValueError, match="integer products need evenly spaced levels"):
+        aq.qdot(x, q, "int8")
+
+
+def test_torch_gets_the_same(wanted: dict[str, np.ndarray]) -> None:
+    pytest.importorskip("torch")
+    found = aq.load(GOLDEN, "torch")
+    assert all(found[name].numpy().tobytes() == value.tobytes() for name, value in wanted.items())
+
+
+def test_they_are_saved_as_they_were(tmp_path: Path) -> None:
+    packed = aq.load(GOLDEN, packed=True)
+    aq.save(tmp_path / "m.arrow", packed)
+    with open_table(GOLDEN) as before, open_table(tmp_path / "m.arrow") as after:
+        for name in before.names:
+            for column in ("data", "scales", "zero_points"):
+                parts = [
+                    b"".join(getattr(row, column).tobytes() for row in t.read_tensor(name)) for t in (before, after)
+                ]
+                assert parts[0] == parts[1], (name, column)
