@@ -16,8 +16,9 @@ from aq_jax.conversion import corridor
 from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, side_files, weights_path
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
-from aq_jax.converters.checkpoint import SINGLE, open_checkpoint
+from aq_jax.converters.checkpoint import SINGLE
 from aq_jax.converters.formats.locations import resolve_source, source_folder
+from aq_jax.converters.schemes import open_folder
 from aq_jax.converters.tables import open_tables
 from aq_jax.errors import FormatError
 from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
@@ -66,7 +67,7 @@ def to_table(
     >>> to_table(folder, folder + "/m.parquet", QuantizationConfig("int8")).quantized
     {'w': 1.0}
     """
-    with open_checkpoint(source_folder(model_dir), allow_pickle) as source:
+    with open_folder(source_folder(model_dir), packed=config is None, allow_pickle=allow_pickle) as source:
         return corridor.to_table(source, path, config, compression=compression, progress=progress)
 
 

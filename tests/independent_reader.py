@@ -29,6 +29,10 @@ SMALL_BITS = {
 # quant_type -> elements a group, bits of its integers, whether they are signed.
 RECORDS = {"q2_k": (16, 4, False), "q3_k": (16, 6, True), "q4_k": (32, 6, False), "q5_k": (32, 6, False),
            "q6_k": (16, 8, True)}  # fmt: skip
+NF4 = [-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1]  # fmt: skip
+LEVELS = {"nf4": NF4, "fp4": [sign * level / 12 for sign in (1, -1) for level in (0, 1 / 16, 8, 12, 4, 6, 2, 3)]}
 # Columns and their types; those that were added to V2 later may stand anywhere behind.
 V1 = {"layer_name": "string", "shape": "list<element: int32>", "dtype": "string", "data": "binary",
       "num_params": "int64"}  # fmt: skip
@@ -105,6 +109,10 @@ def decode(row: dict[str, Any]) -> np.ndarray:
     scales, zeros = (np.frombuffer(row[column], "<f4") for column in ("scales", "zero_points"))
     length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
     grids = np.arange(count) // max(length, 1)
+    if kind == "f8_e4m3":
+        return np.frombuffer(row["data"], ml_dtypes.float8_e4m3fn).astype(np.float32) * scales[grids]
+    if kind in LEVELS:
+        return np.float32(LEVELS[kind])[codes(row["data"], count, 4) + 8] * scales[grids]
     return (codes(row["data"], count, BITS[kind]).astype(np.float32) - zeros[grids]) * scales[grids]
 
 

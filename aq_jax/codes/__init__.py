@@ -6,6 +6,7 @@ JAX before one of their arrays is asked for.
     entry           the protocol of a code
     elementwise     codes of a fixed number of bits (`elementwise_numpy`: rows of a table; `elementwise_jax`: QTensors)
     affine          evenly spaced levels of any width from 2 to 8 bits
+    levels          a table of levels: nf4, fp4, f8_e4m3
     small_grids     the same with scales of halves, as other programs have them (`small_grids_numpy`: rows of a table)
     records         GGUF's codes of two-level scales (`records_jax`: QTensors)
     bits            the bit stream, in NumPy (`bits_jax`: in JAX; `runs`: its arithmetic)
@@ -17,6 +18,7 @@ from __future__ import annotations
 from aq_jax.codes.affine import Affine
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Code, Grid, check_uniform
+from aq_jax.codes.levels import LEVELS, Levels
 from aq_jax.codes.records import records
 from aq_jax.codes.small_grids import half_grids
 
@@ -27,8 +29,9 @@ CODES: dict[str, Code] = {
     for code in (
         *(Affine(bits, rotated) for rotated in (False, True) for bits in WIDTHS),
         *(code for bits in WIDTHS for code in half_grids(bits)),
+        *LEVELS,
         *records(),
     )
 }
 
-__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "check_uniform"]
+__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "Levels", "check_uniform"]

@@ -122,7 +122,10 @@ def check_source(source: Source, target: Folder, config: QuantizationConfig | No
     source.check_target(target)
     beside = source.side_files(target)
     check_side_files(beside, target)
-    notes = source.notes + check_quantizable(source.shapes, source.folder, config is not None) + beside.notes
+    notes = list(source.notes)
+    if not source.quantized:
+        notes += check_quantizable(source.shapes, source.folder, config is not None)
+    notes += beside.notes
     if source.row_metadata and source.quantized:
         notes.append(f"{len(source.quantized)} tensors were quantized already, and are written as they are")
     return beside, notes

@@ -6,7 +6,8 @@ config.json are read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,13 +93,40 @@ def declared_method(config: Mapping[str, Any]) -> tuple[str, str]:
     >>> declared_method({"text_config": {"quantization_config": {"quant_method": "awq"}}})
     ('text_config.quantization_config', 'awq')
     """
+    for where, _, found in _declarations(config):
+        method = found.get("quant_method") or found.get("quant_algo") or found.get("format")
+        return where, str(method or "an unnamed method")[:60]
+    return "", ""
+
+
+def declared_entry(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of config.json that declares quantized weights; nothing if there is none.
+
+    >>> declared_entry({"quantization": {"bits": 4, "group_size": 64}})
+    {'bits': 4, 'group_size': 64}
+    """
+    return next((dict(found) for _, _, found in _declarations(config)), {})
+
+
+def without_entries(folder: Folder, name: str) -> bytes:
+    """Return the text of a config.json without its entries that declare quantized weights; nothing if it has none."""
+    try:
+        config = read_json(folder, name, dict, _MAX_CONFIG) or {}
+    except FormatError:
+        return b""
+    found = [(fields, where.rpartition(".")[2]) for where, fields, _ in _declarations(config)]
+    for fields, entry in found:
+        del fields[entry]
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n" if found else b""
+
+
+def _declarations(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """List the entries that declare quantized weights: their path, what holds them, and they themselves."""
     for above, fields in (("", config), *((f"{key}.", value) for key, value in config.items())):
         for entry in _ENTRIES if isinstance(fields, Mapping) else ():
             found = fields.get(entry)
             if isinstance(found, Mapping) and not _SAYS_HOW.isdisjoint(found):
-                method = found.get("quant_method") or found.get("quant_algo") or found.get("format")
-                return f"{above}{entry}", str(method or "an unnamed method")[:60]
-    return "", ""
+                yield f"{above}{entry}", fields, found
 
 
 def check_quantizable(shapes: Shapes, folder: Folder, quantizes: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""The format of Hugging Face's folders of weights: model.safetensors, its shards, or pickles."""
+"""The format of Hugging Face's folders of weights: model.safetensors, its shards, or pickles; quantized or not."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ class HuggingFace:
         return folder.exists() and weights_folder(folder) is not None
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
-        from aq_jax.converters.checkpoint import open_checkpoint
+        from aq_jax.converters.schemes import open_folder
 
-        return open_checkpoint(source_folder(location), allow_pickle)
+        return open_folder(source_folder(location), packed=packed, allow_pickle=allow_pickle)

@@ -171,12 +171,27 @@ def grids_rows() -> list[Row]:
     return rows
 
 
+def levels_rows() -> list[Row]:
+    """A V2 table of codes that number levels, each of which occurs."""
+
+    def numbered(name: str, shape: tuple[int, ...], quant_type: str, group_size: int) -> Row:
+        row = coded(name, shape, "int8" if quant_type == "f8_e4m3" else "int4", 0, group_size)
+        return dataclasses.replace(row, quant_type=quant_type, zero_points=row.scales[:0], solver="bitsandbytes")
+
+    rows = [numbered("nf4.group", (5, 7), "nf4", 16), numbered("fp4.channel", (4, 8), "fp4", 0)]
+    every = numbered("f8.channel", (2, 128), "f8_e4m3", 0)
+    bytes_ = np.arange(256, dtype=np.uint8)
+    bytes_[[0x7F, 0xFF]] = 0  # NaN
+    return [coded("embed.weight", (9, 4), "int8", 0, 0), *rows, dataclasses.replace(every, data=bytes_)]
+
+
 TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "v1": (v1_rows, 1),
     "v2": (v2_rows, 2),
     "rotated": (rotated_rows, 2),
     "widths": (widths_rows, 2),
     "grids": (grids_rows, 2),
+    "levels": (levels_rows, 2),
 }
 
 

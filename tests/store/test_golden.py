@@ -17,7 +17,8 @@ from aq_jax.store import Row, decode, open_table, row_digest
 if TYPE_CHECKING:
     from types import ModuleType
 
-FILES = [f"{name}.{suffix}" for name in ("v1", "v2", "rotated", "widths", "grids") for suffix in ("parquet", "arrow")]
+STEMS = ("v1", "v2", "rotated", "widths", "grids", "levels")
+FILES = [f"{name}.{suffix}" for name in STEMS for suffix in ("parquet", "arrow")]
 EXISTING = sorted((Path(__file__).parent.parent / "golden" / "existing").glob("*.parquet"))
 
 

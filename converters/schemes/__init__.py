@@ -1,0 +1,35 @@
+"""The table of schemes in which other programs quantize checkpoints: one file an entry; nobody else has a list of them.
+
+Each entry says, from config.json and the names, shapes and dtypes of tensors, which of them are one weight, and reads
+its codes and grids. The tensors lie in safetensors, which `converters.checkpoint` reads.
+
+    compressed_tensors      llm-compressor's: packed integers, int8, float8
+    entry, source           the protocol, and the source of a table's tensors
+    words, grids            codes from words, and QTensors of codes and grids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aq_jax.conversion.source import Source
+from aq_jax.converters.schemes.compressed_tensors import CompressedTensors
+from aq_jax.converters.schemes.entry import Scheme, Tensors, Weight
+from aq_jax.converters.schemes.source import open_weights
+from aq_jax.store.folders import Folder
+
+SCHEMES: dict[str, Scheme] = {
+    "compressed-tensors": CompressedTensors(),
+}
+"""An open table: add a scheme under its name."""
+
+__all__ = ["SCHEMES", "Scheme", "Tensors", "Weight", "open_folder"]
+
+
+@contextmanager
+def open_folder(location: str | Path | Folder, *, packed: bool, allow_pickle: bool = False) -> Iterator[Source]:
+    """Open a Hugging Face folder, quantized in one of `SCHEMES` or not (see `source.open_weights`)."""
+    with open_weights(location, tuple(SCHEMES.values()), packed=packed, allow_pickle=allow_pickle) as source:
+        yield source

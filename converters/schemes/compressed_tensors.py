@@ -1,0 +1,310 @@
+"""compressed-tensors: what llm-compressor and others write for vLLM.
+
+pack-quantized      weight_packed, int32 [out, words]: codes u = q + 2^(b-1), from the lowest bit on, across words
+                    (releases before 0.18 left spare bits in a word, where codes do not fill it); weight_scale
+                    [out, groups]; weight_zero_point [words, groups], packed along the outputs, or int8
+                    [out, groups]; weight_shape
+int-quantized       weight, int8 [out, in], and the same grids
+float-quantized     weight, float8_e4m3fn [out, in]; weight_scale of the tensor, of rows, of groups or of blocks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.grids import Packed, spec_of
+from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
+from aq_jax.store.patterns import names_matching
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
+
+_PACKED, _SCALE, _ZERO, _SHAPE, _ORDER = (
+    "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+)  # fmt: skip
+_READ = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision")
+_SMALL = ("int8", "float8_e4m3fn")
+_DENSE = (0, 18)
+"""The first release whose codes cross words."""
+_MOST_PATTERNS = 100
+_LEFT_OUT = re.compile(r"(^|\.)(input|output|k|v|q)_(scale|zero_point|global_scale)$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Args:
+    """What config.json says of a group of layers."""
+
+    bits: int
+    floating: bool
+    symmetric: bool
+    strategy: str
+    group: int
+    block: tuple[int, int]
+    crosses: bool
+
+
+class CompressedTensors:
+    about = "compressed-tensors"
+    files = ()
+
+    def recognizes(self, config: Config) -> bool:
+        return config.get("quant_method") in ("compressed-tensors", "compressed_tensors") or "config_groups" in config
+
+    def leaves_out(self, name: str, config: Config) -> bool:
+        return _LEFT_OUT.search(name) is not None
+
+    def weights(self, source: Source, config: Config) -> Iterator[Weight]:
+        tensors = Tensors(source, self.about)
+        groups = _Groups(tensors, config)
+        for module in tensors.ending(_PACKED):
+            yield _packed(tensors, module, groups.of(module, _PACKED))
+        small = [m for m in tensors.ending("weight") if source.shapes[f"{m}weight"][1].name in _SMALL]
+        for module in dict.fromkeys([*tensors.ending(_SCALE), *small]):
+            if f"{module}{_PACKED}" not in tensors and not groups.ignores(module):
+                yield from _plain(tensors, module, groups.of(module, "weight"))
+
+
+class _Groups:
+    """The config's groups of layers, by the most specific target: a name, then a pattern, then a class.
+
+    Args:
+        tensors: The tensors of the checkpoint.
+        config: The entry of config.json.
+    """
+
+    def __init__(self, tensors: Tensors, config: Config) -> None:
+        self._tensors = tensors
+        self._modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors.source.shapes))
+        version = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.get("version")))
+        self._crosses = version is None or (int(version[1]), int(version[2])) >= _DENSE
+        groups = config.get("config_groups")
+        if not isinstance(groups, Mapping) or not groups:
+            raise tensors.error("config.json has config_groups, of one group or more; fetch it again")
+        self._patterns = 0
+        self._ignored = frozenset().union(*(found for _, found in self._targets("ignore", config.get("ignore"))))
+        self._named: dict[str, _Args] = {}
+        self._matched: dict[str, _Args] = {}
+        self._classes: set[_Args] = set()
+        for name, group in groups.items():
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if not isinstance(weights, Mapping):
+                raise tensors.error(f"config.json says how the weights of {name} are stored; wanted an entry `weights`")
+            args = self._args(name, weights, group.get("format") or config.get("format"))
+            for target, found in self._targets(name, group.get("targets")):
+                if target.startswith("re:"):
+                    self._matched |= {module: args for module in found if module not in self._matched}
+                elif target.isidentifier() and target[:1].isupper():
+                    self._classes.add(args)
+                else:
+                    self._named.setdefault(target, args)
+
+    def _targets(self, what: str, targets: object) -> Iterator[tuple[str, frozenset[str]]]:
+        """List targets, and the modules that each of them is or matches."""
+        if not isinstance(targets, list | None) or not all(isinstance(target, str) for target in targets or ()):
+            raise self._tensors.error(f"{what} in config.json lists names; wanted texts, found {str(targets)[:80]}")
+        for target in targets or ():
+            if not target.startswith("re:"):
+                yield target, frozenset({target})
+                continue
+            self._patterns += 1
+            if self._patterns > _MOST_PATTERNS:
+                raise self._tensors.error(f"config.json has more than {_MOST_PATTERNS} patterns; wanted fewer")
+            yield target, names_matching(target.removeprefix("re:"), self._modules)
+
+    def _args(self, name: str, weights: Mapping[str, Any], form: object) -> _Args:
+        tensors = self._tensors
+        if form not in (None, *_READ):
+            raise tensors.error(
+                f"the weights of {name} are {form}, which no table holds; wanted one of {', '.join(_READ[:3])}: "
+                "dequantize them first"
+            )
+        bits = tensors.integer(f"num_bits of {name}", weights.get("num_bits", 8))
+        group = tensors.integer(f"group_size of {name}", weights.get("group_size") or 0)
+        strategy = weights.get("strategy") or ("tensor" if not group else "group" if group > 0 else "channel")
+        floating = weights.get("type", "int") == "float"
+        if bits not in ((8,) if floating else (2, 3, 4, 5, 6, 8)):
+            raise tensors.error(f"the weights of {name} have {bits} bits; wanted 2, 3, 4, 5, 6 or 8, or floats of 8")
+        known = ("tensor", "channel", "group", *(("block",) if floating else ()))
+        if strategy not in known or (strategy == "group" and group < 1):
+            raise tensors.error(
+                f"the weights of {name} have a scale a {strategy}, of {group}; wanted one a {', '.join(known)}"
+            )
+        if weights.get("actorder") in (True, "group", "dynamic"):
+            raise tensors.error(
+                f"the inputs of {name} are ordered by activation (actorder), for which a table has no place; quantize "
+                'it with actorder = "weight" or none'
+            )
+        block = (0, 0)
+        if strategy == "block":
+            found = re.fullmatch(r"\[?(\d{1,9})[x,] ?(\d{1,9})\]?", str(weights.get("block_structure")))
+            if found is None:
+                raise tensors.error(f"{name} has block_structure {weights.get('block_structure')}; wanted two numbers")
+            block = int(found[1]), int(found[2])
+        symmetric = weights.get("symmetric", True) is True
+        return _Args(bits, floating, symmetric, strategy, group, block, self._crosses)
+
+    def ignores(self, module: str) -> bool:
+        return module[:-1] in self._ignored
+
+    def of(self, module: str, leaf: str) -> _Args:
+        name = module[:-1]
+        if name in self._ignored:
+            raise self._tensors.error(f"config.json ignores {name}, which has {leaf}; wanted a plain weight")
+        found = self._named.get(name) or self._matched.get(name)
+        if found is None and len(self._classes) == 1:
+            (found,) = self._classes
+        if found is None:
+            groups = "several groups of classes" if self._classes else "no group"
+            raise self._tensors.error(f"{module}{leaf} belongs to {groups} of config.json; wanted a target of its name")
+        return found
+
+
+def _packed(tensors: Tensors, module: str, args: _Args) -> Weight:
+    packed, order = tensors.shape(f"{module}{_PACKED}"), f"{module}{_ORDER}"
+    named = tuple(f"{module}{leaf}" for leaf in (_PACKED, _SCALE, _SHAPE))
+    if len(packed) < 2 or args.floating:
+        raise tensors.error(
+            f"{named[0]} is {list(packed)}; wanted integers of two axes, with a scale a group or channel"
+        )
+    tensors.expect(named[2], (len(packed),), "int64", "int32")
+    shape = tuple(int(n) for n in tensors.read(named[2]))
+    if min(shape) < 1 or (dense := _is_dense(packed[-1], shape[-1], args)) is None or packed[:-1] != shape[:-1]:
+        raise tensors.error(
+            f"{named[0]} has shape {list(packed)}, and {named[2]} says {list(shape)}: wanted "
+            f"{[*shape[:-1], dense_words(max(shape[-1], 0), args.bits)]} for {args.bits} bits"
+        )
+    tensors.expect(named[0], packed, "int32")
+    scales, group, dtype = _scales(tensors, module, shape, args)
+    if order in tensors:
+        _check_order(tensors, order, shape[-1], group)
+        named += (order,)
+    zeros = _zero_point(tensors, module, scales, args)
+    spec = spec_of(args.bits, "scale" if zeros is None else "zero", dtype, group, shape)
+    named += () if zeros is None else (zeros,)
+    read = partial(_read_packed, tensors, named[0], f"{module}{_SCALE}", zeros, shape, args, dense)
+    return Weight(f"{module}weight", shape, dtype, spec, named, read)
+
+
+def _plain(tensors: Tensors, module: str, args: _Args) -> Iterator[Weight]:
+    """Find a weight of a byte an element; one that is dense is left as it is."""
+    name = f"{module}weight"
+    shape, dtype = tensors.shape(name), tensors.dtype(name)
+    if dtype.name in FLOATS:  # dense: rounded already, and kept as floats
+        return
+    tensors.expect(name, shape, "float8_e4m3fn" if args.floating else "int8")
+    if len(shape) < 2:
+        raise tensors.error(f"{name} has shape {list(shape)}; wanted two axes or more")
+    scales, group, dtype = _scales(tensors, module, shape, args)
+    zeros = _zero_point(tensors, module, scales, args)
+    named = (name, f"{module}{_SCALE}", *(() if zeros is None else (zeros,)))
+    if args.floating:
+        if zeros is not None:
+            raise tensors.error(f"{zeros} is there; wanted no zero points of floats")
+        spec = replace(spec_of(8, "scale", np.dtype(np.float32), group, shape), code="f8_e4m3")
+        read = partial(_read_floats, tensors, name, named[1], shape, args.block)
+        yield Weight(name, shape, dtype, spec, named, read)
+        return
+    spec = spec_of(8, "scale" if zeros is None else "zero", dtype, group, shape)
+    yield Weight(name, shape, dtype, spec, named, partial(_read_bytes, tensors, name, named[1], zeros))
+
+
+def _scales(
+    tensors: Tensors, module: str, shape: tuple[int, ...], args: _Args
+) -> tuple[tuple[int, ...], int, np.dtype]:
+    """Return the shape of the scales, the elements of a row that share one (0 for a tensor's), and their dtype."""
+    name, length = f"{module}{_SCALE}", shape[-1]
+    if args.strategy == "tensor":
+        found = tensors.shape(name)
+        if prod(found) != 1:
+            raise tensors.error(f"{name} has shape {list(found)}; wanted one scale")
+        return found, 0, tensors.expect(name, found, *FLOATS)
+    if args.strategy == "channel":
+        wanted, group = (*shape[:-1], 1), length
+    elif args.strategy == "group":
+        wanted, group = (*shape[:-1], -(-length // args.group)), args.group
+    else:
+        rows, group = args.block
+        if rows < 1 or group < 1 or len(shape) != 2:
+            raise tensors.error(
+                f"{module}weight has blocks of {list(args.block)}; wanted a matrix in blocks of 1 or more"
+            )
+        wanted = (-(-shape[0] // rows), -(-length // group))
+    if length % group and wanted[-1] > 1:
+        raise tensors.error(f"{module}weight has {length} inputs, in groups of {group}; wanted groups that divide them")
+    return wanted, min(group, length), tensors.expect(name, wanted, *FLOATS)
+
+
+def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: _Args) -> str | None:
+    """Return the name of the zero points, if there are any."""
+    name = f"{module}{_ZERO}"
+    if args.symmetric and name not in tensors:
+        return None
+    if tensors.dtype(name).name == "int32" and args.strategy in ("channel", "group"):
+        found, rows = tensors.shape(name), scales[-2]
+        if len(found) != len(scales) or _is_dense(found[-2], rows, args) is None:
+            tensors.expect(name, (*scales[:-2], dense_words(rows, args.bits), scales[-1]), "int32")
+        tensors.expect(name, (*scales[:-2], found[-2], scales[-1]), "int32")
+        return name
+    tensors.expect(name, scales, "int8", *FLOATS)
+    return name
+
+
+def _is_dense(words: int, count: int, args: _Args) -> bool | None:
+    """Tell whether codes cross words; None if they do not fit into so many."""
+    dense, whole = dense_words(count, args.bits), whole_words(count, args.bits)
+    if words not in (dense, whole):
+        return None
+    return words == dense and (args.crosses or words != whole)
+
+
+def _check_order(tensors: Tensors, name: str, length: int, group: int) -> None:
+    tensors.expect(name, (length,), "int32", "int64")
+    if not np.array_equal(tensors.read(name), np.arange(length) // max(group, 1)):
+        raise tensors.error(
+            f"the groups of {name} are no runs of inputs (activation order), for which a table has no place; quantize "
+            'it with actorder = "weight" or none'
+        )
+
+
+def _unpacked(words: np.ndarray, bits: int, count: int, dense: bool) -> np.ndarray:
+    rows = np.ascontiguousarray(words).reshape(-1, words.shape[-1])
+    found = unpack_rows(rows, bits, count) if dense else unpack_whole_words(rows, bits, count)
+    return found.reshape(*words.shape[:-1], count)
+
+
+def _read_packed(
+    tensors: Tensors, packed: str, scale: str, zero: str | None, shape: tuple[int, ...], args: _Args, dense: bool
+) -> Packed:
+    words, scales = tensors.read(packed), tensors.read(scale)
+    if dense and args.bits < 8 and shape[-1] * args.bits % 8 == 0:  # the words are the table's bytes
+        codes = words.view(np.uint8)[..., : shape[-1] * args.bits // 8]
+    else:
+        codes = _unpacked(words, args.bits, shape[-1], dense)
+    return Packed(codes, scales, None if zero is None else _read_zeros(tensors, zero, scales.shape, args))
+
+
+def _read_zeros(tensors: Tensors, name: str, scales: tuple[int, ...], args: _Args) -> np.ndarray:
+    found = tensors.read(name)
+    if found.dtype != np.int32:
+        return found
+    dense = bool(_is_dense(found.shape[-2], scales[-2], args))
+    return np.swapaxes(_unpacked(np.swapaxes(found, -1, -2), args.bits, scales[-2], dense), -1, -2)
+
+
+def _read_bytes(tensors: Tensors, name: str, scale: str, zero: str | None) -> Packed:
+    return Packed(tensors.read(name), tensors.read(scale), None if zero is None else tensors.read(zero))
+
+
+def _read_floats(tensors: Tensors, name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int]) -> Packed:
+    scales = tensors.read(scale).astype(np.float32)
+    if block[0]:
+        scales = np.repeat(scales, block[0], axis=0)[: shape[0]]
+    return Packed(tensors.read(name).view(np.int8), scales)

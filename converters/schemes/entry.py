@@ -1,0 +1,143 @@
+"""The protocol of a scheme, in which another program quantized a checkpoint, and the weights that it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from aq_jax.errors import FormatError
+
+if TYPE_CHECKING:
+    from aq_jax.config import QuantSpec
+    from aq_jax.conversion.source import Source
+    from aq_jax.converters.schemes.grids import Packed
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight that a scheme stores in several tensors.
+
+    Args:
+        name: The weight's name.
+        shape: The weight's shape, [out, in] for a layer.
+        dtype: The dtype that the weight is dequantized to.
+        spec: The numerics of its codes.
+        parts: The names of the tensors that it is made of; no other weight is made of them.
+        read: A function that reads its codes and grids.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    spec: QuantSpec
+    parts: tuple[str, ...]
+    read: Callable[[], Packed]
+
+
+class Scheme(Protocol):
+    """A way in which another program stores quantized weights.
+
+    Args:
+        about: The program's name, for messages and for the table's column `solver`.
+        files: The files beside config.json that say how weights are quantized, and are wrong beside a table.
+    """
+
+    about: str
+    files: tuple[str, ...]
+
+    def recognizes(self, config: Config) -> bool:
+        """Return whether the entry of config.json that declares quantized weights is this scheme's."""
+        ...
+
+    def weights(self, source: Source, config: Config) -> Iterator[Weight]:
+        """Find the quantized weights by names, shapes and dtypes, and by the few tensors that say how others are read.
+
+        Args:
+            source: The tensors of the checkpoint.
+            config: The entry of config.json.
+
+        Raises:
+            FormatError: for tensors that are missing, or whose shapes do not fit, and for what a table cannot hold.
+        """
+        ...
+
+    def leaves_out(self, name: str, config: Config) -> bool:
+        """Return whether a tensor belongs to no weight, and says nothing that a table holds."""
+        ...
+
+
+class Tensors:
+    """The tensors of a checkpoint, with the errors of a scheme that does not find what it wants.
+
+    Args:
+        source: The tensors.
+        about: The scheme's name.
+    """
+
+    def __init__(self, source: Source, about: str) -> None:
+        self.source, self.about = source, about
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.source.shapes
+
+    def ending(self, leaf: str) -> list[str]:
+        """List the modules, each with its dot, that have a tensor of this name."""
+        found = (name for name in self.source.shapes if name == leaf or name.endswith(f".{leaf}"))
+        return [name.removesuffix(leaf) for name in found]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self.require(name)
+        return self.source.shapes[name][0]
+
+    def dtype(self, name: str) -> np.dtype:
+        self.require(name)
+        return self.source.shapes[name][1]
+
+    def expect(self, name: str, shape: tuple[int, ...], *dtypes: str) -> np.dtype:
+        """Check a tensor's shape and dtype, and return the dtype.
+
+        Raises:
+            FormatError: if there is no such tensor, or it is another one.
+        """
+        self.require(name)
+        found, dtype = self.source.shapes[name]
+        if found != shape or dtype.name not in dtypes:
+            raise self.error(
+                f"{name} is {dtype.name} {list(found)}; wanted {' or '.join(dtypes)} {list(shape)}: it does not fit "
+                "the other tensors of its layer, or config.json"
+            )
+        return dtype
+
+    def integer(self, what: str, value: object) -> int:
+        """Return an integer of config.json.
+
+        Raises:
+            FormatError: if it is none.
+        """
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**31:
+            raise self.error(f"{what} is {str(value)[:80]!r}; wanted an integer")
+        return value
+
+    def read(self, name: str) -> np.ndarray:
+        self.require(name)
+        return np.asarray(self.source.read(name))
+
+    def error(self, text: str) -> FormatError:
+        return FormatError(f"{self.source.folder}: as {self.about} stores weights, {text}")
+
+    def require(self, name: str) -> None:
+        """Check that there is a tensor.
+
+        Raises:
+            FormatError: if there is none.
+        """
+        if name not in self.source.shapes:
+            raise self.error(f"{name} is missing; fetch the checkpoint again")
+
+
+FLOATS = ("float16", "bfloat16", "float32")

@@ -1,0 +1,136 @@
+"""Make QTensors of the codes and grids of other programs, in the code that holds their scales as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from aq_jax.codes import CODES, Grid, Levels
+from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.config import QuantSpec
+from aq_jax.core.bitstream import from_stream
+from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
+from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
+
+# What a group has beside its scale: nothing, an integer or float zero point, or the value of the lowest code.
+Kind = Literal["scale", "zero", "offset"]
+_HALVES = {"float16": "f16", "bfloat16": "bf16"}
+_SUFFIXES: dict[Kind, str] = {"scale": "", "zero": "z", "offset": "m"}
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Codes and grids as a scheme has them.
+
+    Args:
+        codes: Signed codes, int8 of the weight's shape; or uint8, the bit stream of the table.
+        scales: One scale a group, in the scheme's dtype.
+        zeros: One zero point a group, of the signed codes: x = (q - zero) * scale.
+        offsets: One offset a group, the value of the lowest code: x = (q + 2^(b-1)) * scale + offset.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+
+
+def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[int, ...]) -> QuantSpec:
+    """Choose the numerics of a weight: the code that holds its scales as they are, or float32 scales.
+
+    Args:
+        bits: The bits of a code.
+        kind: What a group has beside its scale.
+        scales: The dtype of the scales.
+        group: The elements of the last axis that share a scale; 0 for one of the tensor.
+        shape: The weight's shape.
+
+    >>> spec_of(4, "scale", np.dtype(np.float32), 64, (8, 64)).per_channel
+    True
+    """
+    per_channel = bool(group) and len(shape) == 2 and group == shape[-1]
+    code = f"int{bits}_{_HALVES.get(scales.name, '')}{_SUFFIXES[kind]}"
+    return QuantSpec(bits, per_channel, 0 if per_channel else group, code=code if code in CODES else "")
+
+
+def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QTensor:
+    """Make a QTensor of NumPy leaves.
+
+    Args:
+        packed: The codes and grids.
+        shape: The weight's shape.
+        spec: The numerics, of `spec_of`.
+        name: The weight's name, for errors.
+
+    Raises:
+        FormatError: for scales that no code holds.
+    """
+    code = spec.coding
+    if spec.code and not isinstance(code, Levels):
+        grids = packed.zeros if packed.zeros is not None else packed.offsets
+        scales = packed.scales.reshape(-1)
+        zeros = np.empty(0, scales.dtype) if grids is None else grids.reshape(-1).astype(scales.dtype)
+        codes = packed.codes
+        _check_range(zeros, name)
+    elif isinstance(code, Levels):
+        codes, scales = _without_zeros(packed, code, spec.group_elements(shape))
+        zeros = np.empty(0, np.float32)
+    else:
+        codes, scales, zeros = _positive(packed, spec.bits, spec.group_elements(shape))
+    _check_range(scales, name)
+    return from_stream(_stream(codes, spec.bits), scales, zeros, shape, spec)
+
+
+def _stream(codes: np.ndarray, bits: int) -> np.ndarray:
+    codes = np.ascontiguousarray(codes)
+    return codes.reshape(-1) if codes.dtype == np.uint8 else pack_codes(codes, bits)
+
+
+def _positive(packed: Packed, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give groups float32 scales above zero: the codes of those below are turned, of those at zero all alike."""
+    scales, half = packed.scales.reshape(-1).astype(np.float32), np.float32(1 << (bits - 1))
+    if packed.offsets is not None:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            zeros = -packed.offsets.reshape(-1).astype(np.float32) / scales - half
+    else:
+        zeros = np.zeros_like(scales) if packed.zeros is None else packed.zeros.reshape(-1).astype(np.float32)
+    below, nothing = scales < 0, scales == 0
+    codes = packed.codes
+    if below.any() or nothing.any():
+        count = codes.size if codes.dtype != np.uint8 else codes.size * 8 // bits
+        flat = unpack_codes(codes.reshape(-1), bits, count) if codes.dtype == np.uint8 else codes.reshape(-1)
+        codes = np.where(np.repeat(below, group)[: flat.size], ~flat, flat)  # ~q = -1 - q
+        zeros = np.where(below, -1 - zeros, zeros)
+        scales = np.abs(scales)
+        if nothing.any():
+            constant = np.zeros_like(scales) if packed.offsets is None else packed.offsets.reshape(-1)
+            value = constant.astype(np.float32)
+            codes = np.where(np.repeat(nothing, group)[: codes.size], 1, codes).astype(np.int8)
+            # Code 1 less a zero point of 0 is the value, the scale's sign aside.
+            scales = np.where(nothing, np.where(value == 0, 1, np.abs(value)), scales)
+            zeros = np.where(nothing, np.where(value == 0, 1, np.where(value > 0, 0, 2)), zeros)
+    return codes, scales, zeros.astype(np.float32)
+
+
+def _without_zeros(packed: Packed, code: Levels, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give groups of nothing but zeros a scale of 1, and codes of the level 0."""
+    scales, codes = packed.scales.reshape(-1).astype(np.float32), packed.codes
+    if (nothing := scales == 0).any():
+        one = np.ones(1, np.float32)
+        zero = code.encode(np.zeros((1, 1), np.float32), Grid(one, 0 * one, one, one, "mid_tread"))
+        codes = np.where(np.repeat(nothing, group)[: codes.size], zero.reshape(()), codes.reshape(-1)).astype(np.int8)
+        scales = np.where(nothing, np.float32(1), scales)
+    return codes, scales
+
+
+def _check_range(values: np.ndarray, name: str) -> None:
+    wide: Any = np.abs(values.astype(np.float32))
+    bad = ~((wide == 0) | ((wide >= SCALE_MIN) & (wide <= SCALE_MAX)))
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise FormatError(
+            f"{name}: group {at} has the scale or zero point {values[at]}; wanted a number from 2^-126 to 2^126, or 0"
+        )

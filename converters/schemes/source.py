@@ -1,0 +1,174 @@
+"""Read a checkpoint that another program quantized: its weights as they are packed, or dequantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aq_jax.conversion.prequantized import declared_entry, read_config, without_entries
+from aq_jax.conversion.sidefiles import SideFiles, is_same_folder
+from aq_jax.conversion.source import Source
+from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.converters.schemes.entry import Config, Scheme, Weight
+from aq_jax.converters.schemes.grids import to_qtensor
+from aq_jax.converters.tables import cast_back
+from aq_jax.core.bitstream import to_stream
+from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
+from aq_jax.store.folders import FileState, Folder
+from aq_jax.store.jsonfile import read_json
+from aq_jax.store.layout import column_bytes
+
+_CONFIG = "config.json"
+_SHOWN = 5
+
+
+class SchemeSource(Source):
+    """The tensors of a quantized checkpoint; each weight is one tensor, under its own name.
+
+    Args:
+        stored: The checkpoint.
+        scheme: The scheme that it is quantized in.
+        config: The entry of config.json that says so.
+        packed: Whether weights become QTensors; otherwise they are dequantized.
+
+    Raises:
+        FormatError: as `Scheme.weights`.
+    """
+
+    def __init__(self, stored: Source, scheme: Scheme, config: Config, packed: bool) -> None:
+        found = {weight.name: weight for weight in scheme.weights(stored, config)}
+        parts = {part: weight.name for weight in found.values() for part in weight.parts}
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        left_out: list[str] = []
+        for name, stored_as in stored.shapes.items():
+            if weight := found.get(parts.get(name, "")):
+                shapes[weight.name] = weight.shape, weight.dtype
+            elif scheme.leaves_out(name, config):
+                left_out.append(name)
+            else:
+                if name in found:
+                    raise FormatError(f"{stored.folder}: {name} is there both packed and as floats; wanted it once")
+                shapes[name] = stored_as
+        super().__init__(stored.folder, shapes, stored.aliases, stored.files)
+        self.config_folder = stored.config_folder
+        self.quantized = {name: weight.spec.quant_type for name, weight in found.items()}
+        self._stored, self._weights, self._packed, self._scheme = stored, found, packed, scheme
+        self._sizes = {name: sum(_columns(weight).values()) for name, weight in found.items()}
+        if packed:
+            self.row_metadata = {name: _row_metadata(weight, scheme) for name, weight in found.items()}
+            self.provenance = {"quantized_by": {"scheme": scheme.about, "config": dict(config)}}
+        self.notes = [*stored.notes]
+        if left_out:
+            more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+            self.notes.append(f"left out, being of activations: {', '.join(left_out[:_SHOWN])}{more}")
+
+    def read(self, name: str) -> np.ndarray | QTensor:
+        if name not in self._weights:
+            return self._stored.read(name)
+        weight = self._weights[name]
+        q = to_qtensor(weight.read(), weight.shape, weight.spec, name)
+        return q if self._packed else _dequantized(q, weight)
+
+    def nbytes(self, name: str) -> int:
+        return self._sizes[name] if self._packed and name in self._sizes else super().nbytes(name)
+
+    def read_memory(self, name: str) -> int:
+        if name not in self._weights:
+            return self._stored.read_memory(name)
+        # Words in another order, a byte a code twice, the stream, and grids; the values too, if they are asked for.
+        count = math.prod(self.shapes[name][0])
+        return 3 * count + 2 * self._sizes[name] + (0 if self._packed else 6 * count)
+
+    def file_states(self) -> list[list[object]]:
+        return self._stored.file_states()
+
+    def side_files(self, target: Folder) -> SideFiles:
+        """Find the side files; config.json goes without what declares quantized weights."""
+        found = self._stored.side_files(target)
+        if isinstance(found.origin, Folder) and not is_same_folder(found.origin, target):
+            files = {name for name in found.names if name.rpartition("/")[2] in self._scheme.files}
+            found.names = [name for name in found.names if name not in files]
+            edited = {
+                name: without_entries(found.origin, name) for name in found.names if name.rpartition("/")[2] == _CONFIG
+            }
+            found.origin = EditedFolder(found.origin, {name: text for name, text in edited.items() if text})
+            for name in sorted(files):
+                found.leave_behind("of the weights as they were quantized", name)
+        return found
+
+
+class EditedFolder(Folder):
+    """A folder some of whose files are read with other contents.
+
+    Args:
+        folder: The folder.
+        edits: The contents by name.
+    """
+
+    def __init__(self, folder: Folder, edits: Mapping[str, bytes]) -> None:
+        super().__init__(folder.location)
+        self._edits = edits
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if name not in self._edits:
+            return super().read(name, offset, length)
+        return self._edits[name][offset : None if length is None else offset + length]
+
+    def state(self, name: str) -> FileState | None:
+        return FileState(len(self._edits[name]), None) if name in self._edits else super().state(name)
+
+
+@contextmanager
+def open_weights(
+    location: str | Path | Folder, schemes: Sequence[Scheme], *, packed: bool, allow_pickle: bool = False
+) -> Iterator[Source]:
+    """Open a Hugging Face folder, as `open_checkpoint`; quantized weights by the first scheme that recognizes them.
+
+    Args:
+        location: The folder.
+        schemes: The schemes that are asked.
+        packed: Whether weights that a scheme reads become QTensors; otherwise they are dequantized.
+        allow_pickle: See `open_checkpoint`.
+
+    Raises:
+        FormatError, FileNotFoundError: as `open_checkpoint`, and as `Scheme.weights`.
+    """
+    with open_checkpoint(location, allow_pickle) as stored:
+        config = _declared(stored, schemes)
+        scheme = next((scheme for scheme in schemes if config and scheme.recognizes(config)), None)
+        found = None if scheme is None else SchemeSource(stored, scheme, config, packed)
+        yield found if found is not None and found.quantized else stored
+
+
+def _declared(stored: Source, schemes: Sequence[Scheme]) -> dict[str, Any]:
+    """Read what declares quantized weights: config.json, or a file of an older program."""
+    if entry := declared_entry(read_config(stored.folder)):
+        return entry
+    for file in dict.fromkeys(file for scheme in schemes for file in scheme.files):
+        if stored.folder.state(file) is not None:
+            return {"file": file} | (read_json(stored.folder, file, dict) or {})
+    return {}
+
+
+def _columns(weight: Weight) -> dict[str, int]:
+    spec = weight.spec
+    return column_bytes(
+        math.prod(weight.shape), weight.shape, weight.dtype.name, spec.quant_type, spec.quant_axis, spec.group_size
+    )
+
+
+def _row_metadata(weight: Weight, scheme: Scheme) -> dict[str, Any]:
+    return {"dtype": weight.dtype.name, "quant_type": weight.spec.quant_type, "solver": scheme.about}
+
+
+def _dequantized(q: QTensor, weight: Weight) -> np.ndarray:
+    stream, scales, zeros = to_stream(q)
+    out = np.empty(math.prod(weight.shape), np.float32)
+    weight.spec.coding.read(stream, scales, zeros, weight.spec.group_elements(weight.shape), weight.shape, out)
+    return cast_back(out, weight.dtype).reshape(weight.shape)

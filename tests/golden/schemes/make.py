@@ -1,0 +1,111 @@
+"""Writes the checkpoints in this folder with the packers of those who store weights so, and what they read of them.
+
+`python tests/golden/schemes/make.py NAME`, where NAME's package can be imported. They are committed;
+expected.safetensors holds the weights as the package itself dequantizes them, and config.json names its release.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+FOLDER = Path(__file__).parent
+Tensors = dict[str, torch.Tensor]
+
+
+def write(name: str, tensors: Tensors, expected: Tensors, config: dict[str, Any], metadata: Any = None) -> None:
+    folder = FOLDER / name
+    folder.mkdir(exist_ok=True)
+    metadata = {"format": "pt"} | (metadata or {})
+    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata)
+    safetensors.torch.save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def compressed_tensors(name: str = "compressed-tensors", widths: tuple[int, ...] = (2, 3, 4, 5, 6, 8)) -> None:
+    """A layer of each width and granularity; a float weight, and one that is ignored."""
+    import compressed_tensors
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    try:
+        from compressed_tensors.compressors.quantized_compressors.pack_quantized import unpack_from_int32
+    except ImportError:
+        unpack_from_int32 = None
+
+    groups: dict[str, Any] = {}
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+
+    def add(layer: str, form: str, dtype: torch.dtype, seed: int, target: str, **more: Any) -> None:
+        args = QuantizationArgs(**more)
+        scheme = QuantizationScheme(targets=[target], weights=args, format=form)
+        w = normal(10, 64, seed=seed, dtype=dtype)
+        size = {"tensor": 640, "channel": 64, "group": more.get("group_size"), "block": 0}[more["strategy"]]
+        if size:
+            rows = w.reshape(-1, size) if size > 64 else w.reshape(10, -1, size)
+            low, high = rows.amin(-1), rows.amax(-1)
+        else:
+            blocks = w.reshape(2, 5, 2, 32).permute(0, 2, 1, 3).reshape(2, 2, -1)
+            low, high = blocks.amin(-1), blocks.amax(-1)
+        scale, zero = calculate_qparams(low, high, args)
+        state = {"weight": w, "weight_scale": scale.to(dtype)} | ({} if args.symmetric else {"weight_zero_point": zero})
+        compressor = BaseCompressor.get_value_from_registry(form)
+        if hasattr(compressor, "compress_weight"):  # releases before 0.15
+            packed = compressor().compress_weight(w, state["weight_scale"], args, state.get("weight_zero_point"))
+            codes = unpack_from_int32(packed["weight_packed"], args.num_bits, w.shape)
+            value = dequantize(codes, state["weight_scale"], state.get("weight_zero_point"), args)
+            packed["weight_scale"] = state["weight_scale"]
+        else:
+            packed = compressor.compress(state, scheme)
+            value = compressor.decompress(packed, scheme)["weight"]
+        tensors.update({f"{layer}.{leaf}": part for leaf, part in packed.items()})
+        expected[f"{layer}.weight"] = value
+        groups[f"group_{len(groups)}"] = json.loads(scheme.model_dump_json())
+
+    pack = "pack-quantized"
+    for bits in widths:
+        half = torch.float16 if bits % 2 else torch.bfloat16
+        group = {"num_bits": bits, "strategy": "group", "group_size": 32}
+        add(f"m.{bits}.symmetric", pack, half, bits, rf"re:.*\.{bits}\.symmetric", symmetric=True, **group)
+        add(f"m.{bits}.other", pack, half, 10 + bits, rf"re:.*\.{bits}\.other", symmetric=False, **group)
+        channel = {"num_bits": bits, "strategy": "channel"}
+        add(f"m.{bits}.row", pack, torch.float32, 20 + bits, f"m.{bits}.row", symmetric=False, **channel)
+    tensors["lm_head.weight"] = expected["lm_head.weight"] = normal(7, 64, seed=2, dtype=torch.bfloat16)
+    if name == "compressed-tensors":
+        int8 = {"num_bits": 8, "strategy": "channel"}
+        add("m.int8", "int-quantized", torch.bfloat16, 30, "m.int8", symmetric=True, **int8)
+        add("m.int8z", "int-quantized", torch.float16, 31, "m.int8z", symmetric=False, **int8)
+        add("m.int8t", "int-quantized", torch.float32, 32, "m.int8t", symmetric=True, num_bits=8, strategy="tensor")
+        for number, more in enumerate(
+            ({"strategy": "channel"}, {"strategy": "tensor"}, {"strategy": "block", "block_structure": [5, 32]})
+        ):
+            layer = f"m.float8.{number}"
+            add(layer, "float-quantized", torch.bfloat16, 40 + number, layer, num_bits=8, type="float", **more)
+    config = {
+        "quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups,
+        "ignore": ["lm_head"], "version": compressed_tensors.__version__,
+    }  # fmt: skip
+    write(name, tensors, expected, {"model_type": "none", "quantization_config": config})
+
+
+MAKERS: dict[str, Callable[[], None]] = {
+    "compressed-tensors": compressed_tensors,
+    "compressed-tensors-0.12": lambda: compressed_tensors("compressed-tensors-0.12", (3, 5)),
+}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        MAKERS[name]()
