@@ -54,7 +54,7 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Conve
         return corridor.to_table(
             source, config.output, config.quantization,
             calibration=config.calibration, goal=config.allocate, train=config.train,
-            compression=config.compression, progress=progress,
+            compression=config.compression, requantize=config.requantize, progress=progress,
         )  # fmt: skip
 
 
@@ -103,6 +103,7 @@ def quantize_file(
     *,
     calibration: CalibrationConfig | None = None,
     compression: Compression = "none",
+    requantize: bool = False,
     progress: Progress | None = None,
 ) -> ConversionResult:
     """Quantize plain weights into a table, tensor by tensor; config and tokenizer files go with them.
@@ -114,12 +115,13 @@ def quantize_file(
         calibration: The text for solver = "gptq", which runs the model: config.json and tokenizer files must lie beside
             the table.
         compression: "zstd" compresses the weights too (.parquet only).
+        requantize: Whether weights that are quantized already are quantized again, from their dequantized values.
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         FileNotFoundError: if there is no such source.
         ConfigError: for an unknown solver.
-        FormatError: for a source of no known format, or one that is quantized already, by us or by others; for an
+        FormatError: for a source of no known format, or one that is quantized already, without `requantize`; for an
             output inside the folder of tables that is the source, or beside another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized, by name.
 
@@ -138,8 +140,9 @@ def quantize_file(
     check_policy(config)
     with open_source(source, first=_TABLES) as found:
         return corridor.to_table(
-            found, output, config, calibration=calibration, compression=compression, progress=progress
-        )
+            found, output, config, calibration=calibration, compression=compression, requantize=requantize,
+            progress=progress,
+        )  # fmt: skip
 
 
 def dequantize_file(

@@ -83,7 +83,8 @@ def run_quantize(args: argparse.Namespace) -> int:
     with progress_bar(args.json) as progress:
         done = quantize_file(
             args.input, args.output, config,
-            calibration=CalibrationConfig(text=args.text), compression=args.compression, progress=progress,
+            calibration=CalibrationConfig(text=args.text), compression=args.compression, requantize=args.requantize,
+            progress=progress,
         )  # fmt: skip
     return print_result(done, args.json)
 

@@ -106,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")
     sub.add_argument("--on-nonfinite", default="error", metavar="error|keep", help="refuse bad tensors, or keep them")
     sub.add_argument("--compression", default="none", metavar="none|zstd", help="of the weights (.parquet only)")
+    sub.add_argument("--requantize", action="store_true", help="quantize again what is quantized already")
 
     sub = command(
         "dequantize", run_dequantize, "turn a table into plain weights: a V1 table, or a folder of safetensors"

@@ -94,6 +94,7 @@ class ConversionConfig:
         train: The training of the calibrated weights; needs solver = "gptq", and an encoder.
         compression: "zstd" compresses the weights too (.parquet only).
         allow_pickle: Whether to read pytorch_model.bin, which can run code when loaded, if there is nothing safer.
+        requantize: Whether to quantize weights again that are quantized already, from their dequantized values.
         shards: The settings for an output that is a folder.
 
     Raises:
@@ -113,6 +114,7 @@ class ConversionConfig:
     train: TrainingConfig | None = None
     compression: Compression = "none"
     allow_pickle: bool = False
+    requantize: bool = False
     shards: ShardsConfig | None = None
 
     @property
@@ -137,6 +139,8 @@ class ConversionConfig:
             raise ConfigError(
                 f'[{table}]: found no [quantization]; wanted one with a solver that runs the model, such as "gptq"'
             )
+        if self.requantize and self.quantization is None:
+            raise ConfigError("requantize = true without [quantization]: weights are written as they are")
         if not self.in_shards and self.shards is not None:
             raise ConfigError(
                 f"[shards]: output = {self.output!r} is a single file; name a folder, or leave [shards] out"

@@ -133,7 +133,7 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> ConversionCo
     for key, kind in (("allocate", AllocationConfig), ("train", TrainingConfig), ("shards", ShardsConfig)):
         given = top.pop(key, None)
         tables[key] = None if given is None else build(kind, given, f"{where}: {key}")
-    known = ("source", "output", "compression", "allow_pickle", "plan", *tables, "override")
+    known = ("source", "output", "compression", "allow_pickle", "requantize", "plan", *tables, "override")
     return build(ConversionConfig, top, where, known=known, **tables)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ def to_table(
     goal: AllocationConfig | None = None,
     train: TrainingConfig | None = None,
     compression: Compression = "none",
+    requantize: bool = False,
     progress: Progress | None = None,
 ) -> ConversionResult:
     """Write a source as a table, and copy the files that go beside it.
@@ -56,12 +58,13 @@ def to_table(
         goal: The goal for which each tensor's width is chosen first.
         train: The training that follows the calibration.
         compression: "zstd" compresses the weights too.
+        requantize: Whether weights that are quantized already are quantized again.
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
         ConfigError: for an unknown solver; if a solver runs the model, and the model is not on this machine.
-        FormatError: for weights that are quantized already, unless they are written as they are; for an output whose
-            folder holds another model's config or tokenizer files.
+        FormatError: for weights that are quantized already, unless they are written as they are, or requantized; for an
+            output whose folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
         OSError: for an output that cannot be written, before any long work.
     """
@@ -69,7 +72,7 @@ def to_table(
         check_policy(config)
     target, name = split_url(output)
     check_table(output, compression)
-    beside, notes = check_source(source, target, config)
+    beside, notes = check_source(source, target, config, requantize)
     calibration, checkpoints = calibration or CalibrationConfig(), Path(f"{output}.training")
     widths = solved = None
     if goal is not None and config is not None:
@@ -100,13 +103,16 @@ def to_table(
     return done
 
 
-def check_source(source: Source, target: Folder, config: QuantizationConfig | None) -> tuple[SideFiles, list[str]]:
+def check_source(
+    source: Source, target: Folder, config: QuantizationConfig | None, requantize: bool = False
+) -> tuple[SideFiles, list[str]]:
     """Refuse to quantize what is quantized already, and to overwrite another model's side files.
 
     Args:
         source: The source to convert.
         target: The folder that it goes to.
         config: The quantization; None keeps the tensors as they are.
+        requantize: Whether tensors that are quantized already may be quantized again.
 
     Returns:
         The side files, and notes.
@@ -114,21 +120,29 @@ def check_source(source: Source, target: Folder, config: QuantizationConfig | No
     Raises:
         FormatError: naming the tensor, or the file.
     """
-    for name, kind in source.quantized.items() if config is not None else ():
+    for name, kind in source.quantized.items() if config is not None and not requantize else ():
         raise FormatError(
             f"{name}: is {kind} already, and would be rounded twice; quantize what {source.folder} was made from, "
-            "dequantize this source first, or, to keep it as it is, leave the quantization out"
+            "set requantize = true, or, to keep it as it is, leave the quantization out"
         )
     source.check_target(target)
     beside = source.side_files(target)
     check_side_files(beside, target)
-    notes = list(source.notes)
-    if not source.quantized:
+    notes = source.notes + beside.notes
+    if not source.quantized:  # else the source knows which tensors are
         notes += check_quantizable(source.shapes, source.folder, config is not None)
-    notes += beside.notes
-    if source.row_metadata and source.quantized:
-        notes.append(f"{len(source.quantized)} tensors were quantized already, and are written as they are")
+    elif config is not None:
+        notes.append(f"{_quantized(source)}, and are quantized again: their errors add up")
+    elif source.row_metadata:
+        notes.append(f"{_quantized(source)}, and are written as they are")
     return beside, notes
+
+
+def _quantized(source: Source) -> str:
+    """Say how many tensors are quantized already, and how."""
+    kinds = Counter(source.quantized.values())
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{len(source.quantized)} tensors were quantized already ({listed})"
 
 
 def allocate(

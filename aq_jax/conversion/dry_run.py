@@ -43,10 +43,10 @@ def check_output(source: Source, config: ConversionConfig) -> None:
     if config.in_shards:
         from aq_jax.conversion.shards.run import check_folder
 
-        check_folder(source, Folder(config.output), config.quantization)
+        check_folder(source, Folder(config.output), config.quantization, config.requantize)
     else:
         check_table(config.output, config.compression)
-        check_source(source, split_url(config.output)[0], config.quantization)
+        check_source(source, split_url(config.output)[0], config.quantization, config.requantize)
 
 
 def expected_rows(source: Source, config: ConversionConfig) -> list[ExpectedRow]:

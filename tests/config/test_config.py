@@ -138,7 +138,8 @@ REFUSED_FILES = [
     ("source = 'a'", "missing output"),
     ("", "missing source, output"),
     ("source = 'a'\noutput = 'b'\nsauce = 1", "unknown key 'sauce'; known are source, output, compression, "
-     "allow_pickle, plan, quantization, calibration, allocate, train, shards, override; did you mean 'source'?"),
+     "allow_pickle, requantize, plan, quantization, calibration, allocate, train, shards, override; "
+     "did you mean 'source'?"),
     ("source = 1\noutput = 'b'", "source = 1: wanted a string"),
     ("source = 'a'\noutput = 'b'\ncompression = 'gzip'", "compression = 'gzip': wanted one of none, zstd"),
     ("source = 'a'\noutput = 'b'\ncompression = 1", "compression = 1: wanted 'none' or 'zstd'"),

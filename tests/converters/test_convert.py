@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -183,6 +184,23 @@ def test_what_is_quantized_already_is_refused_by_name(v1: Path) -> None:
             aq.quantize_file(v2, output, "int4")
     assert v2.read_bytes() == before
     assert listing(v1.parent) == ["v1.parquet", "v2.parquet"]
+
+
+def test_what_is_quantized_already_is_quantized_again_if_asked(v1: Path, tmp_path: Path) -> None:
+    v2 = v1.with_name("v2.parquet")
+    aq.quantize_file(v1, v2, CONFIG)
+    done = aq.quantize_file(v2, tmp_path / "again.parquet", "int4", requantize=True)
+    found = "3 tensors were quantized already (2 int8, 1 int4), and are quantized again: their errors add up"
+    assert found in done.notes
+    aq.dequantize_file(v2, tmp_path / "plain.parquet")
+    aq.quantize_file(tmp_path / "plain.parquet", tmp_path / "direct.parquet", "int4")
+    packed, wanted = (aq.load(tmp_path / f"{name}.parquet", "numpy") for name in ("again", "direct"))
+    jax.tree.map(np.testing.assert_array_equal, packed, wanted)
+    config = ConversionConfig(str(v2), str(tmp_path / "shards"), QuantizationConfig("int4"), requantize=True)
+    assert {row.name for row in dry_run(config) if row.quant_type == "int4"} == set(done.quantized)
+    jax.tree.map(np.testing.assert_array_equal, aq.load(aq.convert(config).path, "numpy"), wanted)
+    with pytest.raises(aq.ConfigError, match="requantize = true without"):
+        ConversionConfig(str(v2), str(tmp_path / "m.parquet"), requantize=True)
 
 
 def test_a_folder_of_tables_is_a_source(v1: Path) -> None:

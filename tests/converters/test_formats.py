@@ -178,7 +178,7 @@ def test_what_is_quantized_already_is_taken_as_it_is_or_refused(
     plain = ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"))
     assert [row.quant_type for row in dry_run(plain)] == ["int4", "fp16", "none"]
     done = aq.convert(plain)
-    assert "1 tensors were quantized already, and are written as they are" in done.notes
+    assert "1 tensors were quantized already (1 int4), and are written as they are" in done.notes
     assert (tmp_path / "out" / "m.parquet").read_bytes() == first.read_bytes()
     many = ConversionConfig(str(place), str(tmp_path / "many"), shards=ShardsConfig(size=200, workers=1))
     aq.convert(many)

@@ -56,7 +56,7 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     """
     shards = config.shards or ShardsConfig()
     output, started = Folder(config.output), time.perf_counter()
-    beside, notes = check_folder(source, output, config.quantization)
+    beside, notes = check_folder(source, output, config.quantization, config.requantize)
     tasks = partition(source, config)
     run = (
         engines.ray_engine if shards.engine == "ray" else engines.local_engine(workers_within(tasks, shards, _cores()))
@@ -96,7 +96,9 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     return written
 
 
-def check_folder(source: Source, output: Folder, config: QuantizationConfig | None) -> tuple[SideFiles, list[str]]:
+def check_folder(
+    source: Source, output: Folder, config: QuantizationConfig | None, requantize: bool = False
+) -> tuple[SideFiles, list[str]]:
     """Refuse an output that a conversion of this source would not write into.
 
     Returns:
@@ -107,7 +109,7 @@ def check_folder(source: Source, output: Folder, config: QuantizationConfig | No
             as `corridor.check_source`.
         OSError: for a folder that cannot be written to.
     """
-    beside, notes = check_source(source, output, config)
+    beside, notes = check_source(source, output, config, requantize)
     refuse_taken(output, beside.names)
     output.check_writable(MANIFEST)
     return beside, notes

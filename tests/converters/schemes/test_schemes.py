@@ -55,7 +55,7 @@ def test_weights_are_those_that_the_program_itself_dequantizes(name: str, tmp_pa
         quantized = dict(source.quantized)
     assert len(quantized) >= len(wanted) - 3
     done = aq.convert(ConversionConfig(str(GOLDEN / name), str(tmp_path / "m.parquet")))
-    assert f"{len(quantized)} tensors were quantized already, and are written as they are" in done.notes
+    assert any(note.startswith(f"{len(quantized)} tensors were quantized already (") for note in done.notes)
     found = aq.load(done.path, "numpy")
     for tensor, value in wanted.items():
         same(found[tensor].astype(value.dtype), value, tensor)  # tables give float32
