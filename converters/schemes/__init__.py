@@ -4,6 +4,7 @@ Each entry says, from config.json and the names, shapes and dtypes of tensors, w
 its codes and grids. The tensors lie in safetensors, which `converters.checkpoint` reads.
 
     compressed_tensors      llm-compressor's: packed integers, int8, float8
+    gptq, awq, mlx          integers packed along inputs; along outputs, in an order of their own; with offsets
     entry, source           the protocol, and the source of a table's tensors
     words, grids            codes from words, and QTensors of codes and grids
 """
@@ -15,13 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aq_jax.conversion.source import Source
+from aq_jax.converters.schemes.awq import Awq
 from aq_jax.converters.schemes.compressed_tensors import CompressedTensors
 from aq_jax.converters.schemes.entry import Scheme, Tensors, Weight
+from aq_jax.converters.schemes.gptq import Gptq
+from aq_jax.converters.schemes.mlx import Mlx
 from aq_jax.converters.schemes.source import open_weights
 from aq_jax.store.folders import Folder
 
 SCHEMES: dict[str, Scheme] = {
     "compressed-tensors": CompressedTensors(),
+    "gptq": Gptq(),
+    "awq": Awq(),
+    "mlx": Mlx(),
 }
 """An open table: add a scheme under its name."""
 

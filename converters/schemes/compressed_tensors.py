@@ -53,7 +53,7 @@ class _Args:
 
 class CompressedTensors:
     about = "compressed-tensors"
-    files = ()
+    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") in ("compressed-tensors", "compressed_tensors") or "config_groups" in config

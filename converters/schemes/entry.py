@@ -29,6 +29,7 @@ class Weight:
         spec: The numerics of its codes.
         parts: The names of the tensors that it is made of; no other weight is made of them.
         read: A function that reads its codes and grids.
+        dropped: The names of tensors beside it that say nothing, such as biases of zeros.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weight:
     spec: QuantSpec
     parts: tuple[str, ...]
     read: Callable[[], Packed]
+    dropped: tuple[str, ...] = ()
 
 
 class Scheme(Protocol):
@@ -85,10 +87,10 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self.source.shapes
 
-    def ending(self, leaf: str) -> list[str]:
-        """List the modules, each with its dot, that have a tensor of this name."""
-        found = (name for name in self.source.shapes if name == leaf or name.endswith(f".{leaf}"))
-        return [name.removesuffix(leaf) for name in found]
+    def ending(self, *leaves: str) -> list[str]:
+        """List the modules, each with its dot, that have a tensor of one of these names."""
+        found = {name.removesuffix(leaf): None for name in self.source.shapes for leaf in leaves if name.endswith(leaf)}
+        return [module for module in found if not module or module.endswith(".")]
 
     def shape(self, name: str) -> tuple[int, ...]:
         self.require(name)

@@ -44,12 +44,13 @@ class SchemeSource(Source):
     def __init__(self, stored: Source, scheme: Scheme, config: Config, packed: bool) -> None:
         found = {weight.name: weight for weight in scheme.weights(stored, config)}
         parts = {part: weight.name for weight in found.values() for part in weight.parts}
+        dropped = {name for weight in found.values() for name in weight.dropped}
         shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         left_out: list[str] = []
         for name, stored_as in stored.shapes.items():
             if weight := found.get(parts.get(name, "")):
                 shapes[weight.name] = weight.shape, weight.dtype
-            elif scheme.leaves_out(name, config):
+            elif name in dropped or scheme.leaves_out(name, config):
                 left_out.append(name)
             else:
                 if name in found:
@@ -66,7 +67,8 @@ class SchemeSource(Source):
         self.notes = [*stored.notes]
         if left_out:
             more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
-            self.notes.append(f"left out, being of activations: {', '.join(left_out[:_SHOWN])}{more}")
+            what = "zeros" if dropped else "of activations"
+            self.notes.append(f"left out, being {what}: {', '.join(left_out[:_SHOWN])}{more}")
 
     def read(self, name: str) -> np.ndarray | QTensor:
         if name not in self._weights:

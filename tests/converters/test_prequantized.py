@@ -216,8 +216,8 @@ def quantizing(folder: Path, out: Path) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("what", ["convert", "shards", "dry run", "fp16", "allocate"])
 def test_nothing_is_written_of_what_would_be_rounded_twice(tmp_path: Path, what: str) -> None:
-    folder = write(tmp_path / "hf", KINDS["gptq"][1], {"quantization_config": {"quant_method": "gptq"}})
-    wanted = r"hf: is quantized already \(GPTQ, known by l\.qweight, int32 \[8, 32\]\).*convert the float original"
+    folder = write(tmp_path / "hf", KINDS["quip"][1], {"quantization_config": {"quant_method": "quip"}})
+    wanted = r"hf: is quantized already \(QuIP#, known by l\.Qidxs, int64 \[32, 8\]\).*convert the float original"
     with pytest.raises(aq.FormatError, match=wanted):
         quantizing(folder, tmp_path / "out")[what]()
     assert listing(tmp_path) == ["hf/config.json", "hf/model.safetensors"]
@@ -237,14 +237,14 @@ def test_a_checkpoint_of_orbax_is_looked_at_too(tmp_path: Path) -> None:
 
 
 def test_a_plain_table_is_a_copy_that_goes_back_and_is_not_quantized(tmp_path: Path) -> None:
-    folder = write(tmp_path / "hf", KINDS["awq"][1], {"quantization_config": {"quant_method": "awq"}})
+    folder = write(tmp_path / "hf", KINDS["quip"][1], {"quantization_config": {"quant_method": "quip"}})
     done = huggingface.to_table(folder, tmp_path / "v1" / "m.parquet")
     assert done.notes == [
-        "quantized already (AWQ, known by l.qweight, int32 [64, 4]): codes and scales are kept as they are"
+        "quantized already (QuIP#, known by l.Qidxs, int64 [32, 8]): codes and scales are kept as they are"
     ]
     huggingface.from_table(tmp_path / "v1" / "m.parquet", tmp_path / "back")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
-    with pytest.raises(aq.FormatError, match=r"v1: is quantized already \(AWQ"):
+    with pytest.raises(aq.FormatError, match=r"v1: is quantized already \(QuIP#"):
         aq.quantize_file(tmp_path / "v1" / "m.parquet", tmp_path / "v2.parquet", "int8")
     assert not (tmp_path / "v2.parquet").exists()

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,18 @@ def tensors_of(file: Path) -> dict[str, np.ndarray]:
     }
 
 
+ROUNDED = ("mlx/m.*.float32.*",)
+"""Weights whose float32 offsets become zero points, which are rounded."""
+
+
 def same(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
     """Bit for bit, but for the sign of zero."""
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), name
-    assert np.array_equal(found.astype(np.float32), wanted.astype(np.float32)), name
+    a, b = found.astype(np.float32), wanted.astype(np.float32)
+    if any(fnmatch(name, pattern) for pattern in ROUNDED):
+        assert np.abs(a - b).max() <= 2.0**-22 * np.abs(b).max(), name
+    else:
+        assert np.array_equal(a, b), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,14 +60,14 @@ def test_weights_are_those_that_the_program_itself_dequantizes(name: str, tmp_pa
     with open_source(GOLDEN / name) as source:
         assert set(source.shapes) == set(wanted)
         for tensor, value in wanted.items():
-            same(np.asarray(source.read(tensor)), value, tensor)
+            same(np.asarray(source.read(tensor)), value, f"{name}/{tensor}")
         quantized = dict(source.quantized)
-    assert len(quantized) >= len(wanted) - 3
+    assert set(quantized) == {tensor for tensor in wanted if tensor.startswith("m.") and "bias" not in tensor}
     done = aq.convert(ConversionConfig(str(GOLDEN / name), str(tmp_path / "m.parquet")))
     assert any(note.startswith(f"{len(quantized)} tensors were quantized already (") for note in done.notes)
     found = aq.load(done.path, "numpy")
     for tensor, value in wanted.items():
-        same(found[tensor].astype(value.dtype), value, tensor)  # tables give float32
+        same(found[tensor].astype(value.dtype), value, f"{name}/{tensor}")  # tables give float32
     with open_table(done.path) as table:
         infos = {info.layer_name: info for info in table.infos}
         assert {name: info.quant_type for name, info in infos.items() if info.quantized} == quantized
@@ -69,7 +78,7 @@ def test_weights_are_those_that_the_program_itself_dequantizes(name: str, tmp_pa
 
 
 def test_shards_and_dry_runs_and_dequantized_folders(tmp_path: Path) -> None:
-    config = ConversionConfig(str(GOLDEN / NAMES[0]), str(tmp_path / "m.parquet"))
+    config = ConversionConfig(str(GOLDEN / "compressed-tensors"), str(tmp_path / "m.parquet"))
     aq.convert(config)
     whole = aq.load(tmp_path / "m.parquet", "numpy")
     rows = {row.name: row.quant_type for row in dry_run(config)}
@@ -81,8 +90,8 @@ def test_shards_and_dry_runs_and_dequantized_folders(tmp_path: Path) -> None:
     assert len(list((tmp_path / "shards").glob("*.parquet"))) > 3
     for name, value in aq.load(tmp_path / "shards", "numpy").items():
         same(value, whole[name], name)
-    wanted = tensors_of(GOLDEN / NAMES[0] / "expected.safetensors")
-    for number, source in enumerate((GOLDEN / NAMES[0], tmp_path / "m.parquet")):
+    wanted = tensors_of(GOLDEN / "compressed-tensors" / "expected.safetensors")
+    for number, source in enumerate((GOLDEN / "compressed-tensors", tmp_path / "m.parquet")):
         done = dequantize_file(source, tmp_path / f"hf{number}")
         found = tensors_of(Path(done.path))
         assert set(found) == set(wanted)
@@ -125,8 +134,8 @@ def test_a_part_that_is_missing_or_does_not_fit_is_refused(name: str, tmp_path: 
     read_all(tmp_path)
     for parts in kinds.values():
         for part in parts:
-            array = whole[part]
-            for value in (None, np.concatenate([array.reshape(-1), array.reshape(-1)]), array.astype(np.complex64)):
+            array, none = whole[part], () if part.endswith("g_idx") else (None,)
+            for value in (*none, np.concatenate([array.reshape(-1), array.reshape(-1)]), array.astype(np.complex64)):
                 write(
                     tmp_path, {key: each for key, each in (whole | {part: value}).items() if each is not None}, config
                 )

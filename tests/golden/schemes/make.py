@@ -101,9 +101,105 @@ def compressed_tensors(name: str = "compressed-tensors", widths: tuple[int, ...]
     write(name, tensors, expected, {"model_type": "none", "quantization_config": config})
 
 
+def gptq(version: int) -> None:
+    """A layer of each width with zero points, in one version of the format, packed and read by GPTQModel."""
+    import gptqmodel
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+    bits_of: dict[str, Any] = {}
+    for bits in (2, 3, 4, 8):
+        for size in (32, 64):
+            name = f"m.{bits}.{size}"
+            linear = torch.nn.Linear(64, 32, bias=size == 32)
+            linear.weight.data = normal(32, 64, seed=bits + size)
+            if size == 32:
+                linear.bias.data = normal(32, seed=bits)
+            w = linear.weight.data.reshape(32, -1, size)
+            low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+            scales = (high - low) / (2**bits - 1)
+            # A zero point of 0 is what the first version cannot add in words: it is stored as the largest.
+            zeros = torch.round(-low / scales).clamp(min=version == 1)
+            layer = TorchLinear(bits, size, False, False, 64, 32, bias=size == 32, dtype=torch.float16)
+            layer.pack_original(linear, scales, zeros, torch.arange(64, dtype=torch.int32) // size)
+            layer.qzero_format(format=2)
+            layer._init_wf_unsqueeze_buffers()
+            expected[f"{name}.weight"] = layer.dequantize_weight().T
+            if version == 1:
+                config = type("Config", (), {"bits": bits, "pack_dtype": torch.int32})
+                convert_gptq_v2_to_v1_format_module(layer, config)
+            for leaf in ("qweight", "qzeros", "scales", "g_idx", "bias"):
+                if (value := getattr(layer, leaf, None)) is not None:
+                    tensors[f"{name}.{leaf}"] = value
+            if size == 32:
+                expected[f"{name}.bias"] = layer.bias
+            bits_of[f"+:{name}"] = {"bits": bits, "group_size": size}
+    config = {
+        "quant_method": "gptq", "bits": 4, "group_size": 64, "sym": False, "desc_act": False, "dynamic": bits_of,
+        "checkpoint_format": "gptq" if version == 1 else "gptq_v2",
+        "meta": {"quantizer": [f"gptqmodel:{gptqmodel.__version__}"]},
+    }  # fmt: skip
+    write(f"gptq-v{version}", tensors, expected, {"model_type": "none", "quantization_config": config})
+
+
+def awq() -> None:
+    """Two layers of four bits, packed and read by AutoAWQ."""
+    import awq
+    from awq.modules.linear.gemm import WQLinear_GEMM
+    from awq.utils.packing_utils import dequantize_gemm
+
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+    for name, rows in (("m.a", 32), ("m.b", 64)):
+        linear = torch.nn.Linear(64, rows, bias=False)
+        linear.weight.data = normal(rows, 64, seed=rows)
+        w = linear.weight.data.reshape(rows, 2, 32)
+        scales = (w.amax(-1) - w.amin(-1)).clamp(min=1e-5) / 15
+        zeros = (-torch.round(w.amin(-1) / scales)).clamp(0, 15)
+        layer = WQLinear_GEMM.from_linear(linear, 4, 32, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
+        tensors |= {f"{name}.{leaf}": getattr(layer, leaf) for leaf in ("qweight", "qzeros", "scales")}
+        expected[f"{name}.weight"] = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, 4, 32).T
+    config = {
+        "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
+        "modules_to_not_convert": None, "quantizer": f"autoawq:{awq.__version__}",
+    }  # fmt: skip
+    write("awq", tensors, expected, {"model_type": "none", "quantization_config": config})
+
+
+def mlx() -> None:
+    """A layer of each width and of each dtype, packed and read by MLX."""
+    import mlx.core as mx
+    import numpy as np
+
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+    own: dict[str, Any] = {}
+    for bits in (2, 3, 4, 5, 6, 8):
+        for kind, dtype in (("float16", mx.float16), ("float32", mx.float32)):
+            name, size = f"m.{bits}.{kind}", 32 if bits % 2 else 64
+            w = mx.array(normal(8, 128, seed=bits).numpy()).astype(dtype)
+            w[3] = 0
+            parts = mx.quantize(w, group_size=size, bits=bits)
+            for leaf, value in zip(("weight", "scales", "biases"), parts, strict=True):
+                tensors[f"{name}.{leaf}"] = torch.from_numpy(np.array(value))
+            wide = (part.astype(mx.float32) for part in parts[1:])
+            value = mx.dequantize(parts[0], *wide, group_size=size, bits=bits)
+            expected[f"{name}.weight"] = torch.from_numpy(np.array(value)).to(getattr(torch, kind))
+            own[name] = {"group_size": size, "bits": bits}
+    config = {"group_size": 64, "bits": 4, "mode": "affine"} | own
+    fields = {"model_type": "none", "mlx": mx.__version__, "quantization": config, "quantization_config": config}
+    write("mlx", tensors, expected, fields)
+
+
 MAKERS: dict[str, Callable[[], None]] = {
     "compressed-tensors": compressed_tensors,
     "compressed-tensors-0.12": lambda: compressed_tensors("compressed-tensors-0.12", (3, 5)),
+    "gptq-v1": lambda: gptq(1),
+    "gptq-v2": lambda: gptq(2),
+    "awq": awq,
+    "mlx": mlx,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""AWQ, as AutoAWQ writes it for its kernel GEMM.
+
+    qweight     int32 [in, out / 8]: the nibbles of a word, from the lowest on, are outputs 0 2 4 6 1 3 5 7
+    qzeros      int32 [groups, out / 8]: zero points, in the same order
+    scales      float [groups, out]
+
+The weight is (u - zero) * scale, turned to [out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.gptq import zero_biases
+from aq_jax.converters.schemes.grids import Packed, spec_of
+from aq_jax.converters.schemes.words import unpack_rows
+
+if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
+
+_WORD = 8
+_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)
+"""The nibble of each output of a word."""
+
+
+class Awq:
+    about = "AWQ"
+    files: tuple[str, ...] = ("quant_config.json",)
+
+    def recognizes(self, config: Config) -> bool:
+        return config.get("quant_method") == "awq" or config.get("file") == self.files[0]
+
+    def leaves_out(self, name: str, config: Config) -> bool:
+        return False
+
+    def weights(self, source: Source, config: Config) -> Iterator[Weight]:
+        tensors = Tensors(source, self.about)
+        version = str(config.get("version") or config.get("checkpoint_format") or "gemm").lower()
+        if version != "gemm":
+            raise tensors.error(f"version is {version[:40]!r}, the layout of another kernel; wanted gemm")
+        if (bits := config.get("bits", config.get("w_bit", 4))) != 4:
+            raise tensors.error(f"weights have {str(bits)[:40]} bits; wanted 4")
+        modules = tensors.ending("qweight", "qzeros")
+        biases = zero_biases(tensors, modules)
+        for module in modules:
+            yield _weight(tensors, module, tuple(name for name in (f"{module}bias",) if name in biases))
+
+
+def _weight(tensors: Tensors, module: str, dropped: tuple[str, ...]) -> Weight:
+    codes, zeros, scales = parts = tuple(f"{module}{leaf}" for leaf in ("qweight", "qzeros", "scales"))
+    words, groups = tensors.shape(codes), (*tensors.shape(scales), 0)[0]
+    if len(words) != 2 or min(words) < 1 or groups < 1 or words[0] % groups:
+        raise tensors.error(
+            f"{codes} has shape {list(words)}, with {groups} groups; wanted [inputs, outputs / 8], and groups of which "
+            "each has as many of the inputs"
+        )
+    shape = words[1] * _WORD, words[0]
+    tensors.expect(codes, words, "int32")
+    tensors.expect(zeros, (groups, words[1]), "int32")
+    dtype = tensors.expect(scales, (groups, shape[0]), *FLOATS)
+    spec = spec_of(4, "zero", dtype, shape[1] // groups, shape)
+    return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read, tensors, parts), dropped)
+
+
+def _read(tensors: Tensors, parts: tuple[str, ...]) -> Packed:
+    codes, zeros, scales = map(tensors.read, parts)
+    return Packed(_unpacked(codes), np.ascontiguousarray(scales.T), _unpacked(zeros))
+
+
+def _unpacked(words: np.ndarray) -> np.ndarray:
+    """Unpack [rows, outputs / 8] words to codes [outputs, rows]."""
+    rows, columns = words.shape
+    nibbles = unpack_rows(words, 4, columns * _WORD).reshape(rows, columns, _WORD)
+    return np.ascontiguousarray(nibbles[..., _NIBBLE].reshape(rows, columns * _WORD).T)
