@@ -55,7 +55,7 @@ STRICT_FOLDERS = ("codes", "core", "ops", "quantizers")
 SMALL = {
     *("calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate"),
     *(f"test_{name}.py" for name in ("apply", "bits_jax", "corpus", "eight_devices", "export", "gptq", "kernels")),
-    *(f"test_{name}.py" for name in ("llama", "mse", "open_table", "qtensor", "rotation", "treatment")),
+    *(f"test_{name}.py" for name in ("llama", "mse", "open_table", "qtensor", "rotation", "treatment", "trellis")),
     *("apply.py", "convert.py", "gptq.py"),  # examples
 }
 QUICKLY = "jax_disable_most_optimizations"

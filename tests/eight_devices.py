@@ -49,7 +49,8 @@ def random_qtensor(shape: tuple[int, ...], spec: QuantSpec, seed: int) -> aq.QTe
     values = rng.integers(0, 256, codes, np.uint8) if dtype == "uint8" else rng.integers(-half, half, codes, np.int8)
     zeros = rng.normal(size=grids).astype(np.float32)
     scales = np.exp(rng.normal(size=grids)).astype(np.float32)
-    return aq.QTensor(values, scales, zeros, spec, shape[-1])
+    zero_point = zeros if spec.coding.zero_points else None
+    return aq.QTensor(values, scales, zero_point, spec, shape[-1], spec.coding.rows(shape))
 
 
 # Channels; groups that divide rows or cross them, also with a short end; one grid; rows of no whole bytes; other axes.
@@ -68,7 +69,7 @@ LAYOUTS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 ]
 QUANTIZED = {
     f"{kind}.{i}": random_qtensor(shape, QuantSpec(bits, **options), i)
-    for kind, bits in [(kind, CODES[kind].bits) for kind in widths()]
+    for kind, bits in [(kind, CODES[kind].bits) for kind in widths() if CODES[kind].uniform]
     for i, (shape, options) in enumerate(LAYOUTS)
 }
 ROTATED = {
@@ -208,6 +209,33 @@ def assert_on_the_same_axes(q: aq.QTensor, sharding: NamedSharding) -> None:
     else:
         assert q.scale.sharding.is_fully_replicated
     assert q.zero_point.sharding == q.scale.sharding
+
+
+def test_shards_of_tiles_are_whole_tiles(line: Mesh, tmp_path: Path) -> None:
+    """A matrix is cut where tiles are, or before its rows; its columns never are."""
+    flat, experts = QuantSpec(2, per_channel=True, code="tcq2"), QuantSpec(3, group_size=5, code="tcq3")
+    tensors = {
+        "flat": random_qtensor((2048, 2), flat, 0),
+        "experts": random_qtensor((8, 6, 5), experts, 1),
+        "short": random_qtensor((512, 8), flat, 2),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qtensors, "pieces", functools.partial(pieces, limit=200))
+        aq.save(tmp_path / "m.arrow", tensors)
+    rows, columns = NamedSharding(line, P("x")), NamedSharding(line, P(None, "x"))
+    with aq.WeightLoader(tmp_path / "m.arrow") as loader:
+        for name, sharding in (("flat", rows), ("experts", rows), ("short", rows), ("short", columns)):
+            assert_sharded(loader.load_sharded(name, sharding), np.asarray(loader.get_layer(name)))
+        for name in ("flat", "experts"):
+            found, wanted = loader.load_sharded(name, rows, packed=True), loader.get_quantized(name)
+            assert jax.tree.structure(found) == jax.tree.structure(wanted)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+                assert_sharded(a, np.asarray(b))
+            np.testing.assert_array_equal(aq.dequantize(found), aq.dequantize(wanted))
+        with pytest.raises(aq.FormatError, match=r"short: .* cuts the 512 rows into 8 parts; wanted parts of whole ti"):
+            loader.load_sharded("short", rows, packed=True)
+        with pytest.raises(aq.FormatError, match=r"short: .* into 8 parts; a tile of tcq2 has all columns"):
+            loader.load_sharded("short", columns, packed=True)
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across"])

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BITS = {f"int{bits}{rotated}": bits for rotated in ("", "h") for bits in (8, 6, 5, 4, 3, 2)}
+# Trellis codes: the bits of a step, and its rows.
+TRELLIS = {"tcq5": (5, 1), "tcq4": (4, 1), "tcq3": (3, 1), "tcq2": (2, 1), "tcq1.5": (3, 2)}
+HASHES = ((0xBD8E8CD7, 0xED71BC08), (0x6F531C4F, 0x65330338))
 HALVES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 SMALL_BITS = {
     f"int{bits}_{half}{what}": bits for half in HALVES for what in ("", "z", "m") for bits in (8, 6, 5, 4, 3, 2)
@@ -108,6 +111,8 @@ def decode(row: dict[str, Any]) -> np.ndarray:
         return small_grids(row)
     scales, zeros = (np.frombuffer(row[column], "<f4") for column in ("scales", "zero_points"))
     length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
+    if kind in TRELLIS:
+        return trellis(row["data"], count, row["shape"], *TRELLIS[kind]) * np.repeat(scales, length)
     grids = np.arange(count) // max(length, 1)
     if kind == "f8_e4m3":
         return np.frombuffer(row["data"], ml_dtypes.float8_e4m3fn).astype(np.float32) * scales[grids]
@@ -155,6 +160,27 @@ def codes(data: bytes, count: int, bits: int) -> np.ndarray:
     stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
     value = sum(stream[:, k].astype(np.int16) << k for k in range(bits))
     return np.asarray(value) - 2 ** (bits - 1)
+
+
+def trellis(data: bytes, count: int, shape: list[int], bits: int, high: int) -> np.ndarray:
+    """The levels of a row of the table: tile after tile of its matrices, each weight by itself."""
+    below, columns = shape[-2:]
+    found = np.zeros((count // columns, columns), np.float32)
+    at = 0
+    for matrix in range(0, len(found), below):
+        for top in range(matrix, min(matrix + below, len(found)), 256):
+            rows = min(256, matrix + below - top, len(found) - top)
+            length = columns * rows // high * bits
+            ring = int.from_bytes(data[at : at + (length + 7) // 8], "little") & ((1 << length) - 1)
+            ring |= ring << length
+            at += (length + 7) // 8
+            for row in range(rows):
+                for column in range(columns):
+                    state = ring >> (column * (rows // high) + row // high) * bits & 4095
+                    factor, summand = HASHES[row % high]
+                    found[top + row, column] = sum(((state * factor + summand) % 2**32).to_bytes(4)) // 4 - 127
+    assert at == len(data)
+    return found.reshape(-1)
 
 
 def unrotate(values: np.ndarray, n: int) -> np.ndarray:

@@ -116,7 +116,7 @@ def solve_model(
     text, *further = draw_texts(calibration, training)
     ids, sentences = tokenize_lines(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
-    policies = {name: config.for_tensor(name) for name in shapes}
+    policies = {name: config.for_tensor(name, shape) for name, shape in shapes.items()}
     solvers = {
         name: found for name, policy in policies.items() if policy.coded and (found := calibrated_quantizer(policy))
     }

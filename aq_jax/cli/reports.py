@@ -66,13 +66,12 @@ def print_allocation(record: Mapping[str, Any]) -> None:
 def print_dry_run(
     output: str, rows: list[ExpectedRow], as_json: bool, allocation: Mapping[str, Any] | None = None
 ) -> int:
-    from aq_jax.quantizers.treatment import vectors_note
+    from aq_jax.quantizers.treatment import kept_notes
 
     total = sum(row.bytes for row in rows)
-    kept = [row.name for row in rows if row.vector]
-    notes = [vectors_note(kept)] if kept else []
+    notes = kept_notes({row.name: row.treatment for row in rows})
     if as_json:
-        listed = [{k: v for k, v in dataclasses.asdict(row).items() if k != "vector"} for row in rows]
+        listed = [{k: getattr(row, k) for k in ("name", "shape", "quant_type", "bytes")} for row in rows]
         report = {"output": output, "bytes": total, "rows": listed, "notes": notes}
         print_line(json.dumps(report | ({"allocation": allocation} if allocation else {})))
         return DONE

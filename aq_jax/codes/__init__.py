@@ -6,6 +6,7 @@ JAX before one of their arrays is asked for.
     entry           the protocol of a code
     elementwise     codes of a fixed number of bits (`elementwise_numpy`: rows of a table; `elementwise_jax`: QTensors)
     affine          evenly spaced levels of any width from 2 to 8 bits
+    trellis         levels that depend on their neighbours' codes (`trellis_numpy`, `trellis_jax`)
     levels          a table of levels: nf4, fp4, f8_e4m3
     small_grids     the same with scales of halves, as other programs have them (`small_grids_numpy`: rows of a table)
     records         GGUF's codes of two-level scales (`records_jax`: QTensors)
@@ -21,6 +22,7 @@ from aq_jax.codes.entry import Code, Grid, check_uniform
 from aq_jax.codes.levels import LEVELS, Levels
 from aq_jax.codes.records import records
 from aq_jax.codes.small_grids import half_grids
+from aq_jax.codes.trellis import Trellis
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 
@@ -28,10 +30,12 @@ CODES: dict[str, Code] = {
     code.name: code
     for code in (
         *(Affine(bits, rotated) for rotated in (False, True) for bits in WIDTHS),
+        *(Trellis(bits) for bits in (5, 4, 3, 2)),
+        Trellis(3, step_rows=2),
         *(code for bits in WIDTHS for code in half_grids(bits)),
         *LEVELS,
         *records(),
     )
 }
 
-__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "Levels", "check_uniform"]
+__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "Levels", "Trellis", "check_uniform"]

@@ -43,6 +43,7 @@ class Affine(Elementwise):
     name: str = field(init=False, repr=False)
     max_level: float = field(init=False, repr=False)
     uniform = True
+    integral = True
     zero_points = True
 
     def __post_init__(self) -> None:

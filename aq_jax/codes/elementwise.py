@@ -34,6 +34,10 @@ class Elementwise(Code):
             return bool(per_channel), group_size
         return (True, 0) if self.bits == 8 else (False, GROUP)
 
+    @property
+    def instead(self) -> str:
+        return self.plain_name
+
     def data_bytes(self, count: int, shape: Sequence[int] = ()) -> int:
         return -(-count * self.bits // 8)
 
@@ -110,6 +114,11 @@ class Elementwise(Code):
 
     def encode_unrounded(self, w: Any, grid: Grid) -> Any:
         return self.encode(w, grid)
+
+    def levels(self, q: Any) -> Any:
+        from aq_jax.codes.elementwise_jax import levels
+
+        return levels(self, q)
 
     def values(self, q: Any) -> Any:
         from aq_jax.codes.elementwise_jax import values

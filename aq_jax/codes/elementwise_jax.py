@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from aq_jax.codes import bits_jax
 from aq_jax.codes.elementwise import Elementwise
@@ -15,6 +15,11 @@ from aq_jax.codes.elementwise import Elementwise
 def unpacked(code: Elementwise, codes: Array) -> Float[Array, "*lead length"]:
     """Unpack codes to float32, from rows of bytes or from one code a byte."""
     return bits_jax.unpack_float(codes, code.bits) if codes.dtype == np.uint8 else codes.astype(jnp.float32)
+
+
+def levels(code: Elementwise, q: Any) -> Int8[Array, "*shape"]:
+    """See `Code.levels`."""
+    return bits_jax.unpack(q.codes, code.bits) if q.packed else q.codes
 
 
 def values(code: Elementwise, q: Any) -> Float[Array, "*shape"]:

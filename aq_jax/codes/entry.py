@@ -53,7 +53,9 @@ class Code(Protocol):
     Args:
         name: The format's `quant_type`.
         bits: The bits of a code, rounded up; `data_bytes` counts the bytes of a tensor.
-        uniform: Whether a code q stands for (q - zero_point) * scale, which integer products, training and GPTQ need.
+        uniform: Whether a code q stands for (q - zero_point) * scale, which training and GPTQ need.
+        integral: Whether a value is (level - zero_point) * scale, its level an int8, which integer products need.
+        matrices: Whether a tensor is coded as matrices, of its last two axes, each of whose rows has one scale.
         zero_points: Whether each group has a zero point beside its scale. Without, the table's column is empty, and
             the QTensor has None.
         max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by
@@ -66,6 +68,8 @@ class Code(Protocol):
     name: str
     bits: int
     uniform: bool = False
+    integral: bool = False
+    matrices: bool = False
     zero_points: bool = False
     max_level: float = 1.0
     grid_dtype: str = "float32"
@@ -94,6 +98,11 @@ class Code(Protocol):
         Raises:
             ConfigError: for a grouping that this code does not have.
         """
+        ...
+
+    @property
+    def instead(self) -> str:
+        """The name of the code that takes the place of this one for tensors that `refuses_layout` names."""
         ...
 
     # A row of the table: `count` elements, beginning where a piece may, of a tensor of this shape
@@ -187,6 +196,10 @@ class Code(Protocol):
 
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
         """Turn float32 codes [*groups, size] into values; codes without zero points ignore `zero_point`."""
+        ...
+
+    def levels(self, q: Any) -> Any:
+        """Decode a QTensor to int8 levels of its shape in JAX, if the code is `integral`."""
         ...
 
     def values(self, q: Any) -> Any:

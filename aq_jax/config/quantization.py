@@ -164,8 +164,9 @@ class QuantizationConfig:
     """The policy by which the tensors of a model are quantized.
 
     Args:
-        quant_type: The type of codes: int8, int6, int5, int4, int3, int2, or another code of `codes.CODES`; or fp16
-            (floats kept in float16), or none (kept as they are).
+        quant_type: The type of codes: int8, int6, int5, int4, int3, int2, a trellis code, which is more accurate at the
+            same width (tcq5, tcq4, tcq3, tcq2, tcq1.5), or another code of `codes.CODES`; or fp16 (floats kept in
+            float16), or none (kept as they are). Tensors whose shape a code cannot have get the int of that width.
         per_channel: Whether each index of axis 0 has one grid. Default: int8 yes, narrower widths no; a group size
             always means groups.
         group_size: The number of consecutive elements of the flattened tensor that share a grid. Without channels and
@@ -268,7 +269,8 @@ class QuantizationConfig:
         length = shape[-1] if self.rotate and shape else 0
         block = min(length & -length, LARGEST_ROTATION)
         spec = dataclasses.replace(self.spec, rotation=block) if block > 1 else self.spec
-        if spec.per_channel and len(shape) > 2 and shape[-1] and EXPERTS in name.lower():
+        by_row = spec.coding.matrices or EXPERTS in name.lower()
+        if spec.per_channel and len(shape) > 2 and shape[-1] and by_row:
             return dataclasses.replace(spec, per_channel=False, group_size=shape[-1])
         return spec
 
@@ -282,8 +284,22 @@ class QuantizationConfig:
         """Name the quantizer that makes such grids if the config names none."""
         return CODES[self.quant_type].quantizer(self.symmetric) if self.coded else "mse"
 
-    def for_tensor(self, name: str) -> QuantizationConfig:
-        """Resolve the config of one tensor: overrides and mixed precision are applied, and none is left."""
+    def for_tensor(self, name: str, shape: tuple[int, ...] | None = None) -> QuantizationConfig:
+        """Resolve the config of one tensor: overrides and mixed precision are applied, and none is left.
+
+        With a shape, a code that no tensor of this shape can have gives way to another of the same width.
+
+        >>> QuantizationConfig("tcq2").for_tensor("w", (3, 1)).quant_type
+        'int2'
+        """
+        policy = self._named(name)
+        if shape is None or not policy.coded:
+            return policy
+        spec = policy.spec_for(shape, name)
+        unfit = spec.coding.refuses_layout(shape, spec.quant_axis, spec.group_size)
+        return dataclasses.replace(policy, quant_type=spec.coding.instead) if unfit else policy
+
+    def _named(self, name: str) -> QuantizationConfig:
         if not self.overrides and not self.mixed_precision_layers:
             return self
         plain = dataclasses.replace(self, overrides=(), mixed_precision_layers=())

@@ -10,7 +10,7 @@ from aq_jax.config import ConversionConfig
 from aq_jax.conversion.corridor import check_source
 from aq_jax.conversion.source import Source
 from aq_jax.quantizers.eligibility import to_float16
-from aq_jax.quantizers.treatment import treat
+from aq_jax.quantizers.treatment import Treatment, treat
 from aq_jax.store import check_table
 from aq_jax.store.folders import Folder, split_url
 
@@ -24,14 +24,14 @@ class ExpectedRow:
         shape: The tensor's shape.
         quant_type: The row's quant_type.
         bytes: An upper bound of the row's bytes, before scales are compressed.
-        vector: Whether it stays as it is because its name says norm or bias (see `quantizers.treatment.treat`).
+        treatment: The decision about the tensor.
     """
 
     name: str
     shape: tuple[int, ...]
     quant_type: str
     bytes: int
-    vector: bool = False
+    treatment: Treatment
 
 
 def check_output(source: Source, config: ConversionConfig) -> None:
@@ -64,5 +64,5 @@ def expected_rows(source: Source, config: ConversionConfig) -> list[ExpectedRow]
             kind, size = source.row_metadata.get(name, {}).get("quant_type", dtype.name), source.nbytes(name)
         elif treatment.half and (half := to_float16(np.asarray(source.read(name)))).dtype != np.float16:
             kind, size = "none", half.nbytes
-        rows.append(ExpectedRow(name, shape, kind, size, treatment.vector))
+        rows.append(ExpectedRow(name, shape, kind, size, treatment))
     return rows

@@ -22,7 +22,7 @@ from aq_jax.ops import dequantize
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of, with_fallback
 from aq_jax.quantizers.tiles import quantize_pieces
-from aq_jax.quantizers.treatment import treat, vectors_note
+from aq_jax.quantizers.treatment import kept_notes, treat
 from aq_jax.store import Row, TableWriter, pieces
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def write_model(
         if solved.training is not None:
             done.training = record["training"] = dict(solved.training)
             done.seconds["train"] = solved.training["seconds"]
-    if kept := [n for n, found in source.shapes.items() if treat(config, n, *found).vector]:
-        done.notes.append(vectors_note(kept))
+    done.notes += kept_notes({name: treat(config, name, *found) for name, found in source.shapes.items()})
     sizes = {name: source.nbytes(name) for name in source.shapes}
     started, total = time.perf_counter(), sum(sizes.values())
     version = 2 if config or any("quant_type" in row for row in source.row_metadata.values()) else 1
@@ -121,7 +120,7 @@ def write_model(
                     "leave the quantization out"
                 )
             elif solved is not None and name in solved.weights:
-                solver = "trained" if solved.training else quantizer_of(config.for_tensor(name)).name
+                solver = "trained" if solved.training else quantizer_of(config.for_tensor(name, value.shape)).name
                 rows = solved_rows(name, value, solved, solver, done)
             else:
                 rows = quantized_rows(name, value, config, done, solved.fallbacks if solved else ())

@@ -181,7 +181,7 @@ def _product_jvp(
 
 def integer_dot_needs(w: QTensor) -> str:
     """Say what W lacks for integer products; return "" if they can be computed."""
-    if not w.spec.coding.uniform:
+    if not w.spec.coding.integral:
         return "evenly spaced levels"
     if not w.by_row and w.scale.size != 1:
         return "grids that each lie in one row of W"

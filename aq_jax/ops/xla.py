@@ -85,7 +85,7 @@ def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "r
 
 
 def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
-    """Multiply by integer codes; sums are exact up to the scales.
+    """Multiply by integer levels; sums are exact up to the scales.
 
     With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
     sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
@@ -95,10 +95,11 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
     # The last row, of ones, gives sum(qw). A program that is exported for any number of rows does not know it.
     filled = max(1, MIN_ROWS - rows) if isinstance(rows, int) else MIN_ROWS
     qx = jnp.pad(qx, ((0, filled), (0, 0)), constant_values=1)
-    qw = bits_jax.unpack(w.codes, w.spec.bits) if w.packed else w.codes
+    qw = w.spec.coding.levels(w)
     groups = w.scale.shape[-1] if w.by_row else 1
     size = w.length // groups
-    scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, w.zero_point))
+    zeros = jnp.zeros_like(w.scale) if w.zero_point is None else w.zero_point
+    scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, zeros))
 
     def product(part: Any) -> Float[Array, "rows outputs"]:
         a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))

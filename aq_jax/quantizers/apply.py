@@ -32,7 +32,7 @@ from aq_jax.quantizers.entry import recipes_of
 from aq_jax.quantizers.lookup import check_policy, data_free_quantizer
 from aq_jax.quantizers.statistics import Groups
 from aq_jax.quantizers.tiles import quantize_array
-from aq_jax.quantizers.treatment import treat, vectors_note
+from aq_jax.quantizers.treatment import Treatment, kept_notes, treat
 from aq_jax.store import DTYPES
 
 
@@ -65,8 +65,8 @@ def quantize(
     >>> quantize(jnp.ones((4, 256)), QuantizationConfig(quant_type="int4", group_size=64))
     QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, rotation=0))
     """
-    policy = _policy(config).for_tensor(name)
     array = _floating_array(w, name)
+    policy = _policy(config).for_tensor(name, array.shape)
     if policy.quant_type in ("fp16", "none"):
         return _to_float16(array) if policy.quant_type == "fp16" else array
     quantizer = data_free_quantizer(policy, name)
@@ -105,7 +105,8 @@ def fake_quant(
     >>> jax.grad(lambda w: fake_quant(w, "int2").sum())(jnp.array([[0.3, -0.7]])).tolist()
     [[1.0, 1.0]]
     """
-    policy, w = _policy(config).for_tensor(name), _floating_array(w, name)
+    w = _floating_array(w, name)
+    policy = _policy(config).for_tensor(name, w.shape)
     if policy.quant_type == "none":
         return w
     if policy.quant_type == "fp16":
@@ -153,13 +154,13 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     >>> tree["dense"]["kernel"].shape, tree["dense"]["kernel"].spec.bits, tree["dense"]["bias"].dtype
     ((2, 8), 8, dtype('float32'))
     """
-    policy, vectors = _policy(config), list[str]()
+    policy, treatments = _policy(config), dict[str, Treatment]()
     kept = (QTensor, Prepared)
     made = map_named(
-        lambda name, leaf: _quantize_leaf(name, leaf, policy, vectors), params, lambda x: isinstance(x, kept)
+        lambda name, leaf: _quantize_leaf(name, leaf, policy, treatments), params, lambda x: isinstance(x, kept)
     )
-    if vectors:
-        warnings.warn(f"quantize_tree: {vectors_note(vectors)}", stacklevel=2)
+    for note in kept_notes(treatments):
+        warnings.warn(f"quantize_tree: {note}", stacklevel=2)
     return made
 
 
@@ -187,8 +188,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _quantize_leaf(name: str, leaf: Any, config: QuantizationConfig, vectors: list[str]) -> Any:
-    """Quantize one leaf, or pass it through; names of norms and biases that are left alone are added to `vectors`."""
+def _quantize_leaf(name: str, leaf: Any, config: QuantizationConfig, treatments: dict[str, Treatment]) -> Any:
+    """Quantize one leaf, or pass it through; what was decided is added to `treatments`."""
     dtype = getattr(leaf, "dtype", None)
     if isinstance(leaf, QTensor | Prepared) or dtype is None:
         return leaf
@@ -196,7 +197,7 @@ def _quantize_leaf(name: str, leaf: Any, config: QuantizationConfig, vectors: li
     dtype = DTYPES.get(str(dtype).removeprefix("torch."), np.dtype(np.void)) if is_torch(leaf) else dtype
     treatment = treat(config, name, shape, dtype)
     policy, spec = treatment.policy, treatment.spec
-    vectors += [name] if treatment.vector else []
+    treatments[name] = treatment
     if spec is None and not (treatment.half and shape):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):  # of a tree of shapes, which a checkpoint is restored into

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ class Treatment:
         quantizer: The quantizer that chooses its codes; None if it is not quantized.
         half: Whether it is kept in float16, if that can hold it.
         vector: Whether it is left alone because its name is that of a norm or a bias, though it has two axes or more.
+        instead_of: The quant_type that was asked for, if no tensor of this shape can have it.
     """
 
     policy: QuantizationConfig
@@ -47,6 +48,7 @@ class Treatment:
     quantizer: Entry | None = None
     half: bool = False
     vector: bool = False
+    instead_of: str = ""
 
     @property
     def quant_type(self) -> str:
@@ -129,7 +131,9 @@ def treat(config: QuantizationConfig | None, name: str, shape: tuple[int, ...], 
     if not policy.coded:
         return Treatment(policy, shape, dtype, half=policy.quant_type == "fp16" and is_floating(dtype))
     if is_weight(config, name, shape, dtype):
-        return Treatment(policy, shape, dtype, policy.spec_for(shape, name), quantizer_of(policy))
+        fit = config.for_tensor(name, shape)
+        other = policy.quant_type if fit.quant_type != policy.quant_type else ""
+        return Treatment(fit, shape, dtype, fit.spec_for(shape, name), quantizer_of(fit), instead_of=other)
     return Treatment(policy, shape, dtype, vector=len(shape) > 1 and is_floating(dtype))
 
 
@@ -142,10 +146,22 @@ def is_weight(config: QuantizationConfig, name: str, shape: tuple[int, ...], dty
     return not vector or config.overrides_type(name)
 
 
-def vectors_note(names: Sequence[str]) -> str:
-    """Name the tensors of a model that are left alone because their names are those of norms or biases."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (
-        "kept as they are, being norms or biases by their names, though of two axes or more: "
-        f"{', '.join(names[:_SHOWN])}{more}; an override with a quant_type quantizes them"
-    )
+def kept_notes(treatments: Mapping[str, Treatment]) -> list[str]:
+    """Name the tensors of a model that are left alone, or have another code, though the config says otherwise."""
+    notes = []
+    if kept := [name for name, found in treatments.items() if found.vector]:
+        notes.append(
+            "kept as they are, being norms or biases by their names, though of two axes or more: "
+            f"{_some(kept)}; an override with a quant_type quantizes them"
+        )
+    for asked in dict.fromkeys(found.instead_of for found in treatments.values() if found.instead_of):
+        others = {name: found.quant_type for name, found in treatments.items() if found.instead_of == asked}
+        notes.append(
+            f"{', '.join(dict.fromkeys(others.values()))} instead of {asked}, which their shapes cannot have: "
+            f"{_some(list(others))}"
+        )
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import gcd, lcm
+from math import gcd, lcm, prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,10 +144,9 @@ def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
     groups: np.ndarray | slice = np.arange(start, stop, size) // length
     if size == length:
         groups = slice(row.code.grid_count(start // length), row.code.grid_count(-(-stop // length)))
-    columns = max(row.shape[-1:], default=1)
     return replace(
         row,
-        shape=(total // columns, columns) if total % columns == 0 else (total,),
+        shape=_shortened_shape(row.shape, total),
         data=row.data[first:last],
         num_params=stop - start,
         scales=row.scales[groups],
@@ -155,6 +154,15 @@ def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
         quant_axis=0,
         group_size=size,
     )
+
+
+def _shortened_shape(shape: Sequence[int], total: int) -> tuple[int, ...]:
+    """Keep as many of the last axes as divide so many elements, up to those of a matrix."""
+    for axes in (2, 1):
+        inner = prod(shape[-axes:])
+        if len(shape) > axes and total % inner == 0:
+            return total // inner, *shape[-axes:]
+    return (total,)
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: DTypeLike) -> np.ndarray:

@@ -96,7 +96,7 @@ def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
             yield f"rotation is {row.rotation}, {row.quant_type} of shape {list(row.shape)} needs {wanted}"
     elif row.rotation:
-        yield f"rotation is {row.rotation}, only rows whose quant_type ends in h are rotated"
+        yield f"rotation is {row.rotation}, which {row.quant_type} rows do not have"
 
 
 def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:

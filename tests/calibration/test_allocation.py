@@ -237,7 +237,10 @@ REFUSED = [
     ("allocate.target_bpw=nan", "target_bpw = nan: wanted bits a weight"),
     ("allocate.target_bpw=some", "target_bpw = 'some': wanted a number"),
     ("allocate.min_cosine=0.9", "found both of target_bpw and min_cosine; wanted one of them"),
-    ('allocate.widths=["int9"]', "widths = 'int9': wanted one of int8, int6, int5, int4, int3, int2, fp16"),
+    (
+        'allocate.widths=["int9"]',
+        "widths = 'int9': wanted one of int8, int6, int5, int4, int3, int2, tcq5",
+    ),
     ("allocate.widths=[]", "widths = []: wanted one or more to choose from"),
     ('allocate.widths="int8"', "widths = 'int8': wanted a list of strings"),
     ("allocate.sentences=0", "sentences = 0: wanted 1 to"),

@@ -106,7 +106,7 @@ REFUSED = [
      "symmetric, solver, rotate, mixed_precision_layers, on_nonfinite; did you mean 'group_size'?"),
     ({"bits": 2}, "quantization: unknown key 'bits'; known are quant_type"),
     ({"overrides": []}, "quantization: unknown key 'overrides'"),
-    ({"quant_type": "int9"}, "quant_type = 'int9': wanted one of int8, int6, int5, int4, int3, int2, nf4, fp4"),
+    ({"quant_type": "int9"}, "quant_type = 'int9': wanted one of int8, int6, int5, int4, int3, int2"),
     ({"quant_type": "Int8"}, "did you mean 'int8'?"),
     ({"quant_type": 8}, "quant_type = 8: wanted a string"),
     ({"per_channel": 1}, "per_channel = 1: wanted true or false"),

@@ -119,6 +119,40 @@ def widths_rows() -> list[Row]:
     return rows
 
 
+def tiled(name: str, shape: tuple[int, ...], quant_type: str, group_size: int = 0, rotation: int = 0) -> Row:
+    """A row of a trellis code: any bytes are codes; the spare bits at the end of a matrix are zero."""
+    code, (*lead, rows, columns) = CODES[quant_type], shape
+    count = int(np.prod(shape))
+    data = ((np.arange(code.data_bytes(count, shape)) * 151 + 89) % 251).astype(np.uint8).reshape(*lead, -1)
+    bits = rows % 256 * columns * code.step_bits // code.step_rows
+    data[..., -1] &= 255 >> -bits % 8
+    scales = ((np.arange(count // columns) % 5 + 1) / 64).astype(np.float32)
+    statistics = ("viterbi", 0.9375, 0.0625)
+    return Row(
+        name, shape, "float32", data.reshape(-1), count, quant_type, scales, scales[:0], 0, group_size, rotation,
+        *statistics,
+    )  # fmt: skip
+
+
+def trellis_rows() -> list[Row]:
+    """A V2 table of trellis codes: whole tiles and short ones, spare bits, matrices, rotations, and pieces."""
+    whole = tiled("tcq2.pieces", (520, 4), "tcq2", 0, 4)
+    rows = [
+        tiled("embed.weight", (300, 4), "tcq1.5", 0, 4),
+        tiled("tcq2.short", (5, 7), "tcq2"),
+        tiled("tcq3.one", (1, 4), "tcq3"),
+        tiled("tcq3", (257, 6), "tcq3", 0, 2),
+        tiled("tcq4", (256, 3), "tcq4"),
+        tiled("tcq5.experts", (2, 10, 3), "tcq5", 3),
+        tiled("tcq1.5.experts", (2, 256, 2), "tcq1.5", 2, 2),
+    ]
+    for start, stop in ((0, 2048), (2048, 2080)):
+        grids, data = slice(start // 4, stop // 4), whole.data[start // 4 : stop // 4]
+        rows.append(dataclasses.replace(whole, num_params=stop - start, data=data, scales=whole.scales[grids],
+                                        zero_points=whole.zero_points))  # fmt: skip
+    return rows
+
+
 def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
     """A row whose grids are halves: negative ones, a zero, and the smallest there are."""
     half = DTYPES["bfloat16" if "bf16" in quant_type else "float16"]
@@ -190,6 +224,7 @@ TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "v2": (v2_rows, 2),
     "rotated": (rotated_rows, 2),
     "widths": (widths_rows, 2),
+    "trellis": (trellis_rows, 2),
     "grids": (grids_rows, 2),
     "levels": (levels_rows, 2),
 }

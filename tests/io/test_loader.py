@@ -87,7 +87,7 @@ CASES = [
     (kind, shape, options)
     for kind in widths()
     for shape, options in LAYOUTS
-    if CODES[kind].zero_points or options.get("symmetric", True)
+    if not CODES[kind].matrices and (CODES[kind].zero_points or options.get("symmetric", True))
 ]
 CASES += [(kind, (5, 7), {"per_channel": False}) for kind in ("int8", "int4", "int3")]
 

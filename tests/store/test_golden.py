@@ -17,7 +17,7 @@ from aq_jax.store import Row, decode, open_table, row_digest
 if TYPE_CHECKING:
     from types import ModuleType
 
-STEMS = ("v1", "v2", "rotated", "widths", "grids", "levels")
+STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels")
 FILES = [f"{name}.{suffix}" for name in STEMS for suffix in ("parquet", "arrow")]
 EXISTING = sorted((Path(__file__).parent.parent / "golden" / "existing").glob("*.parquet"))
 
@@ -53,7 +53,7 @@ def test_golden_files(file: str, golden: Path, make: ModuleType, independent: Mo
     assert all(same(found[name], slowly[name]) for name in found if name not in turned)
     for name in turned:  # sums are in any order
         np.testing.assert_allclose(found[name], slowly[name], rtol=0, atol=1e-6 * float(np.linalg.norm(slowly[name])))
-    assert bool(turned) is file.startswith(("rotated", "widths"))
+    assert bool(turned) is file.startswith(("rotated", "widths", "trellis"))
     assert [independent.row_digest(row) for row in rows] == [row["digest"] for row in rows]
     assert independent.table_digests(rows, metadata) == (metadata["statistics"], metadata["digest"])
     assert independent.begins_with(golden / file, independent.V2) is not file.startswith("v1")
@@ -105,6 +105,17 @@ def test_the_rotated_example_of_the_documentation() -> None:
     row = Row("w", (1, 4), "float32", data, 4, "int4h", one, 0 * one, 0, 0, 4)
     assert row.data.tobytes().hex() == "9b97"
     assert decode([row]).tolist() == [[1, 0, 1, -1]]
+
+
+@pytest.mark.parametrize(("kind", "data", "wanted"), [
+    ("tcq2", "c61f", [[27, -56], [-38, -8], [-46, -53], [0, -74]]),
+    ("tcq1.5", "c60f", [[27, -6, 23, 13], [-40, -12, -19, 5]]),
+])  # fmt: skip
+def test_the_trellis_examples_of_the_documentation(kind: str, data: str, wanted: list[list[int]]) -> None:
+    rows, columns = len(wanted), len(wanted[0])
+    stream, scales = np.frombuffer(bytes.fromhex(data), np.uint8), np.ones(rows, np.float32)
+    row = Row("w", (rows, columns), "float32", stream, 8, kind, scales, scales[:0], 0, 0)
+    assert decode([row]).tolist() == wanted
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])

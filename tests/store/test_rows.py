@@ -23,6 +23,7 @@ def floats(*values: float) -> np.ndarray:
 
 GOOD = Row("w", (3, 7), "float32", np.zeros(6, np.uint8), 21, "int2", floats(1, 1, 1), floats(0, 0, 0), 0, 0)
 RAW = Row("b", (3,), "float32", np.zeros(12, np.uint8), 3, "none")
+TILED = Row("w", (6, 7), "float32", np.zeros(11, np.uint8), 42, "tcq2", floats(*[1] * 6), floats(), 0, 0)
 ROTATED = replace(GOOD, shape=(3, 8), num_params=24, quant_type="int2h", rotation=8)
 
 BROKEN = [
@@ -57,13 +58,26 @@ BROKEN = [
     (replace(GOOD, quant_axis=-1, group_size=8), "quant_axis is -1 and group_size 8"),
     (replace(GOOD, group_size=-1), "quant_axis is 0 and group_size -1"),
     (replace(GOOD, shape=(), num_params=1), "a tensor without axes cannot be quantized per channel"),
-    (replace(GOOD, rotation=4), "rotation is 4, only rows whose quant_type ends in h are rotated"),
+    (replace(GOOD, rotation=4), "rotation is 4, which int2 rows do not have"),
     (replace(ROTATED, rotation=0), r"rotation is 0, int2h of shape \[3, 8\] needs a power of two from 2 to 128"),
     (replace(ROTATED, rotation=6), "rotation is 6, int2h"),
     (replace(ROTATED, rotation=256, shape=(3, 256)), "rotation is 256, int2h"),
     (replace(ROTATED, rotation=16), r"rotation is 16, .* that divides the last axis"),
     (replace(GOOD, quant_type="int2h", rotation=4), r"rotation is 4, int2h of shape \[3, 7\]"),
     (replace(ROTATED, shape=(), num_params=1, quant_axis=-1), r"rotation is 8, int2h of shape \[\] needs"),
+    (replace(TILED, data=np.zeros(10, np.uint8)), r"data holds 10 bytes, shape \[6, 7\] tcq2 needs 11"),
+    (replace(TILED, zero_points=floats(0)), r"zero_points holds 4 bytes, shape \[6, 7\] tcq2 needs 0"),
+    (
+        replace(TILED, group_size=14),
+        r"\[6, 7\] has one scale a row, quant_axis and group_size 0 and 0, not 0 and 14",
+    ),
+    (replace(TILED, quant_axis=-1), "quant_axis and group_size 0 and 0, not -1 and 0"),
+    (replace(TILED, shape=(42,)), r"tcq2 of shape \[42\] needs a matrix"),
+    (replace(TILED, shape=(2, 3, 7)), r"\[2, 3, 7\] has .* 0 and 7, not 0 and 0"),
+    (replace(TILED, shape=(42, 1), num_params=42, rotation=2), "rotation is 2, tcq2 of shape"),
+    (replace(TILED, shape=(7, 6), quant_type="tcq1.5"), r"tcq1\.5 of shape \[7, 6\] needs an even number of rows"),
+    (replace(TILED, shape=(258, 2), num_params=516), "needs 12 bits in each tile .*; the last has 8"),
+    (replace(TILED, shape=(0, 7), num_params=0), "needs 12 bits in each tile .*; the last has 0"),
     (replace(GOOD, digest=b"short"), "digest holds 5 bytes, not 32"),
     (replace(RAW, quant_axis=0), "an unquantized row has -1 and 0"),
     (replace(RAW, scales=floats(1)), r"scales holds 4 bytes, shape \[3\] none needs 0"),
@@ -79,7 +93,7 @@ def test_a_broken_rule_is_named(row: Row, text: str) -> None:
 
 
 def test_good_rows_pass(v1_rows: list[Row], v2_rows: list[Row]) -> None:
-    for row in [GOOD, RAW, ROTATED, *v1_rows, *v2_rows]:
+    for row in [GOOD, RAW, ROTATED, TILED, *v1_rows, *v2_rows]:
         check(row, "here")
     check(replace(RAW, quant_type="fp32", dtype="bfloat16"), "here")
 
@@ -119,7 +133,10 @@ def piece(count: int, **changes: object) -> Row:
     return replace(row, **changes)  # pyright: ignore[reportArgumentType]
 
 
+BY_TILE = replace(TILED, shape=(300, 2), num_params=512, data=np.zeros(128, np.uint8), scales=floats(*[1] * 256))
 SEQUENCES = [
+    ([BY_TILE], "end of the table: w still lacks 88 of 600 elements"),
+    ([replace(BY_TILE, num_params=256)], "piece of 256 elements; all pieces but the last must be a multiple of 512"),
     ([RAW, GOOD, RAW], r"row 2 \(b\): the name already exists"),
     ([RAW, RAW], r"row 1 \(b\): the name already exists"),
     ([piece(48)], "end of the table: big still lacks 52 of 100 elements"),
