@@ -7,14 +7,15 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from aq_jax.errors import ConfigError, FormatError
 
-C = TypeVar("C")
-_SPELLED = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-"""The types of fields that TOML can hold."""
+_SPELLED: Mapping[Any, str] = {
+    bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "an object", list: "a list",
+}  # fmt: skip
+"""The types of fields that TOML and JSON can hold."""
 _POSITIVE = {int: "a positive integer", float: "a positive number"}
 
 
@@ -56,44 +57,89 @@ def build(cls: type, given: object, where: str, known: tuple[str, ...] | None = 
         raise ConfigError(f"{where}: {error}") from None
 
 
-def read_fields(cls: type[C], given: Mapping[str, Any], where: str, allowed: Mapping[str, tuple[Any, ...]]) -> C:
-    """Make a dataclass of a JSON object that another program wrote, whose other keys are not looked at.
+class Fields:
+    """The fields of a JSON object that another program wrote, each of which its reader knows, or refuses.
 
-    Numbers must be positive, and such that 32 bits hold them.
+    Unless its reader says otherwise, a field that is null is as one that is not there. A field that nobody has asked
+    for when `finish` is called is refused: nothing that a file says is left out.
 
     Args:
-        cls: A dataclass of numbers and strings; fields without a default must be there.
         given: The JSON object, such as that of config.json.
         where: The file's name, for errors.
-        allowed: The values that a key may have, if it is there.
 
-    Raises:
-        FormatError: naming the key, what was found and what was wanted.
-
-    >>> @dataclasses.dataclass
-    ... class Sizes:
-    ...     width: int
-    ...     eps: float = 1e-5
-    >>> read_fields(Sizes, {"width": 8, "eps": 1, "model_type": "bert"}, "config.json", {})
-    Sizes(width=8, eps=1.0)
+    >>> fields = Fields({"width": 8, "eps": 1, "model_type": "bert", "bias": None}, "config.json")
+    >>> fields.take("width", int), fields.take("eps", float, 1e-5), fields.take("bias", bool, True)
+    (8, 1.0, True)
+    >>> fields.leave("model_type")
+    >>> fields.finish()
     """
-    for name, values in allowed.items():
-        if name in given and given[name] not in values:
-            raise FormatError(f"{where}: {name} is {given[name]!r}; wanted {' or '.join(map(repr, values))}")
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        wanted = _spell(hints[field.name], _POSITIVE)
-        if field.name in given:
-            value = given[field.name]
-            if hints[field.name] is float and type(value) is int and abs(value) < 2**53:
-                value = float(value)
-            if not _fits(value, hints[field.name]) or not _is_usual(value):
-                raise FormatError(f"{where}: {field.name} is {value!r}; wanted {wanted}")
-            found[field.name] = value
-        elif field.default is dataclasses.MISSING:
-            raise FormatError(f"{where}: no {field.name}; wanted {wanted}")
-    return cls(**found)
+
+    def __init__(self, given: Mapping[str, Any], where: str) -> None:
+        self.where = where
+        self._given = dict(given)
+        self._known: set[str] = set()
+
+    def take(self, name: str, kind: type, default: Any = ..., null: Any = ...) -> Any:
+        """Return a field's value, or a default; numbers must be positive, and such that 32 bits hold them.
+
+        Args:
+            name: The field's name.
+            kind: The type of its value.
+            default: The value if it is not there; by default it must be.
+            null: The value if it is null; by default that of one that is not there.
+
+        Raises:
+            FormatError: naming the field, what was found and what was wanted.
+        """
+        self._known.add(name)
+        wanted = _POSITIVE.get(kind) or _SPELLED[kind]
+        value = self._given.get(name)
+        if value is None:
+            value = default if name not in self._given or null is ... else null
+            if value is ...:
+                raise FormatError(f"{self.where}: no {name}; wanted {wanted}")
+            return value
+        if kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
+        if not _fits(value, kind) or not _is_usual(value):
+            raise FormatError(f"{self.where}: {name} is {value!r}; wanted {wanted}")
+        return value
+
+    def choose(self, name: str, options: Iterable[str], default: Any = ...) -> str:
+        """Return a field's value, which is one of these.
+
+        Raises:
+            FormatError: as `take`, and for another value.
+        """
+        value, options = self.take(name, str, default), tuple(options)
+        if value not in options:
+            raise FormatError(f"{self.where}: {name} is {value!r}; wanted {' or '.join(map(repr, options))}")
+        return value
+
+    def require(self, **allowed: object) -> None:
+        """Check that fields, if they are there, have these values: others are not computed.
+
+        Raises:
+            FormatError: for another value.
+        """
+        for name, wanted in allowed.items():
+            self._known.add(name)
+            if self._given.get(name) not in (None, wanted):
+                raise FormatError(f"{self.where}: {name} is {self._given[name]!r}; wanted {wanted!r}")
+
+    def leave(self, *names: str) -> None:
+        """Leave out fields that change nothing."""
+        self._known.update(names)
+
+    def finish(self) -> None:
+        """Refuse fields that were not asked for.
+
+        Raises:
+            FormatError: naming all of them.
+        """
+        if more := sorted(name for name in self._given.keys() - self._known if self._given[name] is not None):
+            said = ", ".join(f"{name} = {str(self._given[name])[:40]}" for name in more)
+            raise FormatError(f"{self.where}: has {said}, which {'is' if len(more) == 1 else 'are'} not known here")
 
 
 def _is_usual(value: object) -> bool:
@@ -114,12 +160,12 @@ def _fits(value: object, hint: Any) -> bool:
     return type(value) is hint or (hint is float and type(value) is int)
 
 
-def _spell(hint: Any, spelled: Mapping[Any, str] = _SPELLED) -> str:
+def _spell(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        return " or ".join(_spell(arg, spelled) for arg in args if arg in _SPELLED or typing.get_origin(arg))
+        return " or ".join(_spell(arg) for arg in args if arg in _SPELLED or typing.get_origin(arg))
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
         return f"a list of {_spell(args[0]).split()[-1]}s"
-    return spelled.get(hint) or _SPELLED.get(hint, str(hint))
+    return _SPELLED.get(hint, str(hint))

@@ -16,6 +16,8 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import transformer_path
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -54,7 +56,7 @@ def read_architecture(folder: Path) -> Architecture:
         raise FormatError(f"{file}: no such file; wanted the model's config, which `convert` copies there")
     family = family_of(fields)
     if family is None:
-        raise FormatError(
-            f"{file}: model_type is {fields.get('model_type')!r}; wanted {' or '.join(map(repr, FAMILIES))}"
-        )
+        mixture = any(fields.get(name) for name in EXPERTS) and ", a mixture of experts, which is not computed"
+        known = " or ".join(map(repr, FAMILIES))
+        raise FormatError(f"{file}: model_type is {fields.get('model_type')!r}{mixture or ''}; wanted {known}")
     return Architecture(family, family.read(fields, str(file)), fields)

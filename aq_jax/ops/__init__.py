@@ -3,6 +3,7 @@
 product        x @ W.T for a packed W
 rows           rows of a packed table
 attention      over whole texts, and over a cache
+scores         how an attention scores keys, and which of them a token sees
 values         codes to values
 epilogue       what follows a product, in one call with it
 preparing      weights in the form that a kernel wants
@@ -18,6 +19,7 @@ from aq_jax.ops.kernels import KERNELS
 from aq_jax.ops.preparing import prepare
 from aq_jax.ops.product import MAX_PRODUCTS, integer_dot_needs, linear, qdot
 from aq_jax.ops.rows import qembed
+from aq_jax.ops.scores import Scores
 from aq_jax.ops.values import dequantize
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "MAX_PRODUCTS",
     "Epilogue",
     "Prepared",
+    "Scores",
     "attention",
     "cached_attention",
     "dequantize",

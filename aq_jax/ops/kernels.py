@@ -1,13 +1,20 @@
 """The open table of kernels by operation; all kernels of an operation have the same numerics.
 
-    product          x @ W.T, and after it   refuses(w, activations)        run(x, w, activations, after)
-    rows             rows of a table         refuses(table)                 run(table, ids, inside)
-    attention        over whole texts        refuses(query, heads, dtype)   run(query, key, value, mask, heads, dtype)
-    cached_attention over a cache            refuses(query, keys, dtype)    run(query, keys, values, positions, dtype)
-    quantize         codes on given grids    refuses(size, code)            run(w, grid, code)
-    dequantize       values of codes         refuses(w)                     run(w, dtype)
+    product            refuses(w, activations)                       x @ W.T, and after it
+                       run(x, w, activations, after)
+    rows               refuses(table)                                rows of a table
+                       run(table, ids, inside)
+    attention          refuses(query, heads, dtype, scores, biased)  over whole texts
+                       run(query, key, value, mask, heads, dtype, scores, bias)
+    cached_attention   refuses(query, keys, dtype, scores)           over a cache
+                       run(query, keys, values, positions, dtype, scores)
+    quantize           refuses(size, code)                           codes on given grids
+                       run(w, grid, code)
+    dequantize         refuses(w)                                    values of codes
+                       run(w, dtype)
 
-`xla` shows the shapes of each; `after` is an `epilogue.Epilogue`. `refuses` returns the reason why a kernel does not
+`xla` shows the shapes of each; `after` is an `epilogue.Epilogue`, `scores` a `scores.Scores`; a bias, or None, is added
+to scores. `refuses` returns the reason why a kernel does not
 take a call, or ""; it sees only shapes. Weights come without their rotation, which is applied to the other operand; a
 kernel of products that says `rotates = True` applies it itself. The first kernel of an operation that takes a call
 computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that have it by the

@@ -25,6 +25,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import native_calls, xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import WIDTHS, Panels, from_panels, to_panels
+from aq_jax.ops.scores import PLAIN, Scores
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,11 @@ def _look_up_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 class Attention:
     """softmax(q k / sqrt(d)) v in float32."""
 
-    def refuses(self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike) -> str:
-        return _refuses_dtype(dtype) or missing()
+    def refuses(
+        self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike, scores: Scores = PLAIN,
+        biased: bool = False,
+    ) -> str:  # fmt: skip
+        return "adds no bias to scores" if biased else _refuses_dtype(dtype) or missing()
 
     def run(
         self,
@@ -115,25 +119,27 @@ class Attention:
         mask: Bool[Array, "batch tokens"],
         heads: int,
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
+        bias: None = None,
     ) -> Float[Array, "batch tokens width"]:
         q, k, v = (x.astype(jnp.float32) for x in (query, key, value))
-        return _attend(q, k, v, mask, heads)
+        return _attend(q, k, v, mask, heads, scores)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _attend(query: Array, key: Array, value: Array, mask: Array, heads: int) -> Array:
-    return native_calls.attention(query, key, value, mask, heads)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _attend(query: Array, key: Array, value: Array, mask: Array, heads: int, scores: Scores) -> Array:
+    return native_calls.attention(query, key, value, mask, heads, scores)
 
 
 @_attend.defjvp
-def _attend_jvp(heads: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _attend_jvp(heads: int, scores: Scores, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     *qkv, mask = primals
 
     def exact(query: Array, key: Array, value: Array) -> Array:
-        return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32)
+        return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32, scores)
 
     _, tangent = jax.jvp(exact, tuple(qkv), tangents[:3])
-    return _attend(*primals, heads), tangent
+    return _attend(*primals, heads, scores), tangent
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ class CachedAttention:
         query: Float[Array, "batch tokens heads size"],
         keys: Float[Array, "batch positions kv_heads size"],
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
     ) -> str:
         return _refuses_dtype(dtype) or missing()
 
@@ -155,25 +162,26 @@ class CachedAttention:
         values: Float[Array, "batch positions kv_heads size"],
         positions: Int[Array, "tokens"],
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
     ) -> Float[Array, "batch tokens heads size"]:
         q, k, v = (x.astype(jnp.float32) for x in (query, keys, values))
-        return _attend_to_cache(q, k, v, positions)
+        return _attend_to_cache(q, k, v, positions, scores)
 
 
-@jax.custom_jvp
-def _attend_to_cache(query: Array, keys: Array, values: Array, positions: Array) -> Array:
-    return native_calls.cached_attention(query, keys, values, positions)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _attend_to_cache(query: Array, keys: Array, values: Array, positions: Array, scores: Scores) -> Array:
+    return native_calls.cached_attention(query, keys, values, positions, scores)
 
 
 @_attend_to_cache.defjvp
-def _attend_to_cache_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _attend_to_cache_jvp(scores: Scores, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     *qkv, positions = primals
 
     def exact(query: Array, keys: Array, values: Array) -> Array:
-        return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32)
+        return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores)
 
     _, tangent = jax.jvp(exact, tuple(qkv), tangents[:3])
-    return _attend_to_cache(*primals), tangent
+    return _attend_to_cache(*primals, scores), tangent
 
 
 def _refuses_dtype(dtype: DTypeLike) -> str:

@@ -24,6 +24,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import Panels, from_panels
+from aq_jax.ops.scores import Scores
 
 ACTS = ("", "gelu", "gelu_new", "relu", "silu")
 """Activations in the order of the library's."""
@@ -68,9 +69,10 @@ def attention(
     value: Float[Array, "batch tokens width"],
     mask: Bool[Array, "batch tokens"],
     heads: int,
+    scores: Scores,
 ) -> Float[Array, "batch tokens width"]:
     """Compute softmax(q k / sqrt(d)) v in float32."""
-    return _attention.bind(query, key, value, mask, heads=heads)
+    return _attention.bind(query, key, value, mask, heads=heads, scores=scores)
 
 
 def cached_attention(
@@ -78,9 +80,10 @@ def cached_attention(
     keys: Float[Array, "batch positions kv_heads size"],
     values: Float[Array, "batch positions kv_heads size"],
     positions: Int[Array, "tokens"],
+    scores: Scores,
 ) -> Float[Array, "batch tokens heads size"]:
     """Compute softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own."""
-    return _cached_attention.bind(query, keys, values, positions.astype(jnp.int32))
+    return _cached_attention.bind(query, keys, values, positions.astype(jnp.int32), scores=scores)
 
 
 def _product_by_library(
@@ -119,22 +122,30 @@ def _rows_by_xla(ids: Array, *panels: Array, like: QTensor) -> Array:
     return xla.Rows().run(from_panels(Panels(*panels), like), wrapped, inside)
 
 
-def _attention_by_library(*qkv_and_mask: Array, heads: int) -> Array:
+def _attention_by_library(*qkv_and_mask: Array, heads: int, scores: Scores) -> Array:
     q = qkv_and_mask[0]
     call = jax.ffi.ffi_call("aq_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
-    return call(*qkv_and_mask, heads=np.int64(heads))
+    return call(*qkv_and_mask, heads=np.int64(heads), **_static(scores, q.shape[-1] // heads))
 
 
-def _attention_by_xla(query: Array, key: Array, value: Array, mask: Array, heads: int) -> Array:
-    return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32)
+def _attention_by_xla(query: Array, key: Array, value: Array, mask: Array, heads: int, scores: Scores) -> Array:
+    return xla_attention.Attention().run(query, key, value, mask, heads, jnp.float32, scores)
 
 
-def _cached_attention_by_library(*args: Array) -> Array:
-    return jax.ffi.ffi_call("aq_cached_attention", jax.ShapeDtypeStruct(args[0].shape, jnp.float32))(*args)
+def _cached_attention_by_library(*args: Array, scores: Scores) -> Array:
+    q = args[0]
+    call = jax.ffi.ffi_call("aq_cached_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    return call(*args, **_static(scores, q.shape[-1]))
 
 
-def _cached_attention_by_xla(query: Array, keys: Array, values: Array, positions: Array) -> Array:
-    return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32)
+def _cached_attention_by_xla(query: Array, keys: Array, values: Array, positions: Array, scores: Scores) -> Array:
+    return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores)
+
+
+def _static(scores: Scores, size: int) -> dict[str, Any]:
+    """Spell scores as the library's attributes; no reach is -1."""
+    reach = np.int64(-1 if scores.reach is None else scores.reach)
+    return {"scale": np.float32(scores.factor(size)), "cap": np.float32(scores.cap), "reach": reach}
 
 
 def make_primitive(
@@ -144,7 +155,7 @@ def make_primitive(
     """Make the primitive of a call, whose result is float32 of a `shape`, or `several` arrays."""
     primitive = Primitive(f"aq_jax_{name}")
     primitive.multiple_results = several is not None
-    compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads"))
+    compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads", "scores"))
 
     def run(*args: Array, **params: Any) -> Array:
         with jax.disable_jit(False):  # or the call would come back here
@@ -204,11 +215,11 @@ def _batch_attention(args: Sequence[Array], dims: Sequence[int | None], **params
     return y.reshape(*lengths, *y.shape[1:]), 0
 
 
-def _batch_cached_attention(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[Array, int]:
+def _batch_cached_attention(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
     if dims[3] is not None:  # each has its own positions
-        return jax.vmap(_cached_attention_by_xla, dims)(*args), 0
+        return jax.vmap(lambda *one: _cached_attention_by_xla(*one, **params), dims)(*args), 0
     merged, lengths = _merge(args, dims, range(3))
-    y = _cached_attention.bind(*merged)
+    y = _cached_attention.bind(*merged, **params)
     return y.reshape(*lengths, *y.shape[1:]), 0
 
 
@@ -223,6 +234,6 @@ _attention = make_primitive(
     "attention", _attention_by_library, _attention_by_xla, lambda q, *_, **__: q.shape, _batch_attention
 )
 _cached_attention = make_primitive(
-    "cached_attention", _cached_attention_by_library, _cached_attention_by_xla, lambda q, *_: q.shape,
+    "cached_attention", _cached_attention_by_library, _cached_attention_by_xla, lambda q, *_, **__: q.shape,
     _batch_cached_attention,
 )  # fmt: skip

@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from aq_jax.ops.scores import PLAIN, Scores
+
 MIN_COLUMNS = 32  # keys in a product
 
 
 class Attention:
-    """softmax(q k / sqrt(d)) v, heads and batch together as one axis, products of `dtype`, sums of float32."""
+    """softmax(q k / sqrt(d) + bias) v, heads and batch together as one axis, products of `dtype`, sums of float32."""
 
-    def refuses(self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike) -> str:
+    def refuses(
+        self, query: Float[Array, "batch tokens width"], heads: int, dtype: DTypeLike, scores: Scores = PLAIN,
+        biased: bool = False,
+    ) -> str:  # fmt: skip
         return ""
 
     def run(
@@ -24,6 +29,8 @@ class Attention:
         mask: Bool[Array, "batch tokens"],
         heads: int,
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
+        bias: Float[Array, "heads tokens tokens"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         batch, tokens, width = query.shape
         size = width // heads
@@ -31,15 +38,21 @@ class Attention:
         def split(x: Array) -> Array:
             return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, size)
 
-        q, k, v = split(query * size**-0.5).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
+        q, k, v = split(query * scores.factor(size)).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
         # Keys as columns, and 32 of them or more: otherwise XLA sums in another order for other numbers of tokens
         # where vectors are 512 bits wide.
         columns = jnp.pad(k.swapaxes(1, 2), ((0, 0), (0, 0), (0, max(0, MIN_COLUMNS - tokens))))
         columns = jax.lax.optimization_barrier(columns)
-        scores = jnp.einsum("bqd,bdk->bqk", q, columns, preferred_element_type=jnp.float32)[..., :tokens]
-        scores = jnp.where(mask[:, None, None, :], scores.reshape(batch, heads, tokens, tokens), -jnp.inf)
+        products = jnp.einsum("bqd,bdk->bqk", q, columns, preferred_element_type=jnp.float32)[..., :tokens]
+        scored = scores.bound(products.reshape(batch, heads, tokens, tokens))
+        scored = scored if bias is None else scored + bias[None]
+        seen = mask[:, None, None, :]
+        if scores.reach is not None:
+            at = jnp.arange(tokens, dtype=jnp.int32)
+            seen = seen & scores.near(at, at)[None, None]
+        scored = jnp.where(seen, scored, -jnp.inf)
         # A sentence of padding only, which fills up a batch, has no largest score.
-        weights = exp(scores - jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
+        weights = exp(scored - jnp.maximum(scored.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
         weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
         # Their sums come out of the product as well: as a reduction they would be rounded otherwise in other shapes,
         # and so would a product that is one column wider (see `exp`).
@@ -57,6 +70,7 @@ class CachedAttention:
         query: Float[Array, "batch tokens heads size"],
         keys: Float[Array, "batch positions kv_heads size"],
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
     ) -> str:
         return ""
 
@@ -67,12 +81,17 @@ class CachedAttention:
         values: Float[Array, "batch positions kv_heads size"],
         positions: Int[Array, "tokens"],
         dtype: DTypeLike,
+        scores: Scores = PLAIN,
     ) -> Float[Array, "batch tokens heads size"]:
         batch, tokens, heads, size = query.shape
-        shared = (query * size**-0.5).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
-        scores = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
-        seen = jnp.arange(keys.shape[1], dtype=jnp.int32)[None] <= positions[:, None]
-        weights = jax.nn.softmax(jnp.where(seen[None, None, None], scores, -jnp.inf), axis=-1).astype(dtype)
+        shared = (query * scores.factor(size)).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
+        products = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
+        at = jnp.arange(keys.shape[1], dtype=jnp.int32)
+        seen = at[None] <= positions[:, None]
+        if scores.reach is not None:
+            seen = seen & scores.near(positions, at)
+        scored = jnp.where(seen[None, None, None], scores.bound(products), -jnp.inf)
+        weights = jax.nn.softmax(scored, axis=-1).astype(dtype)
         mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, values.astype(dtype), preferred_element_type=jnp.float32)
         return mixed.reshape(batch, tokens, heads, size)
 

@@ -37,11 +37,13 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     from aq_jax.nn import quantize_module
     from aq_jax.nn.compiled import BoundProgram
     from aq_jax.nn.generator import decode_tokens
-    from aq_jax.nn.models.llama import Llama, LlamaConfig
+    from aq_jax.nn.models import FAMILIES
 
-    config = LlamaConfig(1024, WIDTH, INNER, LAYERS, HEADS, KV_HEADS, WIDTH // HEADS, 512)
+    sizes = {"vocab_size": 1024, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": 512}
+    llama = FAMILIES["llama"]
     numerics = aq.QuantizationConfig(quant_type, group_size=0 if quant_type == "int8" else 128, solver="absmax")
-    model = Llama(config, activations=activations, rngs=nnx.Rngs(0))
+    model = llama.module(llama.read(sizes, "sizes"), activations=activations, rngs=nnx.Rngs(0))
     model = quantize_module(model, numerics, activations=activations)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
     packed = [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]

@@ -26,8 +26,8 @@ from aq_jax import QuantizationConfig, QuantSpec
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.nn import quantize_module
 from aq_jax.nn.generator import decode_tokens, log_likelihoods
+from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.models.bert import Bert, BertConfig
-from aq_jax.nn.models.llama import Llama, LlamaConfig
 from aq_jax.quantizers.gptq import gptq
 from aq_jax.quantizers.hessian import prepare_hessian
 
@@ -52,7 +52,11 @@ W, X, MOMENT = (np.random.default_rng(n).normal(size=(rows, 64)) for n, rows in 
 MOMENT = (MOMENT.T @ MOMENT).astype(np.float32)
 X, IDS = X.astype(np.float32), np.array([[0, 5, -1]], np.int32)
 BERT = BertConfig.from_json({**bert_oracle.CONFIG, "num_hidden_layers": 1, "vocab_size": 16}, "test")
-LLAMA = LlamaConfig(16, 32, 32, 1, 4, 2, 8, 32)
+LLAMA = FAMILIES["llama"]
+SIZES = {
+    "vocab_size": 16, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
 SPECS = {"groups": QuantSpec(2, group_size=16), "rotated": QuantSpec(3, group_size=32, rotation=64)}
 
 
@@ -89,7 +93,8 @@ def with_a_model(kind: str, activations: Activations) -> Any:
     if kind == "bert":
         model = quantize_module(Bert(BERT, activations=activations, rngs=nnx.Rngs(0)), "int8", activations=activations)
         return model(jnp.asarray(ids), jnp.asarray([[True] * 5 + [False] * 3, [False] * 8]))
-    model = quantize_module(Llama(LLAMA, activations=activations, rngs=nnx.Rngs(0)), "int8", activations=activations)
+    model = LLAMA.module(LLAMA.read(SIZES, "sizes"), activations=activations, rngs=nnx.Rngs(0))
+    model = quantize_module(model, "int8", activations=activations)
     numbers = jnp.int32(3), jnp.int32(5), jnp.float32(0.5), jnp.float32(0.9), jax.random.key(0)
     ids = jnp.asarray(ids[:1])
     return decode_tokens(model, ids, *numbers, steps=4, eos_ids=(2,)), log_likelihoods(model, ids)

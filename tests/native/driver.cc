@@ -167,7 +167,9 @@ static void rotation(const Kernels& kernels, int64_t block) {
     }
 }
 
-static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int64_t heads) {
+static double bound(double score, float cap) { return cap ? cap * std::tanh(score / cap) : score; }
+
+static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int64_t heads, float cap, int64_t reach) {
   const int64_t width = heads * size;
   const std::vector<float> q = numbers(tokens * width), k = numbers(tokens * width), v = numbers(tokens * width);
   std::vector<float> out(tokens * width);
@@ -176,24 +178,27 @@ static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int6
   for (int64_t h = 0; h < heads; ++h) {
     const int64_t at = h * size;
     kernels.attention({q.data() + at, k.data() + at, v.data() + at, mask, nullptr, tokens, 1, tokens, size, width, width,
-                       out.data() + at});
+                       float(1 / std::sqrt(double(size))), cap, reach, out.data() + at});
     for (int64_t t = 0; t < tokens; ++t) {
       std::vector<double> sum(size);
       double all = 0;
       for (int64_t s = 0; s < tokens; ++s) {
         double score = 0;
         for (int64_t i = 0; i < size; ++i) score += double(q[t * width + at + i]) * k[s * width + at + i];
-        const double part = mask[s] ? std::exp(score / std::sqrt(double(size))) : 0;
+        const bool near = reach < 0 || std::abs(t - s) <= reach;
+        const double part = mask[s] && near ? std::exp(bound(score / std::sqrt(double(size)), cap)) : 0;
         all += part;
         for (int64_t i = 0; i < size; ++i) sum[i] += part * v[s * width + at + i];
       }
-      for (int64_t i = 0; i < size; ++i) near(out[t * width + at + i], sum[i] / all, 1e-5, "attention", kernels.isa);
+      for (int64_t i = 0; i < size; ++i)
+        near(out[t * width + at + i], all ? sum[i] / all : 0, 1e-5, "attention", kernels.isa);
     }
   }
   delete[] mask;
 }
 
-static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t keys, int64_t size, int64_t shared) {
+static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t keys, int64_t size, int64_t shared,
+                             float cap, int64_t reach) {
   const int64_t kv = 2, heads = kv * shared;
   const std::vector<float> q = numbers(tokens * heads * size), k = numbers(keys * kv * size),
                            v = numbers(keys * kv * size);
@@ -203,17 +208,18 @@ static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t key
   for (int64_t h = 0; h < kv; ++h) {
     const int64_t from = h * shared * size;
     kernels.attention({q.data() + from, k.data() + h * size, v.data() + h * size, nullptr, positions.data(), tokens,
-                       shared, keys, size, heads * size, kv * size, out.data() + from});
+                       shared, keys, size, heads * size, kv * size, float(1 / std::sqrt(double(size))), cap, reach,
+                       out.data() + from});
   }
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t at = (t * heads + head) * size, h = head / shared;
       std::vector<double> sum(size);
       double all = 0;
-      for (int64_t s = 0; s <= positions[t]; ++s) {
+      for (int64_t s = reach < 0 ? 0 : std::max<int64_t>(0, positions[t] - reach); s <= positions[t]; ++s) {
         double score = 0;
         for (int64_t i = 0; i < size; ++i) score += double(q[at + i]) * k[(s * kv + h) * size + i];
-        const double part = std::exp(score / std::sqrt(double(size)));
+        const double part = std::exp(bound(score / std::sqrt(double(size)), cap));
         all += part;
         for (int64_t i = 0; i < size; ++i) sum[i] += part * v[(s * kv + h) * size + i];
       }
@@ -292,10 +298,16 @@ int main() {
         }
     for (int64_t block : {2, 8, 32, 128}) rotation(**each, block);
     for (int64_t tokens : {1, 7, 16, 33})
-      for (int64_t size : {1, 8, 20, 32, 64}) attention(**each, tokens, size, 2);
+      for (int64_t size : {1, 8, 20, 32, 64}) {
+        attention(**each, tokens, size, 2, 0, -1);
+        attention(**each, tokens, size, 2, 1.5f, 3);
+      }
     for (int64_t tokens : {1, 3, 17})
       for (int64_t size : {2, 20, 32, 64})
-        for (int64_t shared : {1, 4}) cached_attention(**each, tokens, tokens + 15, size, shared);
+        for (int64_t shared : {1, 4}) {
+          cached_attention(**each, tokens, tokens + 15, size, shared, 0, -1);
+          cached_attention(**each, tokens, tokens + 35, size, shared, 1.5f, 3);
+        }
     for (int bits = 2; bits <= 8; ++bits)
       for (int64_t count : {1, 7, 64, 200, 333, 9001})
         for (int64_t group : {1, 8, 13, 100, 5000}) {

@@ -183,7 +183,7 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
         ('{"model_type": ["bert"]}', r"model_type is \['bert'\]; wanted"),
         ('{"model_type": "bert"}', "no vocab_size; wanted a positive integer"),
         (json.dumps({**CONFIG, "hidden_size": -1}), "hidden_size is -1; wanted a positive integer"),
-        (json.dumps({**CONFIG, "hidden_act": "tanh"}), "hidden_act is 'tanh'; wanted 'gelu' or"),
+        (json.dumps({**CONFIG, "hidden_act": "tanh"}), "hidden_act is 'tanh'; wanted 'silu' or"),
         (json.dumps({**CONFIG, "is_decoder": True}), "is_decoder is True; wanted False"),
         (
             json.dumps({**CONFIG, "position_embedding_type": "relative_key"}),

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import aq_jax as aq
-from aq_jax.config.fields import read_fields
+from aq_jax.config.fields import Fields
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.models import FAMILIES, Family, LanguageModel, Model
 from aq_jax.nn.parallel import shardings
@@ -40,7 +40,8 @@ class Sizes:
 
 
 def read(fields: Mapping[str, Any], where: str) -> Sizes:
-    return read_fields(Sizes, {"vocab_size": fields.get("words"), "hidden_size": fields.get("dim")}, where, {})
+    given = Fields(fields, where)
+    return Sizes(given.take("words", int), given.take("dim", int))
 
 
 class Once(nnx.Module):

@@ -21,7 +21,7 @@ def info(name: str, *shape: int, quant_type: str = "none") -> RowInfo:
 
 def test_each_linear_of_a_llama_has_its_axis() -> None:
     mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
-    config = SimpleNamespace(tie_word_embeddings=False)
+    config = SimpleNamespace(tied=False, layer=SimpleNamespace(norms="before"))
     at = "model.layers.0"
     wanted = {f"{at}.self_attn.{name}_proj.weight": P("model", None) for name in "qkv"}
     wanted |= {f"{at}.self_attn.{name}_proj.bias": P("model") for name in "qkv"}

@@ -20,7 +20,7 @@ from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, qembed
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops import ACTS, Epilogue, attention, linear, xla, xla_attention
+from aq_jax.ops import ACTS, Epilogue, Scores, attention, linear, xla, xla_attention
 from aq_jax.ops.native import Attention
 from aq_jax.ops.native_calls import quantize_rows
 
@@ -251,19 +251,22 @@ def test_a_table_is_held_once_for_rows_and_products() -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("how", [Scores(), Scores(scale=0.5, cap=1.5, reach=6)], ids=["plain", "bounded"])
 @pytest.mark.parametrize(("tokens", "width", "heads"), [(1, 4, 2), (16, 64, 2), (37, 40, 2), (70, 60, 3)])
-def test_attention_is_that_of_float64(tokens: int, width: int, heads: int) -> None:
+def test_attention_is_that_of_float64(tokens: int, width: int, heads: int, how: Scores) -> None:
     rng = np.random.default_rng(tokens)
     q, k, v = (rng.normal(size=(3, tokens, width)).astype(np.float32) for _ in range(3))
     mask = np.arange(tokens) < np.array([[tokens], [max(1, tokens - 5)], [0]])
     mask[0, tokens // 2] = tokens == 1  # a hole
-    found = attention(*map(jnp.asarray, (q, k, v, mask)), heads, jnp.float32)
+    found = attention(*map(jnp.asarray, (q, k, v, mask)), heads, jnp.float32, how)
 
     def split(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float64).reshape(3, tokens, heads, -1).swapaxes(1, 2)
 
-    scores = split(q) @ split(k).swapaxes(2, 3) / np.sqrt(width // heads)
-    weights = np.exp(scores) * mask[:, None, None]
+    scores = split(q) @ split(k).swapaxes(2, 3) * (how.scale or 1 / np.sqrt(width // heads))
+    weights = np.exp(how.cap * np.tanh(scores / how.cap) if how.cap else scores) * mask[:, None, None]
+    at = np.arange(tokens)
+    weights *= np.abs(at[:, None] - at) <= (tokens if how.reach is None else how.reach)
     wanted = weights @ split(v) / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
     np.testing.assert_allclose(found, wanted.swapaxes(1, 2).reshape(q.shape), rtol=0, atol=2e-6)
 

@@ -23,7 +23,8 @@ void run(ffi::ThreadPool& pool, const Kernels& kernels, int64_t batch, int64_t h
 }
 
 ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
-                     ffi::Buffer<ffi::PRED> mask, ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t heads) {
+                     ffi::Buffer<ffi::PRED> mask, ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t heads, float scale,
+                     float cap, int64_t reach) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("attention", "no kernels for this processor");
   if (q.dimensions().size() != 3) return invalid("attention", "wanted q [batch, tokens, width]");
@@ -36,13 +37,13 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
   const int64_t size = width / heads;
   run(pool, *chosen, batch, heads, tokens * width, tokens * width,
       {q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data(), nullptr, tokens, 1, tokens, size, width,
-       width, out->typed_data()});
+       width, scale, cap, reach, out->typed_data()});
   return ffi::Error::Success();
 }
 
 ffi::Error cached_attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
                             ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> positions,
-                            ffi::Result<ffi::Buffer<ffi::F32>> out) {
+                            ffi::Result<ffi::Buffer<ffi::F32>> out, float scale, float cap, int64_t reach) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("cached_attention", "no kernels for this processor");
   if (q.dimensions().size() != 4 || k.dimensions().size() != 4)
@@ -57,7 +58,7 @@ ffi::Error cached_attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::
   if (!q.element_count()) return ffi::Error::Success();
   run(pool, *chosen, batch, shared, tokens * heads * size, keys * shared * size,
       {q.typed_data(), k.typed_data(), v.typed_data(), nullptr, positions.typed_data(), tokens, heads / shared, keys,
-       size, heads * size, shared * size, out->typed_data()});
+       size, heads * size, shared * size, scale, cap, reach, out->typed_data()});
   return ffi::Error::Success();
 }
 
@@ -75,7 +76,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_attention, aq::attention,
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::PRED>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Attr<int64_t>("heads"));
+                                  .Attr<int64_t>("heads")
+                                  .Attr<float>("scale")
+                                  .Attr<float>("cap")
+                                  .Attr<int64_t>("reach"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_cached_attention, aq::cached_attention,
                               aq::ffi::Ffi::Bind()
@@ -84,4 +88,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_cached_attention, aq::cached_attention,
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::S32>>()
-                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>());
+                                  .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("cap")
+                                  .Attr<int64_t>("reach"));

@@ -53,6 +53,9 @@ struct Heads {
   const int32_t* positions;  // [tokens]: a token sees no key after its own position; null if it sees all
   int64_t tokens, shared, keys, size;
   int64_t q_width, k_width;  // floats from one token to the next
+  float scale;               // of products
+  float cap;                 // scores are cap tanh(score / cap), unless this is 0
+  int64_t reach;             // a token sees no key that is further away; below 0, it sees any
   float* out;                // as q
 };
 
@@ -110,7 +113,7 @@ struct Kernels {
   void (*rows)(const Weight&, const int32_t* ids, int64_t count, float* y);
   // Normalize rows of y in place.
   void (*normalize)(const After&, int64_t row, int64_t row_end, int64_t outputs, float* y);
-  // Compute softmax(q k / sqrt(size)) v.
+  // Compute softmax(scale q k) v.
   void (*attention)(const Heads&);
   // Decode elements [first, last) of a tensor.
   void (*dequantize)(const Codes&, int64_t first, int64_t last, float* out);

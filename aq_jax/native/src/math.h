@@ -39,6 +39,12 @@ inline F gelu(F x) {
   return x < -5.4f ? x * 0 : y;
 }
 
+// (1 - e^-2x) / (1 + e^-2x)
+inline F tanh(F x) {
+  const F e = exp(splat(-2) * (x < 0 ? -x : x)), y = (splat(1) - e) / (splat(1) + e);
+  return x < 0 ? -y : y;
+}
+
 // x / (1 + e^-x)
 inline F silu(F x) {
   const F e = exp(x < 0 ? x : -x);

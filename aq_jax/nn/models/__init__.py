@@ -1,8 +1,9 @@
 """Families of models by the model_type of config.json; nothing else has a list of them.
 
-    bert    encoders of sentences
-    llama   language models
-    family  the protocols of a family and of its models
+    family           the protocols of a family and of its models
+    bert             encoders of sentences
+    decoder          language models: one module, whose settings are in `decoder_config`, and read by a file a family:
+    llama mistral qwen gemma phi3 smollm3 olmo granite
 
 A new one is a file like those, with a `Family`, and a line in FAMILIES: it is then loaded, calibrated, trained,
 validated and spread over devices as the others are. Layers are made of `nnx.Linear`s, which loading replaces by
@@ -16,9 +17,17 @@ from typing import Any
 
 from aq_jax.nn.models.bert import BERT
 from aq_jax.nn.models.family import Cache, Family, LanguageModel, Model, Task
+from aq_jax.nn.models.gemma import GEMMA, GEMMA2, GEMMA3
+from aq_jax.nn.models.granite import GRANITE
 from aq_jax.nn.models.llama import LLAMA
+from aq_jax.nn.models.mistral import MISTRAL
+from aq_jax.nn.models.olmo import OLMO2, OLMO3
+from aq_jax.nn.models.phi3 import PHI3
+from aq_jax.nn.models.qwen import QWEN2, QWEN3
+from aq_jax.nn.models.smollm3 import SMOLLM3
 
-FAMILIES: dict[str, Family] = {kind: family for family in (BERT, LLAMA) for kind in family.model_types}
+_ALL = (BERT, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, OLMO3, GRANITE)
+FAMILIES: dict[str, Family] = {kind: family for family in _ALL for kind in family.model_types}
 
 __all__ = ["FAMILIES", "Cache", "Family", "LanguageModel", "Model", "Task", "family_of", "model_types"]
 

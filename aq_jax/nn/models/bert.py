@@ -13,13 +13,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from aq_jax.config.fields import read_fields
+from aq_jax.config.fields import Fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.errors import FormatError
 from aq_jax.nn.blocks import add_and_normalize, follow
 from aq_jax.nn.models.family import Family, Model
+from aq_jax.nn.models.fields import ACTS, IDLE
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import ACTS, Epilogue, attention
+from aq_jax.ops import Epilogue, attention
+
+SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings",
+)  # fmt: skip
+# Of a pooler, which no sentence embedding uses, and of how the model was trained.
+IDLE_POOLER = (
+    "directionality", "pooler_type", "pooler_fc_size", "pooler_num_fc_layers", "pooler_num_attention_heads",
+    "pooler_size_per_head", "output_past", "tie_word_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,16 @@ class BertConfig:
         Raises:
             FormatError: for missing fields, fields of another type, and variants that this model does not compute.
         """
-        allowed = {
-            "hidden_act": tuple(filter(None, ACTS)),
-            "position_embedding_type": ("absolute",),
-            "is_decoder": (False,),
-        }
-        config = read_fields(cls, fields, where, allowed)
+        given = Fields(fields, where)
+        given.leave(*IDLE, *IDLE_POOLER)
+        given.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+        config = cls(
+            *(given.take(name, int) for name in SIZES),
+            type_vocab_size=given.take("type_vocab_size", int, 2),
+            layer_norm_eps=given.take("layer_norm_eps", float, 1e-12),
+            hidden_act=ACTS[given.choose("hidden_act", ACTS, "gelu")],
+        )
+        given.finish()
         if config.hidden_size % config.num_attention_heads:
             raise FormatError(f"{where}: {config.num_attention_heads} heads do not divide {config.hidden_size}")
         return config

@@ -1,0 +1,109 @@
+"""Gemma 1 to 3: arXiv:2403.08295, arXiv:2408.00118, arXiv:2503.19786.
+
+Embeddings are scaled, and gains are 1 + what is stored. Gemma 2 bounds scores and logits, normalizes before and after
+attention and feed-forward parts, and lets each second layer see a window only; Gemma 3 normalizes queries and keys
+instead of bounding their scores, and turns them by two rotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aq_jax.config.fields import Fields
+from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder_config import (
+    FULL,
+    SLIDING,
+    Attention,
+    DecoderConfig,
+    LayerConfig,
+    Sizes,
+    reach_of,
+    read_act,
+    read_kinds,
+    read_one_rope,
+    read_sizes,
+    read_two_ropes,
+)  # fmt: skip
+from aq_jax.nn.models.family import Family
+from aq_jax.nn.models.llama import ATTENTION
+from aq_jax.ops import Scores
+
+GELU = "gelu_pytorch_tanh"
+
+
+def read_first(given: Mapping[str, Any], where: str) -> DecoderConfig:
+    """Read a parsed config.json of Gemma 1.
+
+    Raises:
+        FormatError: for missing fields, fields of another type, and what is not computed or not known.
+    """
+    fields = Fields(given, where)
+    sizes = read_sizes(fields, head_dim=256)
+    act = fields.choose("hidden_act", ("gelu", GELU), GELU)  # its first files say gelu, and mean the approximation
+    fields.require(hidden_activation=GELU)
+    layer = _layer(fields, sizes, "gelu_new" if act == "gelu" else read_act(fields, default=GELU))
+    attentions = (Attention(read_one_rope(fields, sizes), Scores()),) * sizes.layers
+    return _config(fields, sizes, layer, attentions)
+
+
+def read_second(given: Mapping[str, Any], where: str) -> DecoderConfig:
+    """Read a parsed config.json of Gemma 2.
+
+    Raises:
+        FormatError: for missing fields, fields of another type, and what is not computed or not known.
+    """
+    fields = Fields(given, where)
+    sizes = read_sizes(fields, head_dim=256)
+    layer = _layer(fields, sizes, read_act(fields, "hidden_activation", GELU), norms="both")
+    fields.require(hidden_act=GELU)
+    rope = read_one_rope(fields, sizes)
+    scale = fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5
+    cap = fields.take("attn_logit_softcapping", float, 50.0, null=0.0)
+    window = fields.take("sliding_window", int, 4096, null=None)
+    kinds = read_kinds(fields, [FULL if i % 2 else SLIDING for i in range(sizes.layers)])
+    reaches = {FULL: None, SLIDING: reach_of(window)}
+    attentions = tuple(Attention(rope, Scores(scale, cap, reaches[kind])) for kind in kinds)
+    return _config(fields, sizes, layer, attentions, fields.take("final_logit_softcapping", float, 30.0, null=0.0))
+
+
+def read_third(given: Mapping[str, Any], where: str) -> DecoderConfig:
+    """Read a parsed config.json of Gemma 3, of text alone.
+
+    Raises:
+        FormatError: for missing fields, fields of another type, and what is not computed or not known.
+    """
+    fields = Fields(given, where)
+    sizes = read_sizes(fields, head_dim=256)
+    layer = _layer(fields, sizes, read_act(fields, "hidden_activation", GELU), norms="both", qk_norm="head")
+    ropes = read_two_ropes(fields, sizes, {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)})
+    scale = fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5
+    fields.leave("attn_logit_softcapping")  # which transformers reads and does not use
+    reaches = {FULL: None, SLIDING: reach_of(fields.take("sliding_window", int, 4096, null=None))}
+    every = fields.take("_sliding_window_pattern", int, fields.take("sliding_window_pattern", int, 6))
+    kinds = read_kinds(fields, [SLIDING if (i + 1) % every else FULL for i in range(sizes.layers)])
+    attentions = tuple(Attention(ropes[kind], Scores(scale, reach=reaches[kind])) for kind in kinds)
+    return _config(fields, sizes, layer, attentions, fields.take("final_logit_softcapping", float, 0.0))
+
+
+def _layer(fields: Fields, sizes: Sizes, act: str, **settings: Any) -> LayerConfig:
+    biased = ATTENTION if fields.take("attention_bias", bool, False) else frozenset()
+    return sizes.layer(fields, act, biased=biased, unit_gain=True, **settings)
+
+
+def _config(
+    fields: Fields, sizes: Sizes, layer: LayerConfig, attentions: tuple[Attention, ...], logit_cap: float = 0.0
+) -> DecoderConfig:
+    fields.require(use_bidirectional_attention=False)
+    tied = fields.take("tie_word_embeddings", bool, True)
+    fields.finish()
+    return DecoderConfig(
+        sizes.vocab_size, sizes.positions, layer, attentions, tied, embedding_scale=sizes.width**0.5,
+        logit_cap=logit_cap,
+    )  # fmt: skip
+
+
+GEMMA = Family(("gemma",), "generate", read_first, Decoder, names)
+GEMMA2 = Family(("gemma2",), "generate", read_second, Decoder, names)
+GEMMA3 = Family(("gemma3_text",), "generate", read_third, Decoder, names)

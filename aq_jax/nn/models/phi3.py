@@ -1,0 +1,40 @@
+"""Phi-3 and Phi-4: one linear layer makes queries, keys and values, and one the gate and what it lets through
+(arXiv:2404.14219, arXiv:2412.08905)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aq_jax.config.fields import Fields
+from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, reach_of, read_act, read_one_rope, read_sizes
+from aq_jax.nn.models.family import Family
+from aq_jax.ops import Scores
+
+
+def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
+    """Read a parsed config.json.
+
+    Raises:
+        FormatError: for missing fields, fields of another type, and what is not computed or not known, such as
+            frequencies that depend on the length of the text (longrope).
+    """
+    fields = Fields(given, where)
+    sizes = read_sizes(fields)
+    layer = sizes.layer(fields, read_act(fields, default="silu"), 1e-5, fused=True)
+    said = fields.take("rope_scaling", dict, {}) or fields.take("rope_parameters", dict, {})
+    part = fields.take("partial_rotary_factor", float, 1.0)
+    part = Fields(said, f"{where}: rope_parameters").take("partial_rotary_factor", float, part)
+    rope = read_one_rope(fields, sizes, part=part)
+    reach = reach_of(fields.take("sliding_window", int, None))
+    fields.require(attention_bias=False, mlp_bias=False)
+    # Dropout is for training; the positions before frequencies were changed matter to longrope only.
+    fields.leave("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")
+    tied = fields.take("tie_word_embeddings", bool, False)
+    fields.finish()
+    attentions = (Attention(rope, Scores(reach=reach)),) * sizes.layers
+    return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
+
+
+PHI3 = Family(("phi3",), "generate", read, Decoder, names)
