@@ -26,8 +26,8 @@ PACKAGE = ROOT / "aq_jax"
 
 # Imports go down only: to a lower floor, or within one's own folder. Lazy ones too.
 ORDER = (
-    "_version", "__init__", "errors", "progress", "worker", "native", "codes", "config", "store", "core", "ops",
-    "quantizers", "io", "nn", "calibration", "conversion", "converters", "validate", "cli",
+    "_version", "__init__", "errors", "cores", "progress", "worker", "native", "codes", "config", "store", "core",
+    "ops", "quantizers", "io", "nn", "calibration", "conversion", "converters", "validate", "cli",
 )  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Whose business it is to know a library.

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from aq_jax import native
+from aq_jax.cores import cores
 
 VARIABLE = "AQ_JAX_KERNEL"
 """The variable that forces a kernel, here and in `aq_jax.ops`."""
@@ -101,11 +102,6 @@ def quantize(
     if wrong is not None:
         raise ValueError(f"aq_quantize_groups: {wrong.decode()}")
     return sums.sum(axis=0), not flags[0] & _UNSOUND
-
-
-def cores() -> int:
-    """Count the processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64

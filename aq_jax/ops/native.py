@@ -10,7 +10,6 @@ those of XLA's formulations.
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ from aq_jax import native
 from aq_jax.core.dispatch import TOKENS, Activations, backend
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
+from aq_jax.cores import cores
 from aq_jax.ops import native_calls, xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import WIDTHS, Panels, from_panels, to_panels
@@ -56,8 +56,7 @@ class Product(_Weights):
     @property
     def tokens(self) -> int:
         """The rows that a model is given at once: for each core as many as its caches keep from layer to layer."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(128 * cores, TOKENS["cpu"])
+        return min(128 * cores(), TOKENS["cpu"])
 
     def refuses(self, w: QTensor, activations: Activations) -> str:
         if activations not in ("float32", "int8"):

@@ -6,7 +6,6 @@ import dataclasses
 import datetime as dt
 import json
 import math
-import os
 import platform
 import re
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from aq_jax.config import ConversionConfig
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.convert import convert
 from aq_jax.converters.huggingface import resolve_source
+from aq_jax.cores import cores
 from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.load import load_model
@@ -139,7 +139,7 @@ def environment() -> dict[str, Any]:
     named = re.search(r"model name\s*: (.+)", about.read_text()) if about.exists() else None
     return {
         "machine": named[1] if named else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(), "platform": platform.platform(),
         "versions": {"aq_jax": __version__} | {name: version(name) for name in LIBRARIES},
     }  # fmt: skip

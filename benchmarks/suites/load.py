@@ -14,10 +14,10 @@ from benchmarks.timing import Line, Result, Skipped, race, ratio
 
 TO_JAX = "safetensors float32 to JAX"
 LIMITS = {
-    "arrow float32": ("1.0", "0.7"),
-    "parquet float32": ("1.2", "0.9"),
-    "arrow packed": ("0.5", "0.2"),
-    "parquet packed": ("0.8", "0.4"),
+    "arrow float32": ("0.556", "0.4"),
+    "parquet float32": ("0.556", "0.4"),
+    "arrow packed": ("0.333", "0.2"),
+    "parquet packed": ("0.333", "0.2"),
 }
 
 

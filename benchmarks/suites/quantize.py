@@ -74,7 +74,7 @@ def _against_all(what: str, bits: int, group: int, side: int, children: list[Chi
     ours = times.pop(ABSMAX)
     forwards = what == "quantize"
     case = f"{what} int{bits} {f'g{group}' if group else 'rows'}, {side} x {side}"
-    limits = ("0.75", "0.9") if forwards else ("", "")
+    limits = ("0.9", "1.3") if forwards else ("", "")
     note = f"{4 * side**2 / 1e9 / ours.median:.2f} GB/s of float32"
     yield compare(case, "memcpy", times.pop("memcpy"), ours, *limits, note=note)
     for peer, timing in times.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from aq_jax.conversion.shards.memory import PROCESS_BYTES
 from aq_jax.conversion.shards.task import OnTensor, ShardResult, ShardTask, convert_shard
+from aq_jax.cores import share_cores
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store.writer import use_system_memory
 from aq_jax.worker import Worker, WorkerDied, stop
@@ -47,9 +48,10 @@ def _in_processes(tasks: Sequence[ShardTask], on_tensor: OnTensor, workers: int)
     waiting = deque(tasks)
     busy: dict[Connection, tuple[Worker, ShardTask]] = {}
     started: list[Worker] = []
+    processes = min(workers, len(tasks))
     try:
-        for _ in range(min(workers, len(tasks))):
-            started.append(worker := Worker(_serve_tasks))
+        for _ in range(processes):
+            started.append(worker := Worker(_serve_tasks, processes))
             busy[worker.connection] = worker, (task := waiting.popleft())
             worker.connection.send(task)
         while busy:
@@ -77,8 +79,9 @@ def _in_processes(tasks: Sequence[ShardTask], on_tensor: OnTensor, workers: int)
         stop(started)
 
 
-def _serve_tasks(connection: Connection) -> None:
+def _serve_tasks(connection: Connection, processes: int) -> None:
     use_system_memory()
+    share_cores(processes)
     try:
         while True:
             task = connection.recv()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
@@ -15,6 +13,7 @@ from aq_jax.conversion.shards.partition import fingerprint, partition, workers_w
 from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
+from aq_jax.cores import cores
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, compose_manifest
 
@@ -41,7 +40,7 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
             for a quantizer that cannot be sent to other processes.
         AqError: for a tensor that cannot be quantized, or a process that ended: run again, and the rest is done.
 
-    >>> import numpy as np, safetensors.numpy, tempfile
+    >>> import numpy as np, os, safetensors.numpy, tempfile
     >>> import aq_jax as aq
     >>> folder = tempfile.mkdtemp()
     >>> weights = {name: np.ones((4, 8), np.float32) for name in "ab"}
@@ -58,9 +57,7 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     output, started = Folder(config.output), time.perf_counter()
     beside, notes = check_folder(source, output, config.quantization, config.requantize)
     tasks = partition(source, config)
-    run = (
-        engines.ray_engine if shards.engine == "ray" else engines.local_engine(workers_within(tasks, shards, _cores()))
-    )
+    run = engines.ray_engine if shards.engine == "ray" else engines.local_engine(workers_within(tasks, shards, cores()))
     total = sum(task.bytes for task in tasks)
 
     def on_tensor(name: str, size: int) -> None:
@@ -113,9 +110,3 @@ def check_folder(
     refuse_taken(output, beside.names)
     output.check_writable(MANIFEST)
     return beside, notes
-
-
-def _cores() -> int:
-    with suppress(AttributeError):  # which only Linux has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

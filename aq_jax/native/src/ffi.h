@@ -24,6 +24,11 @@ inline int64_t threads_for(const ffi::ThreadPool& pool, int64_t work) {
   return work > 1 << 22 ? std::max<int64_t>(1, pool.num_threads()) : 1;
 }
 
+// The threads for so many elements to be decoded or rounded: each of XLA's gets 0.05 ms of work, or more.
+inline int64_t threads_for_elements(const ffi::ThreadPool& pool, int64_t count) {
+  return std::clamp<int64_t>(count >> 17, 1, std::max<int64_t>(1, pool.num_threads()));
+}
+
 inline ffi::Error invalid(const char* call, const std::string& what) {
   return ffi::Error::InvalidArgument(std::string(call) + ": " + what);
 }

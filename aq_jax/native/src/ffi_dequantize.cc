@@ -17,7 +17,7 @@ const char* decode(Pool& pool, const Codes& codes, int64_t grids, int64_t count,
   if (codes.group <= 0 || grids < ceil_div(count, codes.group)) return "wanted a grid for each group";
   if (codes.bytes < ceil_div(count * codes.bits, 8)) return "wanted a code for each element";
   want_large_pages(out, 4 * count);
-  const int64_t threads = count < 1 << 18 ? 1 : pool.num_threads();
+  const int64_t threads = threads_for_elements(pool, count);
   const Parts parts(ceil_div(count, STEP), threads == 1 ? 1 : 4 * threads);
   parallel(pool, parts.parts, [&](int64_t i) {
     const int64_t first = parts.first(i) * STEP, last = std::min(count, parts.first(i + 1) * STEP);

@@ -23,7 +23,7 @@ const char* quantize_all(Pool& pool, const Groups& in, int& flags) {
   if (searches && (in.search.count < 1 || in.search.count > MAX_STARTS)) return "wanted 1 to 16 starts";
   if (searches && in.group > LONGEST_SEARCHED) return "wanted groups that a cache holds";
   const int64_t groups = ceil_div(in.count, in.group);
-  const int64_t work = (searches ? 256 : 1) * in.count, threads = work < 1 << 18 ? 1 : pool.num_threads();
+  const int64_t threads = threads_for_elements(pool, (searches ? 32 : 1) * in.count);
   const int64_t step = std::max<int64_t>(16, ceil_div(1 << 14, in.group) / 16 * 16);  // groups that go together
   const Parts parts(ceil_div(groups, step), threads == 1 ? 1 : 8 * threads);
   std::atomic<int> found{0};

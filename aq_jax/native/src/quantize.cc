@@ -58,9 +58,7 @@ bool ranges(const float* x, int64_t groups, int64_t size, F& low, F& high) {
   for (int64_t i = groups; i < LANES; ++i) lows[i] = highs[i] = F{};
   if (sum(poison) == 0) {
     if (groups > 2) {
-      turn(lows), turn(highs);
-      low = lows[0], high = highs[0];
-      for (int i = 1; i < LANES; ++i) low = min(lows[i], low), high = max(highs[i], high);
+      low = join_lanes(lows, min), high = join_lanes(highs, max);
     } else {
       low = high = F{};
       for (int64_t i = 0; i < groups; ++i) low[i] = least(lows[i]), high[i] = -least(-highs[i]);
@@ -147,7 +145,7 @@ void encode(const float* x, int64_t count, const Levels& levels, const One& one,
 }
 
 typedef uint64_t L __attribute__((vector_size(4 * LANES)));
-typedef uint32_t H __attribute__((vector_size(2 * LANES)));
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
 
 // Codes, a byte each, become a bit stream: eight at a time, by pairs. What is behind them must be zero up to 64.
 template <int BITS>
@@ -158,11 +156,15 @@ void pack(const uint8_t* codes, int64_t count, uint8_t* to) {
       L x = load<L>(codes + 8 * i);
       x = (x & 0x00ff00ff00ff00ff) | (x >> 8 & 0x00ff00ff00ff00ff) << BITS;
       x = (x & 0x0000ffff0000ffff) | (x >> 16 & 0x0000ffff0000ffff) << 2 * BITS;
-      x = (x & 0x00000000ffffffff) | x >> 32 << 4 * BITS;
-      if (BITS == 4) {
-        store(to + BITS * i, __builtin_convertvector(x, H));
+      if (BITS == 2) {
+        store_bytes(reinterpret_cast<int8_t*>(to) + BITS * i, (I)x);
         continue;
       }
+      if (BITS == 4) {
+        store(to + BITS * i, __builtin_convertvector((W)x, H));
+        continue;
+      }
+      x = (x & 0x00000000ffffffff) | x >> 32 << 4 * BITS;
       uint64_t words[WORDS];
       store(words, x);
       for (int k = 0; k < WORDS; ++k) std::memcpy(to + BITS * (i + k), words + k, 8);

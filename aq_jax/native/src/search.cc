@@ -33,6 +33,29 @@ struct Sums {
   F u, uu, uw, error;
 };
 
+constexpr float MAGIC = 0x1.8p23f;  // added to a number below 2^22, it leaves an integer in the low bits of the sum
+
+// x y + MAGIC, to the nearest integer; or to the one below.
+inline F rounded(F x, F y) { return fma(x, y, splat(MAGIC)); }
+inline F rounded_down(F x, F y) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_fmadd_round_ps((__m512)x, (__m512)y, (__m512)splat(MAGIC), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  return floor(x * y) + splat(MAGIC);
+#endif
+}
+
+// Of sums, whose order is that of their bits: other units do this than add and multiply.
+inline F between(F sum, I low, I high) {
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_min_epi32(_mm512_max_epi32((__m512i)sum, (__m512i)low), (__m512i)high);
+#elif defined(__AVX2__)
+  return (F)_mm256_min_epi32(_mm256_max_epi32((__m256i)sum, (__m256i)low), (__m256i)high);
+#else
+  return (F)vminq_s32(vmaxq_s32((int32x4_t)sum, (int32x4_t)low), (int32x4_t)high);
+#endif
+}
+
 // Over some elements: the sums of levels u that least squares needs, or the squared error of base + u scale.
 template <Rounding ROUNDING, bool ERROR, bool PART>
 void add_up(const float* x, int64_t steps, I part, float top, const Trial* trials, Sums* sums) {
@@ -40,16 +63,14 @@ void add_up(const float* x, int64_t steps, I part, float top, const Trial* trial
   Sums own[TOGETHER] = {};
   for (int t = 0; t < TOGETHER; ++t)
     inverse[t] = splat(1) / trials[t].scale, base[t] = trials[t].base, scale[t] = trials[t].scale;
-  const F low = splat(ROUNDING == Rounding::affine ? 0 : -top - 1), high = splat(top);
+  const I low = as_int(splat(MAGIC + (ROUNDING == Rounding::affine ? 0 : -top - 1))), high = as_int(splat(MAGIC + top));
   for (int64_t i = 0; i < steps; ++i) {
     const F v = load<F>(x + i * LANES);
     for (int t = 0; t < TOGETHER; ++t) {
-      F u = (ROUNDING == Rounding::affine ? v - base[t] : v) * inverse[t];
-      if (ROUNDING == Rounding::mid_rise) {
-        u = min(max(floor(u), low), high) + splat(0.5f);
-      } else {
-        u = nearest(min(max(u, low), high));
-      }
+      const F x = ROUNDING == Rounding::affine ? v - base[t] : v;
+      const F sum = ROUNDING == Rounding::mid_rise ? rounded_down(x, inverse[t]) : rounded(x, inverse[t]);
+      F u = between(sum, low, high) - splat(MAGIC);
+      if (ROUNDING == Rounding::mid_rise) u += splat(0.5f);
       if (ERROR) {
         F d = fma(u, scale[t], ROUNDING == Rounding::affine ? base[t] - v : negative(v));
         if (PART) d = part ? d : F{};

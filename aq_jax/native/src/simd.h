@@ -172,6 +172,14 @@ inline void turn(F (&rows)[LANES]) {
   }
 }
 
+// Of each row, its lanes joined by an operation, in the lane of the row's number. A pass halves the rows.
+inline F join_lanes(F (&rows)[LANES], F (*join)(F, F)) {
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i)
+      rows[i] = join(low_halves(rows[i], rows[i + half]), high_halves(rows[i], rows[i + half]));
+  return rows[0];
+}
+
 // The first `count` floats, and zeros after them.
 inline F load_part(const float* p, int64_t count) {
   if (count >= LANES) return load<F>(p);
