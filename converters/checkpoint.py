@@ -40,6 +40,8 @@ class Checkpoint(MappedTensors):
         self._arrays: dict[str, np.ndarray] = {}
         self.false_aliases: set[str] = set()
         """Keys of metadata that look like tied names, and are none."""
+        self.metadata: dict[str, str] = {}
+        """The metadata of all files."""
 
     def read(self, name: str) -> np.ndarray:
         return self._arrays[name] if name in self._arrays else super().read(name)
@@ -175,6 +177,7 @@ def _is_safe_file_name(file: str) -> bool:
 def _read_safetensors(file: str, checkpoint: Checkpoint) -> None:
     """Add the tensors of a safetensors file."""
     extents, notes = read_header(checkpoint.folder, file)
+    checkpoint.metadata |= notes
     for name, extent in extents.items():
         checkpoint.add(name, extent)
     # safetensors stores a tied tensor once, and notes the name that it dropped as {dropped: kept}; "format" is its own.

@@ -10,9 +10,12 @@ import numpy as np
 import safetensors.numpy
 
 
-def write(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> Path:
+def write(
+    folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], metadata: dict[str, str] | None = None
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors")
+    arrays = {name: np.require(value, requirements="C") for name, value in tensors.items()}
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -5,6 +5,8 @@ its codes and grids. The tensors lie in safetensors, which `converters.checkpoin
 
     compressed_tensors      llm-compressor's: packed integers, int8, float8
     gptq, awq, mlx          integers packed along inputs; along outputs, in an order of their own; with offsets
+    hqq, bitsandbytes       integers with float zero points; nf4, fp4 and int8
+    torchao                 plain integers
     entry, source           the protocol, and the source of a table's tensors
     words, grids            codes from words, and QTensors of codes and grids
 """
@@ -17,11 +19,14 @@ from pathlib import Path
 
 from aq_jax.conversion.source import Source
 from aq_jax.converters.schemes.awq import Awq
+from aq_jax.converters.schemes.bitsandbytes import BitsAndBytes
 from aq_jax.converters.schemes.compressed_tensors import CompressedTensors
 from aq_jax.converters.schemes.entry import Scheme, Tensors, Weight
 from aq_jax.converters.schemes.gptq import Gptq
+from aq_jax.converters.schemes.hqq import Hqq
 from aq_jax.converters.schemes.mlx import Mlx
 from aq_jax.converters.schemes.source import open_weights
+from aq_jax.converters.schemes.torchao import TorchAo
 from aq_jax.store.folders import Folder
 
 SCHEMES: dict[str, Scheme] = {
@@ -29,6 +34,9 @@ SCHEMES: dict[str, Scheme] = {
     "gptq": Gptq(),
     "awq": Awq(),
     "mlx": Mlx(),
+    "hqq": Hqq(),
+    "bitsandbytes": BitsAndBytes(),
+    "torchao": TorchAo(),
 }
 """An open table: add a scheme under its name."""
 

@@ -78,6 +78,7 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
     elif isinstance(code, Levels):
         codes, scales = _without_zeros(packed, code, spec.group_elements(shape))
         zeros = np.empty(0, np.float32)
+        _check_range(np.where(scales > 0, scales, np.nan), name)
     else:
         codes, scales, zeros = _positive(packed, spec.bits, spec.group_elements(shape))
     _check_range(scales, name)
@@ -118,10 +119,13 @@ def _positive(packed: Packed, bits: int, group: int) -> tuple[np.ndarray, np.nda
 def _without_zeros(packed: Packed, code: Levels, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Give groups of nothing but zeros a scale of 1, and codes of the level 0."""
     scales, codes = packed.scales.reshape(-1).astype(np.float32), packed.codes
-    if (nothing := scales == 0).any():
+    if (scales <= 0).any():
         one = np.ones(1, np.float32)
-        zero = code.encode(np.zeros((1, 1), np.float32), Grid(one, 0 * one, one, one, "mid_tread"))
-        codes = np.where(np.repeat(nothing, group)[: codes.size], zero.reshape(()), codes.reshape(-1)).astype(np.int8)
+        zero = code.encode(np.zeros((1, 1), np.float32), Grid(one, 0 * one, one, one, "mid_tread")).reshape(())
+        flat = codes.reshape(-1)
+        starts = np.arange(scales.size) * group
+        nothing = (scales == 0) | ((scales < 0) & ~np.logical_or.reduceat(flat != zero, starts))
+        codes = np.where(np.repeat(nothing, group)[: flat.size], zero, flat).astype(np.int8)
         scales = np.where(nothing, np.float32(1), scales)
     return codes, scales
 

@@ -193,6 +193,92 @@ def mlx() -> None:
     write("mlx", tensors, expected, fields)
 
 
+def hqq() -> None:
+    """A layer of each width, of floats of 16 and 32 bits, packed and read by HQQ."""
+    import hqq
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+    for bits in (2, 3, 4, 5, 6, 8):
+        for kind in (torch.float16, torch.float32):
+            name = f"m.{bits}.{str(kind).removeprefix('torch.')}"
+            linear = torch.nn.Linear(64, 20, bias=bits == 2)
+            linear.weight.data = normal(20, 64, seed=bits)
+            if bits == 2:
+                linear.bias.data = normal(20, seed=3)
+            config = BaseQuantizeConfig(nbits=bits, group_size=32, axis=1, view_as_float=bits == 8)
+            layer = HQQLinear(linear, config, compute_dtype=kind, device="cpu")
+            for leaf, value in layer.state_dict().items():
+                tensors[f"{name}.{leaf}"] = value.data
+            expected[f"{name}.weight"] = layer.dequantize()
+            if bits == 2:
+                expected[f"{name}.bias"] = layer.bias
+    config = {"quant_method": "hqq", "quant_config": {"version": hqq.__version__}, "skip_modules": ["lm_head"]}
+    write("hqq", tensors, expected, {"model_type": "none", "quantization_config": config})
+
+
+def bitsandbytes() -> None:
+    """nf4 and fp4, nested and not, one that ends inside a block, one with a block of zeros; and int8."""
+    import bitsandbytes
+    from bitsandbytes import functional
+
+    tensors: Tensors = {"norm.weight": normal(64, seed=1)}
+    expected: Tensors = dict(tensors)
+    for kind in ("nf4", "fp4"):
+        for nested in (False, True):
+            for dtype in (torch.float16, torch.bfloat16, torch.float32):
+                name = f"m.{kind}.{'nested' if nested else 'plain'}.{str(dtype).removeprefix('torch.')}"
+                w = normal(*((7, 90) if dtype == torch.float32 else (10, 64)), seed=len(name), dtype=dtype)
+                if dtype == torch.float16:
+                    w[3] = 0
+                codes, state = functional.quantize_4bit(w, blocksize=64, compress_statistics=nested, quant_type=kind)
+                tensors[f"{name}.weight"] = codes
+                tensors |= {f"{name}.weight.{leaf}": value for leaf, value in state.as_dict(packed=True).items()}
+                expected[f"{name}.weight"] = functional.dequantize_4bit(codes, state)
+    codes, scales, _ = functional.int8_vectorwise_quant(normal(10, 64, seed=9, dtype=torch.float16))
+    tensors |= {"m.int8.weight": codes, "m.int8.SCB": scales}
+    tensors["m.int8.weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    expected["m.int8.weight"] = functional.int8_vectorwise_dequant(codes, scales)
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "version": bitsandbytes.__version__}
+    fields = {"model_type": "none", "dtype": "float32", "quantization_config": config}
+    write("bitsandbytes", tensors, expected, fields)
+
+
+def torchao() -> None:
+    """Plain integers of several widths, packed and read by torchao; Int4Tensor, which needs a GPU, by hand."""
+    import torchao
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4Tensor, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup
+    from torchao.quantization.quant_primitives import MappingType
+
+    model = torch.nn.ModuleDict()
+    configs: dict[str, Any] = {"int8": Int8WeightOnlyConfig(version=2)}
+    for bits in (2, 3, 4, 5, 6, 8):
+        mapping = MappingType.ASYMMETRIC if bits % 2 else MappingType.SYMMETRIC
+        granularity = PerAxis(0) if bits == 5 else PerGroup(32)
+        dtype = getattr(torch, f"int{bits}")
+        configs[f"x{bits}"] = IntxWeightOnlyConfig(dtype, granularity=granularity, mapping_type=mapping)
+    for seed, (name, config) in enumerate(configs.items()):
+        linear = torch.nn.Linear(64, 10, bias=False)
+        linear.weight.data = normal(10, 64, seed=seed, dtype=torch.bfloat16)
+        model[name] = linear
+        quantize_(linear, config)
+    state: dict[str, Any] = {f"m.{name}": value for name, value in model.state_dict().items()}
+    expected: Tensors = {name: value.dequantize() for name, value in state.items()}
+    codes = torch.randint(-8, 8, (10, 64), generator=torch.Generator().manual_seed(7)).to(torch.int8)
+    scale, zero = (normal(2, 10, seed=seed, dtype=torch.bfloat16) for seed in (8, 9))
+    qdata = (codes[:, ::2] & 15) | (codes[:, 1::2] << 4)
+    state["m.int4.weight"] = Int4Tensor(qdata, scale, zero, [1, 32], torch.Size((10, 64)))
+    grids = (each.float().T.repeat_interleave(32, dim=1) for each in (scale, zero))
+    expected["m.int4.weight"] = torch.addcmul(*reversed((codes.float(), *grids))).to(torch.bfloat16)
+    state["norm.weight"] = expected["norm.weight"] = normal(64, seed=1)
+    tensors, metadata = flatten_tensor_state_dict(state)
+    config = {"quant_method": "torchao", "quant_type": {"default": {}}, "version": torchao.__version__}
+    write("torchao", tensors, expected, {"model_type": "none", "quantization_config": config}, metadata)
+
+
 MAKERS: dict[str, Callable[[], None]] = {
     "compressed-tensors": compressed_tensors,
     "compressed-tensors-0.12": lambda: compressed_tensors("compressed-tensors-0.12", (3, 5)),
@@ -200,6 +286,9 @@ MAKERS: dict[str, Callable[[], None]] = {
     "gptq-v2": lambda: gptq(2),
     "awq": awq,
     "mlx": mlx,
+    "hqq": hqq,
+    "bitsandbytes": bitsandbytes,
+    "torchao": torchao,
 }
 
 if __name__ == "__main__":

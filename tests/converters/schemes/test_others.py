@@ -1,0 +1,146 @@
+"""HQQ, bitsandbytes and torchao: what is refused by name, what zeros become, and parity with the programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from schemes import write
+
+import aq_jax as aq
+from aq_jax.codes.levels import NF4
+from aq_jax.converters import open_source
+from aq_jax.io.tensorfile import read_header
+from aq_jax.store.folders import Folder
+
+Arrays = dict[str, np.ndarray]
+GOLDEN = Path(__file__).parents[2] / "golden" / "schemes"
+
+
+def nf4(**state: Any) -> Arrays:
+    """Four rows of 32 in blocks of 64."""
+    fields = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [4, 32]} | state
+    codes = np.random.default_rng(0).integers(0, 256, (64, 1)).astype(np.uint8)
+    return {
+        "a.weight": codes, "a.weight.absmax": np.float32([1, 2]), "a.weight.quant_map": np.float32(NF4),
+        "a.weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(fields).encode(), np.uint8),
+    }  # fmt: skip
+
+
+def hqq(**changed: Any) -> Arrays:
+    """Four rows of 32 in groups of 16: four bits, two rows of groups a byte."""
+    text = np.frombuffer(b"4bit_u8", np.uint8)
+    numbers = {"nbits": 4, "group_size": 16, "axis": 1} | changed
+    found: Arrays = {"a.W_q": np.ones((4, 16), np.uint8), "a.packing": text, "a.shape": np.int64([4, 32])}
+    found |= {f"a.{name}": np.full((8, 1), 0.5, np.float16) for name in ("scale", "zero")}
+    return found | {f"a.{name}": np.int32(value) for name, value in numbers.items()}
+
+
+BNB, HQQ, AO = ({"quant_method": method} for method in ("bitsandbytes", "hqq", "torchao"))
+INT8 = {"a.weight": np.ones((4, 8), np.int8), "a.SCB": np.ones(4, np.float32)}
+REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
+    "a shape that lies": (nf4(shape=[4, 2**30]), BNB, "a.weight has 64 bytes; wanted 2147483648"),
+    "a shape of texts": (nf4(shape=["4", 32]), BNB, "an axis of .* is '4'; wanted an integer"),
+    "no blocks": (nf4(blocksize=0), BNB, "blocks of 0"),
+    "nested without its numbers": (nf4() | {"a.weight.absmax": np.zeros(2, np.uint8)}, BNB, "nested_blocksize of"),
+    "other levels": (nf4() | {"a.weight.quant_map": np.zeros(16, np.float32)}, BNB, "other levels than nf4"),
+    "a state that is no JSON": (
+        nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)}, BNB, "not a JSON file"
+    ),
+    "a scale below zero": (nf4() | {"a.weight.absmax": np.float32([-1, 1])}, BNB, "a.weight: group 0 has the scale"),
+    "a layout of a GPU": (INT8 | {"a.weight_format": np.uint8(2)}, BNB, "a layout of a GPU"),
+    "axis 0": (hqq(axis=0), HQQ, "a.axis is 0: its groups are no runs of inputs"),
+    "one bit": (hqq(nbits=1), HQQ, "1 bits"),
+    "groups of nothing": (hqq(group_size=0), HQQ, "groups of 0"),
+    "a scale that is quantized": (hqq() | {"a.quant_scale": np.uint8(1)}, HQQ, "is quantized itself"),
+    "bits that are floats": (hqq() | {"a.nbits": np.float32(1.58)}, HQQ, "a.nbits is float32"),
+    "codes of six bits that are more": (
+        hqq(nbits=6) | {"a.W_q": np.full((8, 16), 64, np.uint8), "a.packing": np.frombuffer(b"8bit_u8", np.uint8)}, HQQ,
+        "holds the code 64",
+    ),
+    "no metadata": ({"a._weight_qdata": INT8["a.weight"], "a._weight_scale": INT8["a.SCB"]}, AO, "do not say what a.w"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_table_cannot_hold_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    tensors, entry, text = REFUSED[what]
+    write(tmp_path, tensors, {"quantization_config": entry})
+    with pytest.raises(aq.FormatError, match=text), open_source(tmp_path, packed=True) as source:
+        aq.save(tmp_path / "m.parquet", {"a.weight": source.read("a.weight")})
+
+
+TORCHAO: dict[str, tuple[str, str, str]] = {
+    "a layout of a device": ('"Int8Tensor"', '"Int4TilePackedTo4dTensor"', "a layout of a device"),
+    "blocks of rows": ("[1, 64]", "[2, 64]", "has blocks of"),
+    "codes of fewer bits": ('"int8"', '"int2"', "holds codes from"),
+    "no object": ('{\\"_type\\": \\"Int8Tensor\\"', '[{\\"_type\\": \\"Int8Tensor\\"', "not a JSON file"),
+}
+
+
+@pytest.mark.parametrize("what", TORCHAO)
+def test_metadata_of_torchao_that_say_something_else(what: str, tmp_path: Path) -> None:
+    """The header's text, with as many characters as before."""
+    old, new, text = TORCHAO[what]
+    data = (GOLDEN / "torchao" / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    notes = header["__metadata__"]
+    notes |= {key: value.replace(old.replace("\\", ""), new.replace("\\", "")) for key, value in notes.items()}
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    (tmp_path / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + data[8 + size :])
+    (tmp_path / "config.json").write_bytes((GOLDEN / "torchao" / "config.json").read_bytes())
+    read_header(Folder(tmp_path), "model.safetensors")
+    with pytest.raises(aq.FormatError, match=text), open_source(tmp_path, packed=True) as source:
+        [source.read(name) for name in source.shapes]
+
+
+def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
+    """A nested scale may come out a little below zero where all codes are the level 0."""
+    codes = nf4()["a.weight"].copy()
+    codes[32:] = 0x77
+    for scale in (0, -1e-9):
+        arrays = nf4() | {"a.weight": codes, "a.weight.absmax": np.float32([2, scale])}
+        write(tmp_path, arrays, {"quantization_config": BNB})
+        with open_source(tmp_path, packed=True) as source:
+            q = source.read("a.weight")
+        assert isinstance(q, aq.QTensor)
+        assert np.asarray(q.scale).reshape(-1).tolist() == [2, 1]
+        found = np.asarray(aq.dequantize(q)).reshape(-1)
+        high, low = codes[:32, 0] >> 4, codes[:32, 0] & 15
+        assert (found[:64] == np.float32(NF4)[np.stack([high, low], 1).reshape(-1)] * 2).all()
+        assert not found[64:].any()
+
+
+def arrays_of(parts: dict[str, Any]) -> Arrays:
+    return {name: value.numpy() for name, value in parts.items()}
+
+
+def by_bitsandbytes(torch: Any) -> tuple[Arrays, Any, dict[str, Any]]:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    w = torch.randn(37, 128, generator=torch.Generator().manual_seed(0))
+    codes, state = functional.quantize_4bit(w, blocksize=128, compress_statistics=True, quant_type="nf4")
+    parts = {f"a.weight.{leaf}": value for leaf, value in state.as_dict(packed=True).items()} | {"a.weight": codes}
+    return arrays_of(parts), functional.dequantize_4bit(codes, state), BNB
+
+
+def by_hqq(torch: Any) -> tuple[Arrays, Any, dict[str, Any]]:
+    quantize = pytest.importorskip("hqq.core.quantize")
+    linear = torch.nn.Linear(160, 24, bias=False)
+    config = quantize.BaseQuantizeConfig(nbits=4, group_size=80, axis=1)
+    layer = quantize.HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+    return arrays_of({f"a.{leaf}": value.data for leaf, value in layer.state_dict().items()}), layer.dequantize(), HQQ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed_by", [by_bitsandbytes, by_hqq])
+def test_values_equal_those_of_the_programs(packed_by: Callable[[Any], Any], tmp_path: Path) -> None:
+    arrays, wanted, entry = packed_by(pytest.importorskip("torch"))
+    write(tmp_path, arrays, {"quantization_config": entry})
+    with open_source(tmp_path) as source:
+        np.testing.assert_allclose(source.read("a.weight"), wanted.numpy(), rtol=0, atol=4e-7 if entry == HQQ else 0)
