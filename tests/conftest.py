@@ -56,6 +56,7 @@ SMALL = {
     *("calibration", "cli", "conversion", "converters", "io", "nn", "shards", "validate"),
     *(f"test_{name}.py" for name in ("apply", "bits_jax", "corpus", "eight_devices", "export", "gptq", "kernels")),
     *(f"test_{name}.py" for name in ("llama", "mse", "open_table", "qtensor", "rotation", "treatment", "trellis")),
+    *(f"test_native{name}.py" for name in ("", "_cache", "_codes")),
     *("apply.py", "convert.py", "gptq.py"),  # examples
 }
 QUICKLY = "jax_disable_most_optimizations"

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,6 +12,19 @@ STATUS = native.load()
 def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kernels be chosen: all of the tests may run with one forced."""
     monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.fixture
+def isas() -> Iterator[Callable[[], Iterator[str]]]:
+    """Use each instruction set of this machine in turn, in a test that compiles its programs once for all of them."""
+
+    def each() -> Iterator[str]:
+        for name in STATUS.isas:
+            native.choose_isa(name)
+            yield name
+
+    yield each
+    native.choose_isa(STATUS.isa)
 
 
 @pytest.fixture(params=STATUS.isas)
