@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 from aq_jax.codes import Code, Grid
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
+from aq_jax.config.quantization import check_choice
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.frameworks import is_variable, refuse_masked, to_jax, to_native_byte_order, to_numpy
 from aq_jax.core.prepared import Prepared
@@ -131,7 +132,7 @@ def _straight_through_jvp(values: tuple[Array, Array], tangents: tuple[Array, Ar
     return values[1], tangents[0]
 
 
-def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
+def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str = "out_in") -> Any:
     """Quantize the floating leaves of two axes or more of a pytree; the others, and QTensors, pass through.
 
     A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b". A variable of
@@ -144,24 +145,47 @@ def quantize_tree(params: Any, config: QuantizationConfig | str) -> Any:
     Args:
         params: A tree of JAX, NumPy or torch arrays. QTensors, integers and other objects pass through.
         config: The config, or just a quant_type.
+        layout: "in_out" says that weights are [in, out], as Flax's kernels are: the last two axes of each leaf that is
+            quantized are exchanged first, so that groups lie along the inputs. Its QTensor, and what `dequantize` gives
+            of it, is [out, in]. Embeddings, by their names, are not turned.
 
     Raises:
+        ConfigError: for another layout.
         AqError: as for `quantize`, naming the leaf.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import quantize_tree
+    >>> quantize_tree({"dense": {"kernel": jnp.ones((2, 8))}}, "int8", layout="in_out")["dense"]["kernel"].shape
+    (8, 2)
     >>> tree = quantize_tree({"dense": {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(2)}}, "int8")
     >>> tree["dense"]["kernel"].shape, tree["dense"]["kernel"].spec.bits, tree["dense"]["bias"].dtype
     ((2, 8), 8, dtype('float32'))
     """
+    check_choice("layout", layout, ("out_in", "in_out"))
     policy, treatments = _policy(config), dict[str, Treatment]()
     kept = (QTensor, Prepared)
-    made = map_named(
-        lambda name, leaf: _quantize_leaf(name, leaf, policy, treatments), params, lambda x: isinstance(x, kept)
-    )
+
+    def quantized(name: str, leaf: Any) -> Any:
+        turned = leaf if layout == "out_in" else _turned(name, leaf)
+        found = _quantize_leaf(name, turned, policy, treatments)
+        if isinstance(found, QTensor) or turned is leaf:
+            return found
+        return leaf if found is turned else _turned(name, found)  # back, what is float16
+
+    made = map_named(quantized, params, lambda x: isinstance(x, kept))
     for note in kept_notes(treatments):
         warnings.warn(f"quantize_tree: {note}", stacklevel=2)
     return made
+
+
+def _turned(name: str, leaf: Any) -> Any:
+    """Exchange the last two axes of a weight [in, out]."""
+    shape = getattr(leaf, "shape", ())
+    if isinstance(leaf, QTensor | Prepared) or len(shape) < 2 or "embed" in name.rpartition(".")[2].lower():
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((*shape[:-2], shape[-1], shape[-2]), leaf.dtype)
+    return leaf.swapaxes(-1, -2)
 
 
 def map_named(call: Callable[[str, Any], Any], tree: Any, is_leaf: Callable[[Any], bool]) -> Any:

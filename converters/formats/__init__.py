@@ -75,7 +75,8 @@ def open_source(
     """Open weights wherever they lie, by the first format that recognizes the location.
 
     Args:
-        location: A path, a URL, or `package:NAME/FOLDER` inside an installed package.
+        location: A path, a URL, `package:NAME/FOLDER` inside an installed package, or `hf:ORG/NAME`, a model of Hugging
+            Face's hub.
         packed, allow_pickle: See `Format.open`.
         first: The names of formats that are asked before the others.
 

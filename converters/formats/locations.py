@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from aq_jax.converters.formats.hub import HUB, fetch, snapshot
 from aq_jax.errors import ConfigError
 from aq_jax.store.folders import Folder, split_url
 from aq_jax.store.urls import is_url
@@ -14,16 +15,21 @@ PACKAGE = "package:"
 
 
 def resolve_source(source: str | os.PathLike[str]) -> Path:
-    """Resolve a config's `source` to a path; `package:NAME/FOLDER` is a folder inside an installed package.
+    """Resolve a config's `source` to a path.
 
-    The package is located, not imported.
+    `package:NAME/FOLDER` is a folder inside an installed package, which is located, not imported; `hf:ORG/NAME` a model
+    of Hugging Face's hub, which is fetched if its cache lacks it. A model's folder in that cache is its snapshot.
 
     Raises:
-        ConfigError: if the package is not installed.
+        ConfigError: if the package is not installed, or the name is none of the hub's.
+        FileNotFoundError: if the model is neither in the cache nor fetched.
+        FormatError: if the model's folder holds several snapshots, none of them main's.
     """
     text = str(source)
+    if text.startswith(HUB):
+        return fetch(text)
     if not text.startswith(PACKAGE):
-        return Path(text)
+        return snapshot(Path(text))
     package, _, inside = text.removeprefix(PACKAGE).partition("/")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None

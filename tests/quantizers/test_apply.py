@@ -372,3 +372,23 @@ def test_a_state_s_parameters_have_the_names_of_the_model(weight: np.ndarray) ->
         assert not any(
             isinstance(leaf, QTensor) for leaf in jax.tree.leaves(kept, is_leaf=lambda x: isinstance(x, QTensor))
         )
+
+
+def test_kernels_of_inputs_and_outputs_are_turned_first(rng: np.random.Generator) -> None:
+    """Groups lie along the inputs; embeddings, floats and abstract leaves keep or take their axes alike."""
+    kernel = rng.normal(size=(2, 32, 6)).astype(np.float32)
+    tree = {"a": {"kernel": kernel, "bias": kernel[0, 0]}, "embed": {"embedding": kernel[0]}, "half": kernel[1]}
+    config = QuantizationConfig("int4", group_size=16, solver="absmax", mixed_precision_layers=("half",))
+    found = quantize_tree(tree, config, layout="in_out")
+    wanted = quantize(kernel.swapaxes(-1, -2), config)
+    assert found["a"]["kernel"].spec == wanted.spec
+    np.testing.assert_array_equal(dequantize(found["a"]["kernel"]), dequantize(wanted))
+    assert found["embed"]["embedding"].shape == (32, 6)
+    assert (found["half"].dtype, found["half"].shape) == (np.float16, (32, 6))
+    assert found["a"]["bias"] is tree["a"]["bias"]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    abstract = quantize_tree(shapes, config, layout="in_out")
+    assert jax.tree.structure(abstract) == jax.tree.structure(found)
+    assert jax.tree.map(lambda leaf: leaf.shape, abstract) == jax.tree.map(lambda leaf: leaf.shape, found)
+    with pytest.raises(ConfigError, match="layout = 'in-out'"):
+        quantize_tree(tree, config, layout="in-out")
