@@ -1,5 +1,5 @@
 # make demo    quantize the real MiniLM to 8 and 2 bits and print what came of it
-# make validate    convert MiniLM in five widths and judge each by its thresholds
+# make validate    convert MiniLM in nine cases and judge each by its thresholds
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
 # make native    compile the native kernels into aq_jax/native, as installing does

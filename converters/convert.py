@@ -75,7 +75,10 @@ def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allo
         raise ConfigError("[allocate]: is missing in the config; wanted it, with target_bpw or min_cosine")
     with _open(config) as source:
         check_output(source, config)  # refuse what cannot be written before minutes are spent
-        return corridor.allocate(source, config.quantization, config.calibration, config.allocate, progress)
+        return corridor.allocate(
+            source, config.quantization, config.calibration, config.allocate, progress, config.output,
+            config.compression, config.train is not None,
+        )  # fmt: skip
 
 
 def dry_run(config: ConversionConfig) -> list[ExpectedRow]:
@@ -91,7 +94,10 @@ def dry_run(config: ConversionConfig) -> list[ExpectedRow]:
         config = corridor.apply_plan(source, config)
         check_output(source, config)
         if config.allocate is not None and config.quantization is not None:
-            widths = corridor.allocate(source, config.quantization, config.calibration, config.allocate)
+            widths = corridor.allocate(
+                source, config.quantization, config.calibration, config.allocate, None, config.output,
+                config.compression, config.train is not None,
+            )  # fmt: skip
             config = replace(config, allocate=None, quantization=widths.config)
         return expected_rows(source, config)
 

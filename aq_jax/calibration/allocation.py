@@ -5,33 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aq_jax.calibration.distortion import Sampled, StoredSizes, sample_rows, sampled
 from aq_jax.calibration.knapsack import pareto_frontier
-from aq_jax.calibration.sensitivity import FloatOutputs, input_hessians, sensitivities
+from aq_jax.calibration.ladder import Option, calibrated_widths, width_options
+from aq_jax.calibration.sensitivity import NOISE, FloatOutputs, input_hessians, sensitivities
 from aq_jax.calibration.solve import match_tensors, read_float_weights, tokenize_lines
 from aq_jax.calibration.text import choose_common_length, pad_to_one_shape, read_text
-from aq_jax.config import AllocationConfig, CalibrationConfig, Override, QuantizationConfig
+from aq_jax.config import AllocationConfig, CalibrationConfig, Compression, Override, QuantizationConfig
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
 from aq_jax.progress import Progress
-from aq_jax.quantizers.lookup import calibrated_quantizer
-from aq_jax.quantizers.treatment import Treatment, is_weight, treat
+from aq_jax.quantizers.treatment import is_weight
 from aq_jax.store.files import atomic_write
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
+    from aq_jax.store.inspection import Layer
 
 FEWEST_OTHERS = 8  # sentences beside the calibration's; with fewer, errors are measured on the calibration's own
 # Times as many sentences as each tensor's error is measured on: for Hessians, and to judge the whole model.
 HESSIAN_FACTOR, JUDGE_FACTOR = 4, 2
+HEADERS = 256  # bytes of a file's pages, which only a tiny model's budget notices
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class WidthChoice:
         name: The tensor's name.
         shape: The tensor's shape.
         quant_type: The chosen quant_type.
-        bits: The bits that the tensor takes, with its scales and zero points.
+        bits: The bits that the tensor takes in the file, with its scales and zero points.
         error: The predicted 1 - cosine when this tensor alone is quantized.
         override: The override that sets the width; None if the config fixed it.
     """
@@ -100,7 +102,8 @@ class Allocation:
         """Build the record for a table's metadata; with the measured cosine, if there is a quantized model."""
         goal = {"target_bpw": self.goal.target_bpw} if self.goal.target_bpw else {"min_cosine": self.goal.min_cosine}
         found = goal | {
-            "widths": list(self.goal.widths), "bpw": self.bpw, "predicted_cosine": self.predicted_cosine,
+            "widths": list(self.goal.widths), "bpw": self.bpw,
+            "predicted_cosine": self.predicted_cosine,
             "uniform": {width: {"bpw": bpw, "predicted_cosine": c} for width, (bpw, c) in self.uniform.items()},
             "tensors": [
                 {"name": c.name, "shape": list(c.shape), "quant_type": c.quant_type, "bpw": c.bpw, "error": c.error,
@@ -113,6 +116,17 @@ class Allocation:
             found |= {"cosine": 1 - self.outputs.distance(quantized), "sentences": self.sentences}
             found["held_out"] = self.held_out
         return found
+
+    def budget_note(self, layers: Iterable[Layer]) -> list[str]:
+        """Write the note about a file, given its tensors, that takes more than the budget, if it does."""
+        names = {choice.name for choice in self.choices}
+        found = 8 * sum(layer.bytes for layer in layers if layer.name in names) / sum(c.params for c in self.choices)
+        if self.goal.target_bpw is None or found <= self.goal.target_bpw:
+            return []
+        return [
+            f"[allocate]: the file takes {found:.4f} bits a weight, more than target_bpw = {self.goal.target_bpw}: its "
+            "scales compress less than those of the samples did, or a tensor was kept; ask for as much less"
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the widths as a plan: a file of [[override]] tables, which a config's `plan` takes."""
@@ -138,21 +152,27 @@ def allocate(
     calibration: CalibrationConfig,
     goal: AllocationConfig,
     progress: Progress | None = None,
+    output: str = "model.parquet",
+    compression: Compression = "none",
 ) -> Allocation:
     """Choose a width for each linear and each embedding table.
 
-    Each tensor is quantized alone, in each width, and the float model runs with it. The error of an allocation is the
-    sum of those errors, and the best allocation is taken (see `calibration.knapsack`). Tensors whose quant_type an
-    override or mixed_precision_layers fixes keep it, and so do those whose solver does not run the model.
+    The float model runs with noise in each tensor alone (see `calibration.sensitivity`), and a sample of the tensor is
+    quantized in each width, to scale the noise by and to learn how scales compress (`calibration.distortion`). The
+    error of an allocation is the sum of its tensors' errors, and the best allocation is taken (`calibration.knapsack`).
+    Tensors whose quant_type an override or mixed_precision_layers fixes keep it, and so do those whose solver does not
+    run the model.
 
     Args:
         source: The float weights.
         folder: The folder that holds config.json and tokenizer files.
-        config: The model's config: groups, symmetry and rotation of the widths below eight bits. Eight bits are per
-            channel, symmetric and not rotated.
+        config: The model's config: groups, symmetry and rotation. Eight bits have a scale a channel, and a code that
+            cannot have such grids has its own.
         calibration: The calibration's text; errors are measured on the lines that it leaves, if there are any.
         goal: The budget of bits, or the limit of error.
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
+        output: The path of the file, which says how scales are stored.
+        compression: The compression of the file's codes.
 
     Raises:
         ConfigError: for a goal that no allocation reaches, a file without text, and grids that the solver does not
@@ -165,22 +185,32 @@ def allocate(
     shapes = {
         path: source.shapes[name][0] for path, name in names.items() if is_weight(config, name, *source.shapes[name])
     }
-    options = {path: _width_options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
-    if not any(override for each in options.values() for override, _ in each):
+    goal = goal if goal.widths else dataclasses.replace(goal, widths=calibrated_widths(config))
+    ladders = {path: width_options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
+    if not any(option.override for each in ladders.values() for option in each):
         raise ConfigError(
             f"[allocate]: overrides fix the quant_type of every tensor of {folder}, and leave nothing to choose; "
             "take a quant_type out of one, or leave [allocate] out"
         )
-    sizes = [[treatment.compressed_bits for _, treatment in each] for each in options.values()]
+    weights = read_float_weights(source, names)
+    samples = {path: sample_rows(np.asarray(weights[names[path]])) for path in shapes}
+    found = {
+        path: [sampled(samples[path], option.treatment, names[path]) for option in each]
+        for path, each in ladders.items()
+    }
+    stored = StoredSizes(
+        [(o.treatment, f) for path, each in ladders.items() for o, f in zip(each, found[path], strict=True)],
+        PurePath(output).suffix, compression,
+    )  # fmt: skip
+    sizes = [[stored.bits(option.treatment) for option in each] for each in ladders.values()]
     params = sum(math.prod(shape) for shape in shapes.values())
     least, most = sum(map(min, sizes)) / params, sum(map(max, sizes)) / params
-    if goal.target_bpw is not None and goal.target_bpw < least:
+    if goal.target_bpw is not None and goal.target_bpw * params < sum(map(min, sizes)) + 8 * HEADERS:
         raise ConfigError(
             f"[allocate]: target_bpw = {goal.target_bpw}: widths {', '.join(goal.widths)} give {least:.3f} to "
             f"{most:.3f} bits a weight, scales and tensors of a fixed quant_type included; ask for more, or take "
             "narrower widths or larger groups"
         )
-    weights = read_float_weights(source, names)
     most_lines = min(calibration.sentences + (1 + JUDGE_FACTOR) * goal.sentences, 2**24)
     lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
     ids, sentences = tokenize_lines(lines, folder, architecture, calibration)
@@ -202,72 +232,53 @@ def allocate(
         if progress is not None:
             progress(f"measuring {names[path]}", 4 * math.prod(shapes[path]), total)
 
-    errors = sensitivities(
-        model,
-        {path: [treatment.policy for _, treatment in each] for path, each in options.items()},
-        outputs, hessians, calibration.damping, np.unique([i for text in first for i in text[:length]]), report,
+    specs = {path: [option.treatment.spec for option in each] for path, each in ladders.items()}
+    measured = sensitivities(
+        model, {path: max(spec.rotation if spec else 0 for spec in each) for path, each in specs.items()}, outputs,
+        hessians, calibration.damping, np.unique([i for text in first for i in text[:length]]), calibration.seed,
+        report,
     )  # fmt: skip
-    tensors = [list(zip(bits, errors[path], strict=True)) for path, bits in zip(options, sizes, strict=True)]
+
+    def predicted(path: str, option: Option, found: Sampled) -> float:
+        quantizer = option.treatment.quantizer
+        shaped = quantizer is not None and quantizer.needs == "inputs"
+        return measured[path].distance * (1 if shaped else measured[path].white) * found.distortion / NOISE
+
+    tensors = [
+        [(bits, predicted(path, o, f)) for bits, o, f in zip(sized, ladders[path], found[path], strict=True)]
+        for path, sized in zip(ladders, sizes, strict=True)
+    ]
     front = pareto_frontier(tensors)
     if goal.target_bpw is not None:
-        best = front.best_within(bits=math.floor(goal.target_bpw * params))
+        best = front.best_within(bits=math.floor(goal.target_bpw * params) - 8 * HEADERS)
     else:
         best = front.best_within(error=1 - (goal.min_cosine or 0))
     if best is None:
         raise ConfigError(
             f"[allocate]: min_cosine = {goal.min_cosine}: widths {', '.join(goal.widths)} reach a predicted "
-            f"{1 - front.errors.min():.4f} at most; ask for less, or take wider ones"
+            f"{1 - front.errors.min():.6f} at most; ask for less, or take wider ones"
         )
     choices = []
-    for path, option, each in zip(options, front.options(best), tensors, strict=True):
-        (override, treatment), (bits, error) = options[path][option], each[option]
-        choices.append(WidthChoice(names[path], shapes[path], treatment.quant_type, bits, error, override))
+    for path, taken, each in zip(ladders, front.options(best), tensors, strict=True):
+        option, (bits, error) = ladders[path][taken], each[taken]
+        kind = option.treatment.quant_type
+        choices.append(WidthChoice(names[path], shapes[path], kind, bits, error, option.override))
     chosen = tuple(choice.override for choice in choices if choice.override is not None)
     return Allocation(
-        tuple(choices), goal, _uniform_widths(goal.widths, list(options.values()), tensors, params),
+        tuple(choices), goal, _uniform_widths(goal.widths, list(ladders.values()), tensors, params),
         dataclasses.replace(config, overrides=chosen + config.overrides),
         FloatOutputs(model, pad_to_one_shape(last, length), settings, outputs.programs),
         len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
 
 
-def _width_options(
-    name: str, path: str, shape: tuple[int, ...], dtype: np.dtype, config: QuantizationConfig, goal: AllocationConfig
-) -> list[tuple[Override | None, Treatment]]:
-    """List a tensor's treatment in each width, and the override that sets it; or the one that the config fixes."""
-    policy = config.for_tensor(name)
-    matching = next((o for o in config.overrides if re.search(o.pattern, name)), None)
-    fixed = policy.quant_type != config.quant_type or (matching is not None and matching.quant_type is not None)
-    used = path.endswith(".embedding") or (path.startswith("layers.") and path.endswith(".kernel"))
-    quantizer = calibrated_quantizer(policy)
-    if fixed or not used or quantizer is None:
-        return [(None, treat(config, name, shape, dtype))]
-    pattern, found = f"^{re.escape(name)}$", []
-    for width in goal.widths:
-        base = matching or Override("")
-        override = dataclasses.replace(base, pattern=pattern, quant_type=width)
-        if width == "fp16":
-            override = Override(pattern, "fp16")
-        elif width == "int8":
-            # All of MiniLM so rounded is predicted to lose 0.0005; GPTQ would take as long as in other widths.
-            override = Override(pattern, "int8", per_channel=True, symmetric=True, solver="absmax", rotate=False)
-        own = treat(dataclasses.replace(config, overrides=(override,)), name, shape, dtype)
-        if own.spec is not None:
-            quantizer.check(own.spec, shape, name)
-        found.append((override, own))
-    return found
-
-
 def _uniform_widths(
-    widths: tuple[str, ...],
-    options: list[list[tuple[Override | None, Treatment]]],
-    tensors: list[list[tuple[int, float]]],
-    params: int,
+    widths: tuple[str, ...], ladders: list[list[Option]], tensors: list[list[tuple[int, float]]], params: int
 ) -> dict[str, tuple[float, float]]:
     """Compute, by width, bits a weight and the predicted cosine if all free tensors had that width."""
     found = {}
     for i, width in enumerate(widths):
-        taken = [each[i if of[0][0] is not None else 0] for of, each in zip(options, tensors, strict=True)]
+        taken = [each[i if of[0].override else 0] for of, each in zip(ladders, tensors, strict=True)]
         found[width] = sum(bits for bits, _ in taken) / params, 1 - sum(error for _, error in taken)
     return found
 

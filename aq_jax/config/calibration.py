@@ -50,11 +50,13 @@ class AllocationConfig:
     """The goal for which each tensor's width is chosen: either `target_bpw` or `min_cosine`.
 
     Args:
-        target_bpw: The most bits a weight, with scales and zero points, over every tensor that the model uses and that
-            could be quantized; those whose type the config fixes count too.
+        target_bpw: The most bits a weight that the file may hold, as `inspect` counts them: compressed scales and zero
+            points too. Every tensor counts that the model uses and that could be quantized, also one whose type the
+            config fixes.
         min_cosine: The least predicted cosine between the float model's outputs and the quantized one's, for which the
             fewest bits are taken.
-        widths: The types to choose from: integer types, and fp16.
+        widths: The types to choose from: codes, and fp16. Default: all codes that a quantizer chooses on the running
+            model and, before a training, that can be trained.
         sentences: The number of lines of `calibration.text`, beside those of the calibration, on which each tensor's
             error is measured. The Hessians take four times as many of the calibration's, and the final judgement twice
             as many others.
@@ -63,13 +65,13 @@ class AllocationConfig:
     Raises:
         ConfigError: for numbers out of their range, and for both goals or none.
 
-    >>> AllocationConfig(target_bpw=2.75).widths
-    ('int2', 'int3', 'int4', 'int8')
+    >>> AllocationConfig(target_bpw=2.75, widths=("int2", "int4")).sentences
+    64
     """
 
     target_bpw: float | None = None
     min_cosine: float | None = None
-    widths: tuple[str, ...] = ("int2", "int3", "int4", "int8")
+    widths: tuple[str, ...] = ()
     sentences: int = 64
     save: str = ""
 
@@ -82,8 +84,6 @@ class AllocationConfig:
             raise ConfigError(f"target_bpw = {self.target_bpw!r}: wanted bits a weight, above 0 and at most 64")
         if self.min_cosine is not None and not 0 < self.min_cosine < 1:
             raise ConfigError(f"min_cosine = {self.min_cosine!r}: wanted a number between 0 and 1")
-        if not self.widths:
-            raise ConfigError("widths = []: wanted one or more to choose from")
         for width in self.widths:
             check_choice("widths", width, (*widths(), "fp16"))
         if not 1 <= self.sentences <= 2**20:

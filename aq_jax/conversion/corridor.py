@@ -31,6 +31,7 @@ from aq_jax.quantizers.lookup import calibrated, check_conversion, check_policy
 from aq_jax.store import check_table
 from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
+from aq_jax.store.inspection import inspect_table
 
 if TYPE_CHECKING:
     from aq_jax.calibration.allocation import Allocation
@@ -76,7 +77,7 @@ def to_table(
     calibration, checkpoints = calibration or CalibrationConfig(), Path(f"{output}.training")
     widths = solved = None
     if goal is not None and config is not None:
-        widths = allocate(source, config, calibration, goal, progress)
+        widths = allocate(source, config, calibration, goal, progress, str(output), compression, train is not None)
         config = widths.config
         if goal.save:
             widths.save(goal.save)
@@ -93,6 +94,7 @@ def to_table(
             progress=progress,
             metadata=side_file_record(beside),
         )
+        done.notes += widths.budget_note(inspect_table(path).layers) if widths is not None else []
     done.path = str(output)
     copy_side_files(beside, target)
     if train is not None:
@@ -150,7 +152,10 @@ def allocate(
     config: QuantizationConfig,
     calibration: CalibrationConfig,
     goal: AllocationConfig,
-    progress: Progress | None = None,
+    progress: Progress | None,
+    output: str,
+    compression: Compression,
+    trained: bool,
 ) -> Allocation:
     """Choose the width of each tensor by its effect on the running model; no table is written.
 
@@ -159,13 +164,15 @@ def allocate(
         OSError: if the plan cannot be written.
     """
     from aq_jax.calibration import allocation
+    from aq_jax.calibration.ladder import calibrated_widths
 
+    goal = replace(goal, widths=goal.widths or calibrated_widths(config, trained))
     if goal.save:
         if Path(goal.save).is_dir():
             raise ConfigError(f"allocate.save = {goal.save!r}: is a folder; wanted the name of a file")
         check_writable(Path(goal.save))
     with source.model_folder() as folder:
-        return allocation.allocate(source, folder, config, calibration, goal, progress)
+        return allocation.allocate(source, folder, config, calibration, goal, progress, output, compression)
 
 
 def _solve(

@@ -22,8 +22,6 @@ from aq_jax.store.schema import GROUP_BYTES
 _NORM = re.compile(r"norm|(?<![a-z])ln(?![a-z])", re.IGNORECASE)
 _WEIGHTS = ("kernel", "embedding")
 _SHOWN = 20
-SCALE_BITS = 16
-"""The bits of a compressed scale or zero point, a float32 of 8 mantissa bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +56,16 @@ class Treatment:
     @property
     def stored_bytes(self) -> int:
         """The most bytes of a table's large columns: scales and zero points count in full."""
-        return sum(self._columns(math.prod(self.shape)).values())
+        return sum(self.columns.values())
 
     @property
-    def compressed_bits(self) -> int:
-        """Count the bits of a table for a budget: 16 for each scale and, where they differ, each zero point.
+    def columns(self) -> dict[str, int]:
+        """The bytes of a table's large columns, before scales and zero points are compressed.
 
-        >>> treat(QuantizationConfig("int2", group_size=128), "w", (4, 256), np.dtype("float32")).compressed_bits / 1024
-        2.125
+        >>> treat(QuantizationConfig("int2", group_size=128), "w", (4, 256), np.dtype("float32")).columns
+        {'data': 256, 'scales': 32, 'zero_points': 32}
         """
-        found = self._columns(math.prod(self.shape))
-        floats = found["scales"] + (0 if self.policy.symmetric else found["zero_points"])
-        return 8 * found["data"] + floats // 4 * SCALE_BITS
+        return self._columns(math.prod(self.shape))
 
     def peak_bytes(self, compression: Compression = "none") -> int:
         """Bound the bytes of memory, beside the tensor itself, while it is quantized and written.

@@ -10,7 +10,7 @@ from aq_jax.store.ipc.read import IpcContainer
 from aq_jax.store.ipc.write import IpcSink
 from aq_jax.store.mapping import map_file
 from aq_jax.store.parquet.read import ParquetContainer
-from aq_jax.store.parquet.write import ParquetSink
+from aq_jax.store.parquet.write import ParquetSink, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,16 +88,17 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of file: its first bytes, its reader, and its writer."""
+    """One kind of file: its first bytes, its reader, its writer, and the bytes that a column's values take in it."""
 
     magic: bytes
     open: Callable[[memoryview, str], Container]
     create: Callable[[Path, pa.Schema, Compression], Sink]
+    stored_bytes: Callable[[str, bytes, Compression], int]
 
 
 KINDS = {
-    ".parquet": Kind(b"PAR1", ParquetContainer, ParquetSink),
-    ".arrow": Kind(b"ARROW1", IpcContainer, IpcSink),
+    ".parquet": Kind(b"PAR1", ParquetContainer, ParquetSink, stored_bytes),
+    ".arrow": Kind(b"ARROW1", IpcContainer, IpcSink, lambda _, values, __: len(values)),
 }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import json
 import math
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bert_oracle
 import numpy as np
@@ -19,11 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aq_jax as aq
-from aq_jax import AllocationConfig, ConfigError, QuantizationConfig
+from aq_jax import AllocationConfig, ConfigError, QuantizationConfig, QuantSpec
+from aq_jax.calibration.allocation import Allocation, WidthChoice
 from aq_jax.calibration.knapsack import pareto_frontier
+from aq_jax.calibration.ladder import calibrated_widths, width_options
+from aq_jax.codes import CODES, Elementwise, Grid
 from aq_jax.config.schema import load_plan
-from aq_jax.quantizers.treatment import treat
-from aq_jax.store.inspection import inspect_table
+from aq_jax.store.inspection import Layer, inspect_table
 
 # Whole numbers as errors, so that sums are exact and ties are ties.
 TENSORS = st.lists(
@@ -79,18 +83,69 @@ def test_a_model_of_many_layers_is_solved_at_once() -> None:
     assert set(front.options(best)) >= {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("policy", "bpw"),
-    [
-        (QuantizationConfig("int2", group_size=128), 2.125),
-        (QuantizationConfig("int3", group_size=128, symmetric=False, rotate=True), 3.25),
-        (QuantizationConfig("int8"), 8.0625),
-        (QuantizationConfig("fp16"), 16),
-        (QuantizationConfig("none"), 32),
-    ],
-)
-def test_bits_count_scales_and_zero_points(policy: QuantizationConfig, bpw: float) -> None:
-    assert treat(policy, "w", (512, 256), np.dtype(np.float32)).compressed_bits / (512 * 256) == bpw
+# ------------------------------------------------------------------------------------------------ ladders
+
+
+@dataclass(frozen=True)
+class OneScaleARow(Elementwise):
+    """A code that has neither groups nor zero points."""
+
+    name = "rows3"
+    bits = 3
+
+    def grouping(self, per_channel: bool | None, group_size: int) -> tuple[bool, int]:
+        if group_size or per_channel is False:
+            raise ConfigError("rows3 has one scale a row")
+        return True, 0
+
+    def encode(self, w: Any, grid: Grid) -> Any:
+        raise AssertionError("nothing is quantized")
+
+    def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
+        raise AssertionError("nothing is decoded")
+
+
+def test_a_ladder_has_every_code_with_grids_that_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODES, "rows3", OneScaleARow())
+    config = QuantizationConfig(
+        "int2", group_size=64, symmetric=False, solver="gptq", rotate=True,
+        overrides=(aq.Override("wide", group_size=128), aq.Override("fixed", quant_type="int4", solver="mse")),
+    )  # fmt: skip
+    found = calibrated_widths(config)
+    assert set(found) >= {"int8", "int6", "int5", "int4", "int3", "int2"}
+    assert not {"rows3", "nf4"} & set(found)  # chosen without the model
+    assert all(CODES[width].uniform for width in calibrated_widths(config, trained=True))
+    goal = AllocationConfig(target_bpw=3, widths=("int8", "int2", "rows3"))
+
+    def ladder(name: str, path: str = "layers.0.up.kernel") -> dict[str, Any]:
+        options = width_options(name, path, (256, 128), np.dtype(np.float32), config, goal)
+        return {option.width: (option.treatment.spec, option.treatment.policy.symmetric) for option in options}
+
+    narrow, wide = ladder("m.up.weight"), ladder("m.wide.weight")
+    assert list(narrow) == list(goal.widths)
+    assert narrow["int2"] == (QuantSpec(2, group_size=64, rotation=128), False)
+    assert wide["int2"] == (QuantSpec(2, group_size=128, rotation=128), False)
+    # Eight bits have a scale a channel, and so has a code without groups; neither has zero points.
+    for found in (narrow, wide):
+        assert found["int8"] == (QuantSpec(8, per_channel=True, rotation=128), True)
+        assert found["rows3"] == (QuantSpec(3, per_channel=True, code="rows3"), True)
+    # One that an override fixes, and one that the model does not run, have no choice.
+    assert ladder("m.fixed.weight") == {"": (QuantSpec(4, group_size=64, rotation=128), False)}
+    assert list(ladder("m.up.weight", "pooler.kernel")) == [""]
+
+
+def test_a_file_that_exceeds_the_budget_is_noted() -> None:
+    goal = AllocationConfig(target_bpw=2.5)
+    choice = WidthChoice("w", (8, 16), "int2", 2 * 8 * 16, 0.1, None)
+    found = Allocation((choice,), goal, {}, QuantizationConfig(), cast(Any, None), 0, True, 0)
+
+    def layer(size: int) -> Layer:
+        return Layer("w", (8, 16), "float32", "int2", 8 * 16, size, 0.0, None, None)
+
+    other = dataclasses.replace(layer(10**6), name="other")
+    assert found.budget_note([layer(40), other]) == []
+    (note,) = found.budget_note([layer(41), other])
+    assert note.startswith("[allocate]: the file takes 2.5625 bits a weight, more than target_bpw = 2.5")
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -157,6 +212,13 @@ def test_convert_allocates_and_says_what_came_of_it(
     assert [t["name"] for t in found["tensors"] if not t["chosen"]] == [
         f"embeddings.{name}_embeddings.weight" for name in ("position", "token_type")
     ]
+    # No more bits than asked for, as the file has them; and as many as predicted.
+    allocated = {t["name"] for t in found["tensors"]}
+    stored = [layer for layer in table.layers if layer.name in allocated]
+    measured = 8 * sum(layer.bytes for layer in stored) / sum(layer.params for layer in stored)
+    assert measured <= 5
+    assert measured == pytest.approx(found["bpw"], rel=0.06)  # small: headers of pages are some percent
+    assert not any("target_bpw" in note for note in report["notes"])
     bits = sum(t["bpw"] * math.prod(t["shape"]) for t in found["tensors"])
     assert found["bpw"] == pytest.approx(bits / sum(math.prod(t["shape"]) for t in found["tensors"]))
     assert found["predicted_cosine"] == pytest.approx(1 - sum(t["error"] for t in found["tensors"]))
@@ -237,11 +299,7 @@ REFUSED = [
     ("allocate.target_bpw=nan", "target_bpw = nan: wanted bits a weight"),
     ("allocate.target_bpw=some", "target_bpw = 'some': wanted a number"),
     ("allocate.min_cosine=0.9", "found both of target_bpw and min_cosine; wanted one of them"),
-    (
-        'allocate.widths=["int9"]',
-        "widths = 'int9': wanted one of int8, int6, int5, int4, int3, int2, tcq5",
-    ),
-    ("allocate.widths=[]", "widths = []: wanted one or more to choose from"),
+    ('allocate.widths=["int9"]', "widths = 'int9': wanted one of int8, int6"),
     ('allocate.widths="int8"', "widths = 'int8': wanted a list of strings"),
     ("allocate.sentences=0", "sentences = 0: wanted 1 to"),
     ("allocate.save=model", "allocate.save = 'model': is a folder; wanted the name of a file"),

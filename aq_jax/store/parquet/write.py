@@ -17,16 +17,31 @@ if TYPE_CHECKING:
 _LEAVES = {"shape": "shape.list.element"}  # Parquet knows a list by its innermost column
 
 
+def column_level(name: str, compression: Compression) -> int | None:
+    """Return the level of zstd with which a column is compressed; None for one that is stored as it is."""
+    # zero_points of symmetric rows are one constant, and scales have few mantissa bits: both shrink well.
+    if name not in LARGE_COLUMNS or (name == "data" and compression == "none"):
+        return None
+    return 1 if name == "data" else 3
+
+
+def stored_bytes(name: str, values: bytes, compression: Compression) -> int:
+    """Count the bytes that a column's values take in a file."""
+    level = column_level(name, compression)
+    if level is None:
+        return len(values)
+    return len(pa.Codec("zstd", compression_level=level).compress(values, asbytes=True))
+
+
 class ParquetSink:
     """A Parquet file that is written."""
 
     def __init__(self, path: Path, schema: pa.Schema, compression: Compression) -> None:
-        # zero_points of symmetric rows are one constant, and scales have few mantissa bits: both shrink well.
         codecs: Any = {_LEAVES.get(name, name): "none" for name in schema.names}
         levels: dict[str, int] = {}
-        for name in LARGE_COLUMNS:
-            if name in codecs and (name != "data" or compression == "zstd"):
-                codecs[name], levels[name] = "zstd", 1 if name == "data" else 3
+        for name in schema.names:
+            if (level := column_level(name, compression)) is not None:
+                codecs[name], levels[name] = "zstd", level
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
             self._file,
