@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
-from jaxtyping import Int8, UInt8, UInt16
+from jaxtyping import Int8, Int32, UInt8, UInt16
 
 from aq_jax.codes.runs import run_of
 from aq_jax.codes.trellis import HASHES, STATE_BITS, TILE_ROWS, Trellis
+from aq_jax.native import host
 
 _STATES = 1 << STATE_BITS
 _BLOCK = 1 << 13
@@ -37,21 +38,32 @@ def read(
     code: Trellis, data: UInt8[np.ndarray, "bytes"], scales: np.ndarray, shape: Sequence[int], out: np.ndarray
 ) -> None:
     """See `Code.read`."""
-    columns = shape[-1]
-    scales, out = scales.reshape(-1, 1), out.reshape(-1, columns)
+    out = out.reshape(-1, shape[-1])
+    # Where all tiles but the last are whole, they lie as those of one matrix do.
+    rows = shape[-2] if len(shape) > 2 and shape[-2] % TILE_ROWS else len(out)
+    if host.dequantize_tiles(data, (code.step_bits, code.step_rows), scales, (len(out) // rows, rows, shape[-1]), out):
+        return
+    scales = scales.reshape(-1, 1)
+    for own, levels in _tiles(code, data, rows, out.shape):
+        np.multiply(np.ascontiguousarray(levels.T), scales[own], out=out[own], dtype=np.float32)
+
+
+def row_sums(code: Trellis, data: UInt8[np.ndarray, "bytes"], shape: tuple[int, ...]) -> Int32[np.ndarray, "rows"]:
+    """Sum the levels of each row of a matrix."""
+    return np.concatenate([levels.sum(axis=0, dtype=np.int32) for _, levels in _tiles(code, data, shape[0], shape)])
+
+
+def _tiles(
+    code: Trellis, data: UInt8[np.ndarray, "bytes"], rows: int, shape: tuple[int, ...]
+) -> Iterator[tuple[slice, Int8[np.ndarray, "columns tile_rows"]]]:
+    """Decode tile after tile of a tensor [all rows, columns], whose matrices have so many rows each."""
     start = 0
-    for first, last in _tiles(code, shape, len(out)):
-        stop = start + code.tile_bytes(last - first, columns)
-        levels = tile_levels(code, data[start:stop], last - first, columns)
-        np.multiply(np.ascontiguousarray(levels.T), scales[first:last], out=out[first:last], dtype=np.float32)
-        start = stop
-
-
-def _tiles(code: Trellis, shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
-    """List the tiles of so many rows, first to last row: those of a matrix after those of the one before it."""
-    for matrix in range(0, rows, shape[-2]):
-        end = min(matrix + shape[-2], rows)
-        yield from ((first, min(first + TILE_ROWS, end)) for first in range(matrix, end, TILE_ROWS))
+    for matrix in range(0, shape[0], rows):
+        for first in range(matrix, matrix + rows, TILE_ROWS):
+            own = slice(first, min(first + TILE_ROWS, matrix + rows))
+            stop = start + code.tile_bytes(own.stop - first, shape[1])
+            yield own, tile_levels(code, data[start:stop], own.stop - first, shape[1])
+            start = stop
 
 
 def tile_levels(

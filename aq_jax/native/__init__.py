@@ -31,9 +31,10 @@ HANDLERS = (
     "aq_cached_attention",
     "aq_dequantize",
     "aq_quantize",
+    "aq_dequantize_tiles",
 )
 """The functions of the library that XLA calls, by the names of their targets."""
-FUNCTIONS = ("aq_to_panels", "aq_decode", "aq_quantize_groups")
+FUNCTIONS = ("aq_to_panels", "aq_decode", "aq_decode_tiles", "aq_quantize_groups")
 """The functions of the library that are called without JAX."""
 
 

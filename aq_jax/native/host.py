@@ -48,6 +48,26 @@ def dequantize(
     return wrong is None
 
 
+def dequantize_tiles(
+    data: np.ndarray, step: tuple[int, int], scales: np.ndarray, shape: tuple[int, int, int], out: np.ndarray
+) -> bool:
+    """Decode matrices of trellis codes into float32: level * scale.
+
+    Args:
+        data: The bytes of their tiles.
+        step: The bits of a step, and the weights that it is for.
+        scales: One float32 a row.
+        shape: The matrices, and the rows and columns of each.
+        out: The float32 array that is filled.
+    """
+    call = _function("aq_decode_tiles") if os.environ.get(VARIABLE, "native") == "native" else None
+    if call is None or not out.flags.c_contiguous or out.dtype != np.float32:
+        return False
+    data, scales = np.ascontiguousarray(data), np.ascontiguousarray(scales, np.float32)
+    wrong = call(data.ctypes.data, data.size, *step, scales.ctypes.data, *shape, cores(), out.ctypes.data)
+    return wrong is None
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Tell the library how to choose the grid of each group.
@@ -117,6 +137,7 @@ _ARGUMENTS = {
         _POINTER,
         _POINTER,
     ),
+    "aq_decode_tiles": (_POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER, *(_NUMBER,) * 4, _POINTER),
     "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _POINTER),
 }
 

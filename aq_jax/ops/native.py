@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from aq_jax import native
+from aq_jax.codes import Trellis
 from aq_jax.core.dispatch import TOKENS, Activations, backend
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
@@ -30,7 +31,7 @@ from aq_jax.ops.scores import PLAIN, Scores
 
 @dataclass(frozen=True)
 class _Weights:
-    """Kernels of weights whose codes are prepared in panels (see `native_panels`): one form for products and rows."""
+    """Kernels of weights that are prepared (see `native_panels`): one form for products and rows."""
 
     def prepare(self, q: QTensor) -> Panels:
         return to_panels(q)
@@ -39,9 +40,10 @@ class _Weights:
         return from_panels(arrays, like)
 
     def _refuses(self, w: QTensor) -> str:
-        if w.spec.bits not in WIDTHS or not w.spec.coding.uniform:
+        code = w.spec.coding
+        if not isinstance(code, Trellis) and (w.spec.bits not in WIDTHS or not code.uniform):
             widths = ", ".join(map(str, WIDTHS))
-            return f"has evenly spaced weights of {widths} bits only, found {w.spec.quant_type}"
+            return f"has trellis codes, and evenly spaced weights of {widths} bits, only; found {w.spec.quant_type}"
         if w.ndim != 2 or not w.size or not (w.by_row or w.scale.size == 1):
             return "wants a matrix of groups that each lie in one row"
         return missing()

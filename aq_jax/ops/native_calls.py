@@ -23,7 +23,7 @@ from aq_jax.core.prepared import unrotated
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import xla, xla_attention
 from aq_jax.ops.epilogue import Epilogue
-from aq_jax.ops.native_panels import Panels, from_panels
+from aq_jax.ops.native_panels import Panels, code_attributes, from_panels
 from aq_jax.ops.scores import Scores
 
 ACTS = ("", "gelu", "gelu_new", "relu", "silu")
@@ -96,7 +96,7 @@ def _product_by_library(
     elif rotation:
         inputs = (jax.ffi.ffi_call("aq_rotate_rows", jax.typeof(x))(x, block=np.int64(rotation)),)
     call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((x.shape[0], like.shape[0]), jnp.float32))
-    static = {"bits": np.int64(like.spec.bits), "act": np.int64(ACTS.index(act)), "eps": np.float32(epsilon)}
+    static = code_attributes(like) | {"act": np.int64(ACTS.index(act)), "eps": np.float32(epsilon)}
     return call(*inputs, *rest, **static)
 
 
@@ -113,7 +113,7 @@ def _product_by_xla(x: Array, *rest: Array, activations: Activations, act: str, 
 
 def _rows_by_library(ids: Array, *panels: Array, like: QTensor) -> Array:
     call = jax.ffi.ffi_call("aq_rows", jax.ShapeDtypeStruct((ids.shape[0], like.length), jnp.float32))
-    return call(ids, *panels, bits=np.int64(like.spec.bits), outputs=np.int64(like.shape[0]))
+    return call(ids, *panels, **code_attributes(like), outputs=np.int64(like.shape[0]))
 
 
 def _rows_by_xla(ids: Array, *panels: Array, like: QTensor) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import ShapedArray
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from aq_jax.codes import Affine, Code, Elementwise, bits_jax
+from aq_jax.codes import Affine, Code, Elementwise, Trellis, bits_jax
 from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
@@ -54,11 +54,12 @@ def _solve_jvp(
 
 @dataclass(frozen=True)
 class Dequantize:
-    """(code - zero_point) * scale, with XLA's bits."""
+    """(code - zero_point) * scale, and level * scale of trellis codes, with XLA's bits."""
 
     def refuses(self, w: QTensor) -> str:
-        if not (w.spec.coding.uniform and isinstance(w.spec.coding, Elementwise)):
-            return f"decodes evenly spaced codes only, found {w.spec.quant_type}"
+        code = w.spec.coding
+        if not (code.uniform and isinstance(code, Elementwise)) and not isinstance(code, Trellis):
+            return f"decodes trellis codes, and evenly spaced ones, only; found {w.spec.quant_type}"
         if w.codes.dtype not in (jnp.int8, jnp.uint8):
             return f"decodes codes of int8 or bytes only, found {w.codes.dtype}"
         return missing() if w.size else "wants elements"
@@ -125,6 +126,9 @@ def _call_dequantize(q: QTensor) -> Float[Array, "*shape"]:
 
 
 def _dequantize_by_library(codes: Array, scale: Array, zero: Array, like: QTensor) -> Array:
+    if isinstance(code := like.spec.coding, Trellis):
+        call = jax.ffi.ffi_call("aq_dequantize_tiles", jax.ShapeDtypeStruct(like.shape, jnp.float32))
+        return call(codes, scale, step_bits=np.int64(code.step_bits), step_rows=np.int64(code.step_rows))
     rows = like.by_row
     group = like.length // like.scale.shape[-1] if rows else min(like.spec.group_elements(like.shape), like.size)
     call = jax.ffi.ffi_call("aq_dequantize", jax.ShapeDtypeStruct(like.shape, jnp.float32))

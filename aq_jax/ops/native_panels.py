@@ -1,5 +1,7 @@
 """Weights as the native kernels read them: panels of 16 outputs, whose codes lie in planes of 8, 4, 2 or 1 bits.
 
+Trellis codes stay as they are, and only their scales and constants are prepared.
+
 A line of 64 bytes has a word for each of 16 outputs. A word of a plane of b bits has 32 / b codes' bits of it: code
 4 s + j in byte j, from bit b s on, so that a shift and a mask give four codes in the bytes of a word.
 
@@ -22,7 +24,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, UInt8
 
 from aq_jax import native
-from aq_jax.codes import bits_jax
+from aq_jax.codes import Trellis, bits_jax
+from aq_jax.codes.trellis_numpy import row_sums
 from aq_jax.core.qtensor import QTensor
 
 PANEL = 16
@@ -33,12 +36,12 @@ class Panels(NamedTuple):
     """A weight [outputs, inputs]; outputs are filled up to whole panels, the inputs of a group to whole chunks.
 
     Args:
-        codes: code + 2^(bits - 1), in planes.
+        codes: code + 2^(bits - 1), in planes; of trellis codes the format's bytes.
         grids: The scales of the groups, and their zero points.
         constants: The sum of each output's weights: what an offset of its inputs is multiplied by.
     """
 
-    codes: UInt8[Array, "panels lines 16 4"]
+    codes: UInt8[Array, "panels lines 16 4"] | UInt8[Array, "bytes"]
     grids: Float[Array, "panels groups 2 16"]
     constants: Float[Array, "panels 16"]
 
@@ -75,15 +78,20 @@ def to_panels(q: QTensor) -> Panels:
     groups, bits = q.scale.shape[-1] if q.by_row else 1, q.spec.bits
     codes, more = xp.asarray(q.codes), -outputs % PANEL
     octets: Any
-    if library is None:
+    code = q.spec.coding
+    if isinstance(code, Trellis):
+        sums = code.levels(q).sum(-1, dtype=np.int32) if library is None else row_sums(code, np.asarray(codes), q.shape)
+        octets, sums = q.codes, sums[:, None]
+    elif library is None:
         unpacked = bits_jax.unpack(codes, bits) if q.packed else codes
         lines, sums = _to_lines(unpacked.reshape(outputs, groups, -1), bits)
         turned = jnp.pad(lines, ((0, more), (0, 0))).reshape(-1, PANEL, lines.shape[1]).swapaxes(1, 2)
         octets = turned.view(np.uint8).reshape(*turned.shape, 4)
     else:
         octets, sums = _turn(library, codes, bits, (outputs, inputs, groups))
+    zeros = xp.zeros(1, np.float32) if q.zero_point is None else q.zero_point
     scale, zero_point = (
-        xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, q.zero_point)
+        xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, zeros)
     )
     wide = np.float32 if xp is jnp else np.float64
     constants = (scale * (sums.astype(wide) - wide(inputs // groups) * zero_point)).sum(1).astype(np.float32)
@@ -92,6 +100,14 @@ def to_panels(q: QTensor) -> Panels:
     panels = Panels(octets, grids, xp.pad(constants, (0, more)).reshape(-1, PANEL))
     where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
     return jax.tree.map(jnp.asarray, panels) if where is None else jax.device_put(panels, where)
+
+
+def code_attributes(q: QTensor) -> dict[str, np.int64]:
+    """Describe the codes of a weight to the library: their bits, and the steps of trellis codes, of int8 levels."""
+    code = q.spec.coding
+    steps = (code.step_bits, code.step_rows) if isinstance(code, Trellis) else (0, 0)
+    found = {"bits": 8 if steps[0] else q.spec.bits, "step_bits": steps[0], "step_rows": steps[1]}
+    return {name: np.int64(number) for name, number in found.items()}
 
 
 def _turn(
@@ -133,6 +149,9 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
     """Turn panels back, bit for bit; `like` tells the shapes."""
     outputs, inputs = like.shape
     bits, groups = like.spec.bits, panels.grids.shape[1]
+    if isinstance(like.spec.coding, Trellis):
+        scale = panels.grids[:, 0, 0].reshape(-1)[:outputs].reshape(like.scale.shape)
+        return dataclasses.replace(like, codes=panels.codes, scale=scale)
     planes = _planes(bits)
     words = jax.lax.bitcast_convert_type(jnp.asarray(panels.codes), jnp.uint32)  # [panels, lines, 16]
     lines = words.swapaxes(1, 2).reshape(-1, words.shape[1] // planes.lines, planes.lines)

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import aq_jax as aq
+from aq_jax import native
 from aq_jax.codes import CODES
 from aq_jax.codes.trellis_numpy import level_table
 from aq_jax.config import QuantSpec
@@ -61,7 +62,7 @@ def close(found: Any, value: Any, rtol: float = 1e-5) -> None:
 
 
 def kernels() -> tuple[str, ...]:
-    return ("xla",)
+    return ("xla",) if native.load().reason else ("xla", "native")
 
 
 @pytest.mark.parametrize("kind", KINDS)

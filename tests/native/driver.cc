@@ -43,7 +43,9 @@ struct Matrix {
   Weight w;
 
   Matrix(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits)
-      : values(outputs * inputs), exact(outputs * inputs), w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits} {
+      : values(outputs * inputs),
+        exact(outputs * inputs),
+        w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0} {
     const int64_t size = inputs / groups, main = bits == 8 ? 8 : bits >= 4 ? 4 : 2, rest = bits - main;
     const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8, chunks = (size + 4 * steps - 1) / (4 * steps);
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
@@ -76,10 +78,44 @@ struct Matrix {
       }
     w.codes = packed.data(), w.grids = grids.data(), w.constants = constants.data();
   }
+
+  // Trellis codes: the state of each weight bit by bit.
+  Matrix(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
+      : values(outputs * inputs),
+        exact(outputs * inputs),
+        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows} {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    grids.resize(panels * 2 * PANEL), constants.resize(panels * PANEL);
+    for (int64_t top = 0; top < outputs; top += 256) {
+      const int64_t rows = std::min<int64_t>(256, outputs - top), steps = rows / step_rows * inputs;
+      const size_t start = packed.size();
+      packed.resize(start + (steps * step_bits + 7) / 8);
+      for (size_t i = start; i < packed.size(); ++i) packed[i] = uint8_t(std::lround(127.5f * uniform() + 127.5f));
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t o = top + r, p = o / PANEL, lane = o % PANEL;
+        const float scale = grids[p * 2 * PANEL + lane] = 0.01f * (1.1f + uniform());
+        double sum = 0;
+        for (int64_t k = 0; k < inputs; ++k) {
+          uint32_t number = 0;
+          for (int64_t b = 0; b < 12; ++b) {
+            const int64_t bit = ((k * (rows / step_rows) + r / step_rows) * step_bits + b) % (steps * step_bits);
+            number |= uint32_t(packed[start + bit / 8] >> bit % 8 & 1) << b;
+          }
+          const uint32_t hash = r % step_rows ? number * 0x6F531C4F + 0x65330338 : number * 0xBD8E8CD7 + 0xED71BC08;
+          const int level = int((hash & 255) + (hash >> 8 & 255) + (hash >> 16 & 255) + (hash >> 24)) / 4 - 127;
+          values[o * inputs + k] = double(scale) * level, exact[o * inputs + k] = float(level) * scale;
+          sum += values[o * inputs + k];
+        }
+        constants[p * PANEL + lane] = float(sum);
+      }
+    }
+    w.codes = packed.data(), w.grids = grids.data(), w.constants = constants.data();
+  }
 };
 
-static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_t outputs, int64_t groups, int64_t bits,
-                    bool floats, Act act) {
+static void product(const Kernels& kernels, int64_t rows, const Matrix& matrix, bool floats, Act act) {
+  const Weight& w = matrix.w;
+  const int64_t inputs = w.inputs, outputs = w.outputs;
   const std::vector<float> x = numbers(rows * inputs);
   std::vector<int8_t> codes(rows * inputs);
   std::vector<float> scale(rows), offset(rows);
@@ -89,8 +125,6 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
     for (int64_t k = 0; k < inputs; ++k)
       near(rounded(r, k), x[r * inputs + k], 0.51 * scale[r] + 1e-6, "quantize_rows", kernels.isa);
 
-  const Matrix matrix(outputs, inputs, groups, bits);
-  const Weight& w = matrix.w;
   const int64_t panels = w.panels();
   const std::vector<float> bias = numbers(outputs), residual = numbers(rows * outputs),
                            factor = numbers(rows * outputs), gain = numbers(outputs), shift = numbers(outputs);
@@ -132,19 +166,35 @@ static void product(const Kernels& kernels, int64_t rows, int64_t inputs, int64_
   }
 }
 
-static void table(const Kernels& kernels, int64_t inputs, int64_t groups, int64_t bits) {
-  const Matrix matrix(19, inputs, groups, bits);
-  const std::vector<int32_t> ids = {18, 0, 19, -1, 7};
+static void table(const Kernels& kernels, const Matrix& matrix) {
+  const int64_t inputs = matrix.w.inputs, outputs = matrix.w.outputs;
+  const std::vector<int32_t> ids = {int32_t(outputs - 1), 0, int32_t(outputs), -1, int32_t(outputs / 2)};
   std::vector<float> y(ids.size() * inputs);
   kernels.rows(matrix.w, ids.data(), ids.size(), y.data());
   for (size_t i = 0; i < ids.size(); ++i)
     for (int64_t k = 0; k < inputs; ++k) {
       const float found = y[i * inputs + k];
-      if (ids[i] >= 0 && ids[i] < 19)
+      if (ids[i] >= 0 && ids[i] < outputs)
         near(found, matrix.exact[ids[i] * inputs + k], 0, "rows", kernels.isa);
       else if (found == found)
         near(found, NAN, 0, "rows", kernels.isa);
     }
+}
+
+// Two matrices, one after the other.
+static void tiles(const Kernels& kernels, int64_t rows, int64_t columns, int64_t step_bits, int64_t step_rows) {
+  const Matrix first(rows, columns, step_bits, step_rows, true), second(rows, columns, step_bits, step_rows, true);
+  std::vector<uint8_t> stream = first.packed;
+  stream.insert(stream.end(), second.packed.begin(), second.packed.end());
+  std::vector<float> scale(2 * rows), out(2 * rows * columns), part(out.size());
+  for (int64_t r = 0; r < 2 * rows; ++r)
+    scale[r] = (r < rows ? first : second).w.grid(r % rows / PANEL, 0)[r % rows % PANEL];
+  const Tiles in = {stream.data(), rows, columns, step_bits, step_rows};
+  if (!in.sound() || 2 * in.matrix_bytes() != int64_t(stream.size())) near(0, 1, 0, "the bytes of tiles", kernels.isa);
+  kernels.decode_tiles(in, scale.data(), 0, 1, out.data());
+  kernels.decode_tiles(in, scale.data(), 1, 2 * in.panels(), out.data());
+  for (int64_t i = 0; i < 2 * rows * columns; ++i)
+    near(out[i], (i < rows * columns ? first : second).exact[i % (rows * columns)], 0, "decode_tiles", kernels.isa);
 }
 
 static void rotation(const Kernels& kernels, int64_t block) {
@@ -289,13 +339,24 @@ int main() {
       for (int64_t inputs : {1, 48, 66, 321})
         for (int64_t groups : {1, 3}) {
           if (inputs % groups) continue;
-          table(**each, inputs, groups, bits);
+          table(**each, Matrix(19, inputs, groups, bits));
           for (int64_t rows : {0, 1, 4, 7, 33})
             for (int64_t outputs : {1, 16, 35, 83})
               if (outputs != 83 || inputs == 321)
                 for (bool floats : {false, true})
-                  product(**each, rows, inputs, outputs, groups, bits, floats, Act(count++ % 5));
+                  product(**each, rows, Matrix(outputs, inputs, groups, bits), floats, Act(count++ % 5));
         }
+    for (int64_t step_bits : {2, 3, 4, 5})
+      for (int64_t step_rows : {1, 2})
+        for (int64_t inputs : {1, 7, 50, 150})
+          for (int64_t outputs : {1, 2, 16, 90, 258, 300}) {
+            if (!Tiles{nullptr, outputs, inputs, step_bits, step_rows}.sound()) continue;
+            tiles(**each, outputs, inputs, step_bits, step_rows);
+            const Matrix matrix(outputs, inputs, step_bits, step_rows, true);
+            table(**each, matrix);
+            for (int64_t rows : {1, 7})
+              for (bool floats : {false, true}) product(**each, rows, matrix, floats, Act(count++ % 5));
+          }
     for (int64_t block : {2, 8, 32, 128}) rotation(**each, block);
     for (int64_t tokens : {1, 7, 16, 33})
       for (int64_t size : {1, 8, 20, 32, 64}) {

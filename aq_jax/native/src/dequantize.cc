@@ -5,47 +5,13 @@
 
 #include "flush.h"
 #include "simd.h"
+#include "windows.h"
 
 namespace aq {
 namespace AQ_ISA {
 namespace {
 
-constexpr int RUN = 16;                // codes at a time: with 7 bits, and 7 bits before them, they lie in 16 bytes
 constexpr int VECTORS = RUN / LANES;
-
-// Where the codes of a run lie that begins at one bit of a byte: each lane takes two bytes, and shifts them.
-struct Window {
-  U bytes[VECTORS];
-  I shift[VECTORS];
-};
-
-// The windows of the eight bits of a byte; 16 bytes lie in every 128 bits of a vector.
-void make_windows(int bits, Window (&windows)[8]) {
-  for (int first = 0; first < 8; ++first) {
-    uint8_t bytes[4 * RUN];
-    int32_t shift[RUN];
-    for (int i = 0; i < RUN; ++i) {
-      const int bit = first + bits * i;
-      shift[i] = bit % 8;
-      for (int k = 0; k < 4; ++k) bytes[4 * i + k] = k < 2 ? bit / 8 + k : 0x80;  // which gives zero
-    }
-    std::memcpy(windows[first].bytes, bytes, sizeof bytes);
-    std::memcpy(windows[first].shift, shift, sizeof shift);
-  }
-}
-
-inline I take(const uint8_t* sixteen, U bytes, I shift) {
-#if defined(__AVX512VNNI__)
-  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)sixteen));
-  return (I)_mm512_srlv_epi32(_mm512_shuffle_epi8(all, (__m512i)bytes), (__m512i)shift);
-#elif defined(__AVX2__)
-  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)sixteen));
-  return (I)_mm256_srlv_epi32(_mm256_shuffle_epi8(all, (__m256i)bytes), (__m256i)shift);
-#else
-  const uint8x16_t found = vqtbl1q_u8(vld1q_u8(sixteen), (uint8x16_t)bytes);
-  return (I)vshlq_u32((uint32x4_t)found, (int32x4_t)-shift);
-#endif
-}
 
 inline I widen(const uint8_t* p) {
 #if defined(__AVX512VNNI__)
@@ -70,7 +36,7 @@ void decode(const Codes& in, int64_t first, int64_t last, float* out) {
   const int64_t bytes = in.bytes, bits = in.bits, size = in.group;
   const I half = I{} + (1 << (bits - 1)), mask = I{} + ((1 << bits) - 1);
   Window windows[8] = {};
-  if (!WHOLE) make_windows(in.bits, windows);
+  if (!WHOLE) make_windows(in.bits, 1, 2, windows);
   for (int64_t at = first; at < last;) {
     const int64_t g = at / size, end = std::min(last, (g + 1) * size);
     const F scale = splat(in.scale[g]), zero = splat(in.zero ? in.zero[g] : 0);

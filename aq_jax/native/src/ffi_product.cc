@@ -51,21 +51,26 @@ ffi::Error rotate_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Resul
 
 // A weight [outputs, inputs] of these arrays; its `codes` are null where shapes do not fit.
 Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants,
-                 int64_t outputs, int64_t inputs, int64_t bits) {
-  Weight w = {nullptr, grids.typed_data(), constants.typed_data(), outputs, inputs, 0, bits};
+                 int64_t outputs, int64_t inputs, int64_t bits, int64_t step_bits, int64_t step_rows) {
+  Weight w = {nullptr, grids.typed_data(), constants.typed_data(), outputs, inputs, 0, bits, step_bits, step_rows};
   const bool known = bits == 8 || (bits >= 2 && bits <= 6);
   if (!known || grids.dimensions().size() != 4 || inputs <= 0) return w;
   w.groups = grids.dimensions()[1];
   if (!w.groups || inputs % w.groups) return w;
   const int64_t count = w.panels();
-  if (has_shape(panels, {count, w.groups * w.lines(), PANEL, 4}) && has_shape(grids, {count, w.groups, 2, PANEL}) &&
+  if (step_bits) {
+    const Tiles tiles = w.tiles();
+    if (bits != 8 || w.groups != 1 || !tiles.sound() || !has_shape(panels, {tiles.matrix_bytes()})) return w;
+  }
+  if ((step_bits || has_shape(panels, {count, w.groups * w.lines(), PANEL, 4})) && has_shape(grids, {count, w.groups, 2, PANEL}) &&
       has_shape(constants, {count, PANEL}))
     w.codes = panels.typed_data();
   return w;
 }
 
 constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes "
-                               "[panels, lines, 16, 4], grids [panels, groups, 2, 16], constants [panels, 16]";
+                               "[panels, lines, 16, 4], grids [panels, groups, 2, 16], constants [panels, 16]; "
+                               "of trellis codes the bytes of their tiles";
 
 ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,
                     ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual,
@@ -106,11 +111,11 @@ ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> panels,
                    ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                    ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
-                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t act,
-                   float eps) {
+                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t step_bits,
+                   int64_t step_rows, int64_t act, float eps) {
   if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], bits);
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], bits, step_bits, step_rows);
   const Inputs in = {x.typed_data(), nullptr, nullptr, nullptr};
   return multiply(pool, in, x.dimensions()[0], w, bias, factor, residual, gain, shift, y, act, eps);
 }
@@ -120,26 +125,27 @@ ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ff
                             ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                             ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
                             ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits,
-                            int64_t act, float eps) {
+                            int64_t step_bits, int64_t step_rows, int64_t act, float eps) {
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
   const int64_t rows = codes.dimensions()[0];
   if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}))
     return invalid("product", "wanted scale [rows], offset [rows]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1], bits);
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1], bits, step_bits,
+                             step_rows);
   const Inputs in = {nullptr, codes.typed_data(), scale.typed_data(), offset.typed_data()};
   return multiply(pool, in, rows, w, bias, factor, residual, gain, shift, y, act, eps);
 }
 
 ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi::U8> panels,
                 ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
-                int64_t bits, int64_t outputs) {
+                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t outputs) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("rows", "no kernels for this processor");
   if (ids.dimensions().size() != 1 || y->dimensions().size() != 2 || y->dimensions()[0] != ids.dimensions()[0])
     return invalid("rows", "wanted ids [count], y [count, width]");
   const int64_t count = ids.dimensions()[0], width = y->dimensions()[1];
-  const Weight w = weight_of(panels, grids, constants, outputs, width, bits);
+  const Weight w = weight_of(panels, grids, constants, outputs, width, bits, step_bits, step_rows);
   if (!w.codes) return invalid("rows", WEIGHT);
   if (!count) return ffi::Error::Success();
   const Parts parts(count, threads_for(pool, 32 * count * width));
@@ -165,6 +171,8 @@ auto with_weight(Binding&& inputs) {
       .template Arg<Floats>()
       .template Ret<Floats>()
       .template Attr<int64_t>("bits")
+      .template Attr<int64_t>("step_bits")
+      .template Attr<int64_t>("step_rows")
       .template Attr<int64_t>("act")
       .template Attr<float>("eps");
 }
@@ -215,4 +223,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Attr<int64_t>("bits")
+                                  .Attr<int64_t>("step_bits")
+                                  .Attr<int64_t>("step_rows")
                                   .Attr<int64_t>("outputs"));

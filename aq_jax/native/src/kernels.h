@@ -9,12 +9,35 @@ constexpr int PANEL = 16;  // outputs of a weight that lie side by side
 
 enum class Act : int64_t { none, gelu, gelu_tanh, relu, silu };
 
+// Matrices of trellis codes, as the format has them (docs/format.md): tiles of 256 rows, each column by column.
+struct Tiles {
+  const uint8_t* stream;
+  int64_t rows, columns;        // of a matrix
+  int64_t step_bits, step_rows; // of a step: its new bits, and the weights that it is for, one below the other
+
+  static constexpr int64_t ROWS = 256;
+
+  // Of a tile of so many rows.
+  int64_t bits(int64_t tile_rows) const { return tile_rows / step_rows * columns * step_bits; }
+  int64_t bytes(int64_t tile_rows) const { return (bits(tile_rows) + 7) / 8; }
+  int64_t matrix_bytes() const { return rows / ROWS * bytes(ROWS) + bytes(rows % ROWS); }
+  int64_t panels() const { return (rows + PANEL - 1) / PANEL; }  // of a matrix
+  // Whether a reader can begin: whole steps, and a state in each tile.
+  bool sound() const {
+    const bool known = step_rows == 1 ? step_bits >= 2 && step_bits <= 5 : step_rows == 2 && step_bits == 3;
+    if (!known || rows <= 0 || columns <= 0 || rows % step_rows) return false;
+    return bits(rows % ROWS ? rows % ROWS : ROWS) >= 12;
+  }
+};
+
 // Codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them (ops/native_panels.py).
 struct Weight {
   const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
   const float* grids;      // [panels, groups, 2, 16]: scales and zero points
   const float* constants;  // [panels, 16]: the sum of an output's weights
   int64_t outputs, inputs, groups, bits;
+  // Of trellis codes, which lie in `codes` as the format has them, and are levels of 8 bits; otherwise 0.
+  int64_t step_bits, step_rows;
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
   int64_t size() const { return inputs / groups; }  // inputs in a group
@@ -23,6 +46,7 @@ struct Weight {
   int64_t padded() const { return (size() + chunk() - 1) / chunk() * chunk(); }  // codes of a group
   int64_t lines() const { return padded() * bits / 32; }                         // of a group
   int64_t bytes() const { return groups * lines() * 4 * PANEL; }                 // of a panel
+  Tiles tiles() const { return {codes, outputs, inputs, step_bits, step_rows}; }
   const float* grid(int64_t panel, int64_t group) const { return grids + (panel * groups + group) * 2 * PANEL; }
 };
 
@@ -119,6 +143,8 @@ struct Kernels {
   void (*dequantize)(const Codes&, int64_t first, int64_t last, float* out);
   // Quantize groups [first, last).
   int (*quantize)(const Groups&, int64_t first, int64_t last);
+  // Decode panels [first, last) of matrices of trellis codes, with a scale for each row.
+  void (*decode_tiles)(const Tiles&, const float* scale, int64_t first, int64_t last, float* out);
 };
 
 // The kernels that were compiled, and those of them that this processor runs, best first; null at the end.

@@ -1,9 +1,12 @@
 // Products of rows with a packed weight.
 #include "product.h"
 
+#include <optional>
+
 #include "math.h"
 #include "scratch.h"
 #include "tiles.h"
+#include "trellis.h"
 
 namespace aq {
 namespace AQ_ISA {
@@ -62,6 +65,45 @@ void unpack(const uint8_t* chunk, int64_t chunks, float* __restrict to) {
       });
 }
 
+// The trellis codes of a weight, of which a panel's rows are unpacked for some columns; behind the last one are zeros.
+struct TrellisWeight {
+  const Tiles tiles;
+  const Levels levels;
+
+  explicit TrellisWeight(const Weight& w) : tiles(w.tiles()), levels(tiles) {}
+
+  // Call f(column, levels of the panel's rows + LEVEL_OFFSET).
+  template <class Function>
+  void each(int64_t panel, int64_t at, int64_t count, const Function& f) const {
+    const Tile tile = tile_of(tiles, tiles.stream, panel * PANEL);
+    for (int64_t c = 0; c < std::min(count, tiles.columns - at); ++c) {
+      W its[VECTORS];
+      levels.of_column(tile, at + c, its);
+      f(c, its);
+    }
+  }
+
+  // As bytes, [steps][16][4].
+  void unpack(int64_t panel, int64_t at, int64_t count, uint8_t* to) const {
+    W four[VECTORS] = {};
+    each(panel, at, count, [&](int64_t c, const W (&its)[VECTORS]) {
+      for (int v = 0; v < VECTORS; ++v) {
+        four[v] = c % 4 ? four[v] | its[v] << (8 * (c % 4)) : its[v];
+        store(to + c / 4 * LINE + v * (4 * LANES), four[v]);
+      }
+    });
+  }
+
+  // As floats, [inputs][WIDE].
+  void unpack(int64_t panel, int64_t at, int64_t count, float* to) const {
+    each(panel, at, count, [&](int64_t c, const W (&its)[VECTORS]) {
+      for (int v = 0; v < VECTORS; ++v) store(to + c * WIDE + v * LANES, to_float((I)its[v] - LEVEL_OFFSET));
+    });
+    for (int64_t c = std::max<int64_t>(0, tiles.columns - at); c < count; ++c)
+      std::fill_n(to + c * WIDE, PANEL, 0.0f);
+  }
+};
+
 // Where a part of a weight is: codes of a panel lie `between` bytes apart, its grids `grids` floats.
 struct PartOfWeight {
   const uint8_t* codes;
@@ -116,13 +158,17 @@ void with_narrow(bool narrow, const Function& f) {
 #endif
 }
 
-// totals[rows][WIDE] += products with a part of a weight, unpacked first, if need be.
+// totals[rows][WIDE] += products with a part of some panels of a weight, unpacked first, if need be.
 template <int DIGITS>
-void multiply(const Operand<DIGITS>& x, int64_t at, int64_t part, int64_t rows, int64_t bits, PartOfWeight w,
-              int64_t panels, uint8_t* unpacked, float* totals) {
+void multiply(const Operand<DIGITS>& x, int64_t at, int64_t part, int64_t rows, int64_t bits,
+              const std::optional<TrellisWeight>& trellis, PartOfWeight w, int64_t panel, int64_t panels,
+              uint8_t* unpacked, float* totals) {
   const Part<DIGITS>* parts = x.parts + part * rows;
-  if (bits < 8) {
-    const int64_t between = w.count / 4 * LINE;
+  const int64_t between = w.count / 4 * LINE;
+  if (trellis) {
+    for (int64_t p = 0; p < panels; ++p) trellis->unpack(panel + p, at, w.count, unpacked + p * between);
+    w.codes = unpacked, w.between = between;
+  } else if (bits < 8) {
     with_bits(bits, [&](auto known) {
       if constexpr (known < 8)
         for (int64_t p = 0; p < panels; ++p)
@@ -139,13 +185,16 @@ void multiply(const Operand<DIGITS>& x, int64_t at, int64_t part, int64_t rows, 
   });
 }
 
-void multiply(const Operand<0>& x, int64_t at, int64_t part, int64_t rows, int64_t bits, const PartOfWeight& w,
-              int64_t panels, float* unpacked, float* totals) {
+void multiply(const Operand<0>& x, int64_t at, int64_t part, int64_t rows, int64_t bits,
+              const std::optional<TrellisWeight>& trellis, const PartOfWeight& w, int64_t panel, int64_t panels,
+              float* unpacked, float* totals) {
   const int64_t high = tile_height(rows);
-  with_bits(bits, [&](auto known) {
-    for (int64_t p = 0; p < panels; ++p)
-      unpack<known>(w.codes + p * w.between, w.count / (4 * Planes<known>::STEPS), unpacked + p * PANEL);
-  });
+  for (int64_t p = 0; trellis && p < panels; ++p) trellis->unpack(panel + p, at, w.count, unpacked + p * PANEL);
+  if (!trellis)
+    with_bits(bits, [&](auto known) {
+      for (int64_t p = 0; p < panels; ++p)
+        unpack<known>(w.codes + p * w.between, w.count / (4 * Planes<known>::STEPS), unpacked + p * PANEL);
+    });
   float dots[MAX_ROWS * WIDE];
   for (int64_t first = 0; first < rows; first += high) {
     const int64_t count = std::min(high, rows - first);
@@ -168,16 +217,18 @@ void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, c
   auto* unpacked = scratch.take<Unpacked<DIGITS>>(WIDE * std::min(w.padded(), Kind<DIGITS>::PART));
   float* totals = scratch.take<float>(rows * WIDE);
   const int added = w.bits == 8 ? OFFSET : 1 << (w.bits - 1);
+  std::optional<TrellisWeight> trellis;
+  if (w.step_bits) trellis.emplace(w);
   for (int64_t p = panel; p < panel_end; p += 2) {
     const int64_t panels = std::min<int64_t>(2, panel_end - p);
-    const uint8_t* codes = w.codes + p * w.bytes();
+    const uint8_t* codes = trellis ? nullptr : w.codes + p * w.bytes();
     std::fill_n(totals, rows * WIDE, 0.0f);
     for (int64_t g = 0, at = 0, part = 0; g < w.groups; ++g)
       for (int64_t left = w.padded(), count; left > 0; left -= count, at += count, ++part) {
         count = std::min(left, Kind<DIGITS>::PART);
         const PartOfWeight its = {codes, w.grid(p, g), count, w.bytes(), w.groups * 2 * PANEL, added};
-        multiply(x, at, part, rows, w.bits, its, panels, unpacked, totals);
-        codes += count * w.bits / 32 * LINE;
+        multiply(x, at, part, rows, w.bits, trellis, its, p, panels, unpacked, totals);
+        if (codes) codes += count * w.bits / 32 * LINE;
       }
     finish(in, w, after, row, rows, p * PANEL, panels * PANEL, totals, WIDE, y);
   }
@@ -249,7 +300,7 @@ void product_of(const T* x, const Inputs& in, const Weight& w, const After& afte
       for (int64_t at = 0; at < padded; at += K::PART)
         read_part(x + r * w.inputs + g * size + at, std::min(K::PART, size - at), std::min(K::PART, padded - at),
                   stride, copy + g * padded + at, parts[part++ * rows]);
-  if (rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
+  if (!w.step_bits && rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
     return product_few(operand, in, w, after, row, rows, panel, panel_end, y);
   product_rows(operand, in, w, after, row, rows, panel, panel_end, scratch, y);
 }

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "trellis.h"
+
 namespace aq {
 namespace AQ_ISA {
 namespace {
@@ -27,9 +29,25 @@ void row_of_table(const Weight& w, int64_t row, float* y) {
   }
 }
 
+void rows_of_tiles(const Weight& w, const int32_t* ids, int64_t count, float* y) {
+  const Tiles tiles = w.tiles();
+  const Levels levels(tiles);
+  for (int64_t i = 0; i < count; ++i, y += w.inputs) {
+    const bool known = ids[i] >= 0 && ids[i] < w.outputs;
+    const int64_t row = known ? ids[i] : 0;
+    const Tile tile = tile_of(tiles, w.codes, row);
+    const F scale = splat(known ? w.grid(row / PANEL, 0)[row % PANEL] : std::numeric_limits<float>::quiet_NaN());
+    for (int64_t at = 0; at < w.inputs; at += LANES) {
+      const I its = (I)levels.of_row(tile, at) - LEVEL_OFFSET;
+      store_part(y + at, to_float(its) * scale, w.inputs - at);
+    }
+  }
+}
+
 }  // namespace
 
 void rows(const Weight& w, const int32_t* ids, int64_t count, float* y) {
+  if (w.step_bits) return rows_of_tiles(w, ids, count, y);
   with_bits(w.bits, [&](auto bits) {
     for (int64_t i = 0; i < count; ++i, y += w.inputs)
       if (ids[i] < 0 || ids[i] >= w.outputs)
