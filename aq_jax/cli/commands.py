@@ -26,8 +26,9 @@ from aq_jax.cli.terminal import (
 )
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
+from aq_jax.converters.inspection import inspect
 from aq_jax.errors import ConfigError
-from aq_jax.store.inspection import Layer, inspect_table
+from aq_jax.store.inspection import Layer
 from aq_jax.store.verify import verify_table
 
 SHOWN = 20
@@ -101,7 +102,7 @@ def run_dequantize(args: argparse.Namespace) -> int:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    found = inspect_table(args.file)
+    found = inspect(args.file)
     layers = sorted(found.layers, key=SORT_KEYS[args.sort]) if args.sort else list(found.layers)
     if args.reverse:
         layers.reverse()
@@ -120,7 +121,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     print_table(("name", "shape", "type", "params", "bits", "bytes", "cosine", "error"), rows, footer)
     if found.aliases:
         print_line("tied: " + ", ".join(f"{escape(a)} = {escape(b)}" for a, b in found.aliases.items()))
-    print_line(f"schema V{found.version}, {found.file_bytes:,} bytes on disk")
+    print_line(f"{f'schema V{found.version}' if found.version else found.format}, {found.file_bytes:,} bytes on disk")
     return DONE
 
 

@@ -114,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("input", metavar="IN")
     sub.add_argument("output", metavar="OUT", help="NAME.parquet, NAME.arrow, or a folder")
 
-    sub = command("inspect", run_inspect, "list what a table holds, without reading the weights")
+    sub = command("inspect", run_inspect, "list what a table, or other weights, hold, without reading them")
     sub.add_argument("file", metavar="FILE")
     sub.add_argument("--sort", choices=SORT_KEYS, help="by this column instead of the table's order")
     sub.add_argument("--reverse", action="store_true", help="largest first")

@@ -39,6 +39,7 @@ class Inspection:
         layers: The tensors.
         aliases: The tied tensors.
         config: The config that made the table, if it has one.
+        format: The name of the format, if it is no table; `version` is 0 then.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Inspection:
     layers: tuple[Layer, ...]
     aliases: Mapping[str, str]
     config: Mapping[str, Any]
+    format: str = "table"
 
     @property
     def params(self) -> int:

