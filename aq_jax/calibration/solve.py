@@ -121,10 +121,13 @@ def solve_model(
         name: found for name, policy in policies.items() if policy.coded and (found := calibrated_quantizer(policy))
     }
     asked = {name: policies[name] for name in solvers}
+    # A matrix that the model adds to something, such as a table of biases, has no inputs.
+    without_inputs = {name for path, name in names.items() if not path.endswith((".kernel", ".embedding"))}
     for name, quantizer in solvers.items():
-        quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
+        if name not in without_inputs:
+            quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
     weights = read_float_weights(source, names)
-    solvable = {path: asked[name] for path, name in names.items() if name in asked}
+    solvable = {path: asked[name] for path, name in names.items() if name in asked and name not in without_inputs}
     others = {name: value for name, value in weights.items() if name not in asked}
     model = architecture.fill(weights, "float32", str(folder))
     dequantized = {
@@ -170,6 +173,7 @@ def solve_model(
             )
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
+    fallbacks |= dict.fromkeys(asked.keys() & without_inputs, "it has no inputs")
     fallbacks = {name: f"{why}; quantized by {solvers[name].fallback}" for name, why in fallbacks.items()}
     record = text.record() | {
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aq_jax.cli.models import embed, generate
+from aq_jax.cli.models import embed, generate, rank
 from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
@@ -171,7 +171,15 @@ def run_embed(args: argparse.Namespace) -> int:
     texts = _read_lines(args.input)
     with warnings_as_notes(), progress_bar(args.json, "texts") as progress:
         done = embed(
-            args.model, texts, args.output, args.activations, progress, prompt_name=args.prompt_name, prompt=args.prompt
+            args.model,
+            texts,
+            args.output,
+            args.activations,
+            progress,
+            prompt_name=args.prompt_name,
+            prompt=args.prompt,
+            precision=args.precision,
+            truncate_dim=args.truncate_dim,
         )
     if args.json:
         print_line(json.dumps(dataclasses.asdict(done)))
@@ -179,6 +187,17 @@ def run_embed(args: argparse.Namespace) -> int:
     speed = f", {done.texts / done.seconds['encode']:.0f} a second" if done.texts else ""
     times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
     print_line(f"{escape(done.path)}: {done.texts} embeddings of {done.width} numbers{speed} ({times})")
+    return DONE
+
+
+def run_rank(args: argparse.Namespace) -> int:
+    texts = _read_lines(args.input)
+    with warnings_as_notes(), progress_bar(args.json, "texts") as progress:
+        found = rank(args.model, args.query, texts, args.top_k, args.activations, progress)
+    if args.json:
+        print_line(json.dumps([each._asdict() for each in found]))
+    for each in [] if args.json else found:
+        print_line(f"{each.score:.6f}  {escape_lines(each.text)}")
     return DONE
 
 

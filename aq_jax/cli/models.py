@@ -14,6 +14,8 @@ from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
     from aq_jax.core.dispatch import Activations
+    from aq_jax.nn.precision import Precision
+    from aq_jax.nn.reranker import Ranked
     from aq_jax.progress import Progress
 
 
@@ -37,6 +39,8 @@ def embed(
     *,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    precision: Precision = "float32",
+    truncate_dim: int | None = None,
 ) -> EmbeddingResult:
     """Write the embedding of each text to a file.
 
@@ -47,7 +51,7 @@ def embed(
             all.
         activations: See `load_model`.
         progress: A callback that gets a word, how many texts were just done, and how many there are.
-        prompt_name, prompt: See `Encoder.encode`.
+        prompt_name, prompt, precision, truncate_dim: See `Encoder.encode`.
 
     Raises:
         FormatError, ConfigError: as `load_model`; for a model that is no encoder, or a path of another suffix.
@@ -61,13 +65,36 @@ def embed(
     start = time.perf_counter()
     encoder = load_model(model, activations)
     if not isinstance(encoder, Encoder):
-        raise FormatError(f"{model}: holds a language model; wanted an encoder: {model_types('embed')}")
+        raise FormatError(f"{model}: holds {encoder.about}; wanted an encoder: {model_types('embed')}")
     loaded = time.perf_counter()
-    embeddings = np.asarray(encoder.encode(texts, progress, prompt_name=prompt_name, prompt=prompt))
+    chosen = {"prompt_name": prompt_name, "prompt": prompt, "precision": precision, "truncate_dim": truncate_dim}
+    embeddings = np.asarray(encoder.encode(texts, progress, **chosen))
     done = time.perf_counter()
     write_embeddings(path, texts, embeddings)
     seconds = {"load": loaded - start, "encode": done - loaded, "write": time.perf_counter() - done}
     return EmbeddingResult(str(path), len(texts), embeddings.shape[1], encoder.compiles, seconds)
+
+
+def rank(
+    model: str | os.PathLike[str],
+    query: str,
+    texts: Sequence[str],
+    top_k: int | None = None,
+    activations: Activations | None = None,
+    progress: Progress | None = None,
+) -> list[Ranked]:
+    """Rank texts for a query (see `Reranker.rank`).
+
+    Raises:
+        FormatError, ConfigError: as `load_model`; for a model that does not rank.
+        AqError: for a number of texts that is none.
+    """
+    from aq_jax.nn import Reranker, load_model
+
+    reranker = load_model(model, activations)
+    if not isinstance(reranker, Reranker):
+        raise FormatError(f"{model}: holds {reranker.about}; wanted a sequence classifier, such as a CrossEncoder")
+    return reranker.rank(query, texts, top_k, progress=progress)
 
 
 def generate(
@@ -91,5 +118,5 @@ def generate(
 
     generator = load_model(model, activations)
     if not isinstance(generator, Generator):
-        raise FormatError(f"{model}: holds an encoder; wanted a language model: {model_types('generate')}")
+        raise FormatError(f"{model}: holds {generator.about}; wanted a language model: {model_types('generate')}")
     return generator.generate(prompt, max_tokens, temperature=temperature, top_p=top_p, seed=seed)

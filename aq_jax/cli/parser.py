@@ -18,6 +18,7 @@ from aq_jax.cli.commands import (
     run_generate,
     run_inspect,
     run_quantize,
+    run_rank,
     run_validate,
     run_verify,
 )
@@ -136,6 +137,15 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, metavar="OUT", help="NAME.npy, or NAME.parquet with the texts")
     sub.add_argument("--prompt-name", metavar="NAME", help="put the model's prompt of this name before each text")
     sub.add_argument("--prompt", metavar="TEXT", help="put this before each text")
+    sub.add_argument("--precision", default="float32", metavar="TYPE", help="float32, int8, uint8, binary or ubinary")
+    sub.add_argument("--truncate-dim", type=int, metavar="N", help="keep the first N numbers of each embedding")
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
+
+    sub = command("rank", run_rank, "rank the lines of a text file for a query with a sequence classifier of pairs")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("query", metavar="QUERY")
+    sub.add_argument("--input", required=True, metavar="FILE", help="one text a line; - reads the standard input")
+    sub.add_argument("--top-k", type=int, metavar="N", help="only the best N")
     sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
 
     sub = command("generate", run_generate, "continue a prompt with a language model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from aq_jax.nn.models import FAMILIES, Family, Model, family_of
 from aq_jax.nn.weights import NameRule, abstract_model, fill
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
-from aq_jax.store.modules import transformer_path
+from aq_jax.store.modules import read_modules, transformer_path
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -44,8 +44,16 @@ class Architecture:
         return fill(abstract_model(lambda rngs: make(rngs=rngs)), tensors, self.names, activations, where)
 
 
+def is_classifier(fields: Mapping[str, Any]) -> bool:
+    """Tell whether config.json names a sequence classifier."""
+    named = fields.get("architectures")
+    return isinstance(named, list) and any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
 def read_architecture(folder: Path) -> Architecture:
     """Read config.json, which old folders of sentence-transformers keep in a module's folder.
+
+    A language model whose folder has modules.json, or a classifier's head, is an encoder, without a head.
 
     Raises:
         FormatError: if there is none, or the model is of an unknown family.
@@ -59,4 +67,8 @@ def read_architecture(folder: Path) -> Architecture:
         mixture = any(fields.get(name) for name in EXPERTS) and ", a mixture of experts, which is not computed"
         known = " or ".join(map(repr, FAMILIES))
         raise FormatError(f"{file}: model_type is {fields.get('model_type')!r}{mixture or ''}; wanted {known}")
-    return Architecture(family, family.read(fields, str(file)), fields)
+    config = family.read(fields, str(file))
+    without_head = read_modules(Folder(folder)) is not None or is_classifier(fields)
+    if family.task == "generate" and family.headless is not None and without_head:
+        family, config = replace(family, task="embed"), family.headless(config)
+    return Architecture(family, config, fields)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
 from aq_jax.nn.layers import batch_tokens
 from aq_jax.nn.models import Model
+from aq_jax.nn.precision import Precision, check_precision, quantize_embeddings
 from aq_jax.nn.sentences import SentenceSettings, prompt_tokens
 from aq_jax.nn.tokenizer import set_truncation, tokenize_texts
 
@@ -32,10 +34,13 @@ class Encoder:
         sentences: How hidden states become embeddings.
     """
 
+    about: ClassVar = "an encoder"
+
     def __init__(self, model: Model, tokenizer: Tokenizer, sentences: SentenceSettings) -> None:
         self.model, self.tokenizer, self.sentences = model, tokenizer, sentences
         set_truncation(tokenizer, sentences.max_tokens)
-        self._embed = BoundProgram(model, partial(embed_batch, sentences=sentences))
+        whole = dataclasses.replace(sentences, truncate_dim=None)
+        self._embed = BoundProgram(model, partial(embed_batch, sentences=whole))
         self._tokens = batch_tokens(model)
 
     @property
@@ -55,7 +60,9 @@ class Encoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-    ) -> Float[Array, "texts width"]:
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+    ) -> Real[Array, "texts width"]:
         """Embed each text, in the order of the texts.
 
         A text's embedding does not depend on the other texts, except in its last bits if they change the shape in which
@@ -66,11 +73,19 @@ class Encoder:
             progress: A callback that gets a word, how many texts were just done, and how many there are.
             prompt_name: The name of the prompt to put before each text; by default the folder's default prompt, if any.
             prompt: The text to put before each text, instead of a prompt by name; "" for none.
+            precision: What embeddings are rounded to (see `quantize_embeddings`): "float32" for nothing, "int8" and
+                "uint8" for 256 levels of the range that each dimension has in this call, "binary" and "ubinary" for a
+                bit that says whether a number is above 0, eight in a byte.
+            truncate_dim: The number of dimensions that are kept; by default the folder's, if it says one.
 
         Raises:
             AqError: if one of the texts is no string, or `texts` is one; for an unknown prompt; for a text with a token
-                that the model has no row for.
+                that the model has no row for; for another precision, for ranges of fewer than two embeddings, and for
+                a number of dimensions that is none.
         """
+        check_precision(precision)
+        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+            raise AqError(f"encode: truncate_dim = {truncate_dim!r}; wanted a positive integer, or None")
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise AqError(f"encode: wanted a list of strings, found {type(texts).__name__}")
         texts = list(texts)  # once: it may be a generator
@@ -84,7 +99,8 @@ class Encoder:
             note = f"{cut} of {len(texts)} texts are longer than {self.sentences.max_tokens} tokens, and were cut"
             warnings.warn(note, stacklevel=2)
         skipped = 0 if self.sentences.includes_prompt else prompt_tokens(self.tokenizer, before)
-        return self._run([encoding.ids for encoding in encodings], skipped, progress)
+        found = self._run([encoding.ids for encoding in encodings], skipped, progress, truncate_dim)
+        return found if precision == "float32" else jnp.asarray(quantize_embeddings(np.asarray(found), precision))
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], progress: Callable[[str, int, int], None] | None = None
@@ -97,7 +113,11 @@ class Encoder:
         return self._run(ids, 0, progress)
 
     def _run(
-        self, ids: Sequence[Sequence[int]], skipped: int, progress: Callable[[str, int, int], None] | None
+        self,
+        ids: Sequence[Sequence[int]],
+        skipped: int,
+        progress: Callable[[str, int, int], None] | None,
+        truncate_dim: int | None = None,
     ) -> Float[Array, "texts width"]:
         vocabulary = self.model.config.vocab_size
         texts = [check_token_ids(text, vocabulary, f"encode_ids: text {i}") for i, text in enumerate(ids)]
@@ -105,22 +125,54 @@ class Encoder:
         if longest > self.sentences.max_tokens:
             raise AqError(f"encode_ids: {longest} tokens in a text; wanted at most {self.sentences.max_tokens}")
         prompt = () if self.sentences.includes_prompt else (np.int32(skipped),)
-        parts: list[tuple[list[int], Array]] = []
-        for members, rows, length in make_batches(list(map(len, texts)), self.sentences.max_tokens, self._tokens):
-            padded, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-            for row, member in enumerate(members):
-                lengths[row] = len(texts[member])
-                padded[row, : lengths[row]] = texts[member]
-            parts.append((members, self._embed(padded, lengths, *prompt)))
-            if progress is not None:
-                parts[-1][1].block_until_ready()
-                progress("embedding", len(members), len(texts))
-        if len(parts) == len(texts) == 1 and len(parts[0][1].devices()) == 1:
+        parts = run_in_batches(
+            lambda padded, lengths: self._embed(padded, lengths, *prompt), [texts], self.sentences.max_tokens,
+            self._tokens, progress,
+        )  # fmt: skip
+        width = dataclasses.replace(self.sentences, truncate_dim=None).width(self.model.config.hidden_size)
+        kept = min(width, truncate_dim or self.sentences.truncate_dim or width)
+        if kept == width and len(parts) == len(texts) == 1 and len(parts[0][1].devices()) == 1:
             return parts[0][1]  # to copy one text there and back takes as long as a tenth of its layers
-        out = np.zeros((len(texts), self.sentences.width(self.model.config.hidden_size)), np.float32)
-        for members, part in parts:
-            out[members] = np.asarray(part)[: len(members)]
-        return jax.device_put(out)
+        return jax.device_put(in_order(parts, len(texts), width)[:, :kept])
+
+
+def run_in_batches(
+    run: Callable[..., Array],
+    numbers: Sequence[Sequence[Int[np.ndarray, "tokens"]]],
+    longest: int,
+    tokens: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[tuple[list[int], Array]]:
+    """Run texts in batches (see `make_batches`); return each batch's members, and its results, with those of padding.
+
+    Args:
+        run: A function of arrays [rows, padded length], one for each of `numbers`, and of the rows' lengths.
+        numbers: For each array the numbers of each text, such as the ids of its tokens, all of one length.
+        longest: The longest padded length.
+        tokens: The number of tokens in a batch, with padding.
+        progress: A callback that gets a word, how many texts were just done, and how many there are.
+    """
+    texts = numbers[0]
+    parts: list[tuple[list[int], Array]] = []
+    for members, rows, length in make_batches(list(map(len, texts)), longest, tokens):
+        padded, lengths = np.zeros((len(numbers), rows, length), np.int32), np.zeros(rows, np.int32)
+        for row, member in enumerate(members):
+            lengths[row] = len(texts[member])
+            for array, each in zip(padded, numbers, strict=True):
+                array[row, : lengths[row]] = each[member]
+        parts.append((members, run(*padded, lengths)))
+        if progress is not None:
+            parts[-1][1].block_until_ready()
+            progress("embedding", len(members), len(texts))
+    return parts
+
+
+def in_order(parts: Sequence[tuple[list[int], Array]], texts: int, width: int) -> Float[np.ndarray, "texts width"]:
+    """Put the results of batches into the order of the texts."""
+    out = np.zeros((texts, width), np.float32)
+    for members, part in parts:
+        out[members] = np.asarray(part)[: len(members)]
+    return out
 
 
 def embed_batch(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class Generator:
         tokenizer: The model's tokenizer.
         eos_ids: The ids that end a text.
     """
+
+    about: ClassVar = "a language model"
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, eos_ids: tuple[int, ...] = ()) -> None:
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids

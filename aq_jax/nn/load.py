@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import ConfigError
+from aq_jax.errors import ConfigError, FormatError
 from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
 from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
-from aq_jax.nn.sentences import read_sentence_tokenizer, read_sentences
+from aq_jax.nn.reranker import Reranker, is_reranker, read_scoring_stages
+from aq_jax.nn.sentences import (
+    ONLY,
+    ONLY_OF_SCORES,
+    read_max_tokens,
+    read_model_settings,
+    read_sentence_tokenizer,
+    read_sentences,
+)  # fmt: skip
 from aq_jax.ops import integer_dot_needs
 from aq_jax.store.jsonfile import read_json
 
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 
 def load_model(
     path: str | os.PathLike[str], activations: Activations | None = None, *, mesh: Mesh | None = None
-) -> Encoder | Generator:
+) -> Encoder | Generator | Reranker:
     """Load a model from a table; quantized weights stay packed.
 
     Args:
@@ -41,7 +49,8 @@ def load_model(
             those of one device, except for the order in which sums are added up.
 
     Returns:
-        An Encoder, whose `encode` embeds sentences, or a Generator, whose `generate` continues a prompt.
+        An Encoder, whose `encode` embeds sentences, a Generator, whose `generate` continues a prompt, or a Reranker,
+        whose `rank` orders texts for a query, if the folder holds a sequence classifier.
 
     Raises:
         FileNotFoundError: if there is no table.
@@ -78,12 +87,20 @@ def load_model(
         tensors = loader.load_weights(packed=True, shardings=where)
     family, config = architecture.family, architecture.config
     how = choose_activations(tensors, activations, str(path))
-    if heads := sorted(name for name in tensors if re.fullmatch(family.heads, name)):
+    scores = is_reranker(folder, architecture.fields)
+    if scores and family.scorer is None:
+        raise FormatError(f"{path}: is a sequence classifier, which {family.model_types[0]} has none of here")
+    if not scores and (heads := sorted(name for name in tensors if re.fullmatch(family.heads, name))):
         warnings.warn(f"{path}: {', '.join(heads)} are a classifier's, and not used to {family.task}", stacklevel=2)
-    tokenizer = read_sentence_tokenizer(folder)
+    tokenizer = read_sentence_tokenizer(folder, ONLY_OF_SCORES if scores else ONLY)
     model = architecture.fill(tensors, how, str(path))
     if family.task == "generate":
         return Generator(cast(LanguageModel, model), tokenizer, read_eos_ids(folder, architecture.fields))
+    if scores and family.scorer is not None:
+        least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+        most = read_max_tokens(*read_model_settings(folder, ONLY_OF_SCORES), config.max_position_embeddings, least)
+        stages = read_scoring_stages(family.scorer(architecture.fields), folder, architecture.fields, tensors)
+        return Reranker(model, tokenizer, stages, most)
     least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
     sentences = read_sentences(folder, config.max_position_embeddings, config.hidden_size, least)
     return Encoder(model, tokenizer, sentences)

@@ -51,6 +51,12 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "tokenizer_name_or_path": (None,),
 }
 
+ONLY_OF_SCORES: Mapping[str, tuple[Any, ...]] = ONLY | {
+    "transformer_task": ("sequence-classification",),
+    "module_output_name": ("scores",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "logits"}},),
+}
+
 
 @dataclass(frozen=True)
 class SentenceSettings:
@@ -187,8 +193,12 @@ def read_sentences(folder: Path, positions: int, width: int | None = None, least
     return SentenceSettings(stages, limit, prompts, default, dim)
 
 
-def read_model_settings(folder: Path) -> tuple[Path, dict[str, Any], str]:
+def read_model_settings(folder: Path, only: Mapping[str, tuple[Any, ...]] = ONLY) -> tuple[Path, dict[str, Any], str]:
     """Find the model's folder; read sentence_bert_config.json, or an older name of it, and return that name.
+
+    Args:
+        folder: The folder that holds modules.json, if there is one.
+        only: The values that fields may have: of an encoder, or of a reranker (ONLY_OF_SCORES).
 
     Raises:
         FormatError: for settings that are not supported.
@@ -202,7 +212,7 @@ def read_model_settings(folder: Path) -> tuple[Path, dict[str, Any], str]:
     else:
         return here, {}, MODEL_SETTINGS[0]
     where = here / file
-    for name, allowed in ONLY.items():
+    for name, allowed in only.items():
         if name in found and found[name] not in allowed:
             raise FormatError(f"{where}: {name} is {found[name]!r}; wanted {' or '.join(map(repr, allowed))}")
     for names, idle in ((("model_args", "model_kwargs"), IDLE_OF_MODEL), (("config_args", "config_kwargs"), set())):
@@ -218,13 +228,13 @@ def read_model_settings(folder: Path) -> tuple[Path, dict[str, Any], str]:
     return here, found, file
 
 
-def read_sentence_tokenizer(folder: Path) -> Tokenizer:
-    """Read a folder's tokenizer, with sentence-transformers' settings of it.
+def read_sentence_tokenizer(folder: Path, only: Mapping[str, tuple[Any, ...]] = ONLY) -> Tokenizer:
+    """Read a folder's tokenizer, with sentence-transformers' settings of it (see `read_model_settings`).
 
     Raises:
         FormatError: as `read_tokenizer`, and for settings that are not supported.
     """
-    here, own, file = read_model_settings(folder)
+    here, own, file = read_model_settings(folder, only)
     tokenizer = read_tokenizer(here, _tokenizer_arguments(own, here / file))
     lower = own.get("do_lower_case", False)
     if not isinstance(lower, bool):

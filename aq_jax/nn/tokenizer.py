@@ -185,13 +185,18 @@ def set_truncation(tokenizer: Tokenizer, max_tokens: int) -> None:
     tokenizer.enable_truncation(max_tokens, direction=(tokenizer.truncation or {}).get("direction", "right"))
 
 
-def tokenize_texts(tokenizer: Tokenizer, texts: Sequence[str], vocabulary: int, where: str) -> list[Encoding]:
-    """Tokenize texts for a model with so many tokens.
+def tokenize_texts(
+    tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], vocabulary: int, where: str
+) -> list[Encoding]:
+    """Tokenize texts, or pairs of texts, for a model with so many tokens.
 
     Raises:
         AqError: for a text with a token that the model has no row for, naming both.
     """
-    found = tokenizer.encode_batch([replace_surrogates(text) for text in texts])
+    clean = [
+        replace_surrogates(text) if isinstance(text, str) else tuple(map(replace_surrogates, text)) for text in texts
+    ]
+    found = tokenizer.encode_batch(clean)
     for number, encoding in enumerate(found):
         if encoding.ids and (most := max(encoding.ids)) >= vocabulary:
             token = encoding.tokens[encoding.ids.index(most)]

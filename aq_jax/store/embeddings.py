@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Real
 
 from aq_jax.errors import ConfigError
 from aq_jax.store.files import atomic_write, check_writable
@@ -36,14 +36,14 @@ def check_embeddings_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_embeddings(
-    path: str | os.PathLike[str], texts: Sequence[str], embeddings: Float[np.ndarray, "texts width"]
+    path: str | os.PathLike[str], texts: Sequence[str], embeddings: Real[np.ndarray, "texts width"]
 ) -> None:
-    """Write one embedding a text: .npy holds the float32 array, .parquet the columns `text` and `embedding`.
+    """Write one embedding a text: .npy holds the array, .parquet the columns `text` and `embedding`.
 
     Args:
         path: The path of the file, which appears whole, or not at all.
         texts: The texts in the order of the embeddings; .npy does not hold them.
-        embeddings: The embeddings, float32.
+        embeddings: The embeddings, in float32 or integers.
 
     Raises:
         ConfigError: for another suffix.
@@ -54,7 +54,7 @@ def write_embeddings(
     {'text': 'a', 'embedding': [1.0, 1.0, 1.0]}
     """
     target = check_embeddings_path(path)
-    values = np.ascontiguousarray(embeddings, np.float32)
+    values = np.ascontiguousarray(embeddings)
     with atomic_write(target) as temporary:
         if target.suffix == ".npy":
             with temporary.open("wb") as file:

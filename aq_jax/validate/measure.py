@@ -25,7 +25,7 @@ from aq_jax.validate.outputs import Judge
 
 if TYPE_CHECKING:
     from aq_jax.conversion.write import ConversionResult
-    from aq_jax.nn import Encoder, Generator
+    from aq_jax.nn import Encoder, Generator, Reranker
     from aq_jax.nn.models import Family
     from aq_jax.store.inspection import Layer
 
@@ -124,7 +124,7 @@ def _with_total(seconds: Mapping[str, float]) -> dict[str, float]:
     return {**seconds, "total": sum(seconds.values())}
 
 
-def _activations(model: Encoder | Generator) -> Activations:
+def _activations(model: Encoder | Generator | Reranker) -> Activations:
     """Find out what inputs of quantized layers are rounded to, whoever chose it."""
     found = (getattr(part, "activations", None) for _, part in nnx.iter_modules(model.model))
     return next((activations for activations in found if activations is not None), "float32")

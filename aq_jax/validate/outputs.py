@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aq_jax.errors import ConfigError
-from aq_jax.nn import Encoder, Generator
+from aq_jax.errors import ConfigError, FormatError
+from aq_jax.nn import Encoder, Generator, Reranker
 from aq_jax.nn.tokenizer import tokenize_texts
 from aq_jax.validate.data import HeldOut
 from aq_jax.validate.metrics import NextTokens, cosines, distribution, spearman
@@ -29,8 +29,14 @@ class Judge(Protocol):
         ...
 
 
-def make_judge(reference: Encoder | Generator, held: HeldOut) -> Judge:
-    """Choose the judge for this kind of model."""
+def make_judge(reference: Encoder | Generator | Reranker, held: HeldOut) -> Judge:
+    """Choose the judge for this kind of model.
+
+    Raises:
+        FormatError: for a sequence classifier, for which there is none.
+    """
+    if isinstance(reference, Reranker):
+        raise FormatError(f"the model is {reference.about}; wanted an encoder or a language model, which can be judged")
     return EncoderJudge(reference, held) if isinstance(reference, Encoder) else GeneratorJudge(reference, held)
 
 

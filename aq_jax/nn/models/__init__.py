@@ -1,7 +1,8 @@
 """Families of models by the model_type of config.json; nothing else has a list of them.
 
     family           the protocols of a family and of its models
-    bert             encoders of sentences
+    bert             encoders of sentences; roberta, distilbert and mpnet are settings of it
+    rotary           encoders with rotary positions, whose settings modernbert and nomic read
     decoder          language models: one module, whose settings are in `decoder_config`, and read by a file a family:
     llama mistral qwen gemma phi3 smollm3 olmo granite
 
@@ -16,20 +17,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.nn.models.bert import BERT
-from aq_jax.nn.models.family import Cache, Family, LanguageModel, Model, Task
+from aq_jax.nn.models.distilbert import DISTILBERT
+from aq_jax.nn.models.family import Cache, Family, LanguageModel, Model, Scorer, Task
 from aq_jax.nn.models.gemma import GEMMA, GEMMA2, GEMMA3
 from aq_jax.nn.models.granite import GRANITE
 from aq_jax.nn.models.llama import LLAMA
 from aq_jax.nn.models.mistral import MISTRAL
+from aq_jax.nn.models.modernbert import MODERNBERT
+from aq_jax.nn.models.mpnet import MPNET
+from aq_jax.nn.models.nomic import NOMIC
 from aq_jax.nn.models.olmo import OLMO2, OLMO3
 from aq_jax.nn.models.phi3 import PHI3
 from aq_jax.nn.models.qwen import QWEN2, QWEN3
+from aq_jax.nn.models.roberta import ROBERTA
 from aq_jax.nn.models.smollm3 import SMOLLM3
 
-_ALL = (BERT, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, OLMO3, GRANITE)
-FAMILIES: dict[str, Family] = {kind: family for family in _ALL for kind in family.model_types}
+_ENCODERS = (BERT, ROBERTA, DISTILBERT, MPNET, MODERNBERT, NOMIC)
+_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, OLMO3, GRANITE)
+FAMILIES: dict[str, Family] = {kind: family for family in (*_ENCODERS, *_DECODERS) for kind in family.model_types}
 
-__all__ = ["FAMILIES", "Cache", "Family", "LanguageModel", "Model", "Task", "family_of", "model_types"]
+__all__ = ["FAMILIES", "Cache", "Family", "LanguageModel", "Model", "Scorer", "Task", "family_of", "model_types"]
 
 
 def family_of(fields: Mapping[str, Any]) -> Family | None:

@@ -6,7 +6,10 @@ RMSNorm. Residual sums are float32; linear layers and attention round their inpu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.nn.blocks import follow
 from aq_jax.nn.layers import QLinear
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig
-from aq_jax.nn.models.family import Cache, LanguageModel
+from aq_jax.nn.models.family import Cache, Family, LanguageModel, Scorer
 from aq_jax.nn.rope import Rope, apply_rope
 from aq_jax.nn.weights import NameRule, keep, transpose
 from aq_jax.ops import ACTS, Epilogue, Scores, cached_attention
@@ -242,6 +245,19 @@ def names(config: DecoderConfig) -> tuple[NameRule, ...]:
         (r"(?:model\.)?norm\.weight", "norm.scale", keep),
         (r"lm_head\.weight", None if config.tied else "head.kernel", transpose),
         (layer + r"self_attn\.rotary_emb\.inv_freq", None, keep),
+        (HEADS, None, keep),
         *norms,
         *linear,
     )
+
+
+SCORER = Scorer("lasttoken", (("score", "Identity"),))
+HEADS = r"score\.weight"
+
+
+def make_family(model_type: str, read: Callable[[Mapping[str, Any], str], DecoderConfig]) -> Family:
+    """Make the family of decoders whose config.json is read so."""
+    return Family(
+        (model_type,), "generate", read, Decoder, names, HEADS, scorer=lambda _: SCORER,
+        headless=lambda config: replace(config, tied=True),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.nn.pooling import Mode
 from aq_jax.nn.weights import NameRule
 
 Task = Literal["embed", "generate"]
@@ -21,11 +22,25 @@ Cache = list[tuple[Float[Array, "batch positions heads size"], Float[Array, "bat
 CUTS: Mapping[str, int] = dict.fromkeys(("query", "key", "value", "gate", "up", "head"), 0) | {"out": 1, "down": 1}
 # Kinds of tensors, by the first pattern that is found in a stored name.
 KINDS: Mapping[str, str] = {
-    "norms": r"(?i)layer_?norm|(^|\.)norm\.",
+    "norms": r"(?i)layer_?norm|(^|\.)norm\.|[qk]_norm",
     "attention": r"attention|attn",
     "feed-forward": r"intermediate|mlp|output\.dense",
     "embeddings": r"embed|lm_head",
 }
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a sequence classifier turns hidden states into scores, in layers of these names.
+
+    Args:
+        pooling: Which hidden state of a text it takes: of its first token ("cls"), its last, or their mean.
+        layers: The names of its layers, and what follows each: an activation of `pooling.ACTIVATIONS`, or "LayerNorm"
+            for a layer that is one. The last gives the scores.
+    """
+
+    pooling: Mode
+    layers: tuple[tuple[str, str], ...]
 
 
 class Config(Protocol):
@@ -61,10 +76,19 @@ class Model(nnx.Module):
         return x
 
     def __call__(
-        self, ids: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"]
+        self,
+        ids: Int[Array, "batch tokens"],
+        mask: Bool[Array, "batch tokens"],
+        types: Int[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
-        """Compute hidden states of whole texts; those of masked tokens mean nothing."""
-        x = self.begin(ids)
+        """Compute hidden states of whole texts; those of masked tokens mean nothing.
+
+        Args:
+            ids: The tokens.
+            mask: Which of them are no padding.
+            types: The types of tokens, of a model whose `begin` takes them; all are 0 by default.
+        """
+        x = self.begin(ids) if types is None else self.begin(ids, types)  # type: ignore[reportCallIssue]
         for layer in self.layers:
             x = layer(x, mask)
         return self.end(x)
@@ -102,6 +126,10 @@ class Family:
         cuts: The cuts of tensor parallelism, see `CUTS`; a layer that is not named is on every device.
         kinds: The kinds of tensors, see `KINDS`.
         tokenizer: The class of transformers that makes the tokenizer of a folder that names none.
+        scorer: A function from the parsed config.json to how a sequence classifier of the family scores; None if it has
+            none.
+        headless: A function from a language model's config to that of its hidden states alone, which become embeddings
+            if its folder says so by modules.json; None if they never do.
     """
 
     model_types: tuple[str, ...]
@@ -113,6 +141,8 @@ class Family:
     cuts: Mapping[str, int] = field(default_factory=lambda: CUTS)
     kinds: Mapping[str, str] = field(default_factory=lambda: KINDS)
     tokenizer: str | None = None
+    headless: Callable[[Any], Any] | None = None
+    scorer: Callable[[Mapping[str, Any]], Scorer] | None = None
 
     def kind(self, name: str) -> str:
         """Classify a tensor by its stored name."""

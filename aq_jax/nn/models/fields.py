@@ -14,6 +14,7 @@ IDLE = (
     "output_attentions", "output_hidden_states", "return_dict", "tokenizer_class", "chunk_size_feed_forward",
     "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "cache_implementation",
     "transformers.js_config", "unsloth_fixed", "unsloth_version", "sentence_transformers",
+    "sbert_ce_default_activation_function",
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",

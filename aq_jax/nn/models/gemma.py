@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -26,7 +26,6 @@ from aq_jax.nn.models.decoder_config import (
     read_sizes,
     read_two_ropes,
 )  # fmt: skip
-from aq_jax.nn.models.family import Family
 from aq_jax.nn.models.llama import ATTENTION
 from aq_jax.ops import Scores
 
@@ -104,6 +103,6 @@ def _config(
     )  # fmt: skip
 
 
-GEMMA = Family(("gemma",), "generate", read_first, Decoder, names)
-GEMMA2 = Family(("gemma2",), "generate", read_second, Decoder, names)
-GEMMA3 = Family(("gemma3_text",), "generate", read_third, Decoder, names)
+GEMMA = make_family("gemma", read_first)
+GEMMA2 = make_family("gemma2", read_second)
+GEMMA3 = make_family("gemma3_text", read_third)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, read_act, read_one_rope, read_sizes
-from aq_jax.nn.models.family import Family
 from aq_jax.nn.models.llama import read_biases
 from aq_jax.ops import Scores
 
@@ -37,4 +36,4 @@ def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
     return config
 
 
-GRANITE = Family(("granite",), "generate", read, Decoder, names)
+GRANITE = make_family("granite", read)

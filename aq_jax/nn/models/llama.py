@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, read_act, read_one_rope, read_sizes
-from aq_jax.nn.models.family import Family
 from aq_jax.ops import Scores
 
 ATTENTION, FEED = frozenset({"query", "key", "value", "out"}), frozenset({"gate", "up", "down"})
@@ -39,4 +38,4 @@ def read_biases(fields: Fields) -> frozenset[str]:
     return attention | (FEED if fields.take("mlp_bias", bool, False) else frozenset())
 
 
-LLAMA = Family(("llama",), "generate", read, Decoder, names)
+LLAMA = make_family("llama", read)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aq_jax.config.fields import Fields
 from aq_jax.errors import FormatError
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -25,7 +25,6 @@ from aq_jax.nn.models.decoder_config import (
     read_sizes,
     read_two_ropes,
 )  # fmt: skip
-from aq_jax.nn.models.family import Family
 from aq_jax.nn.models.llama import ATTENTION
 from aq_jax.ops import Scores
 
@@ -74,5 +73,5 @@ def _config(fields: Fields, sizes: Sizes, layer: LayerConfig, attentions: tuple[
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-OLMO2 = Family(("olmo2",), "generate", read_second, Decoder, names)
-OLMO3 = Family(("olmo3",), "generate", read_third, Decoder, names)
+OLMO2 = make_family("olmo2", read_second)
+OLMO3 = make_family("olmo3", read_third)

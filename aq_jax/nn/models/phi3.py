@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, reach_of, read_act, read_one_rope, read_sizes
-from aq_jax.nn.models.family import Family
 from aq_jax.ops import Scores
 
 
@@ -37,4 +36,4 @@ def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-PHI3 = Family(("phi3",), "generate", read, Decoder, names)
+PHI3 = make_family("phi3", read)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aq_jax.config.fields import Fields
 from aq_jax.errors import FormatError
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -23,7 +23,6 @@ from aq_jax.nn.models.decoder_config import (
     read_one_rope,
     read_sizes,
 )  # fmt: skip
-from aq_jax.nn.models.family import Family
 from aq_jax.nn.models.llama import ATTENTION
 from aq_jax.ops import Scores
 
@@ -71,5 +70,5 @@ def read_reaches(fields: Fields, layers: int) -> list[int | None]:
     return [reach_of(window) if kind == SLIDING else None for kind in kinds]
 
 
-QWEN2 = Family(("qwen2",), "generate", partial(read, third=False), Decoder, names)
-QWEN3 = Family(("qwen3",), "generate", partial(read, third=True), Decoder, names)
+QWEN2 = make_family("qwen2", partial(read, third=False))
+QWEN3 = make_family("qwen3", partial(read, third=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 from aq_jax.config.fields import Fields
 from aq_jax.errors import FormatError
-from aq_jax.nn.models.decoder import Decoder, names
+from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -19,7 +19,6 @@ from aq_jax.nn.models.decoder_config import (
     read_one_rope,
     read_sizes,
 )  # fmt: skip
-from aq_jax.nn.models.family import Family
 from aq_jax.nn.models.llama import read_biases
 from aq_jax.ops import Scores
 
@@ -56,4 +55,4 @@ def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-SMOLLM3 = Family(("smollm3",), "generate", read, Decoder, names)
+SMOLLM3 = make_family("smollm3", read)
