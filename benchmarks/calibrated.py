@@ -78,7 +78,9 @@ def table_name(config: Mapping[str, Any]) -> str:
     made, allocation = config["quantization"], config.get("allocation")
     width = made["quant_type"]
     if allocation:
-        width = f"{' '.join(allocation['widths'])} mixed to {allocation['bpw']:.2f} bits"
+        widths = allocation["widths"]
+        mixed = " ".join(widths) if len(widths) <= 4 else f"{len(widths)} codes"
+        width = f"{mixed} mixed to {allocation['bpw']:.2f} bits"
     group = "rows" if made.get("per_channel") else f"g{made['group_size']}"
     endings = [word for word, there in (("rotated", made.get("rotate")), ("trained", config.get("training"))) if there]
     return ", ".join([f"aq_jax {made['solver']} {width}", group, *endings])

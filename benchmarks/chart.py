@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.tables import stored_bits
+
 WIDTH, HEIGHT = 840, 500
 LEFT, RIGHT, TOP, BOTTOM = 70, 824, 48, 410  # of the axes
-BITS = (2.0, 9.0)
-TICKS = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999)  # cosines; the axis has the logarithm of what is missing to 1
+BITS = (1.5, 9.0)
+# Cosines; the axis has the logarithm of what is missing to 1.
+TICKS = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 OURS = {"calibrated": "aq_jax, calibrated on text", "data-free": "aq_jax, no data"}
 PEERS = {
     "gguf": "gguf", "onnxruntime": "ONNX Runtime", "torchao": "torchao", "qwix": "qwix", "quanto": "quanto",
@@ -64,7 +67,7 @@ def points(found: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
             continue
         name = result.get("note") or re.split("[ ,]", result["case"])[0]
         if name in (*OURS, *PEERS):
-            series.setdefault(name, []).append((result["figures"]["bits"], result["value"]))
+            series.setdefault(name, []).append((stored_bits(result), result["value"]))
     return series
 
 
@@ -101,11 +104,12 @@ def draw(found: Sequence[Mapping[str, Any]], theme: Theme) -> str:
         _, y = to_pixel(0, cosine)
         lines.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="{theme.grid}"/>')
         lines.append(_text(LEFT - 10, y + 5, f"{cosine:g}", "end"))
-    for bits in range(round(BITS[0]), round(BITS[1]) + 1):
+    for bits in range(math.ceil(BITS[0]), math.floor(BITS[1]) + 1):
         x, _ = to_pixel(bits, 0)
         lines.append(f'<path d="M{x:.1f} {BOTTOM}v6" stroke="{theme.text}"/>')
         lines.append(_text(x, BOTTOM + 24, f"{bits}", "middle"))
-    lines.append(_text((LEFT + RIGHT) / 2, BOTTOM + 46, "bits a weight, scales and zero points counted", "middle"))
+    below = "bits a weight, scales and zero points counted; ours as a file holds them"
+    lines.append(_text((LEFT + RIGHT) / 2, BOTTOM + 46, below, "middle"))
     ours = {name: [to_pixel(*point) for point in front(series[name])] for name in OURS if name in series}
     for name, line in ours.items():
         dash = "" if name == "calibrated" else ' stroke-dasharray="7 5"'

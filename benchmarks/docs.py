@@ -41,9 +41,9 @@ JUDGED = """
 Each library quantizes the linears and the word embedding of MiniLM, and our float32 encoder runs what it dequantizes.
 The text is prose of Python's manual.
 """
-COUNTED = """No table has seen any of the {count:.0f} sentences. Bits are counted alike for all, as arrays: packed
-codes, and scales and zero points in the types that each library needs. Beside each library stands the best of ours that
-takes no more bits. "In a table" is what ours takes in a .parquet file, where scales and zero points compress.
+COUNTED = """No table has seen any of the {count:.0f} sentences. Bits of other libraries are packed codes, scales and
+zero points in the types that they need, though some store more; bits of ours are those of a .parquet file. Beside each
+library stands the best of ours that takes no more bits.
 """
 IN_TABLES = "Bits of ours are counted compressed, in a table, those of others as arrays.\n"
 PICTURE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -24,8 +25,9 @@ from benchmarks.calibrated import VARIABLE, describe
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import MissingLibrary
 from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, load_suite, memory
-from benchmarks.suites.accuracy import Measurement, best_within, calibrated, line_of
+from benchmarks.suites.accuracy import LADDER, RUNGS, Measurement, calibrated, contenders, line_of
 from benchmarks.suites.contenders import peer_children
+from benchmarks.tables import KINDS, accuracy_table, best_within
 from benchmarks.timing import Result, Skipped, Timing, compare, race, ratio
 
 ROOT = Path(__file__).parent.parent
@@ -249,18 +251,30 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
         report.record(made(suite="quick"), tmp_path)
 
 
-def test_the_best_of_no_more_bits_is_shown() -> None:
-    fits = [Measurement("a", 4.5, 4.5, 0.9, 0.8, "data-free"), Measurement("b", 3.0, 3.0, 0.95, 0.8, "data-free"),
-            Measurement("c", 4.6, 4.6, 0.99, 0.8, "data-free")]  # fmt: skip
-    best = best_within(fits, 4.5, "data-free")
-    assert best is not None
-    assert best.name == "b"
-    assert best_within(fits, 2.0, "data-free") is None
-    line = line_of(
-        Measurement("peer", 4.5, 8.5, 0.9, 0.8, "peer"), [*fits, Measurement("d", 4.4, 4.1, 1.0, 0.9, "calibrated")]
-    )
-    assert line.made == {"data-free": "b", "calibrated": "d"}
-    assert (line.figures["bits as stored"], line.figures["calibrated bits in a table"]) == (8.5, 4.1)
+def test_the_best_of_no_more_stored_bits_is_shown() -> None:
+    fits = [Measurement("a", 4.5, 4.4, 0.9, 0.8, "data-free"), Measurement("b", 3.0, 2.9, 0.95, 0.8, "data-free"),
+            Measurement("c", 4.6, 4.52, 0.99, 0.8, "data-free"), Measurement("d", 4.7, 4.1, 1.0, 0.9, "calibrated"),
+            Measurement("peer", 4.5, 8.5, 0.97, 0.79, "peer"),
+            Measurement("small", 2.5, 2.5, 0.5, 0.4, "peer")]  # fmt: skip
+    found = [report.entry("accuracy", line_of(fit)) for fit in fits]
+    best = {kind: best_within(found, 4.5, kind) for kind in KINDS}
+    assert [each and each["case"] for each in best.values()] == ["b: embedding cosine", "d: embedding cosine"]
+    assert best_within(found, 2.0, "data-free") is None
+    _, _, peer, small, *_ = accuracy_table(found)
+    # Bold where the peer is nearer to the float model than ours without data.
+    ours = "b | 2.90 | 0.9500 | 0.8000 | d | 4.10 | 1.0000 | 0.9000"
+    assert peer == f"| peer (8.50 as stored) | 4.50 | **0.9700** | 0.7900 | {ours} |"
+    assert small == "| small | 2.50 | 0.5000 | 0.4000 | none so small |  |  |  | none so small |  |  |  |"
+
+
+def test_ours_without_data_is_a_ladder() -> None:
+    names = contenders("ours", full=True)
+    for symmetric in ("", ", symmetric"):
+        for bits, groups in LADDER.items():
+            assert {f"aq_jax mse, rotated{symmetric}|{bits}|{group}" for group in groups} <= names.keys()
+    assert contenders("ours", full=False).keys() < names.keys()
+    # No rung is more than half a bit, or a fifth, above the one below.
+    assert all(0 < above - below <= max(0.5, above / 5) for above, below in itertools.pairwise(RUNGS))
 
 
 # ------------------------------------------------------------------------------------------------ calibrated tables
@@ -338,15 +352,15 @@ def test_the_chart_has_a_mark_for_each_recorded_point() -> None:
     (bits, cosine), circle = ours["calibrated"][-1], circles[len(ours["calibrated"]) - 1]
     up = (chart.BOTTOM - float(circle.attrib["cy"])) / (chart.BOTTOM - chart.TOP)
     across = (float(circle.attrib["cx"]) - chart.LEFT) / (chart.RIGHT - chart.LEFT)
-    assert 1 - 10 ** (-4 * up) == pytest.approx(cosine, abs=1e-4)
-    assert 2 + 7 * across == pytest.approx(bits, abs=1e-3)
+    assert 1 - 10 ** (-5 * up) == pytest.approx(cosine, abs=1e-4)
+    assert 1.5 + 7.5 * across == pytest.approx(bits, abs=1e-3)
 
 
 def test_tables_are_made_of_what_is_recorded() -> None:
     def result(suite: str, case: str, value: float, peer: str, unit: str = "x speed", **more: Any) -> dict:
         return report.entry(suite, Result(case, value, unit, peer=peer, **more))
 
-    figures = {"bits": 2.5, "p1": 0.25, "data-free bits": 2.4, "data-free mean": 0.6, "data-free p1": 0.3}
+    figures = {"bits": 2.5, "p1": 0.25}
     found = made(
         results=[
             result("quantize", "quantize int4", 12.3, "NumPy"),
@@ -364,6 +378,6 @@ def test_tables_are_made_of_what_is_recorded() -> None:
     assert "<sup>a</sup> theirs in groups of 32" in said
     assert "| load int8 .arrow | 2.0 |" in said  # in time: the other way around
     assert "| hqq |  | 90 (90 to 91) |" in said
-    assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | 2.40 |" in said
+    assert "| hqq 2 bits, g64 | 2.50 | 0.5000 | 0.2500 | none so small |" in said
     assert "## Left out\n\n- qwix: qwix is not installed" in said
     assert docs.page(None).endswith(docs.NOTHING)

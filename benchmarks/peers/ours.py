@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,10 +17,17 @@ ABSMAX, MSE = "aq_jax absmax", "aq_jax mse"
 class Ours(Peer):
     """One quantizer; `quantize` as users call it, on an array that is on the device."""
 
-    def __init__(self, name: str, solver: str, symmetric: bool = True, rotate: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        solver: str,
+        symmetric: bool = True,
+        rotate: bool = False,
+        widths: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
         self.name, self._solver, self._symmetric, self._rotate = name, solver, symmetric, rotate
         below = {4: (128, 64, 32), 3: (128, 64), 2: (128, 64, 32)}
-        self.widths = below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
+        self.widths = widths or below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
         self.packs = (4, 3, 2) if solver == "absmax" else ()
 
     def prepare(self, w: np.ndarray) -> Any:

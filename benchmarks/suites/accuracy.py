@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.calibrated import VARIABLE, CalibratedTable, describe, given_tables
 from benchmarks.children import ChildError, shorten
-from benchmarks.peers.ours import ABSMAX, MSE, Ours, array_bytes
+from benchmarks.peers.ours import MSE, Ours, array_bytes
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped
 
@@ -27,7 +27,12 @@ FULL = {16: (peers.ROW,), 8: (peers.ROW,), 5: (32,), 4: (128, 32), 3: (128,), 2:
 SLOW = {4: (64,), 3: (64,), 2: (64,)}
 QUICK = {4: (128,), 2: (128,)}
 UNOPTIMIZED = "hqq, no optimizer"  # left out where the method itself is measured
-OURS_QUICK = {4: (128, 32), 2: (128,)}  # some peers have small groups only
+# Ours without data: a ladder, so that every peer finds something of no more bits and hardly fewer.
+LADDER = {8: (peers.ROW, 128, 32), 6: (peers.ROW, 128, 32), 5: (peers.ROW, 128, 64, 32), 4: (peers.ROW, 128, 64, 32),
+          3: (peers.ROW, 128, 64, 32), 2: (peers.ROW, 128, 64, 32)}  # fmt: skip
+LADDER_QUICK = {4: (128, 32), 2: (128,)}  # some peers have small groups only
+# Bits a weight of the calibrated tables that a full run makes if it is given none; most peers have a rung just below.
+RUNGS = (8.08, 6.5, 5.9, 5.49, 5.1, 4.5, 4.25, 3.7, 3.25, 2.75, 2.5, 2.25, 2.0, 1.75)
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,16 @@ def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
     """Return, in a child, "peer|bits|group" -> a call that writes dequantized weights to a file, and returns bits."""
     calls: dict[str, Callable[..., Any]] = {}
     # Some peers have no zero points: compare them with ours without.
-    ours = [Ours(f"{MSE}, symmetric", "mse", rotate=True)] if module == "ours" else []
-    for peer in (*peers.load(module), *ours):
-        if peer.name == UNOPTIMIZED if full else peer.slow or peer.name == MSE:
+    ours = [
+        Ours(f"{MSE}, rotated", "mse", symmetric=False, rotate=True, widths=LADDER),
+        Ours(f"{MSE}, rotated, symmetric", "mse", rotate=True, widths=LADDER),
+    ]
+    for peer in ours if module == "ours" else peers.load(module):
+        if peer.name == UNOPTIMIZED if full else peer.slow:
             continue
-        wanted = FULL if full else OURS_QUICK if module == "ours" else QUICK
+        wanted = (LADDER if full else LADDER_QUICK) if module == "ours" else FULL if full else QUICK
         for bits, sizes in (SLOW if peer.slow else wanted).items():
-            if bits in peer.widths and not (peer.name == ABSMAX and bits < 8):  # as NumPy
+            if bits in peer.widths:
                 for group in dict.fromkeys(peers.nearest_group(peer, bits, size) for size in sizes):
                     calls[f"{peer.name}|{bits}|{group}"] = partial(dequantized, peer, bits, group)
     return calls
@@ -120,7 +128,7 @@ class Judge:
 
 
 def accuracy(full: bool) -> Iterator[Line]:
-    """Yield a line for each way to quantize; beside another library's, our best one with no more bits."""
+    """Yield a line for each way to quantize; `tables.accuracy_table` puts others beside the best of ours."""
     tables: list[CalibratedTable] = []
     for table in calibrated(full):
         if isinstance(table, Skipped):
@@ -137,29 +145,18 @@ def accuracy(full: bool) -> Iterator[Line]:
         else:
             found.append(fit)
     for fit in sorted(found, key=lambda fit: (-fit.bits, fit.name)):
-        yield line_of(fit, found)
+        yield line_of(fit)
 
 
-def line_of(fit: Measurement, found: list[Measurement]) -> Result:
+def line_of(fit: Measurement) -> Result:
     """Build the line of one way to quantize."""
-    figures, made = {"bits": fit.bits, "p1": fit.low}, dict(fit.made)
+    figures = {"bits": fit.bits, "p1": fit.low}
     if fit.kind != "peer":
         figures["bits in a table"] = fit.stored
     elif fit.stored > fit.bits + 0.01:
         figures["bits as stored"] = fit.stored
-    for kind in ("data-free", "calibrated") if fit.kind == "peer" else ():
-        if best := best_within(found, fit.bits, kind):
-            figures |= {f"{kind} bits": best.bits, f"{kind} bits in a table": best.stored}
-            figures |= {f"{kind} mean": best.mean, f"{kind} p1": best.low}
-            made[kind] = best.name
     note = fit.kind if fit.kind != "peer" else ""
-    return Result(f"{fit.name}: embedding cosine", fit.mean, "cosine", note=note, figures=figures, made=made)
-
-
-def best_within(found: list[Measurement], bits: float, kind: str) -> Measurement | None:
-    """Find the best of a kind that has no more bits."""
-    fitting = [fit for fit in found if fit.kind == kind and fit.bits <= bits + 0.005]
-    return max(fitting, key=lambda fit: fit.mean, default=None)
+    return Result(f"{fit.name}: embedding cosine", fit.mean, "cosine", note=note, figures=figures, made=dict(fit.made))
 
 
 def uncalibrated(judge: Judge, full: bool) -> Iterator[Measurement | Skipped]:
@@ -184,7 +181,7 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Measurement | Skipped]:
 
 
 def calibrated(full: bool) -> Iterator[CalibratedTable | Skipped]:
-    """Find the given calibrated tables, if enough text is left to judge them by; else make two, in full runs."""
+    """Find the given calibrated tables, if enough text is left to judge them by; else make a ladder, in full runs."""
     from aq_jax.validate.config import MIN_TEXTS
 
     paths, texts = given_tables()
@@ -212,14 +209,22 @@ def seen_by_any(tables: Collection[CalibratedTable]) -> set[str]:
 
 
 def make_tables() -> Iterator[Path]:
-    """Make calibrated tables of four and two bits, in a few minutes."""
+    """Make a calibrated table for each of RUNGS, a code for each tensor, in some minutes."""
     import aq_jax as aq
 
-    for bits in (4, 2):
-        config = aq.QuantizationConfig(f"int{bits}", group_size=128, symmetric=False, rotate=True, solver="gptq")
-        path = models.scratch_folder() / f"gptq{bits}.parquet"
-        calibration = aq.CalibrationConfig(sentences=256, max_tokens=64)
-        aq.quantize_file(models.table("float32"), path, config, calibration=calibration)
+    policy = aq.QuantizationConfig(
+        "int4", group_size=128, symmetric=False, rotate=True, solver="gptq",
+        overrides=(aq.Override("word_embeddings", group_size=384),),
+    )  # fmt: skip
+    calibration = aq.CalibrationConfig(sentences=256, max_tokens=64)
+    for bits in RUNGS:
+        path = models.scratch_folder() / f"allocated{bits}" / "m.parquet"
+        path.parent.mkdir()
+        goal = aq.AllocationConfig(target_bpw=bits, sentences=32)
+        try:
+            aq.convert(aq.ConversionConfig(models.MINILM, str(path), policy, calibration, goal))
+        except aq.ConfigError:  # no codes are so narrow
+            return
         yield path
 
 
