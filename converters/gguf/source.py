@@ -121,7 +121,7 @@ class GGUFTensors(Source):
         stored = extent.tensor.type.nbytes(extent.tensor.shape)
         if not extent.tensor.type.quant_type:
             return stored if extent.change else 0  # it is mapped
-        copies = 3 if extent.change else 2  # permuted rows, and parts before and after they are joined
+        copies = 2 if extent.change else 1  # permuted rows, and what is made of them
         return copies * stored + (0 if self._packed else super().nbytes(name))
 
     def opener(self, names: Collection[str]) -> Opener:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion.source import Source
 from aq_jax.quantizers.treatment import treat
+from aq_jax.store import pieces
 from aq_jax.store.schema import GROUP_BYTES
 
 PROCESS_BYTES = 250 << 20
@@ -31,5 +33,8 @@ def peak_memory(
 def _written(source: Source, name: str, config: QuantizationConfig | None, compression: Compression) -> int:
     """Bound the memory of writing a tensor, beside the tensor itself."""
     if config is None and source.row_metadata and name in source.quantized:  # its codes are written as they are
-        return (2 if compression == "none" else 3) * source.nbytes(name) + GROUP_BYTES
+        shape, dtype = source.shapes[name]
+        cuts = pieces(shape, dtype.name)
+        largest = source.nbytes(name) * max(stop - start for start, stop in cuts) // max(math.prod(shape), 1)
+        return (2 if compression == "none" else 3) * largest + GROUP_BYTES
     return treat(config, name, *source.shapes[name]).peak_bytes(compression)
