@@ -18,14 +18,12 @@ import numpy as np
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
 from aq_jax.converters.schemes.gptq import zero_biases
 from aq_jax.converters.schemes.grids import Packed, spec_of
-from aq_jax.converters.schemes.words import unpack_rows
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
-_WORD = 8
-_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)
-"""The nibble of each output of a word."""
+_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
+"""The output of each nibble of a word."""
 
 
 class Awq:
@@ -59,7 +57,7 @@ def _weight(tensors: Tensors, module: str, dropped: tuple[str, ...]) -> Weight:
             f"{codes} has shape {list(words)}, with {groups} groups; wanted [inputs, outputs / 8], and groups of which "
             "each has as many of the inputs"
         )
-    shape = words[1] * _WORD, words[0]
+    shape = words[1] * len(_OUTPUTS), words[0]
     tensors.expect(codes, words, "int32")
     tensors.expect(zeros, (groups, words[1]), "int32")
     dtype = tensors.expect(scales, (groups, shape[0]), *FLOATS)
@@ -74,6 +72,9 @@ def _read(tensors: Tensors, parts: tuple[str, ...]) -> Packed:
 
 def _unpacked(words: np.ndarray) -> np.ndarray:
     """Unpack [rows, outputs / 8] words to codes [outputs, rows]."""
-    rows, columns = words.shape
-    nibbles = unpack_rows(words, 4, columns * _WORD).reshape(rows, columns, _WORD)
-    return np.ascontiguousarray(nibbles[..., _NIBBLE].reshape(rows, columns * _WORD).T)
+    turned = np.ascontiguousarray(words.T).view(np.uint32)
+    codes = np.empty((turned.shape[0], len(_OUTPUTS), turned.shape[1]), np.int8)
+    for nibble, output in enumerate(_OUTPUTS):
+        codes[:, output] = (turned >> np.uint32(4 * nibble)) & np.uint32(15)
+    codes -= 8
+    return codes.reshape(-1, turned.shape[1])

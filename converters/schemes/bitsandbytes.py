@@ -65,7 +65,7 @@ def _four_bits(tensors: Tensors, name: str, kind: str) -> Weight:
     state, absmax, levels = (f"{name}.{leaf}" for leaf in (_STATE + kind, "absmax", "quant_map"))
     if prod(tensors.shape(state)) > _MAX_STATE or tensors.dtype(state) != np.uint8:
         raise tensors.error(f"{state} is {tensors.dtype(state).name} {list(tensors.shape(state))}; wanted some bytes")
-    found: dict[str, Any] = parse_json(tensors.read(state).tobytes(), state, dict)
+    found: dict[str, Any] = parse_json(tensors.read(state).tobytes(), tensors.where(state), dict)
     block, shape = tensors.integer(f"blocksize of {state}", found.get("blocksize")), found.get("shape")
     dtype = DTYPES.get(str(found.get("dtype")))
     if not isinstance(shape, list) or not shape or block < 1 or dtype is None or dtype.name not in FLOATS:

@@ -22,6 +22,7 @@ import numpy as np
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
+from aq_jax.errors import FormatError
 from aq_jax.store.patterns import names_matching
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ class _Groups:
             self._patterns += 1
             if self._patterns > _MOST_PATTERNS:
                 raise self._tensors.error(f"config.json has more than {_MOST_PATTERNS} patterns; wanted fewer")
-            yield target, names_matching(target.removeprefix("re:"), self._modules)
+            try:
+                yield target, names_matching(target.removeprefix("re:"), self._modules)
+            except FormatError as error:
+                raise self._tensors.error(str(error)) from None
 
     def _args(self, name: str, weights: Mapping[str, Any], form: object) -> _Args:
         tensors = self._tensors

@@ -129,6 +129,10 @@ class Tensors:
         self.require(name)
         return np.asarray(self.source.read(name))
 
+    def where(self, name: str) -> str:
+        """Name a tensor and its place, for errors."""
+        return f"{self.source.folder}: {name}"
+
     def error(self, text: str) -> FormatError:
         return FormatError(f"{self.source.folder}: as {self.about} stores weights, {text}")
 

@@ -74,7 +74,7 @@ class SchemeSource(Source):
         if name not in self._weights:
             return self._stored.read(name)
         weight = self._weights[name]
-        q = to_qtensor(weight.read(), weight.shape, weight.spec, name)
+        q = to_qtensor(weight.read(), weight.shape, weight.spec, f"{self.folder}: {name}")
         return q if self._packed else _dequantized(q, weight)
 
     def nbytes(self, name: str) -> int:

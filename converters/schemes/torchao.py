@@ -43,7 +43,7 @@ class TorchAo:
         tensors = Tensors(source, self.about)
         metadata: Mapping[str, str] = getattr(source, "metadata", {})
         for module in tensors.ending(_QDATA, "_weight_scale"):
-            found = parse_json(metadata.get(f"{module}weight", "{}").encode(), f"{module}weight", dict)
+            found = parse_json(metadata.get(f"{module}weight", "{}").encode(), tensors.where(f"{module}weight"), dict)
             data = found.get("_data")
             if not isinstance(data, dict):
                 raise tensors.error(f"the file's metadata do not say what {module}weight is; save it again")

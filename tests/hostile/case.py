@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["table", "checkpoint", "config", "verify", "gguf"]
+Kind = Literal["table", "checkpoint", "quantized", "config", "verify", "gguf"]
 Expect = Literal["refused", "either", "same", "any"]
 
 

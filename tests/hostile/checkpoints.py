@@ -85,6 +85,33 @@ def bytes_of(folder: Path) -> Iterator[Case]:
         yield case(f"without {name}", {other: text for other, text in files.items() if other != name})
 
 
+def quantized(folder: Path, flips: int) -> Iterator[Case]:
+    """Flipped bits of the header, of config.json and of the first data, and files cut short, of a quantized folder."""
+    files = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    weights = files["model.safetensors"]
+    start = 8 + int.from_bytes(weights[:8], "little")
+    generator = random.Random(folder.name)
+
+    def changed(what: str, name: str, data: bytes) -> Case:
+        packed = {f"c/{file}": data if file == name else old for file, old in files.items()}
+        return Case(f"{folder.name}: {what}", packed, "any", "quantized", "c", str(folder))
+
+    for name, first, end in (
+        ("model.safetensors", 8, start), ("model.safetensors", start, len(weights)),
+        ("config.json", 0, len(files["config.json"])),
+    ):  # fmt: skip
+        for _ in range(flips):
+            bit = generator.randrange(first * 8, end * 8)
+            data = files[name]
+            flipped = patched(data, bit // 8, bytes([data[bit // 8] ^ 1 << bit % 8]))
+            yield changed(f"bit {bit} of {name}", name, flipped)
+            cut = generator.randrange(end)
+            yield changed(f"{name} ends at {cut}", name, data[:cut])
+    text = files["config.json"].decode()
+    for old, new in (("32", "-32"), ("32", "4611686018427387904"), ("4", "null"), ('"', "["), ("{", "[{")):
+        yield changed(f"{old} becomes {new}", "config.json", text.replace(old, new).encode())
+
+
 def headers() -> Iterator[Case]:
     """Headers that lie."""
     good = {"a": entry([2], 0, 8)}

@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 if __name__ == "__main__":  # as a program it is found by its path alone
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
@@ -25,6 +27,7 @@ from hostile.case import Case, Kind, read_pack
 from aq_jax.config.schema import load_plan
 from aq_jax.converters import open_source
 from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.converters.schemes import open_folder
 from aq_jax.errors import AqError, ConfigError, FormatError, IntegrityError
 from aq_jax.quantizers.lookup import read_conversion
 from aq_jax.store import decode, open_table
@@ -59,6 +62,14 @@ def checkpoint(path: Path) -> Any:
         return [(name, a.dtype.name, a.shape, a.tobytes()) for name, a in arrays], sorted(found.aliases.items())
 
 
+def quantized(path: Path) -> Any:
+    """The tensors of a folder that another program quantized, as they are packed, and as values."""
+    with open_folder(path, packed=True) as found, open_folder(path, packed=False) as dense:
+        for name in found.shapes:
+            found.read(name)
+        return [(name, np.asarray(dense.read(name)).tobytes()) for name in dense.shapes]
+
+
 def config(path: Path) -> Any:
     """A conversion's TOML file, or a plan's, as far as `convert` looks at it before it reads anything."""
     if path.name.startswith("plan"):
@@ -90,10 +101,13 @@ def gguf(path: Path) -> Any:
         return [(name, a.dtype.name, a.shape, a.tobytes()) for name, a in arrays], sorted(found.aliases.items()), files
 
 
-READERS = {"table": table, "checkpoint": checkpoint, "config": config, "verify": verdict, "gguf": gguf}
+READERS = {
+    "table": table, "checkpoint": checkpoint, "quantized": quantized, "config": config, "verify": verdict, "gguf": gguf,
+}  # fmt: skip
 REFUSALS = {
     "table": (FormatError, IntegrityError),
     "checkpoint": (FormatError,),
+    "quantized": (FormatError,),
     "config": (ConfigError,),
     "verify": (FormatError,),
     "gguf": (FormatError,),

@@ -27,6 +27,17 @@ def test_damaged_files_and_headers_and_indexes_that_lie(good: Path, tmp_path: Pa
     assert found["refused"] > 300
 
 
+SCHEMES = Path(__file__).parents[1] / "golden" / "schemes"
+
+
+@pytest.mark.parametrize("flips", [3, pytest.param(120, marks=pytest.mark.slow)])
+def test_damaged_folders_that_other_programs_quantized(flips: int, tmp_path: Path) -> None:
+    folders = [folder for folder in sorted(SCHEMES.iterdir()) if (folder / "config.json").exists()]
+    cases = [case for folder in folders for case in checkpoints.quantized(folder, flips)]
+    found = harness.check(harness.run(cases, tmp_path))
+    assert found["refused"] > len(cases) // 3
+
+
 def test_headers_and_indexes_that_are_too_long(tmp_path: Path) -> None:
     harness.check(harness.run(checkpoints.bombs(), tmp_path))
 

@@ -20,8 +20,10 @@ from aq_jax.config import ConversionConfig, ShardsConfig
 from aq_jax.conversion.source import Source
 from aq_jax.converters import open_source
 from aq_jax.converters.convert import dequantize_file, dry_run
+from aq_jax.converters.inspection import inspect
 from aq_jax.converters.schemes import SCHEMES, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
+from aq_jax.converters.schemes.source import SchemeSource
 from aq_jax.io.tensorfile import read_header
 from aq_jax.store import DTYPES, open_table
 from aq_jax.store.folders import Folder
@@ -191,3 +193,20 @@ def test_a_scheme_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(aq.load(done.path, "numpy")["w"], codes * np.float32([[1], [2], [0.5]]))
     with open_table(done.path) as table:
         assert [(info.quant_type, info.solver) for info in table.infos] == [("none", None), ("int8", "toy")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_lists_weights_and_reads_none_of_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tensors_of(GOLDEN / name / "expected.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(SchemeSource, "read", None)
+        found = inspect(GOLDEN / name)
+    assert {layer.name: layer.shape for layer in found.layers} == {key: value.shape for key, value in wanted.items()}
+    done = aq.convert(ConversionConfig(str(GOLDEN / name), str(tmp_path / "m.arrow")))
+    written = {layer.name: layer for layer in inspect(done.path).layers}
+    for layer in found.layers:
+        if layer.name.startswith("m.") and not layer.name.endswith("bias"):
+            assert layer.quant_type == written[layer.name].quant_type
+            assert layer.bits == 8 * layer.bytes / layer.params
