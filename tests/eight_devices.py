@@ -21,7 +21,10 @@ from aq_jax.config import QuantSpec, widths
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.core.sharding import build_sharded, qtensor_shardings
 from aq_jax.io import dense, qtensors
-from aq_jax.store import aligned_empty, pieces
+from aq_jax.nn.architecture import Architecture
+from aq_jax.nn.models import FAMILIES
+from aq_jax.nn.parallel import shardings as shardings_of_model
+from aq_jax.store import RowInfo, aligned_empty, pieces
 
 P = PartitionSpec
 
@@ -236,6 +239,12 @@ def test_shards_of_tiles_are_whole_tiles(line: Mesh, tmp_path: Path) -> None:
             loader.load_sharded("short", rows, packed=True)
         with pytest.raises(aq.FormatError, match=r"short: .* into 8 parts; a tile of tcq2 has all columns"):
             loader.load_sharded("short", columns, packed=True)
+    name, bert = "encoder.layer.0.intermediate.dense.weight", Architecture(FAMILIES["bert"], None, {})
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    infos = {rows: {name: RowInfo(name, (rows, 8), "float32", 8 * rows, 0, 0, "tcq2", 0)} for rows in (512, 2048)}
+    assert shardings_of_model(infos[2048], bert, mesh)[name].spec == P("model", None)
+    with pytest.warns(UserWarning, match=f"every device has all of {name}, whose codes have no 8 equal parts"):
+        assert shardings_of_model(infos[512], bert, mesh)[name].spec == P()
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across"])

@@ -7,6 +7,7 @@ module only places the weights, and no placement changes a result, except for th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -39,7 +40,8 @@ def shardings(tensors: Mapping[str, RowInfo], architecture: Architecture, mesh: 
 
     Linear layers are cut along the mesh's axis "model", as the model's family says: queries, keys, values, gates, the
     first of two feed-forward layers and the head by outputs, with their biases; the others by inputs. All else is
-    replicated: embeddings, norms, and tensors that do not divide into as many parts of whole bytes.
+    replicated: embeddings, norms, and tensors that do not divide into as many parts of whole bytes, or of whole tiles.
+    A warning names those that are replicated because of their codes.
 
     Args:
         tensors: The table's fields of each tensor, by stored name; a name that the model does not have is replicated.
@@ -58,7 +60,19 @@ def shardings(tensors: Mapping[str, RowInfo], architecture: Architecture, mesh: 
     layers = {stored: goal.rpartition(".")[0].rpartition(".")[2] for goal, (stored, _) in goals.items()}
     axes = {stored: architecture.family.cuts.get(layer) for stored, layer in layers.items()}
     count = mesh.shape[AXIS]
-    return {name: NamedSharding(mesh, partition_spec(axes.get(name), info, count)) for name, info in tensors.items()}
+    specs = {name: partition_spec(axes.get(name), info, count) for name, info in tensors.items()}
+    whole = [
+        name for name, info in tensors.items() if _would_divide(axes.get(name), info, count) and not any(specs[name])
+    ]
+    if whole:
+        warnings.warn(
+            f"every device has all of {', '.join(whole)}, whose codes have no {count} equal parts", stacklevel=3
+        )
+    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def _would_divide(axis: int | None, info: RowInfo, count: int) -> bool:
+    return axis is not None and axis < len(info.shape) == 2 and info.shape[axis] % count == 0
 
 
 def partition_spec(axis: int | None, info: RowInfo, count: int) -> PartitionSpec:

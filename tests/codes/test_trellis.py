@@ -165,7 +165,7 @@ def test_a_tensor_is_cut_at_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Pieces are whole tiles, or whole matrices where those are no whole tiles; parts widen to them."""
     from aq_jax.io import qtensors
 
-    rows = {"flat": row("tcq5", (700, 3)), "whole": row("tcq2", (2, 512, 2)), "short": row("tcq3", (3, 10, 5))}
+    rows = {"flat": row("tcq5", (700, 3)), "whole": row("tcq2", (2, 512, 2)), "short": row("tcq5", (3, 10, 5))}
     monkeypatch.setattr(qtensors, "pieces", functools.partial(pieces, limit=100))
     aq.save(path := tmp_path / "m.arrow", {name: tensor(r) for name, r in rows.items()})
     cuts = {"flat": (256 * 3, 256 * 3, 188 * 3), "whole": (512, 512, 512, 512), "short": (50, 50, 50)}
