@@ -31,7 +31,7 @@ from aq_jax.nn.weights import match_names
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.apply import quantize_tree
-from aq_jax.quantizers.lookup import calibrated_quantizer, with_fallback
+from aq_jax.quantizers.lookup import calibrated_quantizer, fallback_of, with_fallback
 from aq_jax.quantizers.treatment import is_weight
 
 if TYPE_CHECKING:
@@ -174,7 +174,9 @@ def solve_model(
     fallbacks = {names[path]: why for path, why in done.fallbacks.items()}
     fallbacks |= dict.fromkeys(asked.keys() - set(names.values()), "the model does not use it")
     fallbacks |= dict.fromkeys(asked.keys() & without_inputs, "it has no inputs")
-    fallbacks = {name: f"{why}; quantized by {solvers[name].fallback}" for name, why in fallbacks.items()}
+    fallbacks = {
+        name: f"{why}; quantized by {fallback_of(asked[name], solvers[name])}" for name, why in fallbacks.items()
+    }
     record = text.record() | {
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,
         "output_errors": {names[path]: error for path, error in done.errors.items()},

@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     grids.add_argument("--per-tensor", dest="per_channel", action="store_false", help="one grid for each tensor")
     grids.add_argument("--group-size", type=int, default=0, metavar="N", help="one grid for every N elements")
     sub.add_argument("--asymmetric", action="store_true", help="a zero point for each grid")
-    sub.add_argument("--solver", help="absmax, minmax, mse, or gptq, which runs the model that lies beside IN")
+    sub.add_argument("--solver", help="absmax, minmax, mse, viterbi, or gptq, which runs the model that lies beside IN")
     sub.add_argument("--text", default="", metavar="FILE", help="for gptq: a sentence a line, like those to come")
     sub.add_argument("--rotate", action="store_true", help="spread outliers by Hadamard rotation")
     sub.add_argument("--keep", action="append", default=[], metavar="TEXT", help="keep tensors so named in float16")

@@ -173,10 +173,10 @@ class QuantizationConfig:
             without a size, int2 takes groups of 128; other widths then have one grid for the tensor, unless
             `per_channel` was left open too, which means 128 below eight bits.
         symmetric: Whether one constant zero point serves the whole tensor.
-        solver: The name of a quantizer (`aq_jax.QUANTIZERS`): absmax (symmetric), minmax (asymmetric), mse, or gptq,
-            which is calibrated: `convert` runs the model on text for it. Or a quantizer of your own, the object
-            (`aq_jax.quantizers.Quantizer`). Default: absmax or minmax at eight bits, mse below. Names are looked up
-            when the config is used, before anything is read.
+        solver: The name of a quantizer (`aq_jax.QUANTIZERS`): absmax (symmetric), minmax (asymmetric), mse, viterbi
+            (trellis codes), or gptq, which is calibrated: `convert` runs the model on text for it. Or a quantizer of
+            your own, the object (`aq_jax.quantizers.Quantizer`). Default: absmax or minmax at eight bits, mse below,
+            viterbi for trellis codes. Names are looked up when the config is used, before anything is read.
         rotate: Whether blocks of the last axis are first multiplied by a Hadamard matrix, which spreads outliers and is
             undone where the weight is used. Tensors whose last axis is odd are not rotated.
         mixed_precision_layers: Parts of names; tensors whose name contains one of them are kept in float16, or in their

@@ -22,7 +22,8 @@ from aq_jax.ops import dequantize
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of, with_fallback
 from aq_jax.quantizers.tiles import quantize_pieces
-from aq_jax.quantizers.treatment import kept_notes, treat
+from aq_jax.quantizers.treatment import Treatment, kept_notes, treat
+from aq_jax.quantizers.trellis import encoder
 from aq_jax.store import Row, TableWriter, pieces
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def write_model(
     done = ConversionResult(str(path))
     clock = _Clock(done.seconds)
     record = dict(source.provenance) | ({"quantization": config.to_dict()} if config else {}) | dict(metadata or {})
+    if config is not None and any(_by_matrices(treat(config, n, *found)) for n, found in source.shapes.items()):
+        record["encoder"] = encoder()
     if solved is not None:
         done.notes += solved.notes
         done.notes += [f"{name}: {why}" for name, why in solved.fallbacks.items()]
@@ -134,6 +137,10 @@ def write_model(
     done.bytes = os.stat(path).st_size
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
     return done
+
+
+def _by_matrices(treatment: Treatment) -> bool:
+    return treatment.spec is not None and treatment.spec.coding.matrices
 
 
 def unchanged_rows(name: str, value: np.ndarray | QTensor, metadata: Mapping[str, Any]) -> Iterator[Row]:

@@ -34,7 +34,7 @@ HANDLERS = (
     "aq_dequantize_tiles",
 )
 """The functions of the library that XLA calls, by the names of their targets."""
-FUNCTIONS = ("aq_to_panels", "aq_decode", "aq_decode_tiles", "aq_quantize_groups")
+FUNCTIONS = ("aq_to_panels", "aq_decode", "aq_decode_tiles", "aq_quantize_groups", "aq_encode_trellis")
 """The functions of the library that are called without JAX."""
 
 

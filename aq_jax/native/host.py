@@ -21,6 +21,8 @@ VARIABLE = "AQ_JAX_KERNEL"
 LONGEST_SEARCHED = 1 << 18
 """The most elements of a group that is searched: it is read many times, from a cache."""
 Method = Literal["absmax", "minmax", "mid_tread", "mid_rise", "affine"]
+TRELLIS_ROWS = 256
+"""The rows of a tile of trellis codes."""
 _UNSOUND = 1
 
 
@@ -124,6 +126,51 @@ def quantize(
     return sums.sum(axis=0), not flags[0] & _UNSOUND
 
 
+def encodes_trellis() -> bool:
+    """Tell whether the library is there to choose trellis codes."""
+    return os.environ.get(VARIABLE, "native") == "native" and _function("aq_encode_trellis") is not None
+
+
+def encode_trellis(
+    w: np.ndarray,
+    bits: int,
+    levels: np.ndarray,
+    hessian: tuple[np.ndarray, np.ndarray] | None,
+    importance: np.ndarray | None,
+    start: float,
+    rounds: int,
+    data: np.ndarray,
+    scales: np.ndarray,
+) -> tuple[np.ndarray, bool]:
+    """Choose the trellis codes of a matrix, into arrays that are there.
+
+    Args:
+        w: Contiguous float32 weights [rows, columns].
+        bits: The bits of a step.
+        levels: The int8 levels of each state, [values of a step, states].
+        hessian: What the columns weigh, and the factor of the inverse; both contiguous float32.
+        importance: What the errors of rows weigh beside those of others, contiguous float32.
+        start: The first scale of a row, as a part of the root of its mean square.
+        rounds: The rounds of refinement.
+        data: The codes, uint8, each tile from a whole byte on.
+        scales: One float32 a row.
+
+    Returns:
+        The sums of w.w, w.d and d.d over all elements, d being the error, in float64; and whether all elements are
+        finite and all scales within bounds. Neither depends on the number of threads.
+    """
+    call = _function("aq_encode_trellis")
+    assert call is not None  # noqa: S101
+    h, u = (None, None) if hessian is None else (each.ctypes.data for each in hessian)
+    sums, flags = np.empty((-(-len(w) // TRELLIS_ROWS), 3)), np.zeros(1, np.int32)
+    wrong = call(w.ctypes.data, *w.shape, TRELLIS_ROWS, bits, len(levels), levels.ctypes.data, h, u,
+                 None if importance is None else importance.ctypes.data, start, rounds, cores(), data.ctypes.data,
+                 scales.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
+    if wrong is not None:
+        raise ValueError(f"aq_encode_trellis: {wrong.decode()}")
+    return sums.sum(axis=0), not flags[0] & _UNSOUND
+
+
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 _ARGUMENTS = {
     "aq_quantize_groups": (
@@ -132,6 +179,21 @@ _ARGUMENTS = {
         _POINTER,
         *(_NUMBER,) * 4,
         _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+    ),
+    "aq_encode_trellis": (
+        _POINTER,
+        *(_NUMBER,) * 5,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        _POINTER,
+        ctypes.c_double,
+        _NUMBER,
+        _NUMBER,
         _POINTER,
         _POINTER,
         _POINTER,

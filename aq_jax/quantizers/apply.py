@@ -72,6 +72,8 @@ def quantize(
         return _to_float16(array) if policy.quant_type == "fp16" else array
     quantizer = data_free_quantizer(policy, name)
     spec = policy.spec_for(array.shape, name)
+    if spec.coding.matrices and not isinstance(array, Tracer):
+        return _quantize_on_host(np.asarray(array), policy, name, array)
     _, entry = choose_kernel("quantize", kernel, spec.group_elements(array.shape), spec.coding)
     q, good, sound = _quantize(array, spec, policy.symmetric, quantizer, entry)
     if isinstance(array, Tracer) or jax.device_get(good):
@@ -230,9 +232,15 @@ def _quantize_leaf(name: str, leaf: Any, config: QuantizationConfig, treatments:
         return quantize(leaf, policy, name)
     refuse_masked(leaf, name)
     host = to_numpy(leaf, name) if is_torch(leaf) else to_native_byte_order(np.asarray(leaf))
+    return _quantize_on_host(host, policy, name, leaf)
+
+
+def _quantize_on_host(host: np.ndarray, policy: QuantizationConfig, name: str, kept: Any) -> Any:
+    """Quantize a NumPy array tile by tile; return `kept` for one that is refused and may stay as it is."""
     result = quantize_array(host, policy, name)
     if isinstance(result, Refused):
-        return leaf
+        return kept
+    spec = policy.spec_for(host.shape, name)
     return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, spec))
 
 
@@ -277,6 +285,10 @@ def _quantize(
         )
     wide = w.astype(jnp.float32)
     wide = rotate(wide, spec.rotation) if spec.rotation else wide
+    if spec.coding.matrices:
+        codes, scale, sound = quantizer.trace(wide, spec.coding)
+        q = QTensor(codes, scale[..., None], None, spec, w.shape[-1], spec.coding.rows(w.shape))
+        return q, sound, sound
     recipes = recipes_of(quantizer, spec.coding, symmetric, spec.group_elements(w.shape))
     formulation = _Formulation(spec, symmetric, quantizer, kernel)
     if recipes and (solve := getattr(kernel, "solve", None)):

@@ -54,15 +54,18 @@ def to_float32(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, sound: bool) -> Refused | None:
+def refusal(
+    array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, sound: bool, blank: float = 1.0
+) -> Refused | None:
     """Find in an array the reason why it was represented badly; None if there is none.
 
     Args:
         array: The weights.
         spec: The numerics of their codes.
-        scales: One scale a group, clipped to [2^-126, 2^126]; 1 where a group looked like zeros.
+        scales: One scale a group, clipped to [2^-126, 2^126].
         name: The tensor's name, for the text.
         sound: Whether the quantizer saw nothing wrong; it does not see numbers that are too small.
+        blank: The scale of groups that looked like zeros.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
     bad, first = 0, -1
@@ -76,7 +79,7 @@ def refusal(array: np.ndarray, spec: QuantSpec, scales: np.ndarray, name: str, s
         return Refused(f"{name}: {bad} of {flat.size} values are not finite (first at {at})")
     size = spec.group_elements(array.shape)
     at_bounds = (scales <= SCALE_MIN) | (scales >= SCALE_MAX)
-    for group in np.flatnonzero(at_bounds | (scales == 1)):
+    for group in np.flatnonzero(at_bounds | (scales == blank)):
         largest = np.abs(flat[group * size : (group + 1) * size].astype(np.float64)).max(initial=0.0)
         if at_bounds[group] or 0 < largest < float(SCALE_MIN):
             return Refused(

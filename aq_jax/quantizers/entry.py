@@ -74,6 +74,21 @@ class Quantizer(QuantizerBase, Protocol):
         return ()
 
 
+@runtime_checkable
+class MatrixQuantizer(QuantizerBase, Protocol):
+    """A quantizer that chooses the codes of whole matrices by the weights alone, for codes that are `matrices`."""
+
+    needs: Needs = "weights"
+
+    def encode(self, w: np.ndarray, code: Code) -> Any:
+        """Choose the codes of [*lead, rows, columns]: see `trellis.Encoded`."""
+        ...
+
+    def trace(self, w: Any, code: Code) -> tuple[Any, Any, Any]:
+        """Choose codes in JAX, under any transformation: those of a QTensor, scales, and whether all is sound."""
+        ...
+
+
 def recipes_of(quantizer: Quantizer, code: Code, symmetric: bool, group: int) -> tuple[Recipe, ...]:
     """Return the recipes of a quantizer that the native library has; none if a subclass computes something else."""
 
@@ -114,4 +129,5 @@ class Calibrated(QuantizerBase, Protocol):
         ...
 
 
-Entry: TypeAlias = Quantizer | Calibrated
+DataFree: TypeAlias = Quantizer | MatrixQuantizer
+Entry: TypeAlias = DataFree | Calibrated

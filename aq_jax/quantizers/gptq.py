@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from aq_jax.codes import Affine, check_uniform
+from aq_jax.codes import Affine, Code, check_uniform
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantSpec
@@ -37,6 +37,8 @@ from aq_jax.quantizers.entry import Calibrated
 from aq_jax.quantizers.hessian import PreparedHessian, prepare_hessian
 from aq_jax.quantizers.mse import MSE, STORED_MANTISSA
 from aq_jax.quantizers.statistics import Groups
+from aq_jax.quantizers.trellis import ROUNDS as TRELLIS_ROUNDS
+from aq_jax.quantizers.trellis import solve_matrix
 
 BLOCK_COLUMNS = 128  # solved one by one before their errors reach all others, in one product
 ROUNDS = 4
@@ -50,6 +52,9 @@ class GPTQ(Calibrated):
 
     name = "gptq"
 
+    def supports(self, code: Code) -> bool:
+        return code.uniform or code.matrices
+
     def check(self, spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
         check_gptq(spec, shape, where)
 
@@ -59,6 +64,8 @@ class GPTQ(Calibrated):
     def solve(
         self, w: np.ndarray, hessian: PreparedHessian, spec: QuantSpec, symmetric: bool, quick: bool = False
     ) -> QTensor:
+        if spec.coding.matrices:
+            return solve_matrix(w, hessian, spec, rounds=1 if quick else TRELLIS_ROUNDS)
         return gptq_tiled(w, hessian, spec, symmetric, rounds=1 if quick else ROUNDS)
 
 
@@ -144,7 +151,8 @@ def check_gptq(spec: QuantSpec, shape: tuple[int, ...], where: str) -> None:
     Raises:
         ConfigError: naming `where`.
     """
-    check_uniform(spec.coding, f"{where}: solver = 'gptq'")
+    if not spec.coding.matrices:
+        check_uniform(spec.coding, f"{where}: solver = 'gptq'")
     size = spec.group_elements(shape)
     if len(shape) != 2 or spec.quant_axis < 0 or 0 in shape or shape[-1] % size:
         grids = f"groups of {size}" if spec.group_size else "channels" if spec.per_channel else "one grid a tensor"

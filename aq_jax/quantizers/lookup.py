@@ -15,7 +15,7 @@ from aq_jax.config import ConversionConfig, QuantizationConfig
 from aq_jax.config.quantization import check_choice
 from aq_jax.config.schema import load_config
 from aq_jax.errors import ConfigError
-from aq_jax.quantizers import QUANTIZERS, Calibrated, Entry, Quantizer
+from aq_jax.quantizers import QUANTIZERS, Calibrated, DataFree, Entry, MatrixQuantizer, Quantizer
 from aq_jax.quantizers.statistics import Groups
 
 _RENAMED = {"search": "mse"}
@@ -57,7 +57,7 @@ def _checked(entry: Any, name: str = "") -> Entry:
 @lru_cache  # checking an object against a protocol takes as long as quantizing a small array
 def _problem(entry: Any) -> str:
     kind = Calibrated if getattr(entry, "needs", None) == "inputs" else Quantizer
-    if isinstance(entry, kind) and not isinstance(entry, type):
+    if isinstance(entry, kind if kind is Calibrated else (Quantizer, MatrixQuantizer)) and not isinstance(entry, type):
         return ""
     wanted = f"an object of a subclass of aq_jax.quantizers.{kind.__name__} with a name"
     return f"is not a quantizer; wanted a name, or {wanted}"
@@ -78,7 +78,7 @@ def quantizer_of(policy: QuantizationConfig) -> Entry:
     return find_quantizer(policy.default_solver)
 
 
-def data_free_quantizer(policy: QuantizationConfig, name: str) -> Quantizer:
+def data_free_quantizer(policy: QuantizationConfig, name: str) -> DataFree:
     """Look up the quantizer of one tensor's policy, where only weights are known.
 
     Raises:
@@ -90,7 +90,7 @@ def data_free_quantizer(policy: QuantizationConfig, name: str) -> Quantizer:
             f"{name}: solver = {found.name!r} runs the model, which is not known here; use `convert`, or `quantize` "
             "on a table with config.json and tokenizer files beside it"
         )
-    return cast(Quantizer, found)
+    return cast(DataFree, found)
 
 
 def calibrated_quantizer(policy: QuantizationConfig) -> Calibrated | None:
@@ -102,7 +102,13 @@ def calibrated_quantizer(policy: QuantizationConfig) -> Calibrated | None:
 def with_fallback(policy: QuantizationConfig) -> QuantizationConfig:
     """Replace a calibrated quantizer in a tensor's policy by its fallback for weights whose inputs are not known."""
     found = calibrated_quantizer(policy)
-    return policy if found is None else dataclasses.replace(policy, solver=found.fallback)
+    return policy if found is None else dataclasses.replace(policy, solver=fallback_of(policy, found))
+
+
+def fallback_of(policy: QuantizationConfig, quantizer: Calibrated) -> str:
+    """Name the quantizer that takes the place of a calibrated one in a tensor's policy."""
+    fits = find_quantizer(quantizer.fallback).supports(CODES[policy.quant_type])
+    return quantizer.fallback if fits else policy.default_solver
 
 
 def calibrated(config: QuantizationConfig) -> bool:
@@ -143,7 +149,7 @@ def _check(solver: Any, symmetric: bool, quant_type: str) -> None:
             f"solver = {found.name!r} cannot choose codes of {code.name}; set solver = {' or '.join(map(repr, others))}"
         )
     if not _makes(found, symmetric):
-        others = [name for name, entry in QUANTIZERS.items() if _makes(entry, symmetric)]
+        others = [name for name, entry in QUANTIZERS.items() if _makes(entry, symmetric, code)]
         raise ConfigError(
             f"solver = {found.name!r} is {_kind(not symmetric)}: set symmetric = {str(not symmetric).lower()}, or "
             f"solver = {' or '.join(map(repr, others))}"
@@ -216,7 +222,7 @@ def resolve_solvers(config: QuantizationConfig) -> QuantizationConfig:
 @lru_cache
 def candidates(entry: Entry, code: Code, symmetric: bool) -> int:
     """Count the candidate grids of a quantizer: the codes of all are held until the best is known."""
-    if entry.needs == "inputs":
+    if entry.needs == "inputs" or not callable(entry):
         return 1
     call = cast(Quantizer, entry)
     row = jax.ShapeDtypeStruct((1, 8), jnp.float32)

@@ -8,6 +8,7 @@ of one array in memory, compiles once a shape instead, and runs on any device an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from aq_jax.quantizers.compiled_tiles import GroupsPerTile, TilesPerGroup
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float32
 from aq_jax.quantizers.entry import recipes_of
 from aq_jax.quantizers.lookup import data_free_quantizer
+from aq_jax.quantizers.matrices import quantize_matrices
 from aq_jax.quantizers.native_groups import NativeGroups
 from aq_jax.quantizers.stream import TILE
 
@@ -52,13 +54,16 @@ def quantize_pieces(
     """
     quantizer = data_free_quantizer(config, name)
     spec = config.spec_for(array.shape, name)
+    if spec.coding.matrices:
+        return quantize_matrices(array, config, name, pieces)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size == 0:
         count = spec.group_count(array.shape)
         zeros = np.zeros(count if spec.coding.zero_points else 0, np.float32)
         return iter([Quantized(np.empty(0, np.uint8), np.ones(count, np.float32), zeros, 1.0, 0.0)])
     rotated = rotate_rows(to_float32(flat), spec.rotation) if spec.rotation else flat
-    tiled = _tiled(rotated, spec.group_elements(array.shape), spec, quantizer, config.symmetric)
+    grids = cast(Quantizer, quantizer)
+    tiled = _tiled(rotated, spec.group_elements(array.shape), spec, grids, config.symmetric)
     # A refusal and the best candidate are known once the whole tensor has been read. One piece is read once; several
     # are read again for their codes, because not all of them may fit in memory.
     whole = tiled.candidates(0, flat.size, keep=len(pieces) == 1)

@@ -86,7 +86,7 @@ class Treatment:
         made = codes * candidates(self.quantizer, spec.coding, self.policy.symmetric)
         if largest * spec.bits % 8 or spec.group_elements(self.shape) * spec.bits % 8:
             made += 2 * largest  # a byte a code, until all can be packed
-        rotated = 4 * count if spec.rotation else 0
+        rotated = 4 * count if spec.rotation or spec.coding.matrices else 0
         grids = self.stored_bytes - self._columns(count)["data"]
         return made + copies * codes + 6 * grids + rotated + GROUP_BYTES
 

@@ -29,7 +29,7 @@ class Nameless:
 
 # What a config says -> the error.
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"solver": "gptqq"}, "solver = 'gptqq': wanted one of absmax, minmax, mse, gptq; did you mean 'gptq'?"),
+    ({"solver": "gptqq"}, "solver = 'gptqq': wanted one of absmax, minmax, mse, viterbi, gptq; did you mean 'gptq'?"),
     ({"solver": "search"}, "solver = 'search' is called 'mse' now: write solver = 'mse'"),
     ({"solver": "absmax", "symmetric": False}, "solver = 'absmax' is symmetric: set symmetric = true, or solver = "
      "'minmax' or 'mse' or 'gptq'"),

@@ -9,7 +9,7 @@ namespace AQ_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {AQ_TEXT(AQ_ISA), quantize_rows, rotate_rows, product,  rows,
-                         normalize,       attention,     dequantize,  quantize, decode_tiles};
+                         normalize,       attention,     dequantize,  quantize, trellis, decode_tiles};
 
 }  // namespace AQ_ISA
 }  // namespace aq

@@ -119,7 +119,23 @@ struct Groups {
   double* sums;   // [groups, 3] or null: w.w, w.d and d.d, d being the error
 };
 
-// What `quantize` returns: bits.
+// A matrix that becomes trellis codes, in tiles of rows that make whole bytes.
+struct Matrix {
+  const float* w;        // [rows, columns]
+  int64_t rows, columns, tile_rows;
+  int bits, values;      // of a step: its bits, and the rows that it gives a value to
+  const int8_t* levels;  // [values, 4096]
+  const float* h;        // [columns, columns] or null: what errors weigh, and the factor u of h^-1 = u^T u
+  const float* u;
+  const float* importance;  // [rows] or null: what the errors of rows weigh beside those of others
+  float start;           // the first scale of a row, over the root of its mean square
+  int64_t rounds;        // of refinement
+  uint8_t* data;         // one bit stream a tile
+  float* scale;          // [rows]
+  double* sums;          // [tiles, 3]: w.w, w.d and d.d, d being the error
+};
+
+// What `quantize` and `trellis` return: bits.
 constexpr int UNSOUND = 1;  // an element is not finite, or a scale is out of bounds
 constexpr int ZEROS = 2;    // a group looks like zeros
 
@@ -143,6 +159,8 @@ struct Kernels {
   void (*dequantize)(const Codes&, int64_t first, int64_t last, float* out);
   // Quantize groups [first, last).
   int (*quantize)(const Groups&, int64_t first, int64_t last);
+  // Encode tiles [first, last) of a matrix.
+  int (*trellis)(const Matrix&, int64_t first, int64_t last);
   // Decode panels [first, last) of matrices of trellis codes, with a scale for each row.
   void (*decode_tiles)(const Tiles&, const float* scale, int64_t first, int64_t last, float* out);
 };

@@ -19,6 +19,7 @@ Function<decltype(Kernels::normalize)> normalize;
 Function<decltype(Kernels::attention)> attention;
 Function<decltype(Kernels::dequantize)> dequantize;
 Function<decltype(Kernels::quantize)> quantize;
+Function<decltype(Kernels::trellis)> trellis;
 Function<decltype(Kernels::decode_tiles)> decode_tiles;
 
 }  // namespace AQ_ISA
