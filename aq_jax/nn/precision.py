@@ -41,7 +41,7 @@ def quantize_embeddings(
 
     >>> some = np.array([[0.0, -1.0], [1.0, 1.0], [0.5, 3.0]], np.float32)
     >>> quantize_embeddings(some, "int8").tolist()
-    [[-128, -128], [127, -1], [-1, 127]]
+    [[-128, -128], [126, -1], [-1, 126]]
     >>> quantize_embeddings(some, "ubinary").tolist()
     [[0], [192], [192]]
     """

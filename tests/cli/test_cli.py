@@ -332,7 +332,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("inspect", tmp_path / "empty"), "holds no .parquet or .arrow file"),
         (
             ("quantize", text, out),
-            "is of no known format; wanted one of these: a table (.parquet or .arrow); a folder of tables",
+            "is of no known format; wanted one of these: a Hugging Face folder, which holds one of",
         ),
         (("quantize", v2, out), "is int8 already"),
         (("quantize", v1, out, "--quant-type", "int9"), "quant_type = 'int9': wanted one of"),
@@ -575,12 +575,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "hf").mkdir()
-    tensor = weights(1024, 1024)
-    safetensors.numpy.save_file({f"w{i}": tensor for i in range(32)}, tmp_path / "hf" / "model.safetensors")
+    tensor = weights(512, 512)
+    safetensors.numpy.save_file({f"w{i}": tensor for i in range(64)}, tmp_path / "hf" / "model.safetensors")
     (tmp_path / "hf" / "config.json").write_text("{}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "m.parquet").write_bytes(b"old")
-    text = f'source = "{tmp_path}/hf"\noutput = "{tmp_path}/out/m.parquet"\n[quantization]\nquant_type = "int2"\n'
+    text = f'source = "{tmp_path}/hf"\noutput = "{tmp_path}/out/m.parquet"\n[quantization]\nquant_type = "tcq2"\n'
     (tmp_path / "c.toml").write_text(text)
     child = subprocess.Popen(
         [sys.executable, "-m", "aq_jax.cli", "convert", str(tmp_path / "c.toml")],

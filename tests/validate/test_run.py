@@ -285,4 +285,5 @@ def test_bad_input_is_said_and_nothing_is_written(run: Run, bert: Path, monkeypa
     ],
 )
 def test_kinds_are_told_by_names(name: str, kind: str) -> None:
-    assert {family.kind(name) for family in FAMILIES.values()} == {kind}
+    family = FAMILIES["llama" if name.startswith(("model.", "lm_head.")) else "bert"]
+    assert family.kind(name) == kind

@@ -198,7 +198,8 @@ class RelativeBias(nnx.Module):
     """
 
     def __init__(self, buckets: int, heads: int) -> None:
-        self.table = nnx.Param(jnp.zeros((buckets, heads)))  # a few numbers, which are not quantized in memory
+        # A few numbers, which are not quantized in memory.
+        self.table = nnx.Param(jnp.zeros((buckets, heads), jnp.float32))
 
     def __call__(self, tokens: int) -> Float[Array, "heads tokens tokens"]:
         """Look up the biases of texts of so many tokens."""

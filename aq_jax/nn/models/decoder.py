@@ -189,7 +189,7 @@ class UnitGainNorm(nnx.Module):
     """
 
     def __init__(self, size: int, epsilon: float) -> None:
-        self.scale, self.epsilon = nnx.Param(jnp.zeros(size)), epsilon
+        self.scale, self.epsilon = nnx.Param(jnp.zeros(size, jnp.float32)), epsilon
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Normalize over the last axis."""
