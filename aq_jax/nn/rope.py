@@ -18,7 +18,7 @@ TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 @dataclass(frozen=True)
 class Rope:
-    """How far each pair (i, i + n / 2) of a head's first n numbers is turned.
+    """The rotation of each pair (i, i + n / 2) of a head's first n numbers.
 
     Args:
         speeds: The angle of each pair from one position to the next.

@@ -187,7 +187,7 @@ class Layer(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-    """What is added to scores, by the distance of the key: near ones each have a bias, far ones share it (T5's).
+    """Biases of scores by the distance of the key: near ones each have a bias, far ones share it (T5's).
 
     Args:
         buckets: The number of biases, half of them for keys that follow.

@@ -17,7 +17,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Attention:
-    """What the attention of one layer has of its own.
+    """Settings of the attention of one layer.
 
     Args:
         rope: How its queries and keys are turned; None if they are not.
@@ -30,7 +30,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What all layers of a decoder have in common.
+    """Settings that all layers of a decoder share.
 
     Args:
         width: The width of hidden states.

@@ -31,7 +31,7 @@ KINDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a sequence classifier turns hidden states into scores, in layers of these names.
+    """The head of a sequence classifier, which turns hidden states into scores, in layers of these names.
 
     Args:
         pooling: Which hidden state of a text it takes: of its first token ("cls"), its last, or their mean.

@@ -1,4 +1,4 @@
-"""What config.json says in every family: names of activations, and fields that change no number."""
+"""Fields of config.json that every family has: names of activations, and what changes no number."""
 
 # Hugging Face's names of activations, and ours.
 ACTS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new"}
