@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "cpu": machine.processor(),
+        **({"accelerator": device} if (device := machine.accelerator()) else {}),
         "cores": machine.cores(),
         "python": platform.python_version(),
         "suite": args.suite,
@@ -70,8 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         "results": [],
         "skipped": [],
     }
-    last = report.last_of(found["cpu"], found["cores"])
-    print(f"{found['cpu']}, {found['cores']} cores, Python {found['python']}; one core, or as the rows say; medians")
+    device = report.device(found)
+    last = report.last_of(device, found["cores"])
+    print(f"{device}, {found['cores']} cores, Python {found['python']}; one core, or as the rows say; medians")
     print("since: " + (f"the figures of {last['date']}" if last else "nothing recorded of this processor") + "\n")
     print(report.HEADER, flush=True)
     failed = []

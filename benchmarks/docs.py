@@ -136,19 +136,26 @@ def _times(value: float) -> str:
     return f"**{shown}**" if value < 1 else shown
 
 
-def page(found: Mapping[str, Any] | None) -> str:
-    """Write the page: the conditions, and each suite with its question and its figures."""
+def page(found: Mapping[str, Any] | None, accelerated: Mapping[str, Any] | None = None) -> str:
+    """Write the page: the conditions, and each suite with its question and its figures; then an accelerator's."""
     if found is None:
         return f"{HEAD}\n{NOTHING}"
-    parts = [HEAD, "\n", *_how(found)]
+    parts = [HEAD, "\n", *_how(found), *_suites(found)]
+    if accelerated is not None:
+        parts += ["\n# On an accelerator\n\n", *_how(accelerated), *_suites(accelerated)]
+    return "".join(parts)
+
+
+def _suites(found: Mapping[str, Any]) -> Iterator[str]:
     for suite, question in QUESTIONS.items():
         of_suite = [result for result in found["results"] if result["suite"] == suite]
         if of_suite:
-            parts += [f"\n## {suite}\n\n{question}\n", *_figures(suite, of_suite)]
+            yield f"\n## {suite}\n\n{question}\n"
+            yield from _figures(suite, of_suite)
     missing = sorted({part["case"] + ": " + part["reason"] for part in found["skipped"]})
     if missing:
-        parts += ["\n## Left out\n\n", *(f"- {line}\n" for line in missing)]
-    return "".join(parts)
+        yield "\n## Left out\n\n"
+        yield from (f"- {line}\n" for line in missing)
 
 
 def _figures(suite: str, found: list[dict[str, Any]]) -> Iterator[str]:
@@ -172,7 +179,8 @@ def _block(lines: list[str]) -> str:
 
 def _how(found: Mapping[str, Any]) -> Iterator[str]:
     """Describe the machine and the versions, and name suites that were measured under other conditions."""
-    yield f"Recorded {found['date']}, {found['suite']} suites, on {found['cpu']}, {found['cores']} cores, with\n"
+    device = report.device(found)
+    yield f"Recorded {found['date']}, {found['suite']} suites, on {device}, {found['cores']} cores, with\n"
     names = [f"{name} {version}" for name, version in {"Python": found["python"], **found["versions"]}.items()]
     yield textwrap.fill(", ".join(names) + ".", 120) + "\n"
     now, suites = report.conditions(found), {}
@@ -186,20 +194,20 @@ def _how(found: Mapping[str, Any]) -> Iterator[str]:
         yield textwrap.fill(f"Measured {said}: {', '.join(those)}.", 120) + "\n"
     if any("search" in result["case"] for result in found["results"]):
         yield 'What is called "search" here is the quantizer `mse`, by its name of then.\n'
-    if "malloc" in found:
+    if "malloc" in found and "accelerator" not in found:
         yield KEPT
 
 
-def files(found: Mapping[str, Any] | None) -> dict[str, str]:
+def files(found: Mapping[str, Any] | None, accelerated: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Write the files of docs/ that hold figures: name -> text."""
     results = found["results"] if found else []
     charts = {f"bits_{name}.svg": chart.draw(results, theme) for name, theme in chart.THEMES.items()}
-    return {PAGE: page(found), **charts}
+    return {PAGE: page(found, accelerated), **charts}
 
 
 def main() -> int:
     """Rewrite the page and its chart."""
-    for name, text in files(report.latest()).items():
+    for name, text in files(report.latest(), report.latest(accelerated=True)).items():
         (DOCS / name).write_text(text)
     return 0
 

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 RECORDED = (
@@ -34,6 +36,17 @@ def processor(info: str | None = None) -> str:
         f" (family {found['cpu family']}, model {found['model']})" if {"cpu family", "model"} <= set(found) else ""
     )
     return found["model name"].strip() + numbers
+
+
+def accelerator() -> str | None:
+    """Return the name of the device that JAX computes on by default, or None for a CPU.
+
+    Another process asks: JAX takes most of a device's memory for the first process that uses it.
+    """
+    code = "import jax; found = jax.devices()[0]; print(found.platform, found.device_kind, sep='|')"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    kind, _, name = said.strip().partition("|")
+    return None if kind == "cpu" else name
 
 
 def slug(name: str) -> str:

@@ -97,18 +97,29 @@ def skipped_row(skipped: Skipped | Mapping[str, Any]) -> str:
     return f"| {skipped['case']} | skipped: {skipped['reason']} | | | | | |"
 
 
-def last_of(cpu: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Read the last recorded report of the same processor and number of cores."""
-    for path in sorted(folder.glob(f"*-{slug(cpu)}-{cores}-cores.json"), reverse=True):
+def device(report: Mapping[str, Any]) -> str:
+    """Name what computed: an accelerator, or else the processor."""
+    return report.get("accelerator", report["cpu"])
+
+
+def last_of(name: str, cores: int, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """Read the last recorded report of the same device and number of cores."""
+    for path in sorted(folder.glob(f"*-{slug(name)}-{cores}-cores.json"), reverse=True):
         report = json.loads(path.read_text())
-        if report["cpu"] == cpu and report["cores"] == cores:
+        if device(report) == name and report["cores"] == cores:
             return report
     return None
 
 
-def latest(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Read the last recorded full report, of any processor; or, without one, the last report."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), reverse=True)]
+def latest(folder: Path = RESULTS, accelerated: bool = False) -> dict[str, Any] | None:
+    """Read the last recorded full report, of any processor; or, without one, the last report.
+
+    Args:
+        folder: The folder of recorded reports.
+        accelerated: Whether the report is that of an accelerator, or of a processor alone.
+    """
+    reports = (json.loads(path.read_text()) for path in sorted(folder.glob("*.json"), reverse=True))
+    found = [report for report in reports if ("accelerator" in report) == accelerated]
     return next((report for report in found if report["suite"] == "full"), found[0] if found else None)
 
 
@@ -135,7 +146,7 @@ def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
         ValueError: for quick results where there are full ones of the day.
     """
     folder.mkdir(exist_ok=True)
-    path = folder / f"{report['date']}-{slug(report['cpu'])}-{report['cores']}-cores.json"
+    path = folder / f"{report['date']}-{slug(device(report))}-{report['cores']}-cores.json"
     if path.exists():
         old = json.loads(path.read_text())
         if old["suite"] == "full" != report["suite"]:

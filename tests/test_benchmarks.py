@@ -168,6 +168,7 @@ def test_a_suite_runs_and_is_recorded(
     monkeypatch.setattr(
         command.subprocess, "Popen", lambda cmd, **how: real([cmd[0], "-c", f"{start}; {run}", *cmd[1:]], **how)
     )
+    monkeypatch.setattr(machine, "accelerator", lambda: None)  # another process would say so
     monkeypatch.setattr("benchmarks.suites.SUITES", {"toy": small_contenders.toy, "bad": small_contenders.absent})
     arguments = ["toy", "--suite", "full", "--record", "--output", str(tmp_path / "bench.json")]
     assert command.main(arguments) == 0
@@ -234,6 +235,13 @@ def test_records_are_found_by_processor(tmp_path: Path) -> None:
     newest = report.latest(tmp_path)
     assert newest is not None
     assert newest["cpu"] == "Another"
+    # An accelerator is a device of its own, beside whichever processor it stands.
+    assert report.latest(tmp_path, accelerated=True) is None
+    beside = report.record(made(accelerator="A GPU", date="2026-01-04"), tmp_path)
+    assert beside.name == "2026-01-04-a-gpu-2-cores.json"
+    assert report.latest(tmp_path) == newest
+    assert report.last_of("A GPU", 2, tmp_path) == report.latest(tmp_path, accelerated=True) is not None
+    assert report.last_of("A CPU", 2, tmp_path) == last
     # What is measured again on the same day replaces its suite, and no other.
     other = report.entry("t", Result("b", 1.0, "s"))
     report.record(made(results=[other]), tmp_path)
@@ -332,7 +340,7 @@ def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: p
 
 
 def test_the_pages_figures_are_the_recorded_ones() -> None:
-    for name, text in docs.files(report.latest()).items():
+    for name, text in docs.files(report.latest(), report.latest(accelerated=True)).items():
         assert (docs.DOCS / name).read_text() == text, f"{name}: python -m benchmarks.docs"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.children import Child, ChildError
 from benchmarks.machine import cores
-from benchmarks.peers.torch_threads import load_torch
+from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
 from benchmarks.timing import Line, Result, Skipped, race, ratio
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
@@ -58,24 +58,29 @@ def _calls(models_by_name: dict[str, Run]) -> dict[str, Callable[..., Any]]:
     return calls | {name: lambda ids, run=run: embed(run, ids).tolist() for name, run in models_by_name.items()}
 
 
-def torch_models() -> dict[str, Callable[..., Any]]:
+def torch_models(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of transformers' BertModel, mean pooled, in float32 and bfloat16."""
     torch = load_torch()
+    device, _ = on_device(torch, platform)
     from transformers import BertModel
 
     def run(ids: np.ndarray, mask: np.ndarray, model: Any) -> np.ndarray:
         with torch.inference_mode():
-            return mean_pooled(model(torch.as_tensor(ids), torch.as_tensor(mask))[0].float().numpy(), mask)
+            tokens, kept = (torch.as_tensor(part, device=device) for part in (ids, mask))
+            hidden = model(tokens, kept)[0].float() * kept[..., None]
+            return torch.nn.functional.normalize(hidden.sum(1) / kept.sum(1, keepdim=True)).cpu().numpy()
 
     found = {}
     for name in ("float32", "bfloat16"):
         model = BertModel.from_pretrained(models.folder(), dtype=getattr(torch, name)).eval()
+        torch.nn.Module.to(model, device)
         found[f"torch {name}"] = partial(run, model=model)
     return _calls(found)
 
 
-def onnx_models() -> dict[str, Callable[..., Any]]:
+def onnx_models(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of ONNX Runtime's dynamic int8: exported by torch, quantized by its own tool."""
+    on_processor(platform)
     runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores()
@@ -119,9 +124,11 @@ def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def children() -> Iterator[Child | Skipped]:
     """Start the other libraries that are installed."""
+    from aq_jax.core.dispatch import backend
+
     for target in ("torch_models", "onnx_models"):
         try:
-            yield Child(f"benchmarks.suites.encode:{target}")
+            yield Child(f"benchmarks.suites.encode:{target}", backend())
         except (peers.MissingLibrary, ChildError) as why:
             yield Skipped(f"encode by {target.partition('_')[0]}", str(why))
 
@@ -162,6 +169,8 @@ def _race_case(case: str, others: list[Child], full: bool) -> Iterator[Line]:
 
 def ratios(case: str, times: Any) -> Iterator[Line]:
     """Yield W8A8 beside all others, and the other pairs that have a goal."""
+    from aq_jax.core.dispatch import backend
+
     goals = {
         ("W8A8", "float32"): ("2.3", "4"),
         ("W8A8", "torch float32"): ("2", "3"),
@@ -169,6 +178,8 @@ def ratios(case: str, times: Any) -> Iterator[Line]:
     }
     if case == CASES[1]:
         goals[("int8 weights, bfloat16", "float32")] = ("2", "2.5")
+    if backend() != "cpu":
+        goals = {}
     pairs = [("W8A8", other) for other in times if other not in ("W8A8", "W8A8 rotated", "int8 weights, bfloat16")]
     pairs += [("W8A8 rotated", "ONNX Runtime int8")]
     count, label = len(case_ids(case)), {"float32": "aq_jax float32"}

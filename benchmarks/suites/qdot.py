@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.children import Child, ChildError
 from benchmarks.machine import cores
-from benchmarks.peers.torch_threads import load_torch
+from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
 from benchmarks.timing import Line, Result, Skipped, race, ratio
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
@@ -26,23 +26,25 @@ def random_matrices(inputs: int, outputs: int, rows: int) -> tuple[np.ndarray, n
     return rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
 
 
-def torch_products() -> dict[str, Callable[..., Any]]:
+def torch_products(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of torch's products."""
     torch = load_torch()
+    device, wait = on_device(torch, platform)
     calls: dict[str, Callable[..., Any]] = {}
     for inputs, outputs in SHAPES:
         for rows in ROWS:
             x, w = map(torch.from_numpy, random_matrices(inputs, outputs, rows))
             for kind in ("float32", "bfloat16"):
-                a, b = (t.to(getattr(torch, kind)) for t in (x, w))
+                a, b = (t.to(device, getattr(torch, kind)) for t in (x, w))
                 calls[f"torch {kind}|{inputs}|{outputs}|{rows}"] = partial(
-                    _without_result, torch.nn.functional.linear, a, b
+                    _without_result, wait, torch.nn.functional.linear, a, b
                 )
     return calls
 
 
-def onnx_products() -> dict[str, Callable[..., Any]]:
+def onnx_products(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of ONNX Runtime's dynamic int8 products, made by its own quantizer."""
+    on_processor(platform)
     onnx, runtime = peers.library("onnx"), peers.library("onnxruntime")
     quantization = peers.library("onnxruntime.quantization")
     calls: dict[str, Callable[..., Any]] = {}
@@ -52,7 +54,7 @@ def onnx_products() -> dict[str, Callable[..., Any]]:
         for rows in ROWS:
             x, _ = random_matrices(inputs, outputs, rows)
             name = f"ONNX Runtime dynamic int8|{inputs}|{outputs}|{rows}"
-            calls[name] = partial(_without_result, session.run, None, {"x": x})
+            calls[name] = partial(_without_result, int, session.run, None, {"x": x})
     return calls
 
 
@@ -74,17 +76,20 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
     return runtime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
 
 
-def _without_result(call: Callable[..., Any], *arguments: Any) -> None:
-    """Call, and drop the result, which no pipe carries."""
+def _without_result(wait: Callable[[], Any], call: Callable[..., Any], *arguments: Any) -> None:
+    """Call, wait until it is done, and drop the result, which no pipe carries."""
     call(*arguments)
+    wait()
 
 
 def qdot(full: bool) -> Iterator[Line]:
     """Measure `qdot` for each type of activations, beside the others' products."""
+    from aq_jax.core.dispatch import backend
+
     children = []
     for target in ("torch_products", "onnx_products"):
         try:
-            children.append(Child(f"benchmarks.suites.qdot:{target}"))
+            children.append(Child(f"benchmarks.suites.qdot:{target}", backend()))
         except (peers.MissingLibrary, ChildError) as why:
             yield Skipped(target.replace("_", " "), str(why))
     try:
