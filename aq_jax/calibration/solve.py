@@ -256,6 +256,7 @@ def tokenize_lines(
     settings = dataclasses.replace(settings, max_tokens=min(calibration.max_tokens, settings.max_tokens))
     tokenizer = read_sentence_tokenizer(folder)
     ids = tokenize(lines, tokenizer, settings.max_tokens, config.vocab_size, settings.prompt())
+    ids = [settings.counted(text) for text in ids]
     settings = settings.with_default_prompt(tokenizer)
     if not ids:
         raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
@@ -268,7 +269,7 @@ def match_tensors(source: Source, folder: Path) -> tuple[Architecture, dict[str,
     Raises:
         FormatError: for a model of an unknown family, and tensors that do not fit it.
     """
-    architecture = read_architecture(folder)
+    architecture = read_architecture(folder, {name: shape for name, (shape, _) in source.shapes.items()})
     goals, wrong = match_names(source.shapes, architecture.names)
     if wrong:
         raise FormatError(f"{folder}: {len(wrong)} tensors do not fit the model: {'; '.join(sorted(wrong))}")

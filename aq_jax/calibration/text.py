@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BUILT_IN = "pydoc_data.topics"
 BATCH_TOKENS = 1024  # with padding
 BATCH_SHAPES = 3  # each shape is several programs
+LETTERS = 5  # of a token, hardly ever more: joined lines have enough of them to fill a window of tokens
 CUT_SHARE = 0.1  # of the texts, at most, are cut where all run in one shape
 Batch = tuple[np.ndarray, np.ndarray]  # ids [rows, tokens], lengths [rows]; a row of padding only has length 0
 
@@ -52,6 +53,8 @@ class Text:
 def read_text(config: CalibrationConfig) -> Text:
     """Draw the lines that a config asks for; empty lines do not count, and equal ones count once.
 
+    Of a config whose lines are joined, a line of the result is one piece of text, with line breaks.
+
     Raises:
         ConfigError: for a file that does not exist, is not UTF-8, or has no line with text.
 
@@ -59,21 +62,39 @@ def read_text(config: CalibrationConfig) -> Text:
     'pydoc_data.topics'
     """
     name = Path(config.text).name if config.text else BUILT_IN
-    lines = _lines(Path(config.text)) if config.text else built_in_sentences()
+    raw = _read_lines(Path(config.text)) if config.text else built_in_sentences()
+    if config.joined:
+        raw = join_lines(raw, LETTERS * config.max_tokens)
+    lines = list(dict.fromkeys(line for line in (each.strip() for each in raw) if line))
     if not lines:
         raise ConfigError(f"calibration.text = {config.text!r}: holds no text; wanted a sentence a line")
     drawn = np.random.default_rng(config.seed).permutation(len(lines))[: config.sentences]
     return Text(name, tuple(lines[i] for i in drawn), config.seed)
 
 
-def _lines(path: Path) -> list[str]:
+def join_lines(lines: Sequence[str], letters: int) -> list[str]:
+    r"""Join lines that follow each other until a piece has so many letters; a shorter last piece is left out.
+
+    >>> join_lines(["One.", "Two.", "Three.", "Four."], 8)
+    ['One.\nTwo.', 'Three.\nFour.']
+    """
+    pieces, start, size = [], 0, 0
+    for stop, line in enumerate(lines, 1):
+        size += len(line)
+        if size >= letters or (stop == len(lines) and not pieces):
+            pieces.append("\n".join(lines[start:stop]))
+            start, size = stop, 0
+    return pieces
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
-    return list(dict.fromkeys(line for line in (raw.strip() for raw in text.split("\n")) if line))
+    return text.split("\n")
 
 
 def built_in_sentences() -> list[str]:

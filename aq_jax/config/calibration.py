@@ -21,6 +21,8 @@ class CalibrationConfig:
         correction: How far weights move, before they are rounded, towards those that give the float model's outputs
             from the quantized model's inputs: 0 not at all, 1 all the way.
         damping: The part of the Hessian's mean diagonal that is added to its diagonal.
+        joined: Whether lines that follow each other are joined to pieces that fill windows of `max_tokens` tokens, of
+            which `sentences` are drawn: language models see long texts, encoders sentences.
 
     Raises:
         ConfigError: for numbers out of their range.
@@ -35,6 +37,7 @@ class CalibrationConfig:
     seed: int = 0
     correction: float = 0.5
     damping: float = 0.01
+    joined: bool = False
 
     def __post_init__(self) -> None:
         for key, least, most in (

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from aq_jax.store.folders import Entry
 from aq_jax.store.manifest import MANIFEST
+from aq_jax.store.modules import MODELS
 
 # Weights of all frameworks, and files that are built from them.
 _WEIGHTS = (
@@ -34,8 +35,6 @@ _CHECKPOINTS = {
     _SAFE: _SAFE, f"{_SAFE}.index.json": "*.safetensors*",
     PICKLE: PICKLE, f"{PICKLE}.index.json": "pytorch_model*.bin*",
 }  # fmt: skip
-MODEL = "Transformer"
-"""The module of sentence-transformers whose weights are the table."""
 MAX_FILE, MAX_DEPTH = 128 << 20, 4
 """The most bytes of a file, and the most nested folders."""
 
@@ -56,8 +55,8 @@ def reason_to_leave(entry: Entry, name: str, modules: Mapping[str, str], beside:
         return "cannot be read"
     if name == MANIFEST:
         return "named like a table's manifest"
-    kind = modules.get(name.rpartition("/")[0], MODEL)
-    if is_weight(entry.name) and (kind == MODEL or not _is_module_weight(entry.name, beside)):
+    kind = modules.get(name.rpartition("/")[0], MODELS[0])
+    if is_weight(entry.name) and (kind in MODELS or not _is_module_weight(entry.name, beside)):
         return "weights of another kind"
     return f"more than {MAX_FILE >> 20} MB" if entry.size > MAX_FILE else ""
 

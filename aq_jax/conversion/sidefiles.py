@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from aq_jax.conversion.model_files import (
-    MODEL,
     PICKLE,
     checkpoint_pattern,
     is_document,
@@ -22,7 +21,7 @@ from aq_jax.conversion.model_files import (
 )
 from aq_jax.errors import FormatError
 from aq_jax.store.folders import FileState, Folder
-from aq_jax.store.modules import read_modules
+from aq_jax.store.modules import MODELS, read_modules
 
 MAX_BYTES, MAX_FILES = 1 << 30, 1000
 """The most bytes of all files, and the most files."""
@@ -123,7 +122,7 @@ def side_files(folder: Folder, target: Folder | None = None, table: Collection[s
         if above and above not in modules and any(is_weight(entry.name) for entry in entries):
             found.leave_behind("weights of another kind", f"{above}/")
             continue
-        own_weights = modules.get(above, MODEL) == MODEL
+        own_weights = modules.get(above, MODELS[0]) in MODELS
         read = checkpoint_pattern({entry.name for entry in entries if own_weights})
         for entry in entries:
             name = f"{above}/{entry.name}" if above else entry.name
@@ -204,8 +203,9 @@ def module_folders(folder: Folder) -> dict[str, str]:
 
 def weights_path(folder: Folder) -> str:
     """Return the relative path of the folder with a model's weights: "" but in sentence-transformers' old layout."""
-    path = next((name for name, kind in module_folders(folder).items() if kind == MODEL), "")
-    return path if path and folder.state(f"{path}/config.json") is not None else ""
+    path = next((name for name, kind in module_folders(folder).items() if kind in MODELS), "")
+    there = path and any(folder.state(f"{path}/{name}") is not None for name in ("config.json", "tokenizer.json"))
+    return path if there else ""
 
 
 def side_file_record(found: SideFiles) -> dict[str, object]:

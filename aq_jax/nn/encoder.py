@@ -92,14 +92,19 @@ class Encoder:
         if not all(isinstance(text, str) for text in texts):
             raise AqError("encode: wanted a list of strings, found others")
         before = self.sentences.prompt(prompt_name, prompt)
-        whole = [before + text for text in texts] if before else texts
+        most = self.sentences.max_letters
+        whole = [(before + text)[:most] for text in texts]
         encodings = tokenize_texts(self.tokenizer, whole, self.model.config.vocab_size, "encode")
-        cut = sum(1 for encoding in encodings if encoding.overflowing)
+        cut = sum(
+            1 for text, found in zip(texts, encodings, strict=True)
+            if found.overflowing or (most is not None and len(before + text) > most)
+        )  # fmt: skip
         if cut:
             note = f"{cut} of {len(texts)} texts are longer than {self.sentences.max_tokens} tokens, and were cut"
             warnings.warn(note, stacklevel=2)
         skipped = 0 if self.sentences.includes_prompt else prompt_tokens(self.tokenizer, before)
-        found = self._run([encoding.ids for encoding in encodings], skipped, progress, truncate_dim)
+        ids = [self.sentences.counted(encoding.ids) for encoding in encodings]
+        found = self._run(ids, skipped, progress, truncate_dim)
         return found if precision == "float32" else jnp.asarray(quantize_embeddings(np.asarray(found), precision))
 
     def encode_ids(

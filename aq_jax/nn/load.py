@@ -79,10 +79,10 @@ def load_model(
     if mesh is not None:
         check_mesh(mesh)
     with WeightLoader(path) as loader:
-        architecture = read_architecture(folder)
+        infos = {name: loader.describe(name) for name in loader.get_layer_names() if name not in loader.aliases}
+        architecture = read_architecture(folder, {name: info.shape for name, info in infos.items()})
         where = None
         if mesh is not None:
-            infos = {name: loader.describe(name) for name in loader.get_layer_names() if name not in loader.aliases}
             where = shardings(infos, architecture, mesh)
         tensors = loader.load_weights(packed=True, shardings=where)
     family, config = architecture.family, architecture.config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aq_jax.errors import AqError, FormatError
 from aq_jax.nn.pooling import Dense, Pooling, Stage, embed, normalize
 from aq_jax.nn.stages import read_stages
+from aq_jax.nn.static import find_static, read_static_stages, read_static_tokenizer, read_tokens
 from aq_jax.nn.tokenizer import CONFIG, prepend_lower_case, read_tokenizer, replace_surrogates
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
@@ -69,6 +70,8 @@ class SentenceSettings:
         default_prompt: The name of the prompt that stands before a text by default.
         truncate_dim: The number of an embedding's dimensions that are kept; None keeps all.
         prompt_tokens: The number of a text's first tokens that a pooling without the prompt leaves out.
+        max_letters: The largest number of letters of a text; None for no limit.
+        ignored: The token that does not count; None if all do.
     """
 
     stages: tuple[Stage, ...] = (Pooling(),)
@@ -77,6 +80,8 @@ class SentenceSettings:
     default_prompt: str | None = None
     truncate_dim: int | None = None
     prompt_tokens: int = 0
+    max_letters: int | None = None
+    ignored: int | None = None
 
     def prompt(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
         """Choose the text to put before texts: a prompt, or that of a name, or the default one.
@@ -127,6 +132,10 @@ class SentenceSettings:
         """Turn hidden states into embeddings of length 1, whose products are cosines."""
         return normalize(self.embed(hidden, mask))
 
+    def counted(self, ids: Sequence[int]) -> list[int]:
+        """Return those of a text's tokens that count."""
+        return [i for i in ids if i != self.ignored]
+
     def with_default_prompt(self, tokenizer: Tokenizer) -> SentenceSettings:
         """Return the settings with the `prompt_tokens` of the default prompt."""
         return dataclasses.replace(self, prompt_tokens=prompt_tokens(tokenizer, self.prompt()))
@@ -140,6 +149,8 @@ class SentenceSettings:
         return {
             "stages": stages, "max_tokens": self.max_tokens, "prompt": self.prompt(),
             "truncate_dim": self.truncate_dim, "prompt_tokens": self.prompt_tokens,
+            **({} if self.max_letters is None else {"max_letters": self.max_letters}),
+            **({} if self.ignored is None else {"ignored": self.ignored}),
         }  # fmt: skip
 
 
@@ -167,9 +178,14 @@ def read_sentences(folder: Path, positions: int, width: int | None = None, least
         FormatError: for modules, poolings and settings that are not supported, for lengths of texts that leave no room,
             for folders outside this one, and for damaged files.
     """
-    here, own, file = read_model_settings(folder)
-    limit = read_max_tokens(here, own, file, positions, least)
-    modules = read_modules(Folder(folder))
+    static, modules = find_static(folder), read_modules(Folder(folder))
+    if static is None:
+        here, own, file = read_model_settings(folder)
+        limit = read_max_tokens(here, own, file, positions, least)
+    else:
+        limit, letters, ignored = read_tokens(static)
+        if static.of_model2vec:
+            return SentenceSettings(read_static_stages(static), limit, max_letters=letters, ignored=ignored)
     if modules is None:
         if unread := [name for name in (SETTINGS, *MODEL_SETTINGS) if (folder / name).exists()]:
             note = f"{folder}: without {MODULES}, as sentence-transformers does, this ignores {', '.join(unread)}"
@@ -234,6 +250,8 @@ def read_sentence_tokenizer(folder: Path, only: Mapping[str, tuple[Any, ...]] = 
     Raises:
         FormatError: as `read_tokenizer`, and for settings that are not supported.
     """
+    if (static := find_static(folder)) is not None:
+        return read_static_tokenizer(static)
     here, own, file = read_model_settings(folder, only)
     tokenizer = read_tokenizer(here, _tokenizer_arguments(own, here / file))
     lower = own.get("do_lower_case", False)

@@ -12,7 +12,7 @@ from aq_jax.errors import FormatError
 from aq_jax.nn.pooling import ACTIVATIONS, MODES, Dense, LayerNorm, Mode, Normalize, Pooling, Stage
 from aq_jax.nn.tensorfile import read_tensors
 from aq_jax.store.jsonfile import read_json
-from aq_jax.store.modules import MODULES, Module
+from aq_jax.store.modules import MODULES, STATIC, Module
 
 FLAGS = {  # of a pooling's old config, in the order in which the vectors are concatenated
     "pooling_mode_cls_token": "cls",
@@ -32,14 +32,16 @@ def read_stages(folder: Path, modules: Sequence[Module], width: int | None) -> t
         FormatError: for other modules, naming them, and for stages that do not fit each other.
     """
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= READERS.keys():
+    first = [STATIC] if kinds[:1] == [STATIC] else ["Transformer", "Pooling"]
+    if kinds[: len(first)] != first or not set(kinds[len(first) :]) <= READERS.keys():
         raise FormatError(
-            f"{folder / MODULES}: has {kinds}; wanted Transformer, Pooling and then any of {', '.join(READERS)}"
+            f"{folder / MODULES}: has {kinds}; wanted Transformer, Pooling and then any of {', '.join(READERS)}, or "
+            f"{STATIC} and any of these"
         )
-    pooling = read_pooling(folder / modules[1].path)
+    pooling = Pooling() if first == [STATIC] else read_pooling(folder / modules[1].path)
     stages: list[Stage] = [pooling]
     width = width and width * len(pooling.modes)
-    for module in modules[2:]:
+    for module in modules[len(first) :]:
         stage = READERS[module.kind](folder / module.path)
         if stage is None:
             continue

@@ -11,6 +11,9 @@ from aq_jax.store.jsonfile import read_json
 
 MODULES = "modules.json"
 OWNER = "sentence_transformers."
+STATIC = "StaticEmbedding"
+MODELS = ("Transformer", STATIC)
+"""The kinds of modules whose weights are the model's."""
 _MAX_BYTES = 1 << 20
 
 
@@ -70,6 +73,6 @@ def is_inside(path: str) -> bool:
 
 
 def transformer_path(folder: Folder) -> str:
-    """Find the folder of the model itself, with config.json, tokenizer and weights: "", or "0_Transformer" of old."""
+    """Find the folder of the model itself, with tokenizer and weights: "", or one such as "0_Transformer" of old."""
     modules = read_modules(folder)
-    return modules[0].path if modules and modules[0].kind == "Transformer" else ""
+    return modules[0].path if modules and modules[0].kind in MODELS else ""

@@ -3,6 +3,7 @@
     family           the protocols of a family and of its models
     bert             encoders of sentences; roberta, distilbert and mpnet are settings of it
     rotary           encoders with rotary positions, whose settings modernbert and nomic read
+    static           tables whose rows' mean is an embedding
     decoder          language models: one module, whose settings are in `decoder_config`, and read by a file a family:
     llama mistral qwen gemma phi3 smollm3 olmo granite
 
@@ -31,8 +32,9 @@ from aq_jax.nn.models.phi3 import PHI3
 from aq_jax.nn.models.qwen import QWEN2, QWEN3
 from aq_jax.nn.models.roberta import ROBERTA
 from aq_jax.nn.models.smollm3 import SMOLLM3
+from aq_jax.nn.models.static import STATIC
 
-_ENCODERS = (BERT, ROBERTA, DISTILBERT, MPNET, MODERNBERT, NOMIC)
+_ENCODERS = (BERT, ROBERTA, DISTILBERT, MPNET, MODERNBERT, NOMIC, STATIC)
 _DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, OLMO3, GRANITE)
 FAMILIES: dict[str, Family] = {kind: family for family in (*_ENCODERS, *_DECODERS) for kind in family.model_types}
 

@@ -128,6 +128,8 @@ class Family:
         tokenizer: The class of transformers that makes the tokenizer of a folder that names none.
         scorer: A function from the parsed config.json to how a sequence classifier of the family scores; None if it has
             none.
+        sizes: A function from the shapes of stored tensors, and the file's name, to fields that config.json lacks and
+            `read` takes; None if it has them all.
         headless: A function from a language model's config to that of its hidden states alone, which become embeddings
             if its folder says so by modules.json; None if they never do.
     """
@@ -143,6 +145,7 @@ class Family:
     tokenizer: str | None = None
     headless: Callable[[Any], Any] | None = None
     scorer: Callable[[Mapping[str, Any]], Scorer] | None = None
+    sizes: Callable[[Mapping[str, tuple[int, ...]], str], dict[str, Any]] | None = None
 
     def kind(self, name: str) -> str:
         """Classify a tensor by its stored name."""
