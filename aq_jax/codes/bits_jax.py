@@ -33,8 +33,8 @@ def pack(codes: Shaped[Array, "*lead length"], bits: int) -> Shaped[Array, "*lea
     >>> [hex(b) for b in pack(jnp.array([-2, -1, 0, 1]), 2)]
     ['0xe4']
     """
-    if bits == 8:
-        return _integers(codes, 0).astype(jnp.int8)
+    if bits == 8:  # what does not fit into int8 is another number on each platform
+        return ((_integers(codes, 128) & 0xFF) - 128).astype(jnp.int8)
     *lead, length = codes.shape
     if not fills_bytes(length, bits):
         raise ValueError(f"{length} codes of {bits} bits are not a whole number of bytes")

@@ -40,7 +40,8 @@ def qdot(
     Args:
         x: Real inputs, whose last axis is as long as W's.
         w: The weight [outputs, inputs], or the result of `prepare`.
-        activations: The type that x is rounded to before the product. "float32" is exact. "bfloat16" also rounds W.
+        activations: The type that x is rounded to before the product. "float32" is exact on a CPU; an accelerator
+            multiplies as `jax_default_matmul_precision` says, by default with fewer bits. "bfloat16" also rounds W.
             "int8" gives each row of x its own scale and offset, so that a row's result depends on no other row
             (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as in minmax), and
             multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.

@@ -233,5 +233,5 @@ assert jnp.allclose(aq.qdot(jnp.ones((3, 256)), rows), jnp.ones((3, 256)) @ whol
 
 def test_a_tensor_sharded_over_devices_is_the_same_tensor() -> None:
     """In a process of its own: how many devices there are is settled when JAX starts."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=env, check=True, timeout=120)
