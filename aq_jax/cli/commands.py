@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aq_jax.cli.models import embed, generate, rank
+from aq_jax.cli.chat import chat
+from aq_jax.cli.models import embed, generate, load_generator, rank
 from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
@@ -27,7 +28,7 @@ from aq_jax.cli.terminal import (
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
 from aq_jax.converters.inspection import inspect
-from aq_jax.errors import ConfigError
+from aq_jax.errors import ConfigError, FormatError
 from aq_jax.store.inspection import Layer
 from aq_jax.store.verify import verify_table
 
@@ -43,6 +44,17 @@ SORT_KEYS: dict[str, Callable[[Layer], Any]] = {
     "bytes": lambda layer: layer.bytes,
     "cosine": lambda layer: 2.0 if layer.cosine is None else layer.cosine,
     "error": lambda layer: -1.0 if layer.rel_mse is None else layer.rel_mse,
+}
+# The options of `generate` and `chat`, with their types.
+GENERATION_HELP: dict[str, tuple[type, str, str]] = {
+    "temperature": (float, "T", "0 takes the likeliest token (default: the model's own, or 0)"),
+    "top_k": (int, "K", "draw among the K likeliest; 0: all"),
+    "top_p": (float, "P", "draw among the likeliest that have the probability P together"),
+    "min_p": (float, "P", "draw none that has less than P of the likeliest one's probability"),
+    "repetition_penalty": (float, "R", "above 1: tokens that were there before are less likely"),
+    "seed": (int, "N", "of the draws (default 0)"),
+    "stop": (str, "TEXT", "end before this text; may be given several times"),
+    "cache": (str, "TYPE", "what keys and values are kept in: float32 (default), bfloat16 or int8"),
 }
 SHARDS_HELP = {
     "max_memory": "what all processes may take together, such as 1.5GB (default: a quarter of the machine)",
@@ -203,12 +215,23 @@ def run_rank(args: argparse.Namespace) -> int:
 
 def run_generate(args: argparse.Namespace) -> int:
     with warnings_as_notes():
-        text = generate(
-            args.model, args.prompt, args.max_tokens,
-            temperature=args.temperature, top_p=args.top_p, seed=args.seed, activations=args.activations,
-        )  # fmt: skip
+        text = generate(args.model, args.prompt, args.max_tokens, activations=args.activations, **_options(args))
     print_line(json.dumps({"prompt": args.prompt, "text": text}) if args.json else escape_lines(args.prompt + text))
     return DONE
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    with warnings_as_notes():
+        generator = load_generator(args.model, args.activations)
+        if generator.template is None:
+            raise FormatError(f"{args.model}: has no chat template beside it; wanted one, as models for chats have")
+        chat(generator, args.system, args.max_tokens, _options(args), args.json)
+    return DONE
+
+
+def _options(args: argparse.Namespace) -> Any:
+    """Collect the options of a generation that were given; the model has defaults of its own."""
+    return {name: value for name in GENERATION_HELP if (value := getattr(args, name)) is not None}
 
 
 def _read_lines(name: str) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
     from aq_jax.core.dispatch import Activations
+    from aq_jax.nn.generator import Generator, Options
     from aq_jax.nn.precision import Precision
     from aq_jax.nn.reranker import Ranked
     from aq_jax.progress import Progress
@@ -102,10 +103,8 @@ def generate(
     prompt: str,
     max_tokens: int = 128,
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     activations: Activations | None = None,
+    **options: Unpack[Options],
 ) -> str:
     """Generate the continuation of a prompt (see `Generator.generate`).
 
@@ -113,10 +112,19 @@ def generate(
         FormatError, ConfigError: as `load_model`; for a model that does not generate.
         AqError: for numbers out of their range.
     """
+    return load_generator(model, activations).generate(prompt, max_tokens, **options)
+
+
+def load_generator(model: str | os.PathLike[str], activations: Activations | None = None) -> Generator:
+    """Load a language model.
+
+    Raises:
+        FormatError, ConfigError: as `load_model`; for another kind of model.
+    """
     from aq_jax.nn import Generator, load_model
     from aq_jax.nn.models import model_types
 
     generator = load_model(model, activations)
     if not isinstance(generator, Generator):
         raise FormatError(f"{model}: holds {generator.about}; wanted a language model: {model_types('generate')}")
-    return generator.generate(prompt, max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    return generator

@@ -10,8 +10,10 @@ from typing import Any
 
 import aq_jax
 from aq_jax.cli.commands import (
+    GENERATION_HELP,
     SHARDS_HELP,
     SORT_KEYS,
+    run_chat,
     run_convert,
     run_dequantize,
     run_embed,
@@ -154,8 +156,20 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--max-tokens", type=int, default=128, metavar="N", help="at most so many new tokens (default 128)"
     )
-    sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (default)")
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest, together P")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)
+    _add_generation(sub)
+
+    sub = command("chat", run_chat, "chat with a language model: each line of the standard input is a message")
+    sub.add_argument("model", metavar="MODEL", help="a table with config.json and tokenizer files beside it")
+    sub.add_argument("--system", metavar="TEXT", help="say first what the model is to be")
+    sub.add_argument(
+        "--max-tokens", type=int, default=512, metavar="N", help="at most so many tokens an answer (default 512)"
+    )
+    _add_generation(sub)
     return parser
+
+
+def _add_generation(sub: argparse.ArgumentParser) -> None:
+    for name, (kind, metavar, text) in GENERATION_HELP.items():
+        how = "append" if name == "stop" else "store"
+        sub.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text, action=how)
+    sub.add_argument("--activations", metavar="TYPE", help=ACTIVATIONS_HELP)

@@ -65,6 +65,7 @@ class Program:
     Args:
         function: The function: (module, *arrays, **options) -> arrays.
         options: The names of the static arguments.
+        reuses: Whether the first array, or tree of arrays, is given up, so that the first result may lie in its memory.
 
     >>> from flax import nnx
     >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(2)]
@@ -73,8 +74,8 @@ class Program:
     ([(3, 2), (3, 2)], 1)
     """
 
-    def __init__(self, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
-        self._function, self._options = function, options
+    def __init__(self, function: Callable[..., Any], options: tuple[str, ...] = (), *, reuses: bool = False) -> None:
+        self._function, self._options, self._reuses = function, options, reuses
         self._compiled: dict[Structure, tuple[Callable[..., Any], set[Any]]] = {}
 
     @property
@@ -95,7 +96,8 @@ class Program:
 
         def call(*arrays: Any, **static: Any) -> Any:
             kernels = choices()
-            shapes.add((tuple((a.shape, a.dtype) for a in arrays), tuple(sorted(static.items())), kernels))
+            found = tuple((a.shape, a.dtype) for a in jax.tree.leaves(arrays))
+            shapes.add((found, tuple(sorted(static.items())), kernels))
             return run(leaves, kernels, *arrays, **static)
 
         return call
@@ -103,13 +105,15 @@ class Program:
     def _compile(self, structure: Structure) -> Callable[..., Any]:
         def run(leaves: list[Any], kernels: Hashable, *arrays: Any, **static: Any) -> Any:
             # NumPy arrays arrive as they are if nothing is compiled (jax_disable_jit).
-            arrays = tuple(each if isinstance(each, jax.Array) else jnp.asarray(each) for each in arrays)
+            arrays = jax.tree.map(lambda each: each if isinstance(each, jax.Array) else jnp.asarray(each), arrays)
             return self._function(structure.merge(leaves), *arrays, **static)
 
         return jax.jit(
             run,
             static_argnums=1,
             static_argnames=self._options,
+            # Over a mesh, what comes out is spread in another way than what went in.
+            donate_argnums=2 if self._reuses and structure.mesh is None else None,
             compiler_options=dict(COMPILER_OPTIONS[backend()]),
             # Replicated over the weights' mesh, so that each process has the results.
             out_shardings=None if structure.mesh is None else NamedSharding(structure.mesh, PartitionSpec()),
@@ -125,8 +129,10 @@ class BoundProgram:
     ((3, 2), 1)
     """
 
-    def __init__(self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = ()) -> None:
-        self._program = Program(function, options)
+    def __init__(
+        self, model: nnx.Module, function: Callable[..., Any], options: tuple[str, ...] = (), *, reuses: bool = False
+    ) -> None:
+        self._program = Program(function, options, reuses=reuses)
         self._call = self._program.bind(model)  # a call flattens a list of leaves faster than a State
 
     @property

@@ -1,26 +1,65 @@
-"""Generate the continuation of a prompt: one jitted scan over the new tokens."""
+"""Generate the continuation of prompts, and score texts, with a language model."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
-from functools import partial
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict, Unpack, cast, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from aq_jax.errors import AqError, ConfigError
+from aq_jax.nn.chat import ChatTemplate, Message
 from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
+from aq_jax.nn.continuation import Continuation, check_stop
+from aq_jax.nn.decoding import PIECE, Decoding
 from aq_jax.nn.models import LanguageModel
+from aq_jax.nn.sampling import Sampling, check_number
 from aq_jax.nn.tokenizer import tokenize_texts
+from aq_jax.ops import CacheType, check_cache_type
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+STOPPING_PIECE = 8
+"""Tokens that are computed before stop strings are looked for: what follows one is computed in vain."""
+
+
+class Options(TypedDict, total=False):
+    """What a call may say of how tokens are chosen (see `Sampling`); the model's defaults otherwise.
+
+    Args:
+        seed: The random seed, 0 by default: the same seed draws the same text, in a batch as alone.
+        stop: A string that ends the text, which is cut before it, or several. One that is a special token ends it too.
+        cache: The type in which keys and values of tokens are kept: "float32" (the default), "bfloat16", or "int8" with
+            a scale a head and token.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    cache: CacheType
+
+
+class Request(NamedTuple):
+    """The checked options of a call."""
+
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+    cache: CacheType
+    ends: tuple[int, ...]
+
+
+class TooLongError(AqError):
+    """Messages have more tokens than the model has positions."""
 
 
 class Generator:
@@ -30,87 +69,219 @@ class Generator:
         model: A model with its weights.
         tokenizer: The model's tokenizer.
         eos_ids: The ids that end a text.
+        sampling: How tokens are chosen unless a call says otherwise.
+        template: The template of chats; None if there is none.
     """
 
     about: ClassVar = "a language model"
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, eos_ids: tuple[int, ...] = ()) -> None:
-        self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        eos_ids: tuple[int, ...] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008
+        template: ChatTemplate | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.eos_ids, self.sampling = model, tokenizer, eos_ids, sampling
+        self.template = template
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._continue = BoundProgram(model, partial(decode_tokens, eos_ids=eos_ids), ("steps",))
-        self._score = BoundProgram(model, log_likelihoods)
-        self._log_probabilities = BoundProgram(model, log_probabilities)
+        self._decoding = Decoding(model, eos_ids)
+        self._score = BoundProgram(model, log_likelihoods, ("cache",))
+        self._log_probabilities = BoundProgram(model, log_probabilities, ("cache",))
 
     @property
     def compiles(self) -> int:
-        """Count the programs compiled so far: one for each padded length of a prompt and of a continuation."""
-        return self._continue.compiles + self._score.compiles + self._log_probabilities.compiles
+        """Count the programs compiled so far: a few for each number of prompts and size of the cache."""
+        return self._decoding.compiles + self._score.compiles + self._log_probabilities.compiles
 
     @property
     def nbytes(self) -> int:
         """Count the bytes of the model's arrays in memory: weights as they are packed, or as kernels prepared them."""
         return nbytes(self.model)
 
+    @overload
+    def generate(  # type: ignore[reportOverlappingOverload]  # a string is a sequence of strings, too
+        self, prompt: str, max_tokens: int = ..., **options: Unpack[Options]
+    ) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], max_tokens: int = ..., **options: Unpack[Options]) -> list[str]: ...
+    @overload
+    def generate(self, *, messages: Sequence[Message], max_tokens: int = ..., **options: Unpack[Options]) -> str: ...
+    @overload
     def generate(
-        self, prompt: str, max_tokens: int = 128, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
-    ) -> str:
-        """Generate the prompt's continuation, without the prompt.
+        self, *, messages: Sequence[Sequence[Message]], max_tokens: int = ..., **options: Unpack[Options]
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        max_tokens: int = 128,
+        *,
+        messages: Sequence[Message] | Sequence[Sequence[Message]] | None = None,
+        **options: Unpack[Options],
+    ) -> str | list[str]:
+        """Generate the continuation of a prompt, without the prompt, or of each of several, as it would be alone.
 
         Args:
-            prompt: Any text. If it leaves none of the model's positions free, only its first token, which tells the
-                model where texts begin, and its end are kept, with a warning.
+            prompt: Any text, or several. If one leaves none of the model's positions free, only its first token, which
+                tells the model where texts begin, and its end are kept, with a warning.
             max_tokens: The most tokens of the continuation, which also ends where the model has no more positions.
-            temperature: 0 takes the likeliest token each time; 1 draws by the model's probabilities, less is more
-                careful.
-            top_p: The probability that the likeliest tokens to draw from have together (arXiv:1904.09751).
-            seed: The random seed: the same seed draws the same text.
+            messages: Instead of a prompt, the messages of a chat, as `{"role": "user", "content": "Hello"}`, which the
+                tokenizer's own template makes a prompt of; or several chats.
+            options: How tokens are chosen, and what ends the text: see `Options`.
 
         Raises:
-            AqError: for a prompt that is no string.
-            ConfigError: for an argument that is no number, or out of its range, by name.
+            AqError: for a prompt that is no string, or that has no tokens; for messages that are none, that the
+                template refuses, or that the model has no positions for; if there is no template.
+            ConfigError: for an option that is unknown or out of its range, by name.
         """
-        ids = self._tokenize(prompt, "generate: the prompt")
-        new = self._generate_ids(ids, max_tokens, temperature, top_p, seed)
-        before, whole = self.tokenizer.decode(ids), self.tokenizer.decode([*ids, *new])
-        # Decoders drop a text's leading space: so the continuation is the part after the decoded prompt. Only bytes
-        # that are not UTF-8 change the text before them.
-        return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(new)
+        request = self._request(options)
+        if messages is None:
+            several = not isinstance(prompt, str)
+            ids = self._prompts(cast("Sequence[str]", prompt if several and prompt is not None else [prompt]))
+        else:
+            self._check_no_prompt(prompt)
+            several = len(messages) > 0 and not isinstance(messages[0], Mapping | str)
+            ids = self._chats(cast("Sequence[Sequence[Message]]", messages if several else [messages]))
+            request = request._replace(ends=self._ends_of_messages())
+        found = self._texts(*self._fit(ids, max_tokens), request)
+        return found if several else found[0]
 
+    def stream(
+        self,
+        prompt: str | None = None,
+        max_tokens: int = 128,
+        *,
+        messages: Sequence[Message] | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[str]:
+        """Generate as `generate`, and yield the text as it comes: after each token the characters that are certain."""
+        request = self._request(options)
+        if messages is None:
+            ids = self._prompts([cast(str, prompt)])
+        else:
+            self._check_no_prompt(prompt)
+            ids = self._chats([messages])
+            request = request._replace(ends=self._ends_of_messages())
+        return self._stream(*self._fit(ids, max_tokens), request)
+
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._tokenize(text, "generate: the prompt") for text in texts]
+
+    def _chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Render chats and tokenize them; the template has the special tokens that belong there.
+
+        Raises:
+            AqError: as `generate`.
+        """
+        if self.template is None:
+            raise AqError("generate: the tokenizer has no chat template; wanted a prompt instead of messages")
+        texts = [self.template.render(messages) for messages in chats]
+        vocabulary, limit = self.model.config.vocab_size, self.model.config.max_position_embeddings
+        found = tokenize_texts(self.tokenizer, texts, vocabulary, "generate: the chat", special_tokens=False)
+        for each in found:
+            if len(each.ids) >= limit:
+                raise TooLongError(f"generate: the messages have {len(each.ids)} tokens; wanted at most {limit - 1}")
+        return [each.ids for each in found]
+
+    def _check_no_prompt(self, prompt: object) -> None:
+        if prompt is not None:
+            raise AqError("generate: found a prompt and messages; wanted one of them")
+
+    def _ends_of_messages(self) -> tuple[int, ...]:
+        """Return the ids that end a message: those that end a text, and the tokenizer's own."""
+        own = self.tokenizer.token_to_id((self.template and self.template.tokens.get("eos_token")) or "")
+        return self.eos_ids if own is None else (*self.eos_ids, own)
+
+    @overload
+    def generate_ids(self, ids: Sequence[int], max_tokens: int, **options: Unpack[Options]) -> list[int]: ...
+    @overload
     def generate_ids(
-        self, ids: Sequence[int], max_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
-    ) -> list[int]:
+        self, ids: Sequence[Sequence[int]], max_tokens: int, **options: Unpack[Options]
+    ) -> list[list[int]]: ...
+    def generate_ids(
+        self, ids: Sequence[int] | Sequence[Sequence[int]], max_tokens: int, **options: Unpack[Options]
+    ) -> list[int] | list[list[int]]:
         """Generate as `generate`, from token ids to the ids that follow, without the one that ends the text."""
-        return self._generate_ids(ids, max_tokens, temperature, top_p, seed)
+        request = self._request(options)
+        if request.stop:
+            raise ConfigError(f"generate_ids: stop = {request.stop}; wanted none, as ids have no text: use generate")
+        several = len(ids) > 0 and np.ndim(ids[0]) > 0
+        given = cast("Sequence[Sequence[int]]", ids if several else [ids])
+        prompts, counts = self._fit(given, max_tokens)
+        found: list[list[int]] = [[] for _ in prompts]
+        for pieces in self._pieces(prompts, counts, request):
+            for row, tokens in zip(found, pieces, strict=True):
+                row += tokens
+        ended = [row[: next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))] for row in found]
+        return ended if several else ended[0]
 
-    def _generate_ids(
-        self, ids: Sequence[int], max_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> list[int]:
-        """Do the work of both; each calls it directly, so that the warning names the line that called them."""
-        limit = self.model.config.max_position_embeddings
-        for name, value, kind, least, most, wanted in (
-            ("max_tokens", max_tokens, Integral, 1, 2**31, "an integer, 1 or more"),
-            ("temperature", temperature, Real, 0, 1e38, "a finite number, 0 or more"),
-            ("top_p", top_p, Real, 1e-30, 1, "a number above 0, at most 1"),
-            ("seed", seed, Integral, 0, 2**32 - 1, f"an integer from 0 to {2**32 - 1}"),
-        ):
-            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
-                raise ConfigError(f"generate: {name} = {value!r}; wanted {wanted}")
-        ids = check_token_ids(ids, self.model.config.vocab_size, "generate").tolist()
-        if not ids:
-            raise AqError("generate: found no ids; wanted one or more, such as the one that begins a text")
-        if len(ids) >= limit:
-            kept = max(limit - max_tokens, limit // 2)
-            note = f"the prompt has {len(ids)} tokens, of which the first and the last {kept - 1} are kept"
-            warnings.warn(note, stacklevel=3)
-            ids = [ids[0], *ids[len(ids) - kept + 1 :]]
-        max_tokens = min(int(max_tokens), limit - len(ids))
-        tokens = self._continue(
-            _pad_prompt(ids, limit), np.int32(len(ids)), np.int32(max_tokens), np.float32(temperature),
-            np.float32(top_p), jax.random.key(int(seed)), steps=padded_length(max_tokens, limit),
-        )  # fmt: skip
-        found = np.asarray(tokens).tolist()[:max_tokens]
-        return found[: next((i for i, token in enumerate(found) if token in self.eos_ids), len(found))]
+    def _request(self, options: Options) -> Request:
+        """Check the options of a call."""
+        given = dict(options)
+        seed, stop, cache = given.pop("seed", 0), given.pop("stop", ()), given.pop("cache", "float32")
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        if unknown := sorted(given.keys() - set(names)):
+            known = ", ".join((*names, "seed", "stop", "cache"))
+            raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
+        sampling = dataclasses.replace(self.sampling, **given).check("generate")  # type: ignore[reportArgumentType]
+        check_number("seed", seed, "generate")
+        check_cache_type(cast(str, cache))
+        strings = check_stop(cast("str | Sequence[str]", stop), "generate")
+        return Request(sampling, int(cast(int, seed)), strings, cast(CacheType, cache), self.eos_ids)
+
+    def _fit(self, given: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
+        """Check prompts, cut those that are too long, and count the tokens that may follow each.
+
+        Methods that are called from outside call it directly, so that the warning names the line that called them.
+        """
+        check_number("max_tokens", max_tokens, "generate")
+        limit, prompts = self.model.config.max_position_embeddings, []
+        for each in given:
+            ids = check_token_ids(each, self.model.config.vocab_size, "generate").tolist()
+            if not ids:
+                raise AqError("generate: found no ids; wanted one or more, such as the one that begins a text")
+            if len(ids) >= limit:
+                kept = max(limit - max_tokens, limit // 2)
+                note = f"the prompt has {len(ids)} tokens, of which the first and the last {kept - 1} are kept"
+                warnings.warn(note, stacklevel=3)
+                ids = [ids[0], *ids[len(ids) - kept + 1 :]]
+            prompts.append(ids)
+        return prompts, [min(int(max_tokens), limit - len(ids)) for ids in prompts]
+
+    def _texts(self, prompts: list[list[int]], counts: list[int], request: Request) -> list[str]:
+        texts = [Continuation(self.tokenizer, prompt, request.ends, request.stop) for prompt in prompts]
+        found = [""] * len(prompts)
+        for pieces in self._pieces(prompts, counts, request, texts):
+            for i, tokens in enumerate(pieces):
+                found[i] += texts[i].add(tokens)
+        return [text + rest.end() for text, rest in zip(found, texts, strict=True)]
+
+    def _stream(self, prompts: list[list[int]], counts: list[int], request: Request) -> Iterator[str]:
+        text = Continuation(self.tokenizer, prompts[0], request.ends, request.stop)
+        for (tokens,) in self._pieces(prompts, counts, request, [text], 1):
+            if new := text.add(tokens):
+                yield new
+        if new := text.end():
+            yield new
+
+    def _pieces(
+        self,
+        prompts: list[list[int]],
+        counts: list[int],
+        request: Request,
+        texts: Sequence[Continuation] = (),
+        piece: int | None = None,
+    ) -> Iterator[list[list[int]]]:
+        """Yield tokens until all texts are over, which those that get them know."""
+        if not prompts:
+            return
+        piece = piece or (STOPPING_PIECE if request.stop else PIECE)
+        for pieces in self._decoding.run(prompts, counts, request.sampling, request.seed, request.cache, piece):
+            yield pieces
+            if texts and all(text.over for text in texts):
+                return
 
     def score(self, text: str) -> Float[Array, "tokens"]:
         """Compute the log-probability of each token of a text but the first, given those before it.
@@ -124,17 +295,25 @@ class Generator:
         # Cut on the host: on the device, each length would be another program.
         return jax.device_put(np.asarray(self._score(_pad_prompt(ids, limit)))[: len(ids) - 1])
 
-    def log_probabilities(self, ids: Sequence[int]) -> Float[np.ndarray, "following vocabulary"]:
+    def log_probabilities(
+        self, ids: Sequence[int], cache: CacheType = "float32"
+    ) -> Float[np.ndarray, "following vocabulary"]:
         """Compute the log-probability of every token of the vocabulary, after each of these ids but the last.
+
+        Args:
+            ids: The ids.
+            cache: The type in which keys and values are kept (see `Options`).
 
         Raises:
             AqError: for ids outside the vocabulary, for fewer than two, and for more than the model takes.
+            ConfigError: for another type.
         """
+        check_cache_type(cache)
         limit = self.model.config.max_position_embeddings
         ids = check_token_ids(ids, self.model.config.vocab_size, "log_probabilities").tolist()
         if not 1 < len(ids) <= limit:
             raise AqError(f"log_probabilities: found {len(ids)} ids; wanted 2 to {limit}")
-        return np.asarray(self._log_probabilities(_pad_prompt(ids, limit)))[: len(ids) - 1]
+        return np.asarray(self._log_probabilities(_pad_prompt(ids, limit), cache=cache))[: len(ids) - 1]
 
     def _tokenize(self, text: str, what: str) -> list[int]:
         if not isinstance(text, str):
@@ -142,65 +321,16 @@ class Generator:
         return tokenize_texts(self.tokenizer, [text], self.model.config.vocab_size, what)[0].ids
 
 
-def decode_tokens(
-    model: LanguageModel,
-    ids: Int[Array, "1 tokens"],
-    length: Int[Array, ""],
-    count: Int[Array, ""],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
-    key: Key[Array, ""],
-    *,
-    steps: int,
-    eos_ids: tuple[int, ...],
-) -> Int[Array, "steps"]:
-    """Decode the tokens that follow the first `length` of `ids`; after `count`, or an end, nothing is computed."""
-    hidden, cache = model.extend(ids, model.empty_cache(1, ids.shape[1] + steps), 0)
-    first = model.logits(lax.dynamic_index_in_dim(hidden[0], length - 1, keepdims=False))
-
-    def draw(logits: Float[Array, "vocabulary"], step: Int[Array, ""]) -> Int[Array, ""]:
-        return lax.cond(
-            temperature > 0,
-            lambda: sample(logits / jnp.maximum(temperature, 1e-6), top_p, jax.random.fold_in(key, step)),
-            lambda: jnp.argmax(logits).astype(jnp.int32),
-        )
-
-    def advance(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
-        token, cache = carry
-        # The cache of the prompt's padding is overwritten before it is read.
-        hidden, cache = model.extend(token[None, None], cache, length + step - 1)
-        token = draw(model.logits(hidden[0, 0]), step)
-        return (token, cache), token
-
-    def skip(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
-        return carry, carry[0]
-
-    def body(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, Int[Array, ""]]:
-        over = (step >= count) | jnp.isin(carry[0], jnp.array(eos_ids, jnp.int32))
-        return lax.cond(over, skip, advance, carry, step)
-
-    start = draw(first, jnp.int32(0))
-    _, tokens = lax.scan(body, (start, cache), jnp.arange(1, steps, dtype=jnp.int32))
-    return jnp.concatenate([start[None], tokens])
-
-
-def sample(logits: Float[Array, "vocabulary"], top_p: Float[Array, ""], key: Key[Array, ""]) -> Int[Array, ""]:
-    """Draw from the likeliest tokens that have the probability `top_p` together, the likeliest always among them."""
-    order = jnp.argsort(-logits)
-    share = jax.nn.softmax(logits[order])
-    before = jnp.cumsum(share) - share
-    drawn = jax.random.categorical(key, jnp.where(before < top_p, logits[order], -jnp.inf))
-    return order[drawn].astype(jnp.int32)
-
-
 def log_likelihoods(model: LanguageModel, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
     """Compute log p(ids[i + 1] | ids[: i + 1])."""
-    return jnp.take_along_axis(log_probabilities(model, ids), ids[0, 1:, None], axis=1)[:, 0]
+    return jax.numpy.take_along_axis(log_probabilities(model, ids), ids[0, 1:, None], axis=1)[:, 0]
 
 
-def log_probabilities(model: LanguageModel, ids: Int[Array, "1 tokens"]) -> Float[Array, "following vocabulary"]:
+def log_probabilities(
+    model: LanguageModel, ids: Int[Array, "1 tokens"], *, cache: CacheType = "float32"
+) -> Float[Array, "following vocabulary"]:
     """Compute log p(token | ids[: i + 1]) for every token of the vocabulary."""
-    hidden, _ = model.extend(ids, model.empty_cache(1, ids.shape[1]), 0)
+    hidden, _ = model.extend(ids, model.empty_cache(1, ids.shape[1], cache), 0)
     return jax.nn.log_softmax(model.logits(hidden[0, :-1]))
 
 

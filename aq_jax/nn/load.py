@@ -13,7 +13,9 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
+from aq_jax.nn.chat import read_chat_template
 from aq_jax.nn.encoder import Encoder
+from aq_jax.nn.generation_config import read_generation_config
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.parallel import check_mesh, shardings
@@ -27,7 +29,6 @@ from aq_jax.nn.sentences import (
     read_sentences,
 )  # fmt: skip
 from aq_jax.ops import integer_dot_needs
-from aq_jax.store.jsonfile import read_json
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -95,7 +96,8 @@ def load_model(
     tokenizer = read_sentence_tokenizer(folder, ONLY_OF_SCORES if scores else ONLY)
     model = architecture.fill(tensors, how, str(path))
     if family.task == "generate":
-        return Generator(cast(LanguageModel, model), tokenizer, read_eos_ids(folder, architecture.fields))
+        how_to = read_generation_config(folder, architecture.fields)
+        return Generator(cast(LanguageModel, model), tokenizer, *how_to, read_chat_template(folder))
     if scores and family.scorer is not None:
         least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
         most = read_max_tokens(*read_model_settings(folder, ONLY_OF_SCORES), config.max_position_embeddings, least)
@@ -129,10 +131,3 @@ def choose_activations(tensors: dict[str, Any], asked: Activations | None, where
             + "; convert with a group_size that divides their rows, or leave activations out"
         )
     return asked
-
-
-def read_eos_ids(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:
-    """Read the ids that end a text: from generation_config.json, or else from config.json."""
-    found = (fields | (read_json(folder, "generation_config.json", dict) or {})).get("eos_token_id")
-    ids = found if isinstance(found, list) else [found]
-    return tuple(i for i in ids if isinstance(i, int))

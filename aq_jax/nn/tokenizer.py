@@ -186,9 +186,14 @@ def set_truncation(tokenizer: Tokenizer, max_tokens: int) -> None:
 
 
 def tokenize_texts(
-    tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], vocabulary: int, where: str
+    tokenizer: Tokenizer,
+    texts: Sequence[str | tuple[str, str]],
+    vocabulary: int,
+    where: str,
+    *,
+    special_tokens: bool = True,
 ) -> list[Encoding]:
-    """Tokenize texts, or pairs of texts, for a model with so many tokens.
+    """Tokenize texts, or pairs of texts, for a model with so many tokens, by default with the special tokens around.
 
     Raises:
         AqError: for a text with a token that the model has no row for, naming both.
@@ -196,7 +201,7 @@ def tokenize_texts(
     clean = [
         replace_surrogates(text) if isinstance(text, str) else tuple(map(replace_surrogates, text)) for text in texts
     ]
-    found = tokenizer.encode_batch(clean)
+    found = tokenizer.encode_batch(clean, add_special_tokens=special_tokens)
     for number, encoding in enumerate(found):
         if encoding.ids and (most := max(encoding.ids)) >= vocabulary:
             token = encoding.tokens[encoding.ids.index(most)]

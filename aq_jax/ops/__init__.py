@@ -3,6 +3,7 @@
 product        x @ W.T for a packed W
 rows           rows of a packed table
 attention      over whole texts, and over a cache
+cached         keys and values of the tokens so far
 scores         how an attention scores keys, and which of them a token sees
 values         codes to values
 epilogue       what follows a product, in one call with it
@@ -14,6 +15,7 @@ native, ...    those of C++, for one CPU
 
 from aq_jax.core.prepared import Prepared
 from aq_jax.ops.attention import attention, cached_attention
+from aq_jax.ops.cached import Cached, CacheType, check_cache_type
 from aq_jax.ops.epilogue import ACTS, Epilogue, layer_norm
 from aq_jax.ops.kernels import KERNELS
 from aq_jax.ops.preparing import prepare
@@ -26,11 +28,14 @@ __all__ = [
     "ACTS",
     "KERNELS",
     "MAX_PRODUCTS",
+    "CacheType",
+    "Cached",
     "Epilogue",
     "Prepared",
     "Scores",
     "attention",
     "cached_attention",
+    "check_cache_type",
     "dequantize",
     "integer_dot_needs",
     "layer_norm",

@@ -5,8 +5,10 @@ Models call it inside their programs; forcing another kernel makes another progr
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from aq_jax.ops.cached import Cached
 from aq_jax.ops.kernels import choose_kernel
 from aq_jax.ops.scores import PLAIN, Scores
 
@@ -31,12 +33,18 @@ def attention(
 
 def cached_attention(
     query: Float[Array, "batch tokens heads size"],
-    keys: Float[Array, "batch positions kv_heads size"],
-    values: Float[Array, "batch positions kv_heads size"],
+    keys: Cached,
+    values: Cached,
     positions: Int[Array, "tokens"],
     dtype: DTypeLike,
     scores: Scores = PLAIN,
+    first: Int[Array, "batch"] | None = None,
 ) -> Float[Array, "batch tokens heads size"]:
-    """Compute softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads may share one key."""
+    """Compute softmax(q k / sqrt(d)) v over the positions up to each token's own; several heads may share one key.
+
+    Each text begins at the position `first`, and sees none before it; by default all begin at 0. What is computed for
+    tokens before it means nothing.
+    """
     _, kernel = choose_kernel("cached_attention", None, query, keys, dtype, scores)
-    return kernel.run(query, keys, values, positions, dtype, scores)
+    first = jnp.zeros(query.shape[0], jnp.int32) if first is None else first
+    return kernel.run(query, keys, values, positions, dtype, scores, first)

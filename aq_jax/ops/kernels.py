@@ -7,14 +7,14 @@
     attention          refuses(query, heads, dtype, scores, biased)  over whole texts
                        run(query, key, value, mask, heads, dtype, scores, bias)
     cached_attention   refuses(query, keys, dtype, scores)           over a cache
-                       run(query, keys, values, positions, dtype, scores)
+                       run(query, keys, values, positions, dtype, scores, first)
     quantize           refuses(size, code)                           codes on given grids
                        run(w, grid, code)
     dequantize         refuses(w)                                    values of codes
                        run(w, dtype)
 
-`xla` shows the shapes of each; `after` is an `epilogue.Epilogue`, `scores` a `scores.Scores`; a bias, or None, is added
-to scores. `refuses` returns the reason why a kernel does not
+`xla` shows the shapes of each; `after` is an `epilogue.Epilogue`, `scores` a `scores.Scores`, `keys` and `values` of a
+cache are `cached.Cached`; a bias, or None, is added to scores. `refuses` returns the reason why a kernel does not
 take a call, or ""; it sees only shapes. Weights come without their rotation, which is applied to the other operand; a
 kernel of products that says `rotates = True` applies it itself. The first kernel of an operation that takes a call
 computes it, unless one is asked for by name: by the argument `kernel`, or for all operations that have it by the

@@ -24,6 +24,7 @@ from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor
 from aq_jax.cores import cores
 from aq_jax.ops import native_calls, xla, xla_attention
+from aq_jax.ops.cached import Cached
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import WIDTHS, Panels, from_panels, to_panels
 from aq_jax.ops.scores import PLAIN, Scores
@@ -145,41 +146,42 @@ def _attend_jvp(heads: int, scores: Scores, primals: tuple, tangents: tuple) -> 
 
 @dataclass(frozen=True)
 class CachedAttention:
-    """softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own, and later ones are not read."""
+    """softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own, and later ones are not read.
+
+    Keys and values are decoded where they are multiplied, a head at a time.
+    """
 
     def refuses(
-        self,
-        query: Float[Array, "batch tokens heads size"],
-        keys: Float[Array, "batch positions kv_heads size"],
-        dtype: DTypeLike,
-        scores: Scores = PLAIN,
+        self, query: Float[Array, "batch tokens heads size"], keys: Cached, dtype: DTypeLike, scores: Scores = PLAIN
     ) -> str:
         return _refuses_dtype(dtype) or missing()
 
     def run(
         self,
         query: Float[Array, "batch tokens heads size"],
-        keys: Float[Array, "batch positions kv_heads size"],
-        values: Float[Array, "batch positions kv_heads size"],
+        keys: Cached,
+        values: Cached,
         positions: Int[Array, "tokens"],
         dtype: DTypeLike,
-        scores: Scores = PLAIN,
+        scores: Scores,
+        first: Int[Array, "batch"],
     ) -> Float[Array, "batch tokens heads size"]:
-        q, k, v = (x.astype(jnp.float32) for x in (query, keys, values))
-        return _attend_to_cache(q, k, v, positions, scores)
+        return _attend_to_cache(query.astype(jnp.float32), keys, values, positions, first, scores)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _attend_to_cache(query: Array, keys: Array, values: Array, positions: Array, scores: Scores) -> Array:
-    return native_calls.cached_attention(query, keys, values, positions, scores)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _attend_to_cache(
+    query: Array, keys: Cached, values: Cached, positions: Array, first: Array, scores: Scores
+) -> Array:
+    return native_calls.cached_attention(query, keys, values, positions, first, scores)
 
 
 @_attend_to_cache.defjvp
 def _attend_to_cache_jvp(scores: Scores, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    *qkv, positions = primals
+    *qkv, positions, first = primals
 
-    def exact(query: Array, keys: Array, values: Array) -> Array:
-        return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores)
+    def exact(query: Array, keys: Cached, values: Cached) -> Array:
+        return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores, first)
 
     _, tangent = jax.jvp(exact, tuple(qkv), tangents[:3])
     return _attend_to_cache(*primals, scores), tangent

@@ -22,6 +22,7 @@ from aq_jax.core.dispatch import Activations
 from aq_jax.core.prepared import unrotated
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops import xla, xla_attention
+from aq_jax.ops.cached import Cached
 from aq_jax.ops.epilogue import Epilogue
 from aq_jax.ops.native_panels import Panels, code_attributes, from_panels
 from aq_jax.ops.scores import Scores
@@ -77,13 +78,15 @@ def attention(
 
 def cached_attention(
     query: Float[Array, "batch tokens heads size"],
-    keys: Float[Array, "batch positions kv_heads size"],
-    values: Float[Array, "batch positions kv_heads size"],
+    keys: Cached,
+    values: Cached,
     positions: Int[Array, "tokens"],
+    first: Int[Array, "batch"],
     scores: Scores,
 ) -> Float[Array, "batch tokens heads size"]:
-    """Compute softmax(q k / sqrt(d)) v in float32; a token sees positions up to its own."""
-    return _cached_attention.bind(query, keys, values, positions.astype(jnp.int32), scores=scores)
+    """Compute softmax(q k / sqrt(d)) v in float32; a token sees positions of its text up to its own."""
+    at, begin = positions.astype(jnp.int32), first.astype(jnp.int32)
+    return _cached_attention.bind(query, *keys, *values, begin, at, scores=scores)
 
 
 def _product_by_library(
@@ -138,8 +141,9 @@ def _cached_attention_by_library(*args: Array, scores: Scores) -> Array:
     return call(*args, **_static(scores, q.shape[-1]))
 
 
-def _cached_attention_by_xla(query: Array, keys: Array, values: Array, positions: Array, scores: Scores) -> Array:
-    return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores)
+def _cached_attention_by_xla(query: Array, *rest: Array, scores: Scores) -> Array:
+    keys, values, (first, positions) = Cached(*rest[:2]), Cached(*rest[2:4]), rest[4:]
+    return xla_attention.CachedAttention().run(query, keys, values, positions, jnp.float32, scores, first)
 
 
 def _static(scores: Scores, size: int) -> dict[str, Any]:
@@ -216,9 +220,9 @@ def _batch_attention(args: Sequence[Array], dims: Sequence[int | None], **params
 
 
 def _batch_cached_attention(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-    if dims[3] is not None:  # each has its own positions
+    if dims[-1] is not None:  # each has its own positions
         return jax.vmap(lambda *one: _cached_attention_by_xla(*one, **params), dims)(*args), 0
-    merged, lengths = _merge(args, dims, range(3))
+    merged, lengths = _merge(args, dims, range(len(args) - 1))
     y = _cached_attention.bind(*merged, **params)
     return y.reshape(*lengths, *y.shape[1:]), 0
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from aq_jax.ops.cached import Cached
 from aq_jax.ops.scores import PLAIN, Scores
 
 MIN_COLUMNS = 32  # keys in a product
@@ -63,36 +64,36 @@ class Attention:
 
 
 class CachedAttention:
-    """softmax(q k / sqrt(d)) v; a token sees positions up to its own."""
+    """softmax(q k / sqrt(d)) v; a token sees positions up to its own. Keys and values are decoded whole."""
 
     def refuses(
-        self,
-        query: Float[Array, "batch tokens heads size"],
-        keys: Float[Array, "batch positions kv_heads size"],
-        dtype: DTypeLike,
-        scores: Scores = PLAIN,
+        self, query: Float[Array, "batch tokens heads size"], keys: Cached, dtype: DTypeLike, scores: Scores = PLAIN
     ) -> str:
         return ""
 
     def run(
         self,
         query: Float[Array, "batch tokens heads size"],
-        keys: Float[Array, "batch positions kv_heads size"],
-        values: Float[Array, "batch positions kv_heads size"],
+        keys: Cached,
+        values: Cached,
         positions: Int[Array, "tokens"],
         dtype: DTypeLike,
-        scores: Scores = PLAIN,
+        scores: Scores,
+        first: Int[Array, "batch"],
     ) -> Float[Array, "batch tokens heads size"]:
         batch, tokens, heads, size = query.shape
-        shared = (query * scores.factor(size)).reshape(batch, tokens, keys.shape[2], -1, size).astype(dtype)
-        products = jnp.einsum("bqgrd,bkgd->bgrqk", shared, keys.astype(dtype), preferred_element_type=jnp.float32)
-        at = jnp.arange(keys.shape[1], dtype=jnp.int32)
+        k, v = keys.values().astype(dtype), values.values().astype(dtype)
+        shared = (query * scores.factor(size)).reshape(batch, tokens, k.shape[2], -1, size).astype(dtype)
+        products = jnp.einsum("bqgrd,bkgd->bgrqk", shared, k, preferred_element_type=jnp.float32)
+        at = jnp.arange(k.shape[1], dtype=jnp.int32)
         seen = at[None] <= positions[:, None]
         if scores.reach is not None:
             seen = seen & scores.near(positions, at)
-        scored = jnp.where(seen[None, None, None], scores.bound(products), -jnp.inf)
+        seen = seen[None] & (at[None] >= first[:, None])[:, None]
+        # Not infinity: a token before its text sees nothing, and must not become NaN, which no weight would hide.
+        scored = jnp.where(seen[:, None, None], scores.bound(products), jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scored, axis=-1).astype(dtype)
-        mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, values.astype(dtype), preferred_element_type=jnp.float32)
+        mixed = jnp.einsum("bgrqk,bkgd->bqgrd", weights, v, preferred_element_type=jnp.float32)
         return mixed.reshape(batch, tokens, heads, size)
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -38,9 +38,8 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
 
     import aq_jax as aq
     from aq_jax.nn import quantize_module
-    from aq_jax.nn.compiled import BoundProgram
-    from aq_jax.nn.generator import decode_tokens
-    from aq_jax.nn.models import FAMILIES
+    from aq_jax.nn.decoding import Decoding
+    from aq_jax.nn.models import FAMILIES, LanguageModel
 
     sizes = {"vocab_size": 1024, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
     sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": 512}
@@ -51,11 +50,11 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
     packed = [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]
     size = sum(a.nbytes for a in packed)
-    program = BoundProgram(model, partial(decode_tokens, eos_ids=()), ("steps",))
+    decoding = Decoding(cast(LanguageModel, model), ())
     times = race(
         {
-            "first": partial(_continue, program, 1),
-            "all": partial(_continue, program, 1 + TOKENS),
+            "first": partial(_continue, decoding, 1),
+            "all": partial(_continue, decoding, 1 + TOKENS),
             "read": lambda: [a.max() for a in packed],
         },
         9,
@@ -71,13 +70,11 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def _continue(program: Callable[..., Any], steps: int) -> None:
-    import jax
+def _continue(decoding: Any, tokens: int) -> None:
+    from aq_jax.nn.sampling import Sampling
 
-    program(
-        np.ones((1, PROMPT), np.int32), np.int32(PROMPT), np.int32(steps), np.float32(0), np.float32(1),
-        jax.random.key(0), steps=steps,
-    ).block_until_ready()  # fmt: skip
+    for _ in decoding.run([[1] * PROMPT], [tokens], Sampling(), 0):
+        pass
 
 
 def stories() -> Iterator[Line]:

@@ -1,11 +1,14 @@
-"""The commands that run models: embed and generate. And the files that embeddings are written to."""
+"""The commands that run models: embed, generate and chat. And the files that embeddings are written to."""
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import bert_oracle
 import duckdb
@@ -15,7 +18,9 @@ import small_llama
 from cli_run import Run, listing
 
 import aq_jax as aq
+from aq_jax.cli.terminal import escape_lines
 from aq_jax.errors import ConfigError
+from aq_jax.nn.generator import Generator
 from aq_jax.store.embeddings import write_embeddings
 
 # Every call of a command compiles its model's programs, most of them once more.
@@ -150,6 +155,9 @@ def test_generate_refuses_numbers_out_of_range(run: Run, llama: Path) -> None:
         (("--temperature", "-1"), "temperature = -1.0"),
         (("--temperature", "nan"), "temperature = nan"),
         (("--top-p", "0"), "top_p = 0.0"),
+        (("--top-k", "-1"), "top_k = -1"),
+        (("--stop", ""), "stop has ''"),
+        (("--cache", "int4"), "cache = 'int4'"),
     ):
         status, out, err = run("generate", llama, "on", *options)
         assert (status, out) == (2, "")
@@ -166,3 +174,72 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["e.parquet"]
     with pytest.raises(ConfigError, match=r"e\.csv: wanted a name that ends in \.npy or \.parquet"):
         write_embeddings(tmp_path / "e.csv", [], np.ones((0, 2), np.float32))
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    table = small_llama.make(tmp_path_factory.mktemp("talker"), seed=1)
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    (table.parent / "chat_template.jinja").write_text(template)
+    return table
+
+
+def test_chat_answers_each_line_and_keeps_what_was_said(
+    run: Run, talker: Path, lines: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = aq.load_model(talker)
+    said: list[dict[str, str]] = [{"role": "system", "content": "ab"}]
+    for text in ("the", "an \N{SNOWMAN}"):
+        said.append({"role": "user", "content": text})
+        answer = model.generate(messages=said, max_tokens=6)  # pyright: ignore[reportAttributeAccessIssue]
+        said.append({"role": "assistant", "content": answer})
+    lines("the\r\n\n  an \N{SNOWMAN}".encode())
+    status, out, err = run("chat", talker, "--system", "ab", "--max-tokens", "6", "--json")
+    assert (status, err, [json.loads(line) for line in out.splitlines()]) == (0, "", said[2::2])
+    lines(b"the\n")
+    status, out, _ = run("chat", talker, "--system", "ab", "--max-tokens", "6", "--stop", "\N{SNOWMAN}")
+    assert (status, out) == (0, escape_lines(said[2]["content"]) + "\n")
+
+
+def test_an_interrupt_ends_an_answer_and_not_the_chat(
+    run: Run, talker: Path, lines: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(self: Any, messages: list[dict[str, str]], **_: Any) -> Iterator[str]:
+        yield f"{len(messages)} "
+        signal.raise_signal(signal.SIGINT)
+        yield "never"
+
+    monkeypatch.setattr(Generator, "stream", stream)
+    lines(b"a\nb\n")
+    assert run("chat", talker)[:2] == (0, "1 \n3 \n")
+
+
+def test_a_chat_that_grows_too_long_forgets_its_beginning(
+    run: Run, talker: Path, lines: Callable[[bytes], None]
+) -> None:
+    lines(b"\n".join([b"b" * 50] * 3))
+    status, out, err = run("chat", talker, "--max-tokens", "4")
+    assert (status, out.count("\n")) == (0, 3)
+    assert "the conversation is too long for the model: it forgets 'bbb" in err
+    lines(b"b" * 100)
+    assert run("chat", talker)[0] == 2
+
+
+def test_chat_refuses_what_it_cannot_do(
+    run: Run, llama: Path, bert: Path, talker: Path, lines: Callable[[bytes], None]
+) -> None:
+    for model, data, text in (
+        (llama, b"a\n", "has no chat template beside it"), (bert, b"a\n", "holds an encoder"),
+        (talker, b"\xff\n", "-: line 1 is not UTF-8"),
+    ):  # fmt: skip
+        lines(data)
+        status, out, err = run("chat", model)
+        assert (status, out) == (2, "")
+        assert text in err
+    lines(b"")
+    assert run("chat", talker) == (0, "", "")

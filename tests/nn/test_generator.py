@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import llama2c_oracle as oracle
 import numpy as np
 import pytest
@@ -18,9 +17,11 @@ import small_llama
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax.nn.compiled import BoundProgram
-from aq_jax.nn.generator import Generator, decode_tokens, sample
+from aq_jax.nn.decoding import OVER, PIECE, SMALL_CHUNK, decode_tokens, split_prompt
+from aq_jax.nn.generation_config import read_generation_config
+from aq_jax.nn.generator import Generator
 from aq_jax.nn.load import load_model
+from aq_jax.nn.sampling import Sampling
 
 PROMPT = [1, 270, 259, 263, 80]
 LIMIT = small_llama.SHAPE["seq"]
@@ -83,12 +84,6 @@ def stopping(generator: Generator, greedy: list[int], stopped_at: int) -> Genera
     return Generator(generator.model, generator.tokenizer, (7, greedy[stopped_at]))
 
 
-@pytest.fixture(scope="module")
-def run(stopping: Generator) -> BoundProgram:
-    """`decode_tokens` as it stands; a program of its own would take seconds to compile."""
-    return stopping._continue
-
-
 # ------------------------------------------------------------------------------------------------ greedy
 
 
@@ -113,21 +108,35 @@ def test_the_likeliest_tokens_are_the_oracles_in_all_positions(
     assert generator.generate_ids(long, 1) == oracle.greedy(table.parent / small_llama.BIN, long, 1)
 
 
-def numbers(length: int, count: int = 16, temperature: float = 0.0) -> tuple[Any, ...]:
-    return np.int32(length), np.int32(count), np.float32(temperature), np.float32(1), jax.random.key(0)
+@pytest.mark.parametrize("cache", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+def test_prompts_of_a_batch_go_on_as_they_would_alone(generator: Generator, cache: Any) -> None:
+    ids = [PROMPT, PROMPT[:1], [5, *PROMPT * 5]]
+    for how in ({}, {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.3}):
+        alone = [generator.generate_ids(each, 20, cache=cache, **how) for each in ids]
+        assert generator.generate_ids(ids, 20, cache=cache, **how) == alone
 
 
-def test_what_fills_up_a_prompt_is_never_seen(
-    run: BoundProgram, greedy: list[int], stopped_at: int, rng: np.random.Generator
-) -> None:
-    for temperature in (0.0, 1.0):
-        found = set()
-        for _ in range(3):
-            ids = rng.integers(0, small_llama.VOCAB, (1, 16)).astype(np.int32)
-            ids[0, : len(PROMPT)] = PROMPT
-            found.add(tuple(np.asarray(run(ids, *numbers(len(PROMPT), 16, temperature), steps=16)).tolist()))
-        (only,) = found
-        assert (list(only)[: stopped_at + 1] == greedy[: stopped_at + 1]) == (temperature == 0)
+def test_hidden_states_of_a_batch_are_those_alone(generator: Generator) -> None:
+    """What decides the tokens: not only the likeliest of them."""
+    ids = [PROMPT, [5, *PROMPT * 7]]
+    found = []
+    for batch in (ids, ids[:1], ids[1:]):
+        texts = generator._decoding
+        length = sum(split_prompt(max(map(len, batch))))
+        padded = np.array([[0] * (length - len(each)) + each for each in batch], np.int32)
+        first = np.array([length - len(each) for each in batch], np.int32)
+        cache = generator.model.empty_cache(len(batch), 64)
+        for at in range(0, length, SMALL_CHUNK):
+            cache, hidden = texts._read(cache, padded[:, at : at + SMALL_CHUNK], np.int32(at), first)
+        found.append(np.asarray(hidden))
+    np.testing.assert_allclose(found[0], np.concatenate(found[1:]), atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_read_in_chunks(generator: Generator, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aq_jax.nn.decoding.CHUNK", 64)
+    ids = [*PROMPT * 14]
+    assert split_prompt(70) == [64, 32]
+    assert generator.generate_ids(ids, 4) == oracle.greedy(table.parent / small_llama.BIN, ids, 4)
 
 
 def test_an_end_stops_the_text(stopping: Generator, generator: Generator, greedy: list[int], stopped_at: int) -> None:
@@ -139,12 +148,22 @@ def test_an_end_stops_the_text(stopping: Generator, generator: Generator, greedy
     assert stopping.generate_ids([*PROMPT, *greedy[:stopped_at]], 16) == []
 
 
-def test_after_the_end_nothing_is_computed(run: BoundProgram, greedy: list[int], stopped_at: int) -> None:
-    ids = np.zeros((1, 16), np.int32)
-    ids[0, : len(PROMPT)] = PROMPT
-    for count, last in ((16, stopped_at), (3, 2)):  # the last token is repeated
-        tokens = np.asarray(run(ids, *numbers(len(PROMPT), count), steps=16)).tolist()
-        assert tokens == greedy[:last] + [greedy[last]] * (16 - last)
+def test_after_the_end_nothing_is_computed(stopping: Generator, greedy: list[int], stopped_at: int) -> None:
+    run, model = stopping._decoding, stopping.model
+    for count, last in ((16, stopped_at + 1), (3, 3)):  # an end, or the number of tokens
+        pieces = list(run.run([PROMPT, [7]], [count, 1], Sampling(), 0))  # the second is over at once
+        assert [token for piece in pieces for token in piece[0]] == greedy[:last]
+        assert [len(piece[1]) for piece in pieces] == [1, *[0] * (len(pieces) - 1)]
+    state = model.empty_cache(1, 64), np.int32([greedy[0]]), np.zeros((1, small_llama.VOCAB), bool), np.array([True])
+    (cache, *_), tokens = run._decode(state, *numbers(16))
+    assert not any(np.asarray(each.numbers).any() for layer in cache for each in layer)
+    assert np.asarray(tokens).tolist() == [[OVER] * PIECE]
+
+
+def numbers(count: int) -> tuple[Any, ...]:
+    """The arguments of `decode_tokens` after its state, of a prompt of five tokens and its first one."""
+    at, most = np.int32(5), np.array([count], np.int32)
+    return at, np.zeros(1, np.int32), np.int32(1), most, Sampling().numbers(), jax.random.key(0), np.int32(count - 1)
 
 
 def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
@@ -152,12 +171,47 @@ def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
     shutil.copytree(table.parent, folder)
     config = json.loads((folder / "config.json").read_text())
     for said, generation, wanted in (
-        ([1, 2], None, (1, 2)), (2, None, (2,)), (None, None, ()), ([1, 2], {"eos_token_id": 5}, (5,)),
+        ([1, 2], {}, (1, 2)), (2, {}, (2,)), (None, {}, ()), ([1, 2], {"eos_token_id": 5}, (5,)),
+        (2, {"eos_token_id": [5, 7], "_from_model_config": True, "max_length": 20}, (5, 7)),
     ):  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": said}))
-        if generation is not None:
-            (folder / "generation_config.json").write_text(json.dumps(generation))
+        (folder / "generation_config.json").write_text(json.dumps(generation))
         assert load(folder / small_llama.TABLE).eos_ids == wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, Sampling()),
+        ({"do_sample": True}, Sampling(1.0, 50)),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}, Sampling(0.6, 20, 0.95)),
+        ({"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}, Sampling(0, 0, 0.9, 0, 1.1)),
+        ({"num_beams": 1, "no_repeat_ngram_size": 0, "suppress_tokens": None}, Sampling()),
+    ],
+)
+def test_a_model_says_how_its_tokens_are_chosen(tmp_path: Path, said: dict[str, Any], wanted: Sampling) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert read_generation_config(tmp_path, {}) == ((), wanted)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"eos_token_id": "a"}, "generation_config.json: eos_token_id is a; wanted an id, or a list of them"),
+        ({"do_sample": "yes"}, "do_sample is 'yes'; wanted true or false"),
+        ({"do_sample": True, "temperature": -1.0}, r"generation_config.json: temperature = -1\.0; wanted a finite"),
+    ],
+)
+def test_a_model_that_says_it_badly_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(aq.FormatError, match=message):
+        read_generation_config(tmp_path, {})
+
+
+def test_what_a_model_says_and_is_not_done_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 4, "bad_words_ids": [[3]]}))
+    with pytest.warns(UserWarning, match=r"has num_beams = 4, bad_words_ids = \[\[3\]\], which is not applied"):
+        read_generation_config(tmp_path, {})
 
 
 # ------------------------------------------------------------------------------------------------ programs
@@ -166,7 +220,7 @@ def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
 def test_programs_are_few(generator: Generator, greedy: list[int]) -> None:
     text = "the an then ab é\n the"
     ids = [*PROMPT, *greedy]
-    generator.generate_ids(ids[:3], 1)
+    generator.generate_ids(ids[:3], 2)
     generator.score(text)
     before = generator.compiles
     assert 3 < len(generator.tokenizer.encode(text).ids) <= 16
@@ -179,9 +233,10 @@ def test_programs_are_few(generator: Generator, greedy: list[int]) -> None:
             generator.score(text[:end])
     assert (generator.compiles, programs) == (before, [])
     with compilations() as programs:
-        generator.generate_ids(ids[:17], 16)
-        generator.generate_ids(ids[:32], 1)
-    assert (generator.compiles, len(programs)) == (before + 1, 1)
+        for length in (33, 40, 60):  # more chunks; a cache of twice the size
+            generator.generate_ids(ids[:length], 2, temperature=1.0)
+    assert generator.compiles <= before + 2
+    assert len(programs) <= 4  # and what allocates the cache
 
 
 def equations(jaxpr: Any) -> int:
@@ -194,34 +249,18 @@ def equations(jaxpr: Any) -> int:
 def test_the_program_does_not_grow_with_the_text(generator: Generator) -> None:
     graph, state = nnx.split(generator.model)
 
-    def size(padded: int, steps: int) -> int:
-        def run(state: Any, ids: jax.Array, *numbers: Any) -> jax.Array:
-            return decode_tokens(nnx.merge(graph, state), ids, *numbers, steps=steps, eos_ids=(1, 2))
+    def size(positions: int) -> int:
+        def run(state: Any, *rest: Any) -> Any:
+            return decode_tokens(nnx.merge(graph, state), *rest, eos_ids=(1, 2))
 
-        return equations(jax.make_jaxpr(run)(state, np.zeros((1, padded), np.int32), *numbers(1)).jaxpr)
+        cache, token = generator.model.empty_cache(1, positions), np.zeros(1, np.int32)
+        carry = cache, token, np.zeros((1, small_llama.VOCAB), bool), np.zeros(1, bool)
+        return equations(jax.make_jaxpr(run)(state, carry, *numbers(16)).jaxpr)
 
-    assert size(16, 16) == size(16, 64) == size(32, 16) > 200
+    assert size(64) == size(256) > 200
 
 
 # ------------------------------------------------------------------------------------------------ draws
-
-SHARES = np.array([0.15, 0.5, 0.1, 0.25])
-
-
-@jax.jit
-def drawn(top_p: jax.Array) -> jax.Array:
-    logits = jnp.log(jnp.asarray(SHARES, jnp.float32))
-    return jax.vmap(lambda key: sample(logits, top_p, key))(jax.random.split(jax.random.key(0), 4000))
-
-
-@pytest.mark.parametrize(
-    ("top_p", "left"), [(1.0, [0, 1, 2, 3]), (0.95, [0, 1, 2, 3]), (0.8, [0, 1, 3]), (0.6, [1, 3]), (1e-9, [1])]
-)
-def test_draws_are_fair_and_leave_exactly_the_tail_out(top_p: float, left: list[int]) -> None:
-    counts = np.bincount(np.asarray(drawn(np.float32(top_p))), minlength=4)
-    assert np.flatnonzero(counts).tolist() == left
-    wanted = 4000 * SHARES[left] / SHARES[left].sum()
-    assert ((counts[left] - wanted) ** 2 / wanted).sum() < 16.3  # one in a thousand is above, of three degrees
 
 
 def test_a_temperature_flattens_what_is_drawn_from(generator: Generator, table: Path) -> None:
@@ -243,6 +282,7 @@ def test_a_seed_is_a_text(generator: Generator, greedy: list[int]) -> None:
     assert draw(1) == draw(1)
     assert len({tuple(draw(seed)) for seed in range(8)}) == 8
     assert draw(1)[:7] == generator.generate_ids(PROMPT, 7, temperature=1.0, seed=1)
+    assert draw(1, top_k=1) == draw(2, min_p=1.0) == greedy[:16]
     # Each step has a draw of its own: nearly all of 16 out of 300 are different.
     assert len(set(draw(1, temperature=1e6))) > 12
     for seed in range(3):
@@ -259,22 +299,38 @@ TEXTS = ["the an then ab é\n the", "", " ", "than 😀", "😀", "a\ud800b"]
 @pytest.mark.parametrize("prompt", TEXTS)
 def test_a_continuation_is_what_follows_the_prompt(generator: Generator, prompt: str) -> None:
     ids = generator.tokenizer.encode(prompt.replace("\ud800", "�")).ids
+    decode = generator.tokenizer.decode
+    assert decode(ids) == prompt.replace("\ud800", "�")
     for seed in range(6):
         new = generator.generate_ids(ids, 16, temperature=1.0, seed=seed)
         text = generator.generate(prompt, 16, temperature=1.0, seed=seed)
-        before, whole = generator.tokenizer.decode(ids), generator.tokenizer.decode([*ids, *new])
-        assert before == prompt.replace("\ud800", "�")
-        # Half a character after a whole one makes all its bytes unreadable, which the prompt's are not.
-        assert before + text == whole or (not whole.startswith(before) and text == generator.tokenizer.decode(new))
+        whole = decode([*ids, *new])
+        # Half a character after a whole one makes all its bytes unreadable in a whole text, but not as they come.
+        assert decode(ids) + text == whole or "�" in whole
+        assert "".join(generator.stream(prompt, 16, temperature=1.0, seed=seed)) == text
 
 
-def test_half_a_character_after_the_prompt_does_not_bring_it_back(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    letter = generator.tokenizer.token_to_id("n")
-    monkeypatch.setattr(Generator, "_generate_ids", lambda *_, **__: [3 + 0xC3, letter])
-    assert generator.generate("than 😀", 2) == "�n"
-    assert generator.generate("than", 2) == "�n"
+def test_stop_strings_end_texts_of_a_batch_each_for_itself(generator: Generator) -> None:
+    prompts = ["the an", "than", "é"]
+    for seed in range(3):
+        texts = generator.generate(prompts, 24, temperature=1.0, seed=seed)
+        stop = [texts[0][5:7], texts[1][3]]
+        wanted = [
+            min((text[:at] for each in stop if (at := text.find(each)) >= 0), key=len, default=text) for text in texts
+        ]
+        assert generator.generate(prompts, 24, temperature=1.0, seed=seed, stop=stop) == wanted != texts
+        assert "".join(generator.stream(prompts[0], 24, temperature=1.0, seed=seed, stop=stop)) == wanted[0]
+
+
+def test_no_prompts_have_no_continuations(generator: Generator) -> None:
+    assert generator.generate([]) == []
+
+
+def test_a_models_own_choice_is_the_default(generator: Generator) -> None:
+    own = Generator(generator.model, generator.tokenizer, (), Sampling(1.0, repetition_penalty=1.5))
+    wanted = generator.generate("the", 16, temperature=1.0, repetition_penalty=1.5, seed=2)
+    assert own.generate("the", 16, seed=2) == wanted != generator.generate("the", 16)
+    assert own.generate("the", 16, temperature=0.0, repetition_penalty=1.0) == generator.generate("the", 16)
 
 
 def test_scores_are_the_oracles(generator: Generator, table: Path) -> None:
@@ -334,7 +390,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a count that is a truth": ({"max_tokens": True}, "max_tokens = True; wanted an integer"),
     "a seed too large": ({"seed": 2**32}, "seed = 4294967296; wanted an integer from 0 to 4294967295"),
     "a seed as text": ({"seed": "1"}, "seed = '1'; wanted an integer"),
-    "no ids": ({"ids": []}, "generate: found no ids; wanted one or more"),
+    "no id": ({"ids": []}, "generate: found no ids; wanted one or more"),
     "an id too large": ({"ids": [1, small_llama.VOCAB]}, f"ids from 1 to {small_llama.VOCAB}; wanted a list of inte"),
     "a negative id": ({"ids": [1, -1]}, "ids from -1 to 1; wanted a list of integers from 0 to"),
     "half an id": ({"ids": [1, 0.5]}, r"generate: found ids of float64, shape \[2\]; wanted a list of integers"),
@@ -343,6 +399,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an endless temperature": ({"temperature": float("inf")}, "temperature = inf; wanted"),
     "a temperature as text": ({"temperature": "0.5"}, r"generate: temperature = '0\.5'; wanted a finite number"),
     "no temperature": ({"temperature": None}, "temperature = None; wanted a finite number"),
+    "a number below none": ({"top_k": -1}, "top_k = -1; wanted an integer from 0, for all tokens"),
+    "half a number": ({"top_k": 2.5}, r"top_k = 2\.5; wanted an integer"),
+    "more than the best": ({"min_p": 1.5}, r"min_p = 1\.5; wanted a number from 0 to 1"),
+    "a penalty of nothing": ({"repetition_penalty": 0}, "repetition_penalty = 0; wanted a finite number above 0"),
+    "a cache of another type": ({"cache": "int4"}, "cache = 'int4'; wanted one of float32, bfloat16, int8"),
+    "an empty stop": ({"stop": ["a", ""]}, "generate: stop has ''; wanted strings of one character or more"),
+    "a stop that is a number": ({"stop": [3]}, "generate: stop has 3; wanted strings"),
+    "a stop of ids": ({"stop": "a"}, "generate_ids: stop = .* wanted none, as ids have no text"),
     "a share as text": ({"top_p": "0.5"}, r"generate: top_p = '0\.5'; wanted a number above 0, at most 1"),
     "a share that is a truth": ({"top_p": True}, "top_p = True; wanted a number above 0"),
     "nothing to draw from": ({"top_p": 0.0}, "top_p = 0.0; wanted"),
@@ -354,13 +418,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_numbers_out_of_range_are_refused(generator: Generator, what: str) -> None:
     given, message = WRONG[what]
-    with pytest.raises(aq.AqError if "id" in what else aq.ConfigError, match=message):
+    with pytest.raises(aq.AqError if "id" in what.split() else aq.ConfigError, match=message):
         generator.generate_ids(**{"ids": PROMPT, "max_tokens": 4, **given})
 
 
 def test_what_is_no_text_is_refused(generator: Generator) -> None:
-    with pytest.raises(aq.AqError, match="generate: the prompt is list; wanted a string"):
-        generator.generate(["the"])  # type: ignore[arg-type]
+    with pytest.raises(aq.AqError, match="generate: the prompt is int; wanted a string"):
+        generator.generate(["the", 3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"generate: unknown heat; known are temperature, top_k, .* seed, stop, cache"):
+        generator.generate("the", heat=1)  # type: ignore[call-arg]
     with pytest.raises(aq.AqError, match="score: the text is int; wanted a string"):
         generator.score(3)  # type: ignore[arg-type]
     with pytest.raises(aq.AqError, match="score: the text has 1 tokens; wanted 2 to 96"):

@@ -89,10 +89,10 @@ class Pairs(LanguageModel):
     def begin(self, ids: jax.Array) -> jax.Array:
         return self.pieces(ids)
 
-    def empty_cache(self, batch: int, positions: int) -> list:
+    def empty_cache(self, batch: int, positions: int, dtype: str = "float32") -> list:
         return []
 
-    def extend(self, ids: jax.Array, cache: list, start: Any) -> tuple[jax.Array, list]:
+    def extend(self, ids: jax.Array, cache: list, start: Any, first: Any = None) -> tuple[jax.Array, list]:
         return self(ids, ids >= 0), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:

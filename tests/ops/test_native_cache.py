@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aq_jax import native
-from aq_jax.ops import Scores, cached_attention, xla_attention
+from aq_jax.ops import Cached, Scores, cached_attention, xla_attention
 from aq_jax.ops.native import CachedAttention
 from aq_jax.ops.scores import PLAIN
 
@@ -30,8 +30,14 @@ def numbers(tokens: int, positions: int, size: int, shared: int = 2) -> tuple[np
     return query, keys, values, np.arange(positions - tokens - 1, positions - 1, dtype=np.int32)
 
 
-def attend(*args: np.ndarray, how: Scores = PLAIN) -> np.ndarray:
-    return np.asarray(cached_attention(*map(jnp.asarray, args), jnp.float32, how))
+def floats(x: Any) -> Cached:
+    return Cached(jnp.asarray(x), jnp.zeros((x.shape[0], 0, x.shape[2])))
+
+
+def attend(query: Any, keys: Any, values: Any, at: Any, how: Scores = PLAIN, first: Any = None) -> np.ndarray:
+    keys, values = (x if isinstance(x, Cached) else floats(x) for x in (keys, values))
+    begin = None if first is None else jnp.asarray(first)
+    return np.asarray(cached_attention(jnp.asarray(query), keys, values, jnp.asarray(at), jnp.float32, how, begin))
 
 
 @pytest.mark.usefixtures("isa")
@@ -70,8 +76,10 @@ def test_it_maps_and_differentiates_as_xlas() -> None:
         positions = at if dims is None else jnp.stack([at, at - 1])
 
         def loss(*qkv: Any) -> Any:
-            run = jax.vmap(lambda *each: kernel.run(*each, jnp.float32), (0, 0, 0, dims))
-            return (run(*qkv, positions) ** 2).sum()
+            def run(q: Any, k: Any, v: Any, at: Any) -> Any:
+                return kernel.run(q, floats(k), floats(v), at, jnp.float32, PLAIN, jnp.array([0, 2]))
+
+            return (jax.vmap(run, (0, 0, 0, dims))(*qkv, positions) ** 2).sum()
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
 
@@ -83,4 +91,37 @@ def test_it_maps_and_differentiates_as_xlas() -> None:
 def test_other_numbers_are_xlas() -> None:
     query, keys, *_ = map(jnp.asarray, numbers(1, 2, 4))
     refusal = "multiplies in float32 only, found bfloat16"
-    assert CachedAttention().refuses(query, keys, jnp.bfloat16) == refusal
+    assert CachedAttention().refuses(query, floats(keys), jnp.bfloat16) == refusal
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("reach", [None, 9])
+def test_a_text_that_begins_later_is_what_it_is_alone(reach: int | None) -> None:
+    query, keys, values, at = numbers(19, 60, 16)
+    how, first = Scores(reach=reach), np.array([0, 45], np.int32)
+    found = attend(query, keys, values, at, how=how, first=first)
+    for text, begin in enumerate(first):
+        one = [x[text : text + 1, begin:] for x in (keys, values)]
+        own = at >= begin
+        alone = attend(query[text : text + 1, own], *one, at[own] - begin, how=how)
+        np.testing.assert_array_equal(found[text, own], alone[0])
+    assert np.isfinite(found).all()  # of what is before a text, too
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("size", [20, 64])
+def test_stored_numbers_are_what_they_stand_for(dtype: Any, size: int) -> None:
+    query, keys, values, at = numbers(5, 40, size)
+    stored = [Cached.empty(x.shape, dtype).put(jnp.asarray(x), jnp.int32(0)) for x in (keys, values)]
+    decoded = [np.asarray(x.values()) for x in stored]
+    first = np.array([3, 0], np.int32)
+    found = attend(query, *stored, at, how=Scores(reach=30), first=first)
+    wanted = attend(query, *decoded, at, how=Scores(reach=30), first=first)
+    np.testing.assert_array_equal(found, wanted)
+    exact = attend(query, keys, values, at, how=Scores(reach=30), first=first)
+    assert 1e-4 < abs(found - exact).max() < 0.05
+    by_xla = xla_attention.CachedAttention().run(
+        jnp.asarray(query), *stored, jnp.asarray(at), jnp.float32, Scores(reach=30), jnp.asarray(first)
+    )
+    np.testing.assert_allclose(by_xla, wanted, rtol=0, atol=2e-6)

@@ -70,13 +70,20 @@ struct After {
   float eps;
 };
 
+// How keys and values are stored: as numbers, or as codes that a scale a token and head multiplies.
+enum class Stored : int64_t { float32, bfloat16, int8 };
+
 // One head of the keys and values of a text, and the queries that see them: of each token, `shared` that lie together.
 struct Heads {
-  const float *q, *k, *v;
+  const float* q;
+  const void *k, *v;
+  Stored stored;
+  const float *k_scale, *v_scale;  // of codes
   const bool* mask;          // [keys]: which keys are seen; null for all
   const int32_t* positions;  // [tokens]: a token sees no key after its own position; null if it sees all
+  int64_t first;             // the position of the first of these keys
   int64_t tokens, shared, keys, size;
-  int64_t q_width, k_width;  // floats from one token to the next
+  int64_t q_width, k_width, scale_width;  // numbers from one token to the next
   float scale;               // of products
   float cap;                 // scores are cap tanh(score / cap), unless this is 0
   int64_t reach;             // a token sees no key that is further away; below 0, it sees any

@@ -188,6 +188,21 @@ inline F load_part(const float* p, int64_t count) {
   return load<F>(part);
 }
 
+// The same of bfloat16, which are the upper halves of floats, and of signed bytes.
+inline F load_part(const uint16_t* p, int64_t count) {
+  typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+  H part = {};
+  count < LANES ? std::memcpy(&part, p, 2 * count) : std::memcpy(&part, p, sizeof part);
+  return (F)(__builtin_convertvector(part, W) << 16);
+}
+
+inline F load_part(const int8_t* p, int64_t count) {
+  typedef int8_t B __attribute__((vector_size(LANES)));
+  B part = {};
+  count < LANES ? std::memcpy(&part, p, count) : std::memcpy(&part, p, sizeof part);
+  return to_float(__builtin_convertvector(part, I));
+}
+
 // The first `count` floats, and the first one after them.
 inline F first_repeated(const float* p, int64_t count) {
   F v = splat(p[0]);

@@ -23,7 +23,7 @@ from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfi
 from aq_jax.nn.models.family import Cache, Family, LanguageModel, Scorer
 from aq_jax.nn.rope import Rope, apply_rope
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import ACTS, Epilogue, Scores, cached_attention
+from aq_jax.ops import ACTS, Cached, CacheType, Epilogue, Scores, cached_attention
 
 Ropes = dict[Rope | None, tuple[Array, Array] | None]
 
@@ -57,22 +57,27 @@ class Decoder(LanguageModel):
         if not config.tied:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
-    def empty_cache(self, batch: int, positions: int) -> Cache:
+    def empty_cache(self, batch: int, positions: int, dtype: CacheType = "float32") -> Cache:
         """Allocate a cache for this many positions."""
-        shape = (batch, positions, self.config.layer.kv_heads, self.config.layer.size)
-        zeros = partial(jnp.zeros, shape, jnp.float32)
-        return [(zeros(), zeros()) for _ in self.config.attentions]
+        layer = self.config.layer
+        empty = partial(Cached.empty, (batch, positions, layer.kv_heads, layer.size), dtype)
+        return [(empty(), empty()) for _ in self.config.attentions]
 
     def extend(
-        self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
+        self,
+        ids: Int[Array, "batch tokens"],
+        cache: Cache,
+        start: int | Int[Array, ""],
+        first: Int[Array, "batch"] | None = None,
     ) -> tuple[Float[Array, "batch tokens width"], Cache]:
         """Run tokens that follow `start` others; return their hidden states, and the cache with them in it."""
-        positions = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
+        at = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
+        positions = at if first is None else jnp.maximum(at[None] - first[:, None], 0)
         ropes = {each.rope: _turns(each.rope, positions) for each in self.config.attentions}
         x = self.begin(ids)
         filled: Cache = []
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            x, both = layer.extend(x, keys, values, positions, ropes[layer.attention.rope])
+            x, both = layer.extend(x, keys, values, at, ropes[layer.attention.rope], first)
             filled.append(both)
         return self.end(x), filled
 
@@ -123,25 +128,26 @@ class Layer(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Run one layer on whole texts; masked tokens after a text change nothing in it."""
         positions = jnp.arange(x.shape[1], dtype=jnp.int32)
-        empty = jnp.zeros((*x.shape[:2], self.config.kv_heads, self.config.size), jnp.float32)
+        empty = Cached.empty((x.shape[0], x.shape[1], self.config.kv_heads, self.config.size))
         return self.extend(x, empty, empty, positions, _turns(self.attention.rope, positions))[0]
 
     def extend(
         self,
         x: Float[Array, "batch tokens width"],
-        keys: Float[Array, "batch positions kv_heads size"],
-        values: Float[Array, "batch positions kv_heads size"],
-        positions: Int[Array, "tokens"],
+        keys: Cached,
+        values: Cached,
+        at: Int[Array, "tokens"],
         rope: tuple[Array, Array] | None,
-    ) -> tuple[Float[Array, "batch tokens width"], tuple[Array, Array]]:
-        """Run one layer; the keys and values of these tokens go into the cache at their positions."""
+        first: Int[Array, "batch"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], tuple[Cached, Cached]]:
+        """Run one layer; the keys and values of these tokens go into the cache, where they are then read."""
         batch, tokens, _ = x.shape
         q, k, v = self._queries_keys_values(x if self.config.norms == "after" else self.attention_norm(x))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, k, positions[0], axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(values, v, positions[0], axis=1)
-        mixed = cached_attention(q, keys, values, positions, product_dtype(self.activations), self.attention.scores)
+        keys, values = keys.put(k, at[0]), values.put(v, at[0])
+        how = self.attention.scores
+        mixed = cached_attention(q, keys, values, at, product_dtype(self.activations), how, first)
         x = self._add(self.out, mixed.reshape(batch, tokens, -1), x, "after_attention_norm")
         gated = self._gated(x if self.config.norms == "after" else self.feed_norm(x))
         return self._add(self.down, gated, x, "after_feed_norm"), (keys, values)
@@ -204,7 +210,7 @@ def _norm(config: LayerConfig, rngs: nnx.Rngs, size: int | None = None) -> nnx.R
     return nnx.RMSNorm(size, epsilon=config.epsilon, rngs=rngs)
 
 
-def _turns(rope: Rope | None, positions: Int[Array, "tokens"]) -> tuple[Array, Array] | None:
+def _turns(rope: Rope | None, positions: Int[Array, "*batch tokens"]) -> tuple[Array, Array] | None:
     return None if rope is None else rope.cos_sin(positions)
 
 

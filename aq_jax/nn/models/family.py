@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.nn.pooling import Mode
 from aq_jax.nn.weights import NameRule
+from aq_jax.ops import Cached, CacheType
 
 Task = Literal["embed", "generate"]
-# The keys and values of each layer: [batch, positions, kv_heads, head_size].
-Cache = list[tuple[Float[Array, "batch positions heads size"], Float[Array, "batch positions heads size"]]]
+Cache = list[tuple[Cached, Cached]]
+"""The keys and values of each layer."""
 
 # The axis of [outputs, inputs] along which tensor parallelism cuts linear layers, by their names.
 CUTS: Mapping[str, int] = dict.fromkeys(("query", "key", "value", "gate", "up", "head"), 0) | {"out": 1, "down": 1}
@@ -98,14 +99,26 @@ class LanguageModel(Model):
     """A model that continues a text, and keeps keys and values of the tokens so far in a cache."""
 
     @abc.abstractmethod
-    def empty_cache(self, batch: int, positions: int) -> Cache:
+    def empty_cache(self, batch: int, positions: int, dtype: CacheType = "float32") -> Cache:
         """Allocate a cache for this many positions."""
 
     @abc.abstractmethod
     def extend(
-        self, ids: Int[Array, "batch tokens"], cache: Cache, start: int | Int[Array, ""]
+        self,
+        ids: Int[Array, "batch tokens"],
+        cache: Cache,
+        start: int | Int[Array, ""],
+        first: Int[Array, "batch"] | None = None,
     ) -> tuple[Float[Array, "batch tokens width"], Cache]:
-        """Run tokens that follow `start` others; return their hidden states, and the cache with them in it."""
+        """Run tokens that follow `start` others; return their hidden states, and the cache with them in it.
+
+        Args:
+            ids: The tokens.
+            cache: The cache of the others.
+            start: The position of the first token in the cache.
+            first: The positions in the cache at which the texts begin, where shorter ones are padded on their left; 0
+                by default. Hidden states of padding mean nothing.
+        """
 
     @abc.abstractmethod
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import llama2c_oracle as oracle
 import numpy as np
 import pytest
@@ -60,17 +61,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 def test_single_steps_after_a_prompt_are_the_whole_and_rows_do_not_mix(model: Decoder) -> None:
-    def forward(model: Decoder, ids: jax.Array, start: jax.Array, *cache: jax.Array) -> Any:
-        hidden, filled = model.extend(ids, list(zip(cache[::2], cache[1::2], strict=True)), start)
-        return model.logits(hidden), jax.tree.leaves(filled)
+    def forward(model: Decoder, ids: jax.Array, start: jax.Array, cache: Any) -> Any:
+        hidden, cache = model.extend(ids, cache, start)
+        return model.logits(hidden), cache
 
     run = BoundProgram(model, forward)
     ids = np.array([TOKENS, TOKENS[::-1]], np.int32)
     # More room than there are tokens, and what lies there is never seen.
-    cache = [np.full(x.shape, 1e3, np.float32) for x in jax.tree.leaves(model.empty_cache(2, 16))]
+    cache = jax.tree.map(lambda x: jnp.full_like(x, 1e3), model.empty_cache(2, 16))
     found = []
     for at in [slice(0, 5), *(slice(i, i + 1) for i in range(5, len(TOKENS)))]:
-        out, cache = run(ids[:, at], np.int32(at.start), *cache)
+        out, cache = run(ids[:, at], np.int32(at.start), cache)
         found.append(out)
     assert run.compiles == 2
     alone = BoundProgram(model, whole)

@@ -1,0 +1,204 @@
+"""Decode the tokens that follow prompts: prompts in chunks, then token by token, with the cache in place.
+
+Prompts of a batch are padded on their left to one length, and so to whole chunks: they all end at one position of the
+cache, and each begins at its own, before which nothing is seen. So programs depend on how many prompts there are, and
+on the size of the cache, a power of two; not on the length of a prompt, nor on the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from aq_jax.nn.compiled import BoundProgram
+from aq_jax.nn.models import Cache, LanguageModel
+from aq_jax.nn.sampling import Sampling, draw
+from aq_jax.ops import CacheType
+
+CHUNK, SMALL_CHUNK = 256, 32
+"""Tokens of a prompt that are computed at once, and the fewest."""
+PIECE = 32
+"""Tokens of a continuation that are computed in one call, at most."""
+OVER = -1  # instead of the tokens that follow an end
+
+
+class Decoding:
+    """The programs that decode with a model.
+
+    Args:
+        model: A model with its weights.
+        eos_ids: The ids that end a text.
+    """
+
+    def __init__(self, model: LanguageModel, eos_ids: tuple[int, ...]) -> None:
+        self._model = model
+        self._read = BoundProgram(model, read_chunk, reuses=True)
+        self._begin = BoundProgram(model, partial(begin, eos_ids=eos_ids))
+        self._decode = BoundProgram(model, partial(decode_tokens, eos_ids=eos_ids), reuses=True)
+
+    @property
+    def compiles(self) -> int:
+        """Count the programs compiled so far."""
+        return self._read.compiles + self._begin.compiles + self._decode.compiles
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        counts: Sequence[int],
+        sampling: Sampling,
+        seed: int,
+        cache: CacheType = "float32",
+        piece: int = PIECE,
+    ) -> Iterator[list[list[int]]]:
+        """Yield the tokens that follow each prompt, the first alone, and then some at a time.
+
+        The ids that end texts are among them; a text that is over has no more.
+
+        Args:
+            prompts: The ids of prompts, of at least one.
+            counts: The most tokens of each.
+            sampling: How tokens are chosen.
+            seed: The seed of the draws, which each text has for itself.
+            cache: The type of the cache.
+            piece: How many tokens are yielded at a time.
+        """
+        chunks = split_prompt(max(map(len, prompts)))
+        length, vocabulary = sum(chunks), self._model.config.vocab_size
+        ids = np.zeros((len(prompts), length), np.int32)
+        seen = np.zeros((len(prompts), vocabulary), bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = prompt
+            seen[row, list(prompt)] = True
+        first = np.array([length - len(prompt) for prompt in prompts], np.int32)
+        state = self._model.empty_cache(len(prompts), cache_size(length + max(counts)), cache)
+        hidden, start = None, 0
+        for chunk in chunks:
+            state, hidden = self._read(state, ids[:, start : start + chunk], np.int32(start), first)
+            start += chunk
+        most, numbers, key = np.array(counts, np.int32), sampling.numbers(), jax.random.key(seed)
+        token, seen, over = self._begin(hidden, seen, most, numbers, key)
+        yield [[int(each)] for each in np.asarray(token)]
+        done, last = 1, max(counts)
+        while done < last and not np.asarray(over).all():
+            steps = min(piece, last - done)
+            (state, token, seen, over), tokens = self._decode(
+                (state, token, seen, over), np.int32(start + done - 1), first, np.int32(done), most, numbers, key,
+                np.int32(steps),
+            )  # fmt: skip
+            yield [[token for token in row if token != OVER] for row in np.asarray(tokens)[:, :steps].tolist()]
+            done += steps
+
+
+def split_prompt(length: int) -> list[int]:
+    """Split a prompt into chunks of two lengths, which together are hardly longer.
+
+    >>> [split_prompt(length) for length in (1, 100, 200, 300)]
+    [[32], [32, 32, 32, 32], [256], [256, 32, 32]]
+    """
+    whole, rest = divmod(length, CHUNK)
+    small = -(-rest // SMALL_CHUNK)
+    return [CHUNK] * whole + ([SMALL_CHUNK] * small if small <= 4 else [CHUNK])
+
+
+def cache_size(positions: int) -> int:
+    """Return the size of a cache for so many positions: a power of two, so that programs are few.
+
+    >>> [cache_size(positions) for positions in (1, 65, 256)]
+    [64, 128, 256]
+    """
+    return max(64, 1 << (positions - 1).bit_length())
+
+
+def read_chunk(
+    model: LanguageModel,
+    cache: Cache,
+    ids: Int[Array, "batch chunk"],
+    start: Int[Array, ""],
+    first: Int[Array, "batch"],
+) -> tuple[Cache, Float[Array, "batch width"]]:
+    """Read a chunk of prompts into the cache; return it, and the last hidden states."""
+    hidden, cache = model.extend(ids, cache, start, first)
+    return cache, hidden[:, -1]
+
+
+def begin(
+    model: LanguageModel,
+    hidden: Float[Array, "batch width"],
+    seen: Bool[Array, "batch vocabulary"],
+    counts: Int[Array, "batch"],
+    numbers: Float[Array, "settings"],
+    key: Key[Array, ""],
+    *,
+    eos_ids: tuple[int, ...],
+) -> tuple[Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]:
+    """Choose the first tokens; return them, with the tokens that were there, and which texts are over."""
+    return _next(model, hidden, seen, jnp.int32(0), counts, numbers, key, eos_ids)
+
+
+State = tuple[Cache, Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]
+
+
+def decode_tokens(
+    model: LanguageModel,
+    state: State,
+    start: Int[Array, ""],
+    first: Int[Array, "batch"],
+    done: Int[Array, ""],
+    counts: Int[Array, "batch"],
+    numbers: Float[Array, "settings"],
+    key: Key[Array, ""],
+    steps: Int[Array, ""],
+    *,
+    eos_ids: tuple[int, ...],
+) -> tuple[State, Int[Array, "batch piece"]]:
+    """Decode some tokens more; nothing is computed once all texts are over.
+
+    Args:
+        model: The model.
+        state: The cache, the last tokens, those that were there, and which texts are over.
+        start: The position of the last tokens, which the cache does not have yet.
+        first: The positions at which the prompts begin.
+        done: How many tokens there were.
+        counts: How many there may be.
+        numbers: How they are chosen (see `sampling.draw`).
+        key: The random key.
+        steps: How many are decoded, at most PIECE.
+        eos_ids: The ids that end a text.
+    """
+
+    def goes_on(carry: tuple) -> Bool[Array, ""]:
+        step, (*_, over), _ = carry
+        return (step < steps) & ~over.all()
+
+    def advance(carry: tuple) -> tuple:
+        step, (cache, token, seen, over), tokens = carry
+        hidden, cache = model.extend(token[:, None], cache, start + step, first)
+        token, seen, ends = _next(model, hidden[:, 0], seen, done + step, counts, numbers, key, eos_ids)
+        tokens = lax.dynamic_update_slice_in_dim(tokens, jnp.where(over, OVER, token)[:, None], step, axis=1)
+        return step + 1, (cache, token, seen, over | ends), tokens
+
+    tokens = jnp.full((first.shape[0], PIECE), OVER, jnp.int32)
+    _, state, tokens = lax.while_loop(goes_on, advance, (jnp.int32(0), state, tokens))
+    return state, tokens
+
+
+def _next(
+    model: LanguageModel,
+    hidden: Float[Array, "batch width"],
+    seen: Bool[Array, "batch vocabulary"],
+    step: Int[Array, ""],
+    counts: Int[Array, "batch"],
+    numbers: Float[Array, "settings"],
+    key: Key[Array, ""],
+    eos_ids: tuple[int, ...],
+) -> tuple[Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]:
+    """Choose the tokens of a step; tell which texts it ends."""
+    token = draw(model.logits(hidden), seen, numbers, jax.random.fold_in(key, step))
+    seen = seen.at[jnp.arange(len(token)), token].set(True)
+    return token, seen, jnp.isin(token, jnp.array(eos_ids, jnp.int32)) | (step + 1 >= counts)
