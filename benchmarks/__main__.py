@@ -1,4 +1,7 @@
-"""Run `make bench`: each suite in a process of its own, on one core (NAME@2: on two); a Markdown table, and JSON."""
+"""Run `make bench`: each suite in a process of its own; a Markdown table, and JSON.
+
+A suite has one core, NAME@2 two, and all of them where JAX computes on an accelerator.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--record", action="store_true", help="keep the results, to compare later ones with")
     parser.add_argument("--output", default="build/bench.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--all-cores", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -55,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(arguments)
     if args.child:
-        return run_suite(args.child, args.suite == "full")
+        return run_suite(args.child, args.suite == "full", args.all_cores)
     unknown = set(args.names) - set(SUITES)
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
@@ -95,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
     """Run one suite in a process of its own; print its lines as they come, and put them into `found`."""
     command = [sys.executable, "-m", "benchmarks", "--child", name, "--suite", kind]
+    command += ["--all-cores"] * ("accelerator" in found)  # where they compile, and start programs
     variables = dict(os.environ) if name in DEFAULT_MALLOC else MALLOC | os.environ
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as child:
         assert child.stdout is not None
@@ -116,9 +121,9 @@ def run_child(name: str, kind: str, found: dict, last: dict | None) -> bool:
     return child.returncode == 0
 
 
-def run_suite(name: str, full: bool) -> int:
+def run_suite(name: str, full: bool, all_cores: bool = False) -> int:
     """Run one suite on as many cores as its name says, with as many threads in every library that has a pool."""
-    cores = int(name.rpartition("@")[2]) if "@" in name else 1
+    cores = machine.cores() if all_cores else int(name.rpartition("@")[2]) if "@" in name else 1
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-cores:]))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
+from aq_jax.core.dispatch import FEW_TOKENS, backend
 from aq_jax.errors import AqError
 from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
 from aq_jax.nn.layers import batch_tokens
@@ -159,7 +160,7 @@ def run_in_batches(
     """
     texts = numbers[0]
     parts: list[tuple[list[int], Array]] = []
-    for members, rows, length in make_batches(list(map(len, texts)), longest, tokens):
+    for members, rows, length in make_batches(list(map(len, texts)), longest, tokens, FEW_TOKENS[backend()]):
         padded, lengths = np.zeros((len(numbers), rows, length), np.int32), np.zeros(rows, np.int32)
         for row, member in enumerate(members):
             lengths[row] = len(texts[member])
@@ -193,16 +194,19 @@ def embed_batch(
     return sentences.embed(model(ids, mask), mask, skipped)
 
 
-def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[tuple[list[int], int, int]]:
+def make_batches(
+    lengths: Sequence[int], longest: int, tokens: int, few: int = 0
+) -> Iterator[tuple[list[int], int, int]]:
     """Group sentences into batches, longest first: yield (members, rows, padded length).
 
     Padded lengths are powers of two, and 24 and 48, since most sentences are short; each has one number of rows, so
-    that programs are few. Only sentences so few that they fill less than half a batch run one by one.
+    that programs are few. Sentences so few that they fill less than half a batch run in smaller ones, or one by one.
 
     Args:
         lengths: The lengths of the sentences, in tokens.
         longest: The longest padded length.
         tokens: The number of tokens in a batch, with padding.
+        few: The number of tokens in a smaller batch; with 0 it is one sentence.
 
     >>> list(make_batches([3, 40, 5], 256, 512))
     [([1], 1, 48), ([2], 1, 16), ([0], 1, 16)]
@@ -212,8 +216,7 @@ def make_batches(lengths: Sequence[int], longest: int, tokens: int) -> Iterator[
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     padded = [_padded_length(length, longest) for length in lengths]
     if 2 * sum(padded) <= tokens:
-        yield from (([member], 1, padded[member]) for member in order)
-        return
+        tokens = few
     while order:
         length = padded[order[0]]
         rows = max(1, tokens // length)

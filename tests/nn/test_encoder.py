@@ -308,3 +308,6 @@ def test_little_of_a_batch_is_padding(lengths: list[int], longest: int, tokens: 
 def test_few_sentences_run_one_by_one() -> None:
     assert [rows for _, rows, _ in make_batches([10] * 16, 256, 512)] == [1] * 16
     assert [rows for _, rows, _ in make_batches([10] * 17, 256, 512)] == [32]
+    # Or in smaller batches, which also are of one size.
+    assert [(len(batch), rows) for batch, rows, _ in make_batches([10] * 16, 256, 512, 128)] == [(8, 8), (8, 8)]
+    assert [(len(batch), rows) for batch, rows, _ in make_batches([100, 10], 256, 512, 64)] == [(1, 1), (1, 4)]
