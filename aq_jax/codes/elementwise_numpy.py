@@ -18,7 +18,7 @@ def read(
 ) -> None:
     """See `Code.read`. Results below 2^-126 become 0, as they do in XLA."""
     if code.uniform and host.dequantize(
-        data, code.bits, scales, zero_points if code.zero_points else scales[:0], group, out
+        data, code.bits, scales, zero_points if code.zero_points else None, None, group, out
     ):
         return
     codes = unpack_codes(data, code.bits, out.size)

@@ -54,7 +54,7 @@ class Code(Protocol):
         name: The format's `quant_type`.
         bits: The bits of a code, rounded up; `data_bytes` counts the bytes of a tensor.
         uniform: Whether a code q stands for (q - zero_point) * scale, which training and GPTQ need.
-        integral: Whether a value is (level - zero_point) * scale, its level an int8, which integer products need.
+        integral: Whether values follow from int8 levels as `float_grids` says, which integer products need.
         matrices: Whether a tensor is coded as matrices, of its last two axes, each of whose rows has one scale.
         zero_points: Whether each group has a zero point beside its scale. Without, the table's column is empty, and
             the QTensor has None.
@@ -201,6 +201,13 @@ class Code(Protocol):
     def levels(self, q: Any) -> Any:
         """Decode a QTensor to int8 levels of its shape in JAX, if the code is `integral`."""
         ...
+
+    def float_grids(self, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
+        """Turn the grids of an `integral` code into float32 ones of a group each: scales, zero points and minimums.
+
+        A value is (level - zero_point) * scale + minimum; None stands for zeros.
+        """
+        return scale, zero_point, None
 
     def values(self, q: Any) -> Any:
         """Decode a QTensor in JAX, a rotation left in it."""

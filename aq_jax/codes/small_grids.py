@@ -29,6 +29,7 @@ class SmallGrids(Elementwise):
     """The base of such codes. An entry adds `name`, `bits`, `offset`, `grid_dtype` and `expand`."""
 
     offset: Offset
+    integral = True
     read_only = True
     max_level = 0.0
 
@@ -39,13 +40,24 @@ class SmallGrids(Elementwise):
         """
         raise NotImplementedError
 
+    @property
+    def lift(self) -> int:
+        """The number that is added to a signed code before it is scaled."""
+        return 2 ** (self.bits - 1) if self.offset == "minimum" else 0
+
+    def float_grids(self, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
+        scale, offset = self.expand(scale, zero_point)
+        if self.offset == "minimum":
+            return scale, scale.__array_namespace__().full_like(scale, -self.lift), offset
+        return scale, offset, None
+
     def encode(self, w: Any, grid: Grid) -> Any:
         raise NotImplementedError(f"{self.name}: no quantizer chooses such codes")
 
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
         scale, offset = self.expand(scale, zero_point)
         if self.offset == "minimum":
-            return (codes + 2 ** (self.bits - 1)) * scale[..., None] + offset[..., None]
+            return (codes + self.lift) * scale[..., None] + offset[..., None]
         return (codes if offset is None else codes - offset[..., None]) * scale[..., None]
 
     def read(self, data: Host, scales: Host, zero_points: Host, group: int, shape: Any, out: Host) -> None:

@@ -8,6 +8,7 @@ from aq_jax.codes.affine import Affine
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.elementwise_numpy import read as read_uniform
 from aq_jax.codes.small_grids import SmallGrids
+from aq_jax.native import host
 
 _BLOCK = 1 << 15
 _TINY = np.float32(2.0**-126)
@@ -18,17 +19,19 @@ def read(
     code: SmallGrids, data: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, group: int, out: np.ndarray
 ) -> None:
     """See `Code.read`. Results below 2^-126 become 0, as they do in XLA."""
-    scale, offset = code.expand(scales, zero_points)
-    if code.offset != "minimum":
-        read_uniform(Affine(code.bits), data, scale, scale[:0] if offset is None else offset, group, out)
+    grids = scale, zeros, minimum = code.float_grids(scales, zero_points)
+    if host.dequantize(data, code.bits, *grids, group, out):
+        return
+    if minimum is None:
+        read_uniform(Affine(code.bits), data, scale, scale[:0] if zeros is None else zeros, group, out)
         return
     codes = unpack_codes(data, code.bits, out.size)
     whole = out.size // group
     for own, at in ((slice(whole), slice(whole * group)), (slice(whole, None), slice(whole * group, None))):
         if count := scale[own].size:
-            _fill(code.bits, codes[at].reshape(count, -1), scale[own], offset[own], out[at].reshape(count, -1))
+            _fill(code.bits, codes[at].reshape(count, -1), scale[own], minimum[own], out[at].reshape(count, -1))
     # Both terms are whole multiples of a small number: their sum is none that float32 rounds to below 2^-126.
-    if not (_safe(scale) and _safe(offset)):
+    if not (_safe(scale) and _safe(minimum)):
         out[abs(out) < _TINY] *= 0
 
 

@@ -27,15 +27,22 @@ _UNSOUND = 1
 
 
 def dequantize(
-    data: np.ndarray, bits: int, scales: np.ndarray, zero_points: np.ndarray, group: int, out: np.ndarray
+    data: np.ndarray,
+    bits: int,
+    scales: np.ndarray,
+    zero_points: np.ndarray | None,
+    minimums: np.ndarray | None,
+    group: int,
+    out: np.ndarray,
 ) -> bool:
-    """Decode a bit stream into float32: (code - zero_point) * scale, results below 2^-126 being 0.
+    """Decode a bit stream into float32: (code - zero_point) * scale + minimum, results below 2^-126 being 0.
 
     Args:
         data: The stream as uint8; with eight bits, signed bytes.
         bits: The bits of a code.
         scales: One float32 a group.
-        zero_points: One float32 a group, or none.
+        zero_points: One float32 a group; None for zeros.
+        minimums: The same.
         group: The number of elements of a group; the last may be short.
         out: The float32 array that is filled.
     """
@@ -43,10 +50,12 @@ def dequantize(
         return False
     if not out.flags.c_contiguous or out.dtype != np.float32:
         return False
-    data, scales, zero_points = (np.ascontiguousarray(array) for array in (data, scales, zero_points))
-    zeros = zero_points.ctypes.data if zero_points.size else None
-    wrong = call(data.ctypes.data, data.size, bits, scales.ctypes.data, zeros, scales.size, group, out.size, cores(),
-                 out.ctypes.data)  # fmt: skip
+    data = np.ascontiguousarray(data)
+    grids = [
+        None if grid is None else np.ascontiguousarray(grid, np.float32) for grid in (scales, zero_points, minimums)
+    ]
+    pointers = (None if grid is None else grid.ctypes.data for grid in grids)
+    wrong = call(data.ctypes.data, data.size, bits, *pointers, scales.size, group, out.size, cores(), out.ctypes.data)
     return wrong is None
 
 
@@ -200,7 +209,7 @@ _ARGUMENTS = {
         _POINTER,
     ),
     "aq_decode_tiles": (_POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER, *(_NUMBER,) * 4, _POINTER),
-    "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _POINTER),
+    "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _POINTER, *(_NUMBER,) * 4, _POINTER),
 }
 
 

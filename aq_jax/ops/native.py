@@ -42,7 +42,7 @@ class _Weights:
 
     def _refuses(self, w: QTensor) -> str:
         code = w.spec.coding
-        if not isinstance(code, Trellis) and (w.spec.bits not in WIDTHS or not code.uniform):
+        if not isinstance(code, Trellis) and (w.spec.bits not in WIDTHS or not code.integral):
             widths = ", ".join(map(str, WIDTHS))
             return f"has trellis codes, and evenly spaced weights of {widths} bits, only; found {w.spec.quant_type}"
         if w.ndim != 2 or not w.size or not (w.by_row or w.scale.size == 1):

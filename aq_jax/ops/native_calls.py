@@ -40,17 +40,18 @@ def product(
     no_rows = jnp.zeros((0, outputs), jnp.float32)
     factor, residual = (no_rows if part is None else part for part in (after.factor, after.residual))
     static = {"activations": activations, "act": after.act, "epsilon": float(after.epsilon), "like": like}
-    return _product.bind(x, *_floats(panels), bias, factor, residual, gain, shift, **static)
+    return _product.bind(x, *_numbers(panels, like), bias, factor, residual, gain, shift, **static)
 
 
 def rows(panels: Panels, ids: Int[Array, "count"], like: QTensor) -> Float[Array, "count width"]:
     """Look up rows of a table; NaN for a number that is none of its."""
-    return _rows.bind(ids, *_floats(panels), like=like)
+    return _rows.bind(ids, *_numbers(panels, like), like=like)
 
 
-def _floats(panels: Panels) -> Panels:
-    """Make the numbers of a model that was cast float32 again."""
-    return Panels(panels.codes, *(numbers.astype(jnp.float32) for numbers in panels[1:]))
+def _numbers(panels: Panels, like: QTensor) -> Panels:
+    """Give the numbers of a model that was cast their own dtypes again."""
+    grids = panels.grids.astype(like.spec.coding.grid_dtype)
+    return Panels(panels.codes, grids, panels.constants.astype(jnp.float32))
 
 
 def quantize_rows(x: Float[Array, "rows inputs"], rotation: int = 0) -> tuple[Int8[Array, "rows inputs"], Array, Array]:

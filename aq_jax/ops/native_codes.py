@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import ShapedArray
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from aq_jax.codes import Affine, Code, Elementwise, Trellis, bits_jax
+from aq_jax.codes import Affine, Code, Trellis, bits_jax
 from aq_jax.codes.runs import fills_bytes
 from aq_jax.config import QuantSpec
 from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
@@ -57,8 +57,7 @@ class Dequantize:
     """(code - zero_point) * scale, and level * scale of trellis codes, with XLA's bits."""
 
     def refuses(self, w: QTensor) -> str:
-        code = w.spec.coding
-        if not (code.uniform and isinstance(code, Elementwise)) and not isinstance(code, Trellis):
+        if not w.spec.coding.integral:
             return f"decodes trellis codes, and evenly spaced ones, only; found {w.spec.quant_type}"
         if w.codes.dtype not in (jnp.int8, jnp.uint8):
             return f"decodes codes of int8 or bytes only, found {w.codes.dtype}"
@@ -118,9 +117,9 @@ def _quantized(w: Any, like: tuple[QuantSpec, tuple[Recipe, ...], Any]) -> list[
 
 
 def _call_dequantize(q: QTensor) -> Float[Array, "*shape"]:
-    """Compute (code - zero_point) * scale."""
-    none = jnp.zeros(0, jnp.float32)
-    scale, zero = (none if part is None else part.astype(jnp.float32) for part in (q.scale, q.zero_point))
+    """Compute (code - zero_point) * scale + minimum."""
+    dtype = q.spec.coding.grid_dtype
+    scale, zero = (jnp.zeros(0, dtype) if part is None else part.astype(dtype) for part in (q.scale, q.zero_point))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), q)
     return _dequantize.bind(q.codes, scale, zero, like=like)
 
@@ -129,10 +128,11 @@ def _dequantize_by_library(codes: Array, scale: Array, zero: Array, like: QTenso
     if isinstance(code := like.spec.coding, Trellis):
         call = jax.ffi.ffi_call("aq_dequantize_tiles", jax.ShapeDtypeStruct(like.shape, jnp.float32))
         return call(codes, scale, step_bits=np.int64(code.step_bits), step_rows=np.int64(code.step_rows))
-    rows = like.by_row
-    group = like.length // like.scale.shape[-1] if rows else min(like.spec.group_elements(like.shape), like.size)
+    group = like.length // like.row_groups if like.by_row else min(like.spec.group_elements(like.shape), like.size)
+    none = jnp.zeros(0, jnp.float32)
+    grids = (none if grid is None else grid for grid in code.float_grids(scale, zero))
     call = jax.ffi.ffi_call("aq_dequantize", jax.ShapeDtypeStruct(like.shape, jnp.float32))
-    return call(codes, scale, zero, bits=np.int64(like.spec.bits), group=np.int64(group))
+    return call(codes, *grids, bits=np.int64(like.spec.bits), group=np.int64(group))
 
 
 def _dequantize_by_xla(codes: Array, scale: Array, zero: Array, like: QTensor) -> Array:

@@ -8,7 +8,10 @@ A line of 64 bytes has a word for each of 16 outputs. A word of a plane of b bit
     4 bits, byte j of a word: code 4 + j, code j
 
 Widths without a plane of their own have two: 6 = 4 + 2, 5 = 4 + 1, 3 = 2 + 1 bits, the lower bits first. A chunk is the
-fewest codes that fill a line of each plane: its lines of the first plane, then that of the second.
+fewest codes that fill a line of each plane: its lines of the first plane, then that of the second. Groups are filled up
+to whole chunks: where more bits and shorter chunks take fewer bytes, codes get them.
+
+Grids keep their dtype, and their bytes: one element of 16 outputs after the other.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from aq_jax import native
 from aq_jax.codes import Trellis, bits_jax
+from aq_jax.codes.records import Records
+from aq_jax.codes.small_grids import SmallGrids
 from aq_jax.codes.trellis_numpy import row_sums
 from aq_jax.core.qtensor import QTensor
 
@@ -37,12 +42,12 @@ class Panels(NamedTuple):
 
     Args:
         codes: code + 2^(bits - 1), in planes; of trellis codes the format's bytes.
-        grids: The scales of the groups, and their zero points.
+        grids: The elements of scales, and of zero points, if there are any; of float32 always.
         constants: The sum of each output's weights: what an offset of its inputs is multiplied by.
     """
 
     codes: UInt8[Array, "panels lines 16 4"] | UInt8[Array, "bytes"]
-    grids: Float[Array, "panels groups 2 16"]
+    grids: Shaped[Array, "panels elements parts 16"]
     constants: Float[Array, "panels 16"]
 
 
@@ -75,7 +80,7 @@ def to_panels(q: QTensor) -> Panels:
     library = None if any(isinstance(leaf, Tracer) for leaf in leaves) else native.open_library()
     xp: Any = jnp if library is None else np
     outputs, inputs = q.shape
-    groups, bits = q.scale.shape[-1] if q.by_row else 1, q.spec.bits
+    groups, bits = _row_groups(q), panel_bits(q)
     codes, more = xp.asarray(q.codes), -outputs % PANEL
     octets: Any
     code = q.spec.coding
@@ -83,37 +88,63 @@ def to_panels(q: QTensor) -> Panels:
         sums = code.levels(q).sum(-1, dtype=np.int32) if library is None else row_sums(code, np.asarray(codes), q.shape)
         octets, sums = q.codes, sums[:, None]
     elif library is None:
-        unpacked = bits_jax.unpack(codes, bits) if q.packed else codes
+        unpacked = bits_jax.unpack(codes, q.spec.bits) if q.packed else codes
         lines, sums = _to_lines(unpacked.reshape(outputs, groups, -1), bits)
         turned = jnp.pad(lines, ((0, more), (0, 0))).reshape(-1, PANEL, lines.shape[1]).swapaxes(1, 2)
         octets = turned.view(np.uint8).reshape(*turned.shape, 4)
     else:
-        octets, sums = _turn(library, codes, bits, (outputs, inputs, groups))
-    zeros = xp.zeros(1, np.float32) if q.zero_point is None else q.zero_point
-    scale, zero_point = (
-        xp.broadcast_to(xp.asarray(grid).reshape(-1, groups), (outputs, groups)) for grid in (q.scale, zeros)
+        octets, sums = _turn(library, codes, q.spec.bits, bits, (outputs, inputs, groups))
+    parts = [xp.asarray(part) for part in (q.scale, q.zero_point) if part is not None]
+    zeros = xp.zeros(1, np.float32)
+    scale, zero_point, minimum = (
+        zeros if grid is None else grid.reshape(-1, groups) for grid in code.float_grids(*(*parts, None)[:2])
     )
-    wide = np.float32 if xp is jnp else np.float64
-    constants = (scale * (sums.astype(wide) - wide(inputs // groups) * zero_point)).sum(1).astype(np.float32)
-    grids = xp.pad(xp.stack([scale, zero_point]), ((0, 0), (0, more), (0, 0)))
-    grids = grids.reshape(2, -1, PANEL, groups).transpose(1, 3, 0, 2)
-    panels = Panels(octets, grids, xp.pad(constants, (0, more)).reshape(-1, PANEL))
+    wide, size = (np.float32 if xp is jnp else np.float64), inputs // groups
+    constants = (scale * (sums.astype(wide) - wide(size) * zero_point) + wide(size) * minimum).sum(1)
+    if code.grid_dtype == "float32" and len(parts) == 1:
+        parts.append(xp.zeros_like(parts[0]))
+    elements = q.scale.shape[-1] if q.by_row else 1
+    grids = xp.stack([xp.broadcast_to(part.reshape(-1, elements), (outputs, elements)) for part in parts])
+    grids = xp.pad(grids, ((0, 0), (0, more), (0, 0))).reshape(len(parts), -1, PANEL, elements).transpose(1, 3, 0, 2)
+    panels = Panels(octets, grids, xp.pad(constants.astype(np.float32), (0, more)).reshape(-1, PANEL))
     where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
     return jax.tree.map(jnp.asarray, panels) if where is None else jax.device_put(panels, where)
 
 
 def code_attributes(q: QTensor) -> dict[str, np.int64]:
-    """Describe the codes of a weight to the library: their bits, and the steps of trellis codes, of int8 levels."""
+    """Describe a weight to the library: its codes, the steps of trellis codes, of int8 levels, and its grids."""
     code = q.spec.coding
     steps = (code.step_bits, code.step_rows) if isinstance(code, Trellis) else (0, 0)
-    found = {"bits": 8 if steps[0] else q.spec.bits, "step_bits": steps[0], "step_rows": steps[1]}
+    found = {
+        "bits": 8 if steps[0] else panel_bits(q),
+        "step_bits": steps[0],
+        "step_rows": steps[1],
+        "groups": _row_groups(q),
+        "sub_bits": code.sub_bits if isinstance(code, Records) else 0,
+        "lift": code.lift if isinstance(code, SmallGrids) else 0,
+    }
     return {name: np.int64(number) for name, number in found.items()}
 
 
+def panel_bits(q: QTensor) -> int:
+    """Choose the bits of a code in panels: those that take the fewest bytes, with groups of whole chunks."""
+    size = q.length // _row_groups(q)
+
+    def line_bits(bits: int) -> int:
+        chunk = 4 * _planes(bits).steps
+        return -(-size // chunk) * chunk * bits
+
+    return min((bits for bits in WIDTHS if bits >= q.spec.bits), key=line_bits)
+
+
+def _row_groups(q: QTensor) -> int:
+    return q.row_groups if q.by_row else 1
+
+
 def _turn(
-    library: ctypes.CDLL, codes: np.ndarray, bits: int, shape: tuple[int, int, int]
+    library: ctypes.CDLL, codes: np.ndarray, code_bits: int, bits: int, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn codes, a bit stream for each row or signed bytes, into panels; sum those of each group."""
+    """Turn codes, a bit stream for each row or signed bytes, into panels of so many bits; sum those of each group."""
     outputs, inputs, groups = shape
     planes = _planes(bits)
     lines = -(-inputs // groups // (4 * planes.steps)) * planes.lines * groups
@@ -125,7 +156,7 @@ def _turn(
     codes = np.ascontiguousarray(codes)
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (codes, turned, sums))
     from_codes, to_turned, to_sums = pointers
-    counts = (ctypes.c_int64(count) for count in (bits, outputs, inputs, groups))
+    counts = (ctypes.c_int64(count) for count in (code_bits, bits, outputs, inputs, groups))
     library.aq_to_panels(from_codes, int(codes.dtype == np.uint8), *counts, to_turned, to_sums)
     return turned, sums
 
@@ -148,7 +179,7 @@ def _to_lines(codes: Array, bits: int) -> tuple[Array, Array]:
 def from_panels(panels: Panels, like: QTensor) -> QTensor:
     """Turn panels back, bit for bit; `like` tells the shapes."""
     outputs, inputs = like.shape
-    bits, groups = like.spec.bits, panels.grids.shape[1]
+    bits, groups = panel_bits(like), _row_groups(like)
     if isinstance(like.spec.coding, Trellis):
         scale = panels.grids[:, 0, 0].reshape(-1)[:outputs].reshape(like.scale.shape)
         return dataclasses.replace(like, codes=panels.codes, scale=scale)
@@ -163,8 +194,9 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
     octets = octets[:outputs, :, : inputs // groups].reshape(outputs, inputs)
     codes = (octets - np.uint8(2 ** (bits - 1))).view(np.int8)
     if like.packed:
-        codes = bits_jax.pack(codes, bits)
-    scale, zero_point = panels.grids.transpose(2, 0, 3, 1).reshape(2, -1, groups)[:, :outputs]
+        codes = bits_jax.pack(codes, like.spec.bits)
+    _, elements, parts, _ = panels.grids.shape
+    grids = panels.grids.transpose(2, 0, 3, 1).reshape(parts, -1, elements)[:, :outputs]
 
     def shaped(grid: Array, shape: tuple[int, ...]) -> Array:
         return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each
@@ -172,8 +204,8 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
     return dataclasses.replace(
         like,
         codes=codes,
-        scale=shaped(scale, like.scale.shape),
-        zero_point=shaped(zero_point, like.zero_point.shape),
+        scale=shaped(grids[0], like.scale.shape),
+        zero_point=None if like.zero_point is None else shaped(grids[1], like.zero_point.shape),
     )
 
 

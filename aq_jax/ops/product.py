@@ -186,6 +186,6 @@ def integer_dot_needs(w: QTensor) -> str:
         return "evenly spaced levels"
     if not w.by_row and w.scale.size != 1:
         return "grids that each lie in one row of W"
-    if w.length // (w.scale.shape[-1] if w.by_row else 1) > MAX_PRODUCTS:
+    if w.length // (w.row_groups if w.by_row else 1) > MAX_PRODUCTS:
         return f"at most {MAX_PRODUCTS} products in a sum, for 32 bits to hold it"
     return ""

@@ -87,8 +87,8 @@ def _bfloat16_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "r
 def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:
     """Multiply by integer levels; sums are exact up to the scales.
 
-    With x = sx * qx + ox for each row, and W = sw * (qw - zw) for each group, the product is the sum over groups of
-    sx * sw * (qx . qw - zw * sum(qx)) + ox * sw * (sum(qw) - size * zw).
+    With x = sx * qx + ox for each row, and W = sw * (qw - zw) + mw for each group, the product is the sum over groups
+    of sx * (sw * (qx . qw - zw * sum(qx)) + mw * sum(qx)) + ox * (sw * (sum(qw) - size * zw) + mw * size).
     """
     rows = x.shape[0]
     qx, sx, ox = quantize_rows(x)
@@ -96,17 +96,28 @@ def _int8_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows 
     filled = max(1, MIN_ROWS - rows) if isinstance(rows, int) else MIN_ROWS
     qx = jnp.pad(qx, ((0, filled), (0, 0)), constant_values=1)
     qw = w.spec.coding.levels(w)
-    groups = w.scale.shape[-1] if w.by_row else 1
+    groups = w.row_groups if w.by_row else 1
     size = w.length // groups
-    zeros = jnp.zeros_like(w.scale) if w.zero_point is None else w.zero_point
-    scale, zero_point = (jnp.broadcast_to(a.reshape(-1, groups), (w.shape[0], groups)) for a in (w.scale, zeros))
+    grids = [
+        None if grid is None else jnp.broadcast_to(grid.reshape(-1, groups), (w.shape[0], groups))
+        for grid in w.spec.coding.float_grids(w.scale, w.zero_point)
+    ]
+
+    def of_part(grid: Any, part: Any) -> Any:
+        return None if grid is None else lax.dynamic_index_in_dim(grid, part, 1, keepdims=False)[None]
 
     def product(part: Any) -> Float[Array, "rows outputs"]:
         a, b = (q if groups == 1 else lax.dynamic_slice_in_dim(q, part * size, size, 1) for q in (qx, qw))
-        sw, zw = (lax.dynamic_index_in_dim(grid, part, 1, keepdims=False)[None] for grid in (scale, zero_point))
+        sw, zw, mw = (of_part(grid, part) for grid in grids)
         dot, sums = _integer_dot(a, b), _integer_dot(a, jnp.ones((MIN_ROWS, size), jnp.int8))
         # The scale of W first: x may be so large that no float32 holds its product with integers.
-        return sx * (sw * (dot[:rows] - zw * sums[:rows, :1])) + ox * (sw * (dot[-1:] - size * zw))
+        ours, whole, count = dot[:rows], dot[-1:], sums[:rows, :1]
+        if zw is not None:
+            ours, whole = ours - zw * count, whole - size * zw
+        ours, whole = sw * ours, sw * whole
+        if mw is not None:
+            ours, whole = ours + mw * count, whole + size * mw
+        return sx * ours + ox * whole
 
     if groups == 1:
         return product(0)

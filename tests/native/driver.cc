@@ -35,28 +35,31 @@ static double activate(Act act, double x) {
 
 // A weight [outputs, inputs] of random codes, and what it stands for. Bit b of a code lies in the first plane or in the
 // second; the step and the byte of the code, and the bits of the plane, tell where in a word.
-struct Matrix {
-  std::vector<uint8_t> packed;
+struct Sample {
+  std::vector<uint8_t> packed, small;  // grids that are no floats
   std::vector<float> grids, constants;
   std::vector<double> values;
   std::vector<float> exact;  // as floats compute them
   Weight w;
 
-  Matrix(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits)
+  Sample(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits, Form form = Form::floats, int64_t parts = 2,
+         int64_t sub_bits = 0, int64_t lift = 0)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0, form, parts, sub_bits, lift} {
     const int64_t size = inputs / groups, main = bits == 8 ? 8 : bits >= 4 ? 4 : 2, rest = bits - main;
     const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8, chunks = (size + 4 * steps - 1) / (4 * steps);
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     packed.resize(panels * groups * chunks * lines * 4 * PANEL);
     for (uint8_t& byte : packed) byte = uint8_t(127 * uniform());  // where no code is, too
     grids.resize(panels * groups * 2 * PANEL), constants.resize(panels * PANEL);
+    if (form != Form::floats) make_small();
     for (int64_t o = 0; o < outputs; ++o)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t p = o / PANEL, lane = o % PANEL;
         float* grid = &grids[(p * groups + g) * 2 * PANEL + lane];
         grid[0] = 0.01f * (1.1f + uniform()), grid[PANEL] = 5 * uniform();
+        if (form != Form::floats) grid[0] = small_grid(o, g, 0), grid[PANEL] = parts > 1 ? small_grid(o, g, 1) : 0;
         double sum = 0;
         for (int64_t k = 0; k < size; ++k) {
           const int64_t half = int64_t(1) << (bits - 1);
@@ -70,20 +73,67 @@ struct Matrix {
             to = uint8_t((to & ~(1 << at)) | (code >> b & 1) << at);
           }
           const int64_t index = o * inputs + g * size + k;
-          values[index] = double(grid[0]) * (double(code - half) - double(grid[PANEL]));
-          exact[index] = (float(code - half) - grid[PANEL]) * grid[0];
+          const double scale = grid[0], offset = grid[PANEL], level = double(code - half + lift);
+          values[index] = lift ? scale * level + offset : scale * (level - offset);
+          exact[index] = lift ? float(level) * grid[0] + grid[PANEL] : (float(level) - grid[PANEL]) * grid[0];
           sum += values[index];
         }
         constants[p * PANEL + lane] += float(sum);
       }
-    w.codes = packed.data(), w.grids = grids.data(), w.constants = constants.data();
+    w.codes = packed.data(), w.constants = constants.data();
+    w.grids = form == Form::floats ? static_cast<const void*>(grids.data()) : small.data();
+  }
+
+  // Grids of any bits: halves of less than 1/4, brain floats from 2^-7 to 2^-5.
+  void make_small() {
+    const int64_t width = w.form == Form::records ? 1 : 2, numbers = w.panels() * w.elements() * w.parts * PANEL;
+    small.resize(numbers * width);
+    for (uint8_t& byte : small) byte = uint8_t(std::lround(127.5f * uniform() + 127.5f));
+    for (int64_t i = 0; i < numbers; ++i) {
+      const int64_t element = i / PANEL / w.parts % w.elements();
+      if (w.form == Form::records && element % w.record_bytes() == 1) small[i] &= 0xb3;
+      if (w.form == Form::halves) small[2 * i + 1] &= 0xb3;
+      if (w.form == Form::brain_floats) small[2 * i + 1] = (small[2 * i + 1] & 0x80) | 0x3c;
+    }
+  }
+
+  static float half(int bits) {
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const double size = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+    return float(bits & 0x8000 ? -size : size);
+  }
+
+  // The scale of a group, or its zero point or minimum, byte by byte.
+  float small_grid(int64_t o, int64_t group, int64_t part) const {
+    auto number = [&](int64_t element) {
+      return ((o / PANEL * w.elements() + element) * w.parts + part) * PANEL + o % PANEL;
+    };
+    if (w.form != Form::records) {
+      const int64_t at = 2 * number(group);
+      const int bits = small[at] | small[at + 1] << 8;
+      if (w.form == Form::halves) return half(bits);
+      const uint32_t raw = uint32_t(bits) << 16;
+      float found;
+      std::memcpy(&found, &raw, 4);
+      return found;
+    }
+    const int64_t first = group / w.record_groups() * w.record_bytes(), index = group % w.record_groups();
+    int integer = 0;
+    for (int64_t b = 0; b < w.sub_bits; ++b) {
+      const int64_t bit = index * w.sub_bits + b;
+      integer |= (small[number(first + 2 + bit / 8)] >> bit % 8 & 1) << b;
+    }
+    if (w.sub_bits == 8) integer = int8_t(integer);
+    else if (!w.lift) integer -= 1 << (w.sub_bits - 1);
+    const float size = half(small[number(first)] | small[number(first + 1)] << 8);
+    return (part ? -size : size) * float(integer);
   }
 
   // Trellis codes: the state of each weight bit by bit.
-  Matrix(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
+  Sample(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, 0} {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     grids.resize(panels * 2 * PANEL), constants.resize(panels * PANEL);
     for (int64_t top = 0; top < outputs; top += 256) {
@@ -113,7 +163,7 @@ struct Matrix {
   }
 };
 
-static void product(const Kernels& kernels, int64_t rows, const Matrix& matrix, bool floats, Act act) {
+static void product(const Kernels& kernels, int64_t rows, const Sample& matrix, bool floats, Act act) {
   const Weight& w = matrix.w;
   const int64_t inputs = w.inputs, outputs = w.outputs;
   const std::vector<float> x = numbers(rows * inputs);
@@ -166,7 +216,7 @@ static void product(const Kernels& kernels, int64_t rows, const Matrix& matrix, 
   }
 }
 
-static void table(const Kernels& kernels, const Matrix& matrix) {
+static void table(const Kernels& kernels, const Sample& matrix) {
   const int64_t inputs = matrix.w.inputs, outputs = matrix.w.outputs;
   const std::vector<int32_t> ids = {int32_t(outputs - 1), 0, int32_t(outputs), -1, int32_t(outputs / 2)};
   std::vector<float> y(ids.size() * inputs);
@@ -183,7 +233,7 @@ static void table(const Kernels& kernels, const Matrix& matrix) {
 
 // Two matrices, one after the other.
 static void tiles(const Kernels& kernels, int64_t rows, int64_t columns, int64_t step_bits, int64_t step_rows) {
-  const Matrix first(rows, columns, step_bits, step_rows, true), second(rows, columns, step_bits, step_rows, true);
+  const Sample first(rows, columns, step_bits, step_rows, true), second(rows, columns, step_bits, step_rows, true);
   std::vector<uint8_t> stream = first.packed;
   stream.insert(stream.end(), second.packed.begin(), second.packed.end());
   std::vector<float> scale(2 * rows), out(2 * rows * columns), part(out.size());
@@ -290,11 +340,15 @@ static void dequantize(const Kernels& kernels, int bits, int64_t count, int64_t 
   for (uint8_t& byte : stream) byte = uint8_t(std::lround(127.5f * uniform() + 127.5f));
   const std::vector<float> scale = numbers((count + group - 1) / group), zero = numbers((count + group - 1) / group);
   std::vector<float> out(count);
-  const Codes in = {stream.data(), int64_t(stream.size()), bits, scale.data(), zero.data(), group};
+  const std::vector<float> minimum = numbers(scale.size());
+  const bool lifted = count % 2;
+  const Codes in = {stream.data(),   int64_t(stream.size()),             bits, scale.data(),
+                    zero.data(), lifted ? minimum.data() : nullptr, group};
   kernels.dequantize(in, 0, count / 3, out.data());
   kernels.dequantize(in, count / 3, count, out.data() + count / 3);
   for (int64_t i = 0; i < count; ++i)
-    near(out[i], (code_of(stream, bits, i) - zero[i / group]) * scale[i / group], 0, "dequantize", kernels.isa);
+    near(out[i], (code_of(stream, bits, i) - zero[i / group]) * scale[i / group] + (lifted ? minimum[i / group] : 0), 0,
+         "dequantize", kernels.isa);
 }
 
 static void quantize(const Kernels& kernels, int bits, int64_t count, int64_t group, Method method, bool halves) {
@@ -339,20 +393,42 @@ int main() {
       for (int64_t inputs : {1, 48, 66, 321})
         for (int64_t groups : {1, 3}) {
           if (inputs % groups) continue;
-          table(**each, Matrix(19, inputs, groups, bits));
+          table(**each, Sample(19, inputs, groups, bits));
           for (int64_t rows : {0, 1, 4, 7, 33})
             for (int64_t outputs : {1, 16, 35, 83})
               if (outputs != 83 || inputs == 321)
                 for (bool floats : {false, true})
-                  product(**each, rows, Matrix(outputs, inputs, groups, bits), floats, Act(count++ % 5));
+                  product(**each, rows, Sample(outputs, inputs, groups, bits), floats, Act(count++ % 5));
         }
+    auto small = [&](int64_t inputs, int64_t groups, int64_t bits, Form form, int64_t parts, int64_t sub_bits,
+                     int64_t lift) {
+      for (int64_t outputs : {19, 83}) {
+        const Sample matrix(outputs, inputs, groups, bits, form, parts, sub_bits, lift);
+        table(**each, matrix);
+        for (int64_t rows : {1, 7})
+          for (bool floats : {false, true}) product(**each, rows, matrix, floats, Act(count++ % 5));
+      }
+    };
+    for (int64_t bits : {3, 4, 8})
+      for (int64_t groups : {1, 3, 22})
+        for (Form form : {Form::halves, Form::brain_floats}) {
+          small(66, groups, bits, form, 1, 0, 0);
+          small(66, groups, bits, form, 2, 0, 0);
+          small(66, groups, bits, form, 2, 0, int64_t(1) << (bits - 1));
+        }
+    for (int64_t records : {1, 3}) {
+      small(256 * records, 16 * records, 2, Form::records, 2, 4, 2);
+      small(256 * records, 16 * records, 4, Form::records, 1, 6, 0);  // codes of 3 bits
+      small(256 * records, 8 * records, 5, Form::records, 2, 6, 16);
+      small(256 * records, 16 * records, 6, Form::records, 1, 8, 0);
+    }
     for (int64_t step_bits : {2, 3, 4, 5})
       for (int64_t step_rows : {1, 2})
         for (int64_t inputs : {1, 7, 50, 150})
           for (int64_t outputs : {1, 2, 16, 90, 258, 300}) {
             if (!Tiles{nullptr, outputs, inputs, step_bits, step_rows}.sound()) continue;
             tiles(**each, outputs, inputs, step_bits, step_rows);
-            const Matrix matrix(outputs, inputs, step_bits, step_rows, true);
+            const Sample matrix(outputs, inputs, step_bits, step_rows, true);
             table(**each, matrix);
             for (int64_t rows : {1, 7})
               for (bool floats : {false, true}) product(**each, rows, matrix, floats, Act(count++ % 5));

@@ -23,11 +23,17 @@ inline I widen(const uint8_t* p) {
 #endif
 }
 
+struct Grid {
+  F scale, zero, minimum;
+  bool lifted;
+};
+
 // The values of a run of codes, which begin at a bit of a byte.
 template <bool WHOLE>
-inline F value(const uint8_t* from, const Window& window, int v, I mask, I half, F scale, F zero) {
+inline F value(const uint8_t* from, const Window& window, int v, I mask, I half, const Grid& grid) {
   const I code = WHOLE ? widen(from + v * LANES) : (take(from, window.bytes[v], window.shift[v]) & mask) - half;
-  return (to_float(code) - zero) * scale;
+  const F scaled = (to_float(code) - grid.zero) * grid.scale;
+  return grid.lifted ? scaled + grid.minimum : scaled;
 }
 
 template <bool WHOLE>
@@ -39,19 +45,20 @@ void decode(const Codes& in, int64_t first, int64_t last, float* out) {
   if (!WHOLE) make_windows(in.bits, 1, 2, windows);
   for (int64_t at = first; at < last;) {
     const int64_t g = at / size, end = std::min(last, (g + 1) * size);
-    const F scale = splat(in.scale[g]), zero = splat(in.zero ? in.zero[g] : 0);
+    const Grid grid = {splat(in.scale[g]), splat(in.zero ? in.zero[g] : 0), splat(in.minimum ? in.minimum[g] : 0),
+                       in.minimum != nullptr};
     const Window window = windows[WHOLE ? 0 : at * bits % 8];  // runs are whole bytes: a group needs only one
     const uint8_t* from = stream + at * bits / 8;
     float* to = out + (at - first);
     int64_t left = end - at;
     for (; left >= RUN && from + RUN <= stream + bytes; left -= RUN, from += 2 * bits, to += RUN)
       for (int v = 0; v < VECTORS; ++v)
-        store(to + v * LANES, value<WHOLE>(from, window, v, mask, half, scale, zero));
+        store(to + v * LANES, value<WHOLE>(from, window, v, mask, half, grid));
     for (; left > 0; left -= RUN, from += 2 * bits, to += RUN) {
       uint8_t part[RUN] = {};  // what lies behind the end counts as zero
       std::memcpy(part, from, std::min<int64_t>(RUN, stream + bytes - from));
       for (int v = 0; v < VECTORS && left > v * LANES; ++v)
-        store_part(to + v * LANES, value<WHOLE>(part, window, v, mask, half, scale, zero), left - v * LANES);
+        store_part(to + v * LANES, value<WHOLE>(part, window, v, mask, half, grid), left - v * LANES);
     }
     at = end;
   }
@@ -59,7 +66,7 @@ void decode(const Codes& in, int64_t first, int64_t last, float* out) {
 
 }  // namespace
 
-// (code - zero) * scale, in two roundings.
+// (code - zero) * scale, in two roundings, and + minimum, in a third.
 void dequantize(const Codes& in, int64_t first, int64_t last, float* out) {
   const Flush flush;
   if (in.bits == 8) return decode<true>(in, first, last, out);

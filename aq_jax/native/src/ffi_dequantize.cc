@@ -27,17 +27,19 @@ const char* decode(Pool& pool, const Codes& codes, int64_t grids, int64_t count,
 }
 
 ffi::Error dequantize(ffi::ThreadPool pool, ffi::AnyBuffer codes, ffi::Buffer<ffi::F32> scale,
-                      ffi::Buffer<ffi::F32> zero, ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t bits,
-                      int64_t group) {
+                      ffi::Buffer<ffi::F32> zero, ffi::Buffer<ffi::F32> minimum,
+                      ffi::Result<ffi::Buffer<ffi::F32>> out, int64_t bits, int64_t group) {
   if (codes.element_type() != ffi::S8 && codes.element_type() != ffi::U8)
     return invalid("dequantize", "wanted codes of int8, or bytes");
-  if (zero.element_count() && zero.element_count() != scale.element_count())
-    return invalid("dequantize", "wanted as many zero points as scales, or none");
+  for (auto& offsets : {zero, minimum})
+    if (offsets.element_count() && offsets.element_count() != scale.element_count())
+      return invalid("dequantize", "wanted as many zero points and minimums as scales, or none");
   const Codes in = {static_cast<const uint8_t*>(codes.untyped_data()),
                     int64_t(codes.size_bytes()),
                     codes.element_type() == ffi::S8 ? 8 : int(bits),
                     scale.typed_data(),
                     zero.element_count() ? zero.typed_data() : nullptr,
+                    minimum.element_count() ? minimum.typed_data() : nullptr,
                     group};
   const char* wrong = decode(pool, in, scale.element_count(), out->element_count(), out->typed_data());
   return wrong ? invalid("dequantize", wrong) : ffi::Error::Success();
@@ -48,10 +50,10 @@ ffi::Error dequantize(ffi::ThreadPool pool, ffi::AnyBuffer codes, ffi::Buffer<ff
 
 // Return what is wrong, or null.
 AQ_EXPORT const char* aq_decode(const uint8_t* stream, int64_t bytes, int64_t bits, const float* scale,
-                                const float* zero, int64_t grids, int64_t group, int64_t count, int64_t threads,
-                                float* out) {
+                                const float* zero, const float* minimum, int64_t grids, int64_t group, int64_t count,
+                                int64_t threads, float* out) {
   aq::OwnThreads pool(threads);
-  return aq::decode(pool, {stream, bytes, int(bits), scale, zero, group}, grids, count, out);
+  return aq::decode(pool, {stream, bytes, int(bits), scale, zero, minimum, group}, grids, count, out);
 }
 
 AQ_EXPORT XLA_FFI_Error* aq_dequantize(XLA_FFI_CallFrame*);
@@ -60,6 +62,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_dequantize, aq::dequantize,
                               aq::ffi::Ffi::Bind()
                                   .Ctx<aq::ffi::ThreadPool>()
                                   .Arg<aq::ffi::AnyBuffer>()
+                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()

@@ -38,19 +38,25 @@ void read_row(const uint8_t* from, bool packed, int64_t count, uint8_t* to) {
   }
 }
 
+// Panels may have more bits than the codes that become them.
 template <int BITS>
-void to_panels(const uint8_t* codes, bool packed, const Weight& w, uint32_t* panels, int32_t* sums) {
+void to_panels(const uint8_t* codes, bool packed, int64_t code_bits, const Weight& w, uint32_t* panels, int32_t* sums) {
   constexpr int main = BITS == 8 ? 8 : BITS >= 4 ? 4 : 2, rest = BITS - main, each = 8 / main;
   constexpr int steps = 8 / (rest ? rest : main), lines = steps * BITS / 8;
   constexpr uint32_t low = 0x01010101u * ((1 << main) - 1), high = 0x01010101u * ((1 << rest) - 1);
   const int64_t size = w.size(), padded = w.padded(), width = w.groups * padded;
   const int64_t stride = width + 64;  // rows a power of two apart would evict each other
-  const int64_t bytes = packed ? w.inputs * BITS / 8 : w.inputs;
+  const int64_t bytes = packed ? w.inputs * code_bits / 8 : w.inputs;
+  decltype(&read_row<8>) const readers[] = {read_row<2>, read_row<3>, read_row<4>, read_row<5>,
+                                            read_row<6>, read_row<8>, read_row<8>};
+  const auto read = readers[code_bits - 2];
+  const uint8_t more = (1 << (BITS - 1)) - (1 << (code_bits - 1));
   std::vector<uint8_t> rows(PANEL * stride), row(w.inputs);
   for (int64_t panel = 0; panel < w.panels(); ++panel) {
     std::fill(rows.begin(), rows.end(), 0);
     for (int64_t lane = 0; lane < std::min<int64_t>(PANEL, w.outputs - panel * PANEL); ++lane) {
-      read_row<BITS>(codes, packed, w.inputs, row.data());
+      read(codes, packed, w.inputs, row.data());
+      for (int64_t i = 0; more && i < w.inputs; ++i) row[i] = uint8_t(row[i] + more);
       codes += bytes;
       for (int64_t g = 0; g < w.groups; ++g) {
         int32_t sum = 0;
@@ -80,16 +86,17 @@ void to_panels(const uint8_t* codes, bool packed, const Weight& w, uint32_t* pan
 }  // namespace
 }  // namespace aq
 
-// Turn codes [outputs, inputs], a bit stream for each row or signed bytes, into panels, and sum those of each group.
-AQ_EXPORT void aq_to_panels(const uint8_t* codes, int packed, int64_t bits, int64_t outputs, int64_t inputs,
-                            int64_t groups, uint32_t* panels, int32_t* sums) {
+// Turn codes [outputs, inputs], a bit stream for each row or signed bytes, into panels of so many bits or more, and sum
+// those of each group.
+AQ_EXPORT void aq_to_panels(const uint8_t* codes, int packed, int64_t code_bits, int64_t bits, int64_t outputs,
+                            int64_t inputs, int64_t groups, uint32_t* panels, int32_t* sums) {
   const aq::Weight w = {nullptr, nullptr, nullptr, outputs, inputs, groups, bits};
   switch (bits) {
-    case 2: return aq::to_panels<2>(codes, packed, w, panels, sums);
-    case 3: return aq::to_panels<3>(codes, packed, w, panels, sums);
-    case 4: return aq::to_panels<4>(codes, packed, w, panels, sums);
-    case 5: return aq::to_panels<5>(codes, packed, w, panels, sums);
-    case 6: return aq::to_panels<6>(codes, packed, w, panels, sums);
-    default: return aq::to_panels<8>(codes, packed, w, panels, sums);
+    case 2: return aq::to_panels<2>(codes, packed, code_bits, w, panels, sums);
+    case 3: return aq::to_panels<3>(codes, packed, code_bits, w, panels, sums);
+    case 4: return aq::to_panels<4>(codes, packed, code_bits, w, panels, sums);
+    case 5: return aq::to_panels<5>(codes, packed, code_bits, w, panels, sums);
+    case 6: return aq::to_panels<6>(codes, packed, code_bits, w, panels, sums);
+    default: return aq::to_panels<8>(codes, packed, code_bits, w, panels, sums);
   }
 }

@@ -49,27 +49,46 @@ ffi::Error rotate_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Resul
   return ffi::Error::Success();
 }
 
+// What the arrays of a weight do not tell (ops/native_panels.py).
+struct Attributes {
+  int64_t bits, step_bits, step_rows, groups, sub_bits, lift;
+};
+
 // A weight [outputs, inputs] of these arrays; its `codes` are null where shapes do not fit.
-Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants,
-                 int64_t outputs, int64_t inputs, int64_t bits, int64_t step_bits, int64_t step_rows) {
-  Weight w = {nullptr, grids.typed_data(), constants.typed_data(), outputs, inputs, 0, bits, step_bits, step_rows};
-  const bool known = bits == 8 || (bits >= 2 && bits <= 6);
-  if (!known || grids.dimensions().size() != 4 || inputs <= 0) return w;
-  w.groups = grids.dimensions()[1];
-  if (!w.groups || inputs % w.groups) return w;
-  const int64_t count = w.panels();
+Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, int64_t outputs,
+                 int64_t inputs, const Attributes& a) {
+  Weight w = {nullptr,     grids.untyped_data(), constants.typed_data(), outputs, inputs,     a.groups, a.bits,
+              a.step_bits, a.step_rows,          Form::floats,           0,       a.sub_bits, a.lift};
+  const bool known = w.bits == 8 || (w.bits >= 2 && w.bits <= 6);
+  if (!known || grids.dimensions().size() != 4 || inputs <= 0 || w.groups <= 0 || inputs % w.groups) return w;
+  if (w.lift < 0 || w.lift > 1 << (w.bits - 1)) return w;
+  w.parts = grids.dimensions()[2];
+  switch (grids.element_type()) {
+    case ffi::F32: w.form = Form::floats; break;
+    case ffi::F16: w.form = Form::halves; break;
+    case ffi::BF16: w.form = Form::brain_floats; break;
+    case ffi::U8: w.form = Form::records; break;
+    default: return w;
+  }
+  if (w.form == Form::records) {
+    if (inputs % Weight::RECORD || (w.size() != 16 && w.size() != 32)) return w;
+    if (w.sub_bits != 4 && w.sub_bits != 6 && w.sub_bits != 8) return w;
+  }
+  // One part: zeros beside scales, or two; floats have both. Minimums need theirs.
+  if (w.parts != 2 && (w.parts != 1 || w.form == Form::floats || w.lift)) return w;
+  const int64_t count = w.panels(), step_bits = w.step_bits;
   if (step_bits) {
     const Tiles tiles = w.tiles();
-    if (bits != 8 || w.groups != 1 || !tiles.sound() || !has_shape(panels, {tiles.matrix_bytes()})) return w;
+    if (w.bits != 8 || w.groups != 1 || w.form != Form::floats || !tiles.sound() || !has_shape(panels, {tiles.matrix_bytes()})) return w;
   }
-  if ((step_bits || has_shape(panels, {count, w.groups * w.lines(), PANEL, 4})) && has_shape(grids, {count, w.groups, 2, PANEL}) &&
-      has_shape(constants, {count, PANEL}))
+  if ((step_bits || has_shape(panels, {count, w.groups * w.lines(), PANEL, 4})) &&
+      has_shape(grids, {count, w.elements(), w.parts, PANEL}) && has_shape(constants, {count, PANEL}))
     w.codes = panels.typed_data();
   return w;
 }
 
 constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes "
-                               "[panels, lines, 16, 4], grids [panels, groups, 2, 16], constants [panels, 16]; "
+                               "[panels, lines, 16, 4], grids [panels, elements, 1 or 2, 16], constants [panels, 16]; "
                                "of trellis codes the bytes of their tiles";
 
 ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,
@@ -109,43 +128,46 @@ ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const
 }
 
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> panels,
-                   ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
+                   ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                    ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
                    ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t step_bits,
-                   int64_t step_rows, int64_t act, float eps) {
+                   int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t act, float eps) {
   if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], bits, step_bits, step_rows);
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1],
+                             {bits, step_bits, step_rows, groups, sub_bits, lift});
   const Inputs in = {x.typed_data(), nullptr, nullptr, nullptr};
   return multiply(pool, in, x.dimensions()[0], w, bias, factor, residual, gain, shift, y, act, eps);
 }
 
 ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer<ffi::F32> scale,
-                            ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::Buffer<ffi::F32> grids,
+                            ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids,
                             ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                             ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
                             ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits,
-                            int64_t step_bits, int64_t step_rows, int64_t act, float eps) {
+                            int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift,
+                            int64_t act, float eps) {
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
   const int64_t rows = codes.dimensions()[0];
   if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}))
     return invalid("product", "wanted scale [rows], offset [rows]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1], bits, step_bits,
-                             step_rows);
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1],
+                             {bits, step_bits, step_rows, groups, sub_bits, lift});
   const Inputs in = {nullptr, codes.typed_data(), scale.typed_data(), offset.typed_data()};
   return multiply(pool, in, rows, w, bias, factor, residual, gain, shift, y, act, eps);
 }
 
 ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi::U8> panels,
-                ffi::Buffer<ffi::F32> grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
-                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t outputs) {
+                ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift,
+                int64_t outputs) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("rows", "no kernels for this processor");
   if (ids.dimensions().size() != 1 || y->dimensions().size() != 2 || y->dimensions()[0] != ids.dimensions()[0])
     return invalid("rows", "wanted ids [count], y [count, width]");
   const int64_t count = ids.dimensions()[0], width = y->dimensions()[1];
-  const Weight w = weight_of(panels, grids, constants, outputs, width, bits, step_bits, step_rows);
+  const Weight w = weight_of(panels, grids, constants, outputs, width, {bits, step_bits, step_rows, groups, sub_bits, lift});
   if (!w.codes) return invalid("rows", WEIGHT);
   if (!count) return ffi::Error::Success();
   const Parts parts(count, threads_for(pool, 32 * count * width));
@@ -162,7 +184,7 @@ auto with_weight(Binding&& inputs) {
   typedef ffi::Buffer<ffi::F32> Floats;
   return std::move(inputs)
       .template Arg<ffi::Buffer<ffi::U8>>()
-      .template Arg<Floats>()
+      .template Arg<ffi::AnyBuffer>()
       .template Arg<Floats>()
       .template Arg<Floats>()
       .template Arg<Floats>()
@@ -173,6 +195,9 @@ auto with_weight(Binding&& inputs) {
       .template Attr<int64_t>("bits")
       .template Attr<int64_t>("step_bits")
       .template Attr<int64_t>("step_rows")
+      .template Attr<int64_t>("groups")
+      .template Attr<int64_t>("sub_bits")
+      .template Attr<int64_t>("lift")
       .template Attr<int64_t>("act")
       .template Attr<float>("eps");
 }
@@ -219,10 +244,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
                                   .Ctx<aq::ffi::ThreadPool>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::S32>>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::U8>>()
-                                  .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
+                                  .Arg<aq::ffi::AnyBuffer>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("step_bits")
                                   .Attr<int64_t>("step_rows")
+                                  .Attr<int64_t>("groups")
+                                  .Attr<int64_t>("sub_bits")
+                                  .Attr<int64_t>("lift")
                                   .Attr<int64_t>("outputs"));

@@ -30,14 +30,22 @@ struct Tiles {
   }
 };
 
-// Codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them (ops/native_panels.py).
+// What the numbers of a weight's grids are: those of records are bytes.
+enum class Form : int64_t { floats, halves, brain_floats, records };
+
+// Codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them (ops/native_panels.py). A code q
+// of a group stands for (q - zero) * scale, or, if `lift` is not 0, for (q + lift) * scale + minimum.
 struct Weight {
   const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
-  const float* grids;      // [panels, groups, 2, 16]: scales and zero points
+  const void* grids;       // [panels, elements, parts, 16]: scales, and zero points or minimums; see grids_of.h
   const float* constants;  // [panels, 16]: the sum of an output's weights
   int64_t outputs, inputs, groups, bits;
   // Of trellis codes, which lie in `codes` as the format has them, and are levels of 8 bits; otherwise 0.
   int64_t step_bits, step_rows;
+  Form form;
+  int64_t parts;     // 1: scales only
+  int64_t sub_bits;  // of an integer of a record
+  int64_t lift;
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
   int64_t size() const { return inputs / groups; }  // inputs in a group
@@ -47,7 +55,15 @@ struct Weight {
   int64_t lines() const { return padded() * bits / 32; }                         // of a group
   int64_t bytes() const { return groups * lines() * 4 * PANEL; }                 // of a panel
   Tiles tiles() const { return {codes, outputs, inputs, step_bits, step_rows}; }
-  const float* grid(int64_t panel, int64_t group) const { return grids + (panel * groups + group) * 2 * PANEL; }
+  // Inputs, groups and bytes of a record.
+  static constexpr int64_t RECORD = 256;
+  int64_t record_groups() const { return RECORD / size(); }
+  int64_t record_bytes() const { return 2 + record_groups() * sub_bits / 8; }
+  int64_t elements() const { return form == Form::records ? inputs / RECORD * record_bytes() : groups; }  // of a row
+  // Of floats.
+  const float* grid(int64_t panel, int64_t group) const {
+    return static_cast<const float*>(grids) + (panel * groups + group) * 2 * PANEL;
+  }
 };
 
 // Rows of inputs: floats, or else 8-bit codes: x ~ scale * code + offset.
@@ -96,7 +112,8 @@ struct Codes {
   int64_t bytes;
   int bits;
   const float* scale;  // [groups]
-  const float* zero;   // [groups] or null: zeros
+  const float* zero;     // [groups] or null: zeros
+  const float* minimum;  // [groups] or null: what is added to (code - zero) * scale
   int64_t group;
 };
 

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "grids_of.h"
 #include "math.h"
 #include "scratch.h"
 #include "tiles.h"
@@ -109,7 +110,7 @@ struct PartOfWeight {
   const uint8_t* codes;
   const float* grid;
   int64_t count, between, grids;
-  int added;
+  int added, lift;
 };
 
 // totals[ROWS][WIDE] += products with a part of PANELS panels, whose codes are bytes; narrow or not, as for dot4.
@@ -133,7 +134,7 @@ void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const
     constexpr int r = i / N, n = i % N;
     float* total = totals + r * WIDE + n * LANES;
     const float* grid = w.grid + n / VECTORS * w.grids + n % VECTORS * LANES;
-    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, w.added));
+    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, w.added, w.lift));
   });
 }
 
@@ -205,7 +206,7 @@ void multiply(const Operand<0>& x, int64_t at, int64_t part, int64_t rows, int64
         float* total = totals + (first + r) * WIDE + n;
         const F its[1] = {load<F>(dots + r * WIDE + n)};
         store(total, join<0>(load<F>(total), its, x.parts[part * rows + first + r],
-                             w.grid + n / PANEL * w.grids + n % PANEL, 0));
+                             w.grid + n / PANEL * w.grids + n % PANEL, 0, w.lift));
       }
   }
 }
@@ -223,13 +224,17 @@ void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, c
     const int64_t panels = std::min<int64_t>(2, panel_end - p);
     const uint8_t* codes = trellis ? nullptr : w.codes + p * w.bytes();
     std::fill_n(totals, rows * WIDE, 0.0f);
-    for (int64_t g = 0, at = 0, part = 0; g < w.groups; ++g)
+    GridsOf<2> grids(w, p, panels);
+    for (int64_t g = 0, at = 0, part = 0; g < w.groups; ++g) {
+      grids.next(g);
+      const int64_t apart = panels > 1 ? grids.at(1, g) - grids.at(0, g) : 0;
       for (int64_t left = w.padded(), count; left > 0; left -= count, at += count, ++part) {
         count = std::min(left, Kind<DIGITS>::PART);
-        const PartOfWeight its = {codes, w.grid(p, g), count, w.bytes(), w.groups * 2 * PANEL, added};
+        const PartOfWeight its = {codes, grids.at(0, g), count, w.bytes(), apart, added, int(w.lift)};
         multiply(x, at, part, rows, w.bits, trellis, its, p, panels, unpacked, totals);
         if (codes) codes += count * w.bits / 32 * LINE;
       }
+    }
     finish(in, w, after, row, rows, p * PANEL, panels * PANEL, totals, WIDE, y);
   }
 }
@@ -325,7 +330,8 @@ void finish(const Inputs& in, const Weight& w, const After& after, int64_t row, 
   }
 }
 
-// With W = sw * (qw - zw) for a group, y is the sum over groups of sw * (x . qw - zw * sum(x)). For 8-bit inputs, with
+// With W = sw * (qw - zw) for a group, y is the sum over groups of sw * (x . qw - zw * sum(x)); with W = sw * qw + mw,
+// qw being lifted codes, that of sw * x . qw + mw * sum(x). For 8-bit inputs, with
 // x = sx * qx + ox for a row, it is sx times that of qx, and ox times the sum of W.
 void product(const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t row_end, int64_t panel,
              int64_t panel_end, float* y) {

@@ -1,4 +1,5 @@
 // Products of few rows, one by one: codes go from memory into registers, of several panels at once.
+#include "grids_of.h"
 #include "product.h"
 
 namespace aq {
@@ -40,19 +41,28 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
   const Part<DIGITS>* part = x.parts + row;
   const uint8_t* chunk[N];
   for (int n = 0; n < N; ++n) chunk[n] = w.codes + (panel + n / VECTORS) * w.bytes() + n % VECTORS * (4 * LANES);
+  const int64_t ahead = PANELS * w.bytes();
   F total[N] = {};
-  for (int64_t g = 0; g < w.groups; ++g)
+  GridsOf<PANELS> grids(w, panel);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    grids.next(g);
     for (int64_t left = w.padded(); left > 0; left -= K::PART, part += rows) {
       typename K::Sums sums[N][K::LINES] = {};
       for (int64_t c = std::min(left, K::PART) / (4 * P::STEPS); c > 0; --c, in += 4 * P::STEPS) {
         unroll<P::STEPS>([&](auto s) { step<DIGITS, BITS, s, N>(in, x.stride, chunk, sums); });
-        for (int n = 0; n < N; ++n) chunk[n] += P::LINES * LINE;
+        for (int n = 0; n < N; ++n) {
+          // The codes of the next panels: those of a panel are too few for processors to read ahead by themselves.
+          if (n % VECTORS == 0)
+            for (int l = 0; l < P::LINES; ++l) __builtin_prefetch(chunk[n] + ahead + l * LINE);
+          chunk[n] += P::LINES * LINE;
+        }
       }
       for (int n = 0; n < N; ++n) {
-        const float* grid = w.grid(panel + n / VECTORS, g) + n % VECTORS * LANES;
-        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, P::ADDED);
+        const float* grid = grids.at(n / VECTORS, g) + n % VECTORS * LANES;
+        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, P::ADDED, int(w.lift));
       }
     }
+  }
   for (int n = 0; n < N; ++n) store(totals + n * LANES, total[n]);
 }
 

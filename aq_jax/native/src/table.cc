@@ -1,5 +1,6 @@
 // Rows of a table, from the panels that products read.
 #include "codes.h"
+#include "grids_of.h"
 #include "set.h"
 
 #include <algorithm>
@@ -16,13 +17,20 @@ void row_of_table(const Weight& w, int64_t row, float* y) {
   using P = Planes<BITS>;
   const int64_t panel = row / PANEL, lane = row % PANEL;
   const uint8_t* chunk = w.codes + panel * w.bytes() + 4 * lane;
+  const int lift = int(w.lift), half = P::HALF - lift;
+  GridsOf<1> grids(w, panel);
   for (int64_t g = 0; g < w.groups; ++g, y += w.size()) {
-    const float scale = w.grid(panel, g)[lane], zero = w.grid(panel, g)[PANEL + lane];
+    grids.next(g);
+    const float* grid = grids.at(0, g) + lane;
+    const float scale = grid[0], zero = lift ? 0 : grid[PANEL], minimum = grid[PANEL];
     for (int64_t at = 0; at < w.size(); at += 4 * P::STEPS, chunk += P::LINES * LINE) {
       float values[4 * P::STEPS];
       unroll<P::STEPS>([&](auto s) {
         const uint32_t codes = step_of<BITS, s, true, uint32_t>(chunk);
-        for (int j = 0; j < 4; ++j) values[4 * s + j] = (float(int(codes >> 8 * j & 255) - P::HALF) - zero) * scale;
+        for (int j = 0; j < 4; ++j) {
+          const float value = (float(int(codes >> 8 * j & 255) - half) - zero) * scale;
+          values[4 * s + j] = lift ? value + minimum : value;
+        }
       });
       std::copy_n(values, std::min<int64_t>(4 * P::STEPS, w.size() - at), y + at);
     }
