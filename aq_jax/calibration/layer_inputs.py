@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,11 +48,12 @@ class LayerInputs:
         begin = Program(lambda model, ids: model.begin(ids))
         first = [begin.bind(each) for each in self._models]
         self._states = [[run(jnp.asarray(ids)) for ids, _ in batches] for run in first]
-        self._one_input = Program(_one_input, ("index",))
+        self._one_result = Program(_one_result, ("numbers", "index"))
         self._inputs_and_output = Program(_inputs_and_output)
         self._floats: list[tuple[list[Array], Array]] = []
+        self._known: list[dict[int, Array]] = [{} for _ in batches]
         self._linears_by_input: dict[Structure, list[list[str]]] = {}
-        self._programs = (begin, self._one_input, self._inputs_and_output)
+        self._programs = (begin, self._one_result, self._inputs_and_output)
         self.layer = 0
 
     @property
@@ -77,19 +79,25 @@ class LayerInputs:
     def hessian_sums(self, index: int) -> HessianSums:
         """Sum the products of one input of the current layer, over all batches."""
         own = cross = jnp.zeros((), jnp.float32)
-        run = self._one_input.bind(self._models[1].layers[self.layer])
-        for x, lengths, (given, _) in zip(self._states[1], self._lengths, self._float_inputs(), strict=True):
-            q = run(x, lengths, index=index)
+        for known, (given, _), q in zip(self._known, self._float_inputs(), self._quantized(index), strict=True):
             own, cross = own + _gram(q, q), cross + _gram(q, given[index])
+            known[index] = q
         return HessianSums(own, cross, jnp.float32(sum(int(lengths.sum()) for lengths in self._lengths)))
 
     def advance(self) -> None:
         """Run the current layer with the weights that both models have now, and go on to the next."""
-        run = self._inputs_and_output.bind(self._models[1].layers[self.layer])
-        quantized = [run(x, n)[1] for x, n in zip(self._states[1], self._lengths, strict=True)]
-        self._states = [[after for _, after in self._float_inputs()], quantized]
-        self._floats = []
+        self._states = [[after for _, after in self._float_inputs()], list(self._quantized(None))]
+        self._floats, self._known = [], [{} for _ in self._known]
         self.layer += 1
+
+    def _quantized(self, index: int | None) -> Iterator[Array]:
+        """Compute an input of the current layer's linears in the quantized model, or its output, batch after batch.
+
+        The inputs that are known already are used, not computed again: their linears have not changed since.
+        """
+        run = self._one_result.bind(self._models[1].layers[self.layer])
+        for x, lengths, known in zip(self._states[1], self._lengths, self._known, strict=True):
+            yield run(x, lengths, *known.values(), numbers=tuple(known), index=index)
 
     def _float_inputs(self) -> list[tuple[list[Array], Array]]:
         """Compute each batch's inputs of the linears, and the layer's output, in the float model."""
@@ -104,8 +112,18 @@ def token_mask(x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch
     return jnp.arange(x.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
 
-def record_inputs(layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[str, Array]], Array]:
-    """Call a layer; return the path and the input of each nnx.Linear that it calls, and its output."""
+def record_inputs(
+    layer: nnx.Module, x: Array, mask: Array, known: Mapping[int, Array] = MappingProxyType({})
+) -> tuple[list[tuple[str, Array]], Array]:
+    """Call a layer; return the path and the input of each nnx.Linear that it calls, and its output.
+
+    Args:
+        layer: The layer.
+        x: The layer's inputs.
+        mask: Which tokens are no padding.
+        known: The values of inputs that are known, by their number among those of `group_by_input`. Linears take them
+            instead of what the layer computes, so that the compiler drops what leads to them.
+    """
     seen: list[tuple[str, Array]] = []
 
     class InputRecorder(nnx.Module):
@@ -114,7 +132,8 @@ def record_inputs(layer: nnx.Module, x: Array, mask: Array) -> tuple[list[tuple[
 
         def __call__(self, x: Array) -> Array:
             seen.append((self.path, x))
-            return self.linear(x)
+            value = known.get(len(group_by_input(seen)) - 1)
+            return self.linear(x if value is None else value.reshape(x.shape))
 
     def wrap(path: Any, node: Any) -> Any:
         return InputRecorder(".".join(map(str, path)), node) if type(node) is nnx.Linear else node
@@ -135,21 +154,30 @@ def group_by_input(seen: Sequence[tuple[str, Array]]) -> list[tuple[list[str], A
 
 
 def _inputs_and_output(
-    layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"]
+    layer: nnx.Module,
+    x: Float[Array, "batch tokens width"],
+    lengths: Int[Array, "batch"],
+    known: Mapping[int, Array] = MappingProxyType({}),
 ) -> tuple[list[Array], Array]:
     """Call a layer; return the inputs of its linears, zeros for padding, and its output."""
     mask = token_mask(x, lengths)
-    seen, after = record_inputs(layer, x, mask)
+    seen, after = record_inputs(layer, x, mask, known)
     return [
         jnp.where(mask[..., None], given, 0.0).reshape(-1, given.shape[-1]) for _, given in group_by_input(seen)
     ], after
 
 
-def _one_input(
-    layer: nnx.Module, x: Float[Array, "batch tokens width"], lengths: Int[Array, "batch"], index: int
-) -> Float[Array, "tokens inputs"]:
-    """Compute one input of a layer's linears: the compiler drops what comes after it."""
-    return _inputs_and_output(layer, x, lengths)[0][index]
+def _one_result(
+    layer: nnx.Module,
+    x: Float[Array, "batch tokens width"],
+    lengths: Int[Array, "batch"],
+    *known: Float[Array, "tokens inputs"],
+    numbers: tuple[int, ...],
+    index: int | None,
+) -> Float[Array, "..."]:
+    """Compute one input of a layer's linears, or its output, from those that are known: nothing else is computed."""
+    inputs, after = _inputs_and_output(layer, x, lengths, dict(zip(numbers, known, strict=True)))
+    return after if index is None else inputs[index]
 
 
 @jax.jit

@@ -114,6 +114,10 @@ class ValidationConfig:
             documentation. Lines that a case calibrates or trains on are left out.
         sentences: number of lines that are drawn from the others, at most.
         seed: random seed of the draw.
+        joined: whether lines that follow each other are joined to windows of `max_tokens` tokens, of which `sentences`
+            are drawn, as language models are judged (see `CalibrationConfig`).
+        max_tokens: number of tokens of such a window.
+        set: assignments such as "calibration.sentences=64" for the conversions of all cases; those of a case go before.
         labels: file of pairs of sentences with a score, for Spearman's correlation: the STS benchmark's tab-separated
             rows, or a table (commas or tabs, quoted as csv has it) whose first row names the columns.
         label_columns: names of the columns of the first sentence, the second, and the score.
@@ -131,13 +135,17 @@ class ValidationConfig:
     text: str = ""
     sentences: int = 400
     seed: int = 0
+    joined: bool = False
+    max_tokens: int = 512
+    set: tuple[str, ...] = ()
     labels: str = ""
     label_columns: tuple[str, ...] = ("sentence1", "sentence2", "score")
     peers: tuple[Peer, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_columns", tuple(self.label_columns))
-        for key, least, most in (("sentences", MIN_TEXTS, 2**20), ("seed", 0, 2**32 - 1)):
+        object.__setattr__(self, "set", tuple(self.set))
+        for key, least, most in (("sentences", MIN_TEXTS, 2**20), ("seed", 0, 2**32 - 1), ("max_tokens", 16, 2**20)):
             if not least <= getattr(self, key) <= most:
                 raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
         for key in ("folder", "text", "labels"):
@@ -210,7 +218,7 @@ def read_conversions(config: ValidationConfig) -> list[ConversionConfig]:
     for case in config.cases:
         where = f"case {case.name!r}: config = {case.config!r}"
         try:
-            conversion = load_config(case.config, case.set)
+            conversion = load_config(case.config, config.set + case.set)
             check_conversion(conversion)
         except OSError as error:
             raise ConfigError(f"{where}: {error.strerror}; wanted a TOML file that `aq-jax convert` takes") from None

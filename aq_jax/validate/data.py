@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from aq_jax.validate.config import MIN_TEXTS, ValidationConfig
 
 MAX_LINES = 2**24  # lines, as many as a text may be asked for
 MIN_PAIRS = 10
+HEADING = 60  # letters, which a line that is no heading has
 STS = (5, 6, 4)  # columns of the STS benchmark's rows, which no row names
 
 
@@ -67,10 +68,13 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
     """
     seen = {line for conversion in conversions for line in seen_lines(conversion)}
     try:
-        text = read_text(CalibrationConfig(config.text, sentences=MAX_LINES, seed=config.seed))
+        wanted = CalibrationConfig(
+            config.text, sentences=MAX_LINES, seed=config.seed, joined=config.joined, max_tokens=config.max_tokens
+        )
+        text = read_text(wanted)
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("calibration.")) from None
-    left = [line for line in text.lines if _plain(line) not in seen]
+    left = [line for line in text.lines if seen.isdisjoint(_parts(line))]
     if len(left) < MIN_TEXTS:
         raise ConfigError(
             f"text = {config.text!r}: {len(left)} of {len(text.lines)} lines are left on which no case calibrates or "
@@ -100,7 +104,13 @@ def seen_lines(conversion: ConversionConfig) -> set[str]:
     if train is not None:
         beside += train.held_out + train.sentences
     taken = dataclasses.replace(calibration, sentences=min(calibration.sentences + beside, MAX_LINES))
-    return {_plain(line) for line in read_text(taken).lines}
+    return {part for line in read_text(taken).lines for part in _parts(line)}
+
+
+def _parts(line: str) -> Iterator[str]:
+    """List what a line is told by: itself, or, of joined lines, those that are no headings, which many texts share."""
+    parts = line.split("\n")
+    return (plain for part in parts if len(plain := _plain(part)) >= HEADING or len(parts) == 1)
 
 
 def _plain(line: str) -> str:

@@ -15,6 +15,7 @@ from aq_jax.validate.data import HeldOut
 from aq_jax.validate.metrics import NextTokens, cosines, distribution, spearman
 
 ROUNDS, TIMED = 3, 64  # the best of so many rounds over so many texts
+TIMED_TOKENS = 2048  # of a language model, whose texts may be long
 
 
 class Judge(Protocol):
@@ -29,15 +30,22 @@ class Judge(Protocol):
         ...
 
 
-def make_judge(reference: Encoder | Generator | Reranker, held: HeldOut) -> Judge:
+def make_judge(reference: Encoder | Generator | Reranker, held: HeldOut, max_tokens: int | None = None) -> Judge:
     """Choose the judge for this kind of model.
+
+    Args:
+        reference: float model.
+        held: texts that no case has seen.
+        max_tokens: number of tokens at which a language model's texts are cut; None cuts them where the model ends.
 
     Raises:
         FormatError: for a sequence classifier, for which there is none.
     """
     if isinstance(reference, Reranker):
         raise FormatError(f"the model is {reference.about}; wanted an encoder or a language model, which can be judged")
-    return EncoderJudge(reference, held) if isinstance(reference, Encoder) else GeneratorJudge(reference, held)
+    if isinstance(reference, Encoder):
+        return EncoderJudge(reference, held)
+    return GeneratorJudge(reference, held, max_tokens)
 
 
 class EncoderJudge:
@@ -70,10 +78,11 @@ class EncoderJudge:
 
 
 class GeneratorJudge:
-    """Next tokens beside the float model's, of texts that are cut where the model ends."""
+    """Next tokens beside the float model's, of texts that are cut where the model ends, or before."""
 
-    def __init__(self, reference: Generator, held: HeldOut) -> None:
+    def __init__(self, reference: Generator, held: HeldOut, max_tokens: int | None = None) -> None:
         self._reference, limit = reference, reference.model.config.max_position_embeddings
+        limit = min(limit, max_tokens or limit)
         found = tokenize_texts(reference.tokenizer, held.text.lines, reference.model.config.vocab_size, held.text.name)
         self._ids = [encoding.ids[:limit] for encoding in found if len(encoding.ids) > 1]
         if not self._ids:
@@ -90,7 +99,8 @@ class GeneratorJudge:
             for ids in texts:
                 scored.log_probabilities(ids)
 
-        texts = self._ids[:TIMED]
+        ends = np.cumsum([len(ids) for ids in self._ids[:TIMED]])
+        texts = self._ids[: max(1, int(np.sum(ends <= TIMED_TOKENS)))]
         return time_in_turns(lambda: score(model, texts), lambda: score(self._reference, texts), len(texts))
 
 

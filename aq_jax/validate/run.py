@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aq_jax._version import __version__
-from aq_jax.config import ConversionConfig
-from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.conversion import corridor
+from aq_jax.converters import open_source
 from aq_jax.converters.convert import convert
-from aq_jax.converters.huggingface import resolve_source
 from aq_jax.cores import cores
 from aq_jax.io.loader import WeightLoader
 from aq_jax.nn.architecture import read_architecture
@@ -34,6 +33,7 @@ from aq_jax.validate.process import run_measured
 from aq_jax.validate.report import write_report
 
 if TYPE_CHECKING:
+    from aq_jax.conversion.source import Source
     from aq_jax.progress import Progress
 
 SCHEMA = 2
@@ -64,15 +64,18 @@ def validate(
     True
     """
     asked = read_conversions(config)
-    architecture = read_architecture(resolve_source(asked[0].source))
-    family, name = architecture.family, str(architecture.fields["model_type"])
-    check_thresholds(config, family)
-    held = held_out(config, asked)
+    location, plain = asked[0].source, str(Path(config.folder, f"{FLOAT}.parquet"))
     allow_pickle = any(conversion.allow_pickle for conversion in asked)
-    plain = str(Path(config.folder, f"{FLOAT}.parquet"))
-    convert(ConversionConfig(asked[0].source, plain, allow_pickle=allow_pickle), progress)
-    model, v1_read = _model(asked[0].source, name, plain, allow_pickle)
-    judge = make_judge(load_model(plain), held)
+    # Dequantized, if it is quantized already.
+    with open_source(location, packed=False, allow_pickle=allow_pickle) as source:
+        with source.model_folder() as folder:
+            architecture = read_architecture(folder)
+        family, name = architecture.family, str(architecture.fields["model_type"])
+        check_thresholds(config, family)
+        held = held_out(config, asked)
+        corridor.to_table(source, plain, progress=progress)
+        model, v1_read = _model(source, location, name, plain)
+    judge = make_judge(load_model(plain), held, config.max_tokens if config.joined else None)
     cases = []
     for case, conversion in zip(config.cases, asked, strict=True):
 
@@ -108,17 +111,16 @@ def _texts(held: HeldOut) -> dict[str, Any]:
     }
 
 
-def _model(source: str, architecture: str, plain: str, allow_pickle: bool) -> tuple[dict[str, Any], bool]:
+def _model(source: Source, location: str, architecture: str, plain: str) -> tuple[dict[str, Any], bool]:
     """Describe the model, and tell whether a V1 table of it is read back bit for bit."""
-    with open_checkpoint(resolve_source(source), allow_pickle) as weights, WeightLoader(plain) as table:
-        names, shapes = list(weights.shapes), weights.shapes.values()
-        with open_table(plain) as opened:
-            same = opened.version == 1 and list(opened.names) == names
-        same = same and all(_same(table.get_layer(n, "numpy", copy=False), weights.read(n)) for n in names)
+    names, shapes = list(source.shapes), source.shapes.values()
+    with WeightLoader(plain) as table, open_table(plain) as opened:
+        same = opened.version == 1 and list(opened.names) == names
+        same = same and all(_same(table.get_layer(n, "numpy", copy=False), np.asarray(source.read(n))) for n in names)
     floats = sum(math.prod(shape) for shape, dtype in shapes if is_floating(dtype))
     others = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes if not is_floating(dtype))
     model = {
-        "source": source, "architecture": architecture, "tensors": len(names),
+        "source": location, "architecture": architecture, "tensors": len(names),
         "params": sum(math.prod(shape) for shape, _ in shapes),
         "float32_bytes": 4 * floats + others, "float16_bytes": 2 * floats + others,
     }  # fmt: skip

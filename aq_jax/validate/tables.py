@@ -114,9 +114,10 @@ def verdict(report: Report) -> str:
 
 def basis(report: Report) -> list[str]:
     """Say in sentences on which texts the cases were judged."""
-    text, labels = report["text"], report["labels"]
+    text, labels, config = report["text"], report["labels"], report["config"]
+    unit = f"windows of {config['max_tokens']} tokens" if config.get("joined") else "lines"
     said = [
-        f"Judged on {text['sentences']} lines of {text['name']} (seed {text['seed']}); {text['excluded']} others are "
+        f"Judged on {text['sentences']} {unit} of {text['name']} (seed {text['seed']}); {text['excluded']} others are "
         "left out, which a case has calibrated or trained on."
     ]
     outputs = report["cases"][0]["outputs"]

@@ -81,7 +81,7 @@ def test_every_linear_is_solved_and_programs_do_not_grow_with_layers(solved: tup
     assert set(done.weights) == set(PATHS)
     assert done.fallbacks == {}
     assert done.tokens == sum(map(len, SENTENCES))
-    assert done.compiles == 6 * BATCH_SHAPES  # begin, each of four stages, and all of them
+    assert done.compiles == 7 * BATCH_SHAPES  # begin, each of four stages, the output, and all of them
     for path, q in done.weights.items():
         layer, name = path.split(".")[1:3]
         kernel = getattr(quantized.layers[int(layer)], name).kernel

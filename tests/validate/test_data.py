@@ -49,6 +49,20 @@ def test_the_same_line_in_another_file_is_seen_too() -> None:
     assert held(Case("gptq", "gptq.toml"), text="other.txt").excluded == 40
 
 
+def test_windows_judge_nothing_if_a_case_has_seen_a_line_of_theirs() -> None:
+    lines = [each for i in range(300) for each in ("= Notes =", f"{i}: " + "many words of prose, " * 5)]
+    Path("book.txt").write_text("\n".join(lines))
+    sets = ("calibration.text=book.txt", "calibration.joined=true", "calibration.max_tokens=40")
+    case = Case("gptq", "gptq.toml", sets)
+    config = ValidationConfig((case,), text="book.txt", joined=True, max_tokens=60)  # other windows of the same lines
+    found = held_out(config, (conversions := read_conversions(config)))
+    (used,) = draw_texts(conversions[0].calibration, None)
+    seen, judged = ({line for each in text.lines for line in each.split("\n")} for text in (used, found.text))
+    assert (len(used.lines), max(map(len, used.lines)), seen & judged) == (40, 240, {"= Notes ="})
+    assert 27 <= found.excluded <= 80
+    assert len(found.text.lines) + found.excluded == 100
+
+
 def test_what_is_not_calibrated_sees_nothing() -> None:
     assert held(Case("int8", "int8.toml"), Case("int2", "int2.toml")).excluded == 0
 

@@ -56,6 +56,16 @@ def test_texts_that_the_model_cannot_take_are_cut_or_left_out(llama: Generator) 
     assert (found["kl"]["mean"], found["same_top"]["rate"], found["perplexity"]["ratio"]) == (0, 1, 1)
 
 
+def test_windows_are_cut_where_they_end(llama: Generator) -> None:
+    text, ids = "the ab " * 200, llama.tokenizer.encode("the ab " * 200).ids
+    held = HeldOut(Text("t", (text, f"an {text}", "an"), 0), 0, None)
+    found = GeneratorJudge(llama, held, 20).outputs(llama)
+    assert found["tokens"] == 19 + 19 + len(llama.tokenizer.encode("an").ids) - 1
+    scores = [np.asarray(llama.score(each)) for each in (llama.tokenizer.decode(ids[:20]), "an")]
+    assert len(scores[0]) == 19
+    assert found["perplexity"]["standard_error"] > 0
+
+
 def test_an_encoder_is_as_good_as_itself(bert: Encoder, rng: np.random.Generator) -> None:
     lines = tuple(" ".join(rng.choice(small_validation.WORDS, 4)) for _ in range(60))
     pairs = tuple((lines[i], lines[i + 1], float(i % 7)) for i in range(20))
