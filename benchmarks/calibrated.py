@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "AQ_JAX_CALIBRATED"
+WORD_EMBEDDING = "embeddings.word_embeddings.weight"
 TEXT_FIELDS = ("text", "sentences", "seed", "digest")  # a text's record in metadata
 
 
@@ -76,7 +78,8 @@ def table_name(config: Mapping[str, Any]) -> str:
     'aq_jax gptq int2 int3 mixed to 2.38 bits, g128, rotated'
     """
     made, allocation = config["quantization"], config.get("allocation")
-    width = made["quant_type"]
+    table = next((o for o in made.get("overrides", ()) if re.search(o["pattern"], WORD_EMBEDDING)), {})
+    width = rung_name(made["quant_type"], table.get("quant_type", made["quant_type"]))
     if allocation:
         widths = allocation["widths"]
         mixed = " ".join(widths) if len(widths) <= 4 else f"{len(widths)} codes"
@@ -84,6 +87,15 @@ def table_name(config: Mapping[str, Any]) -> str:
     group = "rows" if made.get("per_channel") else f"g{made['group_size']}"
     endings = [word for word, there in (("rotated", made.get("rotate")), ("trained", config.get("training"))) if there]
     return ", ".join([f"aq_jax {made['solver']} {width}", group, *endings])
+
+
+def rung_name(linears: str, table: str) -> str:
+    """Name the codes of the linears and of the word embedding.
+
+    >>> rung_name("tcq3", "tcq1.5"), rung_name("int8", "int8")
+    ('tcq3, words tcq1.5', 'int8')
+    """
+    return linears if table == linears else f"{linears}, words {table}"
 
 
 def seen_by(made: Mapping[str, Any], texts: Mapping[str, Path]) -> frozenset[str]:

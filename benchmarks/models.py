@@ -39,7 +39,12 @@ def iter_matrices() -> Iterator[tuple[str, np.ndarray]]:
 
 def is_matrix(name: str) -> bool:
     """Return whether a stored name is that of such a matrix."""
-    return name.endswith(".weight") and ("word_embeddings" in name or (".layer." in name and "LayerNorm" not in name))
+    return name.endswith(".weight") and (is_table(name) or (".layer." in name and "LayerNorm" not in name))
+
+
+def is_table(name: str) -> bool:
+    """Return whether a stored name is that of the word embedding."""
+    return "word_embeddings" in name
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import small_contenders
 
+import aq_jax as aq
 from aq_jax import CalibrationConfig
 from aq_jax.calibration.text import read_text
 from aq_jax.io.dense import as_v2, plain_rows
+from aq_jax.quantizers.treatment import treat
 from aq_jax.store import TableWriter
 from benchmarks import __main__ as command
 from benchmarks import chart, docs, machine, models, peers, report
@@ -25,7 +28,7 @@ from benchmarks.calibrated import VARIABLE, describe
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import MissingLibrary
 from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, load_suite, memory
-from benchmarks.suites.accuracy import LADDER, RUNGS, Measurement, calibrated, contenders, line_of
+from benchmarks.suites.accuracy import LADDER, Measurement, calibrated, contenders, line_of, make_tables
 from benchmarks.suites.contenders import peer_children
 from benchmarks.tables import KINDS, accuracy_table, best_within
 from benchmarks.timing import Result, Skipped, Timing, compare, race, ratio
@@ -275,14 +278,22 @@ def test_the_best_of_no_more_stored_bits_is_shown() -> None:
     assert small == "| small | 2.50 | 0.5000 | 0.4000 | none so small |  |  |  | none so small |  |  |  |"
 
 
-def test_ours_without_data_is_a_ladder() -> None:
-    names = contenders("ours", full=True)
-    for symmetric in ("", ", symmetric"):
-        for bits, groups in LADDER.items():
-            assert {f"aq_jax mse, rotated{symmetric}|{bits}|{group}" for group in groups} <= names.keys()
-    assert contenders("ours", full=False).keys() < names.keys()
-    # No rung is more than half a bit, or a fifth, above the one below.
-    assert all(0 < above - below <= max(0.5, above / 5) for above, below in itertools.pairwise(RUNGS))
+def test_ours_is_a_ladder_with_and_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(contenders("ours", full=True)) == len(LADDER) >= 14
+    assert contenders("ours", full=False).keys() < contenders("ours", full=True).keys()
+    made: list[aq.ConversionConfig] = []
+    monkeypatch.setattr(aq, "convert", made.append)
+    list(make_tables())
+    shapes = {"embeddings.word_embeddings.weight": (30522, 384), "encoder.layer.0.output.dense.weight": (27648, 384)}
+    bits = []
+    for conversion in made:
+        assert conversion.quantization is not None
+        found = [treat(conversion.quantization, *each, np.dtype(np.float32)) for each in shapes.items()]
+        assert all(each.spec and each.spec.rotation and each.quantizer == aq.QUANTIZERS["gptq"] for each in found)
+        bits.append(8 * sum(each.columns["data"] for each in found) / sum(map(math.prod, shapes.values())))
+    # From 1.5 to 8 bits, and no rung is more than half a bit, or a fifth, above the one below.
+    assert (bits[0], bits[-1]) == (8, 1.5)
+    assert all(0 < above - below <= max(0.51, above / 5) for above, below in itertools.pairwise(bits))
 
 
 # ------------------------------------------------------------------------------------------------ calibrated tables
@@ -350,6 +361,7 @@ def test_the_chart_has_a_mark_for_each_recorded_point() -> None:
     cosines = [result for result in found["results"] if result["unit"] == "cosine"]
     theirs = [result for result in cosines if "note" not in result and not result["case"].startswith("float16")]
     ours = {name: chart.front(chart.points(cosines)[name]) for name in chart.OURS}
+    circles: list[ET.Element] = []
     for theme in chart.THEMES.values():
         drawn = ET.fromstring(chart.draw(cosines, theme))
         marks = [path for path in drawn.findall(".//{*}path") if "transform" in path.attrib]

@@ -233,16 +233,16 @@ def allocate(
             progress(f"measuring {names[path]}", 4 * math.prod(shapes[path]), total)
 
     specs = {path: [option.treatment.spec for option in each] for path, each in ladders.items()}
+    # Noise in tensors that no option solves on the model is white: the Hessian of a table of two rows says little.
+    shaped = {path: hessians[path] for path in hessians.keys() & ladders.keys() if any(map(_shaped, ladders[path]))}
     measured = sensitivities(
         model, {path: max(spec.rotation if spec else 0 for spec in each) for path, each in specs.items()}, outputs,
-        hessians, calibration.damping, np.unique([i for text in first for i in text[:length]]), calibration.seed,
+        shaped, calibration.damping, np.unique([i for text in first for i in text[:length]]), calibration.seed,
         report,
     )  # fmt: skip
 
     def predicted(path: str, option: Option, found: Sampled) -> float:
-        quantizer = option.treatment.quantizer
-        shaped = quantizer is not None and quantizer.needs == "inputs"
-        return measured[path].distance * (1 if shaped else measured[path].white) * found.distortion / NOISE
+        return measured[path].distance * (1 if _shaped(option) else measured[path].white) * found.distortion / NOISE
 
     tensors = [
         [(bits, predicted(path, o, f)) for bits, o, f in zip(sized, ladders[path], found[path], strict=True)]
@@ -270,6 +270,11 @@ def allocate(
         FloatOutputs(model, pad_to_one_shape(last, length), settings, outputs.programs),
         len(last), held_out, time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _shaped(option: Option) -> bool:
+    """Tell whether an option's codes are chosen under the Hessian of the tensor's inputs."""
+    return option.treatment.quantizer is not None and option.treatment.quantizer.needs == "inputs"
 
 
 def _uniform_widths(

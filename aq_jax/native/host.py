@@ -145,7 +145,6 @@ def encode_trellis(
     bits: int,
     levels: np.ndarray,
     hessian: tuple[np.ndarray, np.ndarray] | None,
-    importance: np.ndarray | None,
     start: float,
     rounds: int,
     data: np.ndarray,
@@ -158,7 +157,6 @@ def encode_trellis(
         bits: The bits of a step.
         levels: The int8 levels of each state, [values of a step, states].
         hessian: What the columns weigh, and the factor of the inverse; both contiguous float32.
-        importance: What the errors of rows weigh beside those of others, contiguous float32.
         start: The first scale of a row, as a part of the root of its mean square.
         rounds: The rounds of refinement.
         data: The codes, uint8, each tile from a whole byte on.
@@ -172,9 +170,8 @@ def encode_trellis(
     assert call is not None  # noqa: S101
     h, u = (None, None) if hessian is None else (each.ctypes.data for each in hessian)
     sums, flags = np.empty((-(-len(w) // TRELLIS_ROWS), 3)), np.zeros(1, np.int32)
-    wrong = call(w.ctypes.data, *w.shape, TRELLIS_ROWS, bits, len(levels), levels.ctypes.data, h, u,
-                 None if importance is None else importance.ctypes.data, start, rounds, cores(), data.ctypes.data,
-                 scales.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
+    wrong = call(w.ctypes.data, *w.shape, TRELLIS_ROWS, bits, len(levels), levels.ctypes.data, h, u, start, rounds,
+                 cores(), data.ctypes.data, scales.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
     if wrong is not None:
         raise ValueError(f"aq_encode_trellis: {wrong.decode()}")
     return sums.sum(axis=0), not flags[0] & _UNSOUND
@@ -196,17 +193,11 @@ _ARGUMENTS = {
     "aq_encode_trellis": (
         _POINTER,
         *(_NUMBER,) * 5,
-        _POINTER,
-        _POINTER,
-        _POINTER,
-        _POINTER,
+        *(_POINTER,) * 3,
         ctypes.c_double,
         _NUMBER,
         _NUMBER,
-        _POINTER,
-        _POINTER,
-        _POINTER,
-        _POINTER,
+        *(_POINTER,) * 4,
     ),
     "aq_decode_tiles": (_POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER, *(_NUMBER,) * 4, _POINTER),
     "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _POINTER, *(_NUMBER,) * 4, _POINTER),

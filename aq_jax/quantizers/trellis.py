@@ -63,7 +63,6 @@ def encode_matrices(
     w: Float[np.ndarray, "*lead rows columns"],
     code: Trellis,
     hessian: tuple[np.ndarray, np.ndarray] | None = None,
-    importance: Float[np.ndarray, "rows"] | None = None,
     rounds: int = ROUNDS,
 ) -> Encoded:
     """Choose the codes of matrices, one after the other.
@@ -72,14 +71,12 @@ def encode_matrices(
         w: The weights, rotated already if they are to be.
         code: The code.
         hessian: What the inputs of a matrix weigh, and the factor u of its inverse, u^T u, an upper triangle.
-        importance: What the errors of rows weigh beside those of others; by default all the same.
         rounds: The rounds of refinement.
     """
     *_, rows, columns = w.shape
     matrices = np.ascontiguousarray(w, np.float32).reshape(-1, rows, columns)
-    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     encode = _encode_natively if host.encodes_trellis() else _encode_by_xla
-    found = [encode(each, code, hessian, weights, rounds) for each in matrices]
+    found = [encode(each, code, hessian, rounds) for each in matrices]
     data, scales, sums, sound = zip(*found, strict=True)
     return Encoded(np.concatenate(data), np.concatenate(scales), np.sum(sums, axis=0), all(sound))
 
@@ -93,14 +90,11 @@ def _encode_natively(
     w: np.ndarray,
     code: Trellis,
     hessian: tuple[np.ndarray, np.ndarray] | None,
-    importance: np.ndarray | None,
     rounds: int,
 ) -> Encoded:
     data, scales = np.empty(code.matrix_bytes(*w.shape), np.uint8), np.empty(len(w), np.float32)
     levels = np.ascontiguousarray(level_table(code.step_rows).T)
-    sums, sound = host.encode_trellis(
-        w, code.step_bits, levels, hessian, importance, first_scale(code), rounds, data, scales
-    )
+    sums, sound = host.encode_trellis(w, code.step_bits, levels, hessian, first_scale(code), rounds, data, scales)
     return Encoded(data, scales, sums, sound)
 
 
@@ -108,10 +102,9 @@ def _encode_by_xla(
     w: np.ndarray,
     code: Trellis,
     hessian: tuple[np.ndarray, np.ndarray] | None,
-    importance: np.ndarray | None,
     rounds: int,
 ) -> Encoded:
-    found = trellis_xla.encode(jnp.asarray(w), hessian, importance, first_scale(code), code, rounds)
+    found = trellis_xla.encode(jnp.asarray(w), hessian, first_scale(code), code, rounds)
     data, scales, sound = jax.device_get(found)
     values = np.empty_like(w)
     code.read(data, scales, scales[:0], w.shape[1], w.shape, values)
@@ -124,7 +117,6 @@ def solve_matrix(
     w: Float[np.ndarray, "rows columns"],
     hessian: PreparedHessian,
     spec: QuantSpec,
-    importance: Float[np.ndarray, "rows"] | None = None,
     rounds: int = ROUNDS,
 ) -> QTensor:
     """Quantize a weight so that its outputs change least under a Hessian; return a QTensor of NumPy leaves.
@@ -139,7 +131,7 @@ def solve_matrix(
     w = rotate_rows(w, spec.rotation) if spec.rotation else w
     w = np.where(np.isfinite(w), w, np.float32(0))
     h, u = (np.ascontiguousarray(each) for each in jax.device_get((hessian.h, _factor(hessian.h))))
-    found = encode_matrices(w, code, (h, u), importance, rounds)
+    found = encode_matrices(w, code, (h, u), rounds)
     return from_stream(found.data, found.scales, found.scales[:0], w.shape, spec)
 
 

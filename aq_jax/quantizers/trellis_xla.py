@@ -93,7 +93,6 @@ class Paths:
 def encode_tiles(
     w: Float[Array, "tiles rows columns"],
     hessian: tuple[Float[AnyArray, "columns columns"], Float[AnyArray, "columns columns"]] | None,
-    importance: Float[Array, "tiles rows"] | None,
     start: Float[Array, ""] | float,
     code: Trellis,
     rounds: int,
@@ -103,7 +102,7 @@ def encode_tiles(
     Returns:
         The bytes of each tile, the scale of each row, and whether all weights are finite and all scales in bounds.
     """
-    return _Tiles(w, hessian, importance, start, code).encode(rounds)
+    return _Tiles(w, hessian, start, code).encode(rounds)
 
 
 class _Tiles:
@@ -111,11 +110,10 @@ class _Tiles:
         self,
         w: Array,
         hessian: tuple[AnyArray, AnyArray] | None,
-        importance: Array | None,
         start: Array | float,
         code: Trellis,
     ) -> None:
-        self.paths, self.code, self.importance = Paths(code), code, importance
+        self.paths, self.code = Paths(code), code
         self.hessian = None if hessian is None else (jnp.asarray(hessian[0]), jnp.asarray(hessian[1]))
         self.tiles, self.rows, self.columns = w.shape
         self.each = self.rows // code.step_rows  # steps of a column
@@ -148,17 +146,16 @@ class _Tiles:
         found = jnp.asarray(self.paths.levels)[:, states]  # [values, tiles, steps]
         return jnp.moveaxis(found, 0, -1).reshape(self.tiles, self.columns, self.rows)
 
-    def _steps(self, targets: Array, importance: Array, start: Array | int, count: int) -> Steps:
+    def _steps(self, targets: Array, column_weight: Array, start: Array | int, count: int) -> Steps:
         """Take steps from targets [tiles, columns, rows] in weights, a ring, given what errors of columns weigh."""
         unit = self.unit / jnp.max(self.unit, axis=1, keepdims=True)
         weight = jnp.square(self.scale * jnp.where(self.blank, 0.0, unit))
-        weight *= 1.0 if self.importance is None else self.importance
         weight /= jnp.maximum(jnp.max(weight, axis=1, keepdims=True), 1e-30)
         weight = jnp.maximum(weight, LEAST_WEIGHT).reshape(self.tiles, self.each, -1)
         at = (start + jnp.arange(count, dtype=jnp.int32)) % self.count
         column, step = at // self.each, at % self.each
         x = (targets / self.scale[:, None]).reshape(self.tiles, self.count, -1)[:, at]
-        own = weight[:, step, 0] * importance[column]
+        own = weight[:, step, 0] * column_weight[column]
         ratio = jnp.clip(own / jnp.roll(own, -1, axis=1), 1 / LARGEST_RATIO, LARGEST_RATIO).at[:, -1].set(1.0)
         second = jnp.clip(weight[:, step, -1] / weight[:, step, 0], LEAST_WEIGHT, 1 / LEAST_WEIGHT)
         return Steps(x.swapaxes(0, 1), second.T, ratio.T)
@@ -169,12 +166,12 @@ class _Tiles:
         windows = max(self.columns // self.wide, 1)  # the last one has the columns that are left over
         nowhere = jnp.full(self.tiles, -1, jnp.int32)
         ones = jnp.ones(self.columns, jnp.float32)
-        importance = ones if self.hessian is None else 1 / jnp.square(jnp.diagonal(self.hessian[1]))
+        column_weight = ones if self.hessian is None else 1 / jnp.square(jnp.diagonal(self.hessian[1]))
 
         def window(k: Array | int, state: tuple[Array, Array], columns: int, last: Array | None) -> tuple[Array, Array]:
             left, states = state
             start, count = k * size, columns * self.each
-            steps = self._steps(left, importance, start, count + (0 if last is not None else ahead))
+            steps = self._steps(left, column_weight, start, count + (0 if last is not None else ahead))
             before = states[:, (start - 1) % self.count] >> self.paths.bits
             found = self.paths.find(steps, jnp.where(start > 0, before, -1), nowhere if last is None else last)
             states = lax.dynamic_update_slice_in_dim(states, found[:count].T, start, 1)
@@ -183,7 +180,7 @@ class _Tiles:
         state = (self.w, jnp.zeros((self.tiles, self.count), jnp.int32))
         if windows == 1:  # a ring of one window: it ends where it began
             end = window(0, state, self.columns, nowhere)[1][:, -1] >> self.paths.bits
-            steps = self._steps(self.w, importance, 0, self.count)
+            steps = self._steps(self.w, column_weight, 0, self.count)
             return self.paths.find(steps, end, end).T
         state = lax.fori_loop(0, windows - 1, lambda k, state: window(k, state, self.wide, None), state)
         closing = state[1][:, 0] & (self.paths.ends - 1)
@@ -265,7 +262,6 @@ class _Tiles:
 def encode(
     w: Float[Array, "*lead rows columns"],
     hessian: tuple[AnyArray, AnyArray] | None,
-    importance: Float[AnyArray, "rows"] | None,
     start: float,
     code: Trellis,
     rounds: int,
@@ -277,9 +273,7 @@ def encode(
     for first, last, size in ((0, whole, TILE_ROWS), (whole, rows, rows - whole)):
         if last > first:
             tiles = flat[:, first:last].reshape(-1, size, columns)
-            weights = None if importance is None else jnp.asarray(importance)[first:last].reshape(-1, size)
-            weights = None if weights is None else jnp.tile(weights, (len(flat), 1))
-            parts.append(encode_tiles(tiles, hessian, weights, start, code, rounds))
+            parts.append(encode_tiles(tiles, hessian, start, code, rounds))
     data = jnp.concatenate([each[0].reshape(len(flat), -1) for each in parts], axis=1)
     scale = jnp.concatenate([each[1].reshape(len(flat), -1) for each in parts], axis=1)
     sound = jnp.all(jnp.stack([each[2] for each in parts]))

@@ -30,4 +30,4 @@ class Viterbi(MatrixQuantizer):
     def trace(
         self, w: Float[Array, "*lead rows columns"], code: Any
     ) -> tuple[UInt8[Array, "*lead bytes"], Float[Array, "*lead rows"], Bool[Array, ""]]:
-        return encode(w, None, None, first_scale(code), code, ROUNDS)
+        return encode(w, None, first_scale(code), code, ROUNDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -23,11 +22,10 @@ class Ours(Peer):
         solver: str,
         symmetric: bool = True,
         rotate: bool = False,
-        widths: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         self.name, self._solver, self._symmetric, self._rotate = name, solver, symmetric, rotate
         below = {4: (128, 64, 32), 3: (128, 64), 2: (128, 64, 32)}
-        self.widths = widths or below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
+        self.widths = below | ({8: (ROW, 128, 32)} if solver == "absmax" else {})
         self.packs = (4, 3, 2) if solver == "absmax" else ()
 
     def prepare(self, w: np.ndarray) -> Any:
@@ -75,6 +73,22 @@ class Ours(Peer):
 
     def unpack(self, packed: Any, bits: int) -> Any:
         return _compiled("unpack", bits)(packed).block_until_ready()
+
+
+class OurCode(Ours):
+    """A rotated code with a scale a row, as it is chosen without data."""
+
+    def __init__(self, code: str) -> None:
+        self.name = code
+
+    def quantize(self, w: Any, bits: int, group: int) -> Any:
+        import jax
+
+        import aq_jax as aq
+
+        solver = "mse" if self.name.startswith("int") else "viterbi"
+        config = aq.QuantizationConfig(self.name, per_channel=True, symmetric=True, rotate=True, solver=solver)
+        return jax.block_until_ready(aq.quantize(w, config))
 
 
 def array_bytes(value: Any) -> int:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.calibrated import VARIABLE, CalibratedTable, describe, given_tables
+from benchmarks.calibrated import VARIABLE, CalibratedTable, describe, given_tables, rung_name
 from benchmarks.children import ChildError, shorten
-from benchmarks.peers.ours import MSE, Ours, array_bytes
+from benchmarks.peers.ours import OurCode, array_bytes
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped
 
@@ -27,12 +27,16 @@ FULL = {16: (peers.ROW,), 8: (peers.ROW,), 5: (32,), 4: (128, 32), 3: (128,), 2:
 SLOW = {4: (64,), 3: (64,), 2: (64,)}
 QUICK = {4: (128,), 2: (128,)}
 UNOPTIMIZED = "hqq, no optimizer"  # left out where the method itself is measured
-# Ours without data: a ladder, so that every peer finds something of no more bits and hardly fewer.
-LADDER = {8: (peers.ROW, 128, 32), 6: (peers.ROW, 128, 32), 5: (peers.ROW, 128, 64, 32), 4: (peers.ROW, 128, 64, 32),
-          3: (peers.ROW, 128, 64, 32), 2: (peers.ROW, 128, 64, 32)}  # fmt: skip
-LADDER_QUICK = {4: (128, 32), 2: (128,)}  # some peers have small groups only
-# Bits a weight of the calibrated tables that a full run makes if it is given none; most peers have a rung just below.
-RUNGS = (8.08, 6.5, 5.9, 5.49, 5.1, 4.5, 4.25, 3.7, 3.25, 2.75, 2.5, 2.25, 2.0, 1.75)
+# Ours: a ladder, so that every peer finds something of no more bits and hardly fewer. A rung is the code of the linears
+# and that of the word embedding, which can spare more; both are rotated, and have a scale a row. A full run has every
+# rung without data and, unless it is given tables, calibrated.
+LADDER = (
+    ("int8", "int8"), ("int8", "int6"), ("int6", "int6"), ("int6", "tcq5"), ("int6", "tcq4"), ("tcq5", "tcq4"),
+    ("tcq5", "tcq3"), ("tcq4", "tcq3"), ("tcq4", "tcq2"), ("tcq3", "tcq2"), ("tcq3", "tcq1.5"), ("tcq2", "tcq2"),
+    ("tcq2", "tcq1.5"), ("tcq1.5", "tcq1.5"),
+)  # fmt: skip
+LADDER_QUICK = (("tcq4", "tcq3"), ("tcq2", "tcq2"))
+Choice = tuple[peers.Peer, int, int]  # a library, its bits, and its group size
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,37 @@ class Measurement:
 
 
 def contenders(module: str, full: bool) -> dict[str, Callable[..., Any]]:
-    """Return, in a child, "peer|bits|group" -> a call that writes dequantized weights to a file, and returns bits."""
+    """Return, in a child, by its label a call that writes dequantized weights to a file, and returns bits."""
+    if module == "ours":
+        rungs = [tuple((OurCode(code), 0, peers.ROW) for code in rung) for rung in (LADDER if full else LADDER_QUICK)]
+        return {
+            f"aq_jax {rung_name(*(c.name for c, *_ in rung))}, rotated": partial(dequantized, *rung) for rung in rungs
+        }
     calls: dict[str, Callable[..., Any]] = {}
-    # Some peers have no zero points: compare them with ours without.
-    ours = [
-        Ours(f"{MSE}, rotated", "mse", symmetric=False, rotate=True, widths=LADDER),
-        Ours(f"{MSE}, rotated, symmetric", "mse", rotate=True, widths=LADDER),
-    ]
-    for peer in ours if module == "ours" else peers.load(module):
+    for peer in peers.load(module):
         if peer.name == UNOPTIMIZED if full else peer.slow:
             continue
-        wanted = (LADDER if full else LADDER_QUICK) if module == "ours" else FULL if full else QUICK
-        for bits, sizes in (SLOW if peer.slow else wanted).items():
+        for bits, sizes in (SLOW if peer.slow else FULL if full else QUICK).items():
             if bits in peer.widths:
                 for group in dict.fromkeys(peers.nearest_group(peer, bits, size) for size in sizes):
-                    calls[f"{peer.name}|{bits}|{group}"] = partial(dequantized, peer, bits, group)
+                    choice, label = (peer, bits, group), f"{peer.name} {bits} bits, {f'g{group}' if group else 'rows'}"
+                    calls[label] = partial(dequantized, choice, choice)
     return calls
 
 
-def dequantized(peer: peers.Peer, bits: int, group: int, path: str) -> list[int]:
-    """Write dequantized weights to a file; return the bits as stored, the bits as needed, and the number of weights."""
+def dequantized(linears: Choice, table: Choice, path: str) -> list[int]:
+    """Write dequantized weights to a file; return the bits as stored, the bits as needed, and the number of weights.
+
+    Args:
+        linears: What quantizes the linears.
+        table: What quantizes the word embedding.
+        path: The path of the file.
+    """
     from safetensors.numpy import save_file
 
     out, stored, needed, count = {}, 0, 0, 0
     for name, w in models.iter_matrices():
+        peer, bits, group = table if models.is_table(name) else linears
         q = peer.quantize(peer.prepare(w), bits, group)
         out[name] = np.ascontiguousarray(peer.dequantize(q))
         stored, needed, count = stored + peer.stored_bits(q), needed + peer.packed_bits(q), count + w.size
@@ -167,12 +178,10 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Measurement | Skipped]:
     with peer_children("benchmarks.suites.accuracy:contenders", full, modules=modules) as (children, skipped):
         yield from skipped
         for module, child in children.items():
-            for name in child.names:
-                peer, bits, group = name.split("|")
+            for label in child.names:
                 path = models.scratch_folder() / "weights.safetensors"
-                label = f"{peer} {bits} bits, {f'g{group}' if group != '0' else 'rows'}"
                 try:
-                    stored, needed, count = child.call(name, str(path))
+                    stored, needed, count = child.call(label, str(path))
                 except ChildError as why:
                     yield Skipped(label, str(why))
                     continue
@@ -209,22 +218,17 @@ def seen_by_any(tables: Collection[CalibratedTable]) -> set[str]:
 
 
 def make_tables() -> Iterator[Path]:
-    """Make a calibrated table for each of RUNGS, a code for each tensor, in some minutes."""
+    """Make a calibrated table for each rung of the ladder, in about a minute each."""
     import aq_jax as aq
 
-    policy = aq.QuantizationConfig(
-        "int4", group_size=128, symmetric=False, rotate=True, solver="gptq",
-        overrides=(aq.Override("word_embeddings", group_size=384),),
-    )  # fmt: skip
+    others = aq.Override("position_embeddings|token_type_embeddings", quant_type="int8", solver="absmax")
     calibration = aq.CalibrationConfig(sentences=256, max_tokens=64)
-    for bits in RUNGS:
-        path = models.scratch_folder() / f"allocated{bits}" / "m.parquet"
+    for linears, table in LADDER:
+        overrides = (aq.Override("word_embeddings", quant_type=table), others)
+        policy = aq.QuantizationConfig(linears, per_channel=True, rotate=True, solver="gptq", overrides=overrides)
+        path = models.scratch_folder() / f"{linears}_{table}" / "m.parquet"
         path.parent.mkdir()
-        goal = aq.AllocationConfig(target_bpw=bits, sentences=32)
-        try:
-            aq.convert(aq.ConversionConfig(models.MINILM, str(path), policy, calibration, goal))
-        except aq.ConfigError:  # no codes are so narrow
-            return
+        aq.convert(aq.ConversionConfig(models.MINILM, str(path), policy, calibration))
         yield path
 
 

@@ -20,6 +20,7 @@ POLICIES = [
     QuantizationConfig("int3", group_size=128, symmetric=False, solver="mse", rotate=True),
     QuantizationConfig("int2", group_size=128, solver="mse"),
     QuantizationConfig("int8"),
+    QuantizationConfig("tcq2", rotate=True),
 ]
 
 

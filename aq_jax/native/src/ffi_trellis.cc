@@ -27,11 +27,11 @@ const char* encode(const Matrix& in, int64_t threads, int& flags) {
 // Return what is wrong, or null.
 AQ_EXPORT const char* aq_encode_trellis(const float* w, int64_t rows, int64_t columns, int64_t tile_rows, int64_t bits,
                                         int64_t values, const int8_t* levels, const float* h, const float* u,
-                                        const float* importance, double start, int64_t rounds, int64_t threads, uint8_t* data, float* scale,
-                                        double* sums, int32_t* flags) {
+                                        double start, int64_t rounds, int64_t threads, uint8_t* data,
+                                        float* scale, double* sums, int32_t* flags) {
   int found = 0;
-  const char* wrong = aq::encode({w, rows, columns, tile_rows, int(bits), int(values), levels, h, u, importance, float(start),
-                                  rounds, data, scale, sums},
+  const char* wrong = aq::encode({w, rows, columns, tile_rows, int(bits), int(values), levels, h, u, float(start), rounds,
+                                  data, scale, sums},
                                  threads, found);
   *flags = found;
   return wrong;

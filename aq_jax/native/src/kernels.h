@@ -151,7 +151,6 @@ struct Matrix {
   const int8_t* levels;  // [values, 4096]
   const float* h;        // [columns, columns] or null: what errors weigh, and the factor u of h^-1 = u^T u
   const float* u;
-  const float* importance;  // [rows] or null: what the errors of rows weigh beside those of others
   float start;           // the first scale of a row, over the root of its mean square
   int64_t rounds;        // of refinement
   uint8_t* data;         // one bit stream a tile

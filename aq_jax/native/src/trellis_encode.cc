@@ -144,7 +144,7 @@ class Tile {
     double most = 0;
     auto weight = [&](int64_t r) {
       const double scale = double(scale_[r]) * unit_[r];
-      return scale * scale * (in_.importance ? in_.importance[first_ + r] : 1);
+      return scale * scale;
     };
     for (int64_t r = 0; r < rows_; ++r) most = std::max(most, weight(r));
     for (int64_t r = 0; r < rows_; ++r) {
@@ -163,13 +163,13 @@ class Tile {
   int64_t row_of(int64_t e) const { return e % each_ * VALUES; }
 
   // Set step i of the search to step e of the tile, its targets being given.
-  template <class Target, class Importance>
-  void set_steps(int64_t e, int64_t count, const Target& target, const Importance& importance) {
+  template <class Target, class ColumnWeight>
+  void set_steps(int64_t e, int64_t count, const Target& target, const ColumnWeight& column_weight) {
     float weight = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = (e + i) % count_, c = column_of(at), r = row_of(at);
       Step& step = steps_[i];
-      const float own = weights_[r] * importance(c);
+      const float own = weights_[r] * column_weight(c);
       if (i) steps_[i - 1].ratio = std::min(std::max(weight / own, 0x1p-30f), 0x1p30f);
       weight = own;
       step.ratio = 1;
@@ -195,12 +195,12 @@ class Tile {
       const bool end = next == columns_;
       const int64_t ahead = end ? 0 : std::min(LOOKAHEAD / VALUES, count_ - e - count);
       auto target = [&](int64_t k, int64_t r) { return left[k * padded_ + r] * inverse_[r]; };
-      auto importance = [&](int64_t k) {
+      auto column_weight = [&](int64_t k) {
         if (!in_.u) return 1.0f;
         const float diagonal = in_.u[k * columns_ + k];
         return 1 / (diagonal * diagonal);
       };
-      set_steps(e, count + ahead, target, importance);
+      set_steps(e, count + ahead, target, column_weight);
       const int first = c ? states_[e - 1] >> BITS : -1;
       int last = end && c ? states_[0] & (Code::ENDS - 1) : -1;  // the tile is a ring
       code_.find(steps_.data(), count + ahead, first, last, costs_.data(), found_.data());
@@ -254,7 +254,7 @@ class Tile {
       if (!in_.h) return w_[at] * inverse_[r];
       return v_[at] + (wanted_[at] * inverse_[r] - made_[at]) / in_.h[c * columns_ + c];
     };
-    auto importance = [&](int64_t c) { return in_.h ? in_.h[c * columns_ + c] : 1.0f; };
+    auto column_weight = [&](int64_t c) { return in_.h ? in_.h[c * columns_ + c] : 1.0f; };
     auto near = [&] { return std::min(columns_, block + BLOCK + 2); };
     auto add = [&](int64_t c, const float* of, int64_t count, int64_t first, int64_t last, int64_t row, int64_t end) {
       add_products(1, in_.h + c * columns_, columns_, of, count, first, last, padded_, row, end, made_.data());
@@ -269,7 +269,7 @@ class Tile {
     for (int64_t start = 0; start < count_; start += size) {
       const int64_t e = start + offset, count = std::min(size, count_ - start), c = start / size;
       if (in_.h && offset && c == columns_ - 1) spread(c);  // it reaches column 0
-      set_steps(e, count, target, importance);
+      set_steps(e, count, target, column_weight);
       const int first = states_[(e + count_ - 1) % count_] >> BITS;
       const int last = states_[(e + count) % count_] & (Code::ENDS - 1);
       code_.find(steps_.data(), count, first, last, costs_.data(), found_.data());
