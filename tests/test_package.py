@@ -182,6 +182,7 @@ def hatchling_builds(tree: Path, folder: Path, what: str, variable: str, value: 
     return made
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_whole_package_and_works_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
     # Built from a copy: what git does not know must not get into it, and nothing is written into the tree.

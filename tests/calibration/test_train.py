@@ -148,6 +148,7 @@ def test_the_same_seed_gives_the_same_file_interrupted_or_not(
     assert other["curve"] != trained["curve"]
 
 
+@pytest.mark.slow
 def test_it_ends_sooner_when_nothing_gets_better_and_keeps_the_best(trained: dict[str, Any]) -> None:
     sets = ("output=worse.parquet", "train.learning_rate=1", "train.patience=2", "train.steps=100")
     config = load_config("c.toml", sets)
@@ -160,6 +161,7 @@ def test_it_ends_sooner_when_nothing_gets_better_and_keeps_the_best(trained: dic
     assert cosines("worse.parquet", held.lines).mean() == pytest.approx(found["cosine"], abs=2e-5)
 
 
+@pytest.mark.slow
 def test_it_stops_in_time(run: Any) -> None:
     sets = ("output=short.parquet", "train.minutes=0.01", "train.steps=1000000")
     status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))

@@ -195,7 +195,7 @@ def test_a_rows_result_depends_on_no_other_row_and_on_no_thread(bits: int, activ
         np.testing.assert_array_equal(linear(x[part], w, activations, after), whole[part])
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [8, 3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (6, 5, 4, 2))])
 def test_rows_of_a_table_are_xlas_bit_for_bit(bits: int, isas: Callable[[], Iterator[str]]) -> None:
     for q in (weight(37, 50, 50, bits=bits), weight(40, 96, 16, bits=bits), weight(20, 64, 32, rotate=True, bits=bits)):
         table, ids = prepare(q, operation="rows"), np.array([[0, -1, q.shape[0]], [q.shape[0] - 1, 7, -100]])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from crossed import crossed
 from jax import export
 
 import aq_jax as aq
@@ -56,8 +57,7 @@ def bits_of(x: object) -> np.ndarray:
     return np.asarray(x, np.float32).view(np.uint32)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize(("shape", "size"), SHAPES)
+@pytest.mark.parametrize(("shape", "size", "bits"), crossed(SHAPES, WIDTHS))
 def test_values_are_xlas(shape: tuple[int, ...], size: int, bits: int, isas: Callable[[], Iterator[str]]) -> None:
     q = coded(shape, size, bits)
     for dtype in (jnp.float32, jnp.bfloat16) if bits == 4 else (jnp.float32,):
@@ -147,8 +147,7 @@ def same(a: Any, b: Any) -> bool:
     return all(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in leaves)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize(("shape", "size"), [SHAPES[i] for i in (0, 1, 3, 4, 5)])
+@pytest.mark.parametrize(("shape", "size", "bits"), crossed([SHAPES[i] for i in (0, 1, 3, 4, 5)], WIDTHS))
 def test_codes_and_grids_are_xlas(
     shape: tuple[int, ...], size: int, bits: int, isas: Callable[[], Iterator[str]]
 ) -> None:
@@ -186,8 +185,7 @@ def test_tiles_and_whole_arrays_are_one(solver: str, monkeypatch: pytest.MonkeyP
         assert found[0].cosine == pytest.approx((x * v).sum() / np.sqrt((x**2).sum() * (v**2).sum()), rel=1e-6)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (3, 5, 6))])
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("symmetric", "bits"), crossed([True, False], [2, 4, 8, 3, 5, 6]))
 def test_the_search_finds_errors_as_small_as_xlas(
     bits: int, symmetric: bool, isas: Callable[[], Iterator[str]]
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_manifest_that_lies_is_refused(folder: Path, case: str) -> None:
     assert type(caught.value) is kind
 
 
+@pytest.mark.slow
 def test_many_files_are_compared_at_once() -> None:
     """Each with each would take a quarter of a minute, and a hostile manifest is a small file."""
     entries = [ShardEntry(shard_name(i, 30_000), 7, "0" * 64, ("a",)) for i in range(30_000)]

@@ -184,6 +184,7 @@ def lives_in_group(stat: Path, group: int) -> bool:
     return int(found) == group and state not in "ZX"
 
 
+@pytest.mark.slow
 def test_two_workers_that_are_killed_are_taken_up_and_give_the_same_bytes(
     source: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
