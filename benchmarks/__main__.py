@@ -30,6 +30,9 @@ VARIABLES = """environment variables:
                      A full run without it calibrates two tables, in some minutes
   AQ_JAX_STORIES     for the suites stories and decode: a folder with stories260K.bin, tok512.bin and stories.txt, whose
                      stories <|endoftext|> divides
+  AQ_JAX_LANGUAGE    for the suite language: a folder with smollm2.gguf (as `make gguf` fetches it), and two texts, each
+                     of which the other does not hold: calibration.txt and judged.txt
+  AQ_JAX_GGML        llama.cpp's libggml-base, built from its sources, for blocks that its Python package cannot write
   MALLOC_...         of glibc: as they are set. Where they are not, all contenders keep the memory that they free, but
                      in the suites memory, scale and load
 """

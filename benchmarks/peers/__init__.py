@@ -23,6 +23,7 @@ MODULES = (
     "hqq_peer",
     "qwix_peer",
     "gguf_peer",
+    "ggml_peer",
     "safetensors_peer",
     "onnxruntime_peer",
 )

@@ -29,6 +29,7 @@ TARGETS: Mapping[str, str] = {
     "gaussian": "size:gaussian",
     "start": "start:start",
     "stories": "stories:stories",
+    "language@2": "language:language",
     "train@2": "training:train",
     "scale": "scale:scale",
 }
@@ -49,6 +50,7 @@ QUESTIONS: Mapping[str, str] = {
     "gaussian": "How well does `mse` fit normally distributed weights at two bits?",
     "start": "How soon does a new process embed its first sentences?",
     "stories": "What does each width cost a language model?",
+    "language@2": "How near does a real language model stay to itself at three and two bits?",
     "train@2": "How long does a step of training take, and what takes it?",
     "scale": "Do the time for a byte and the memory stay the same as models grow?",
 }
