@@ -200,5 +200,5 @@ def _next(
 ) -> tuple[Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]:
     """Choose the tokens of a step; tell which texts it ends."""
     token = draw(model.logits(hidden), seen, numbers, jax.random.fold_in(key, step))
-    seen = seen.at[jnp.arange(len(token)), token].set(True)
+    seen = seen.at[jnp.arange(len(token), dtype=jnp.int32), token].set(True)
     return token, seen, jnp.isin(token, jnp.array(eos_ids, jnp.int32)) | (step + 1 >= counts)

@@ -97,7 +97,7 @@ def draw(
 
     def sample() -> Int[Array, "batch"]:
         left = filter_logits(logits, numbers)
-        return jnp.argmax(left + jax.random.gumbel(key, logits.shape[-1:]), axis=-1)
+        return jnp.argmax(left + jax.random.gumbel(key, (1, logits.shape[-1]), jnp.float32), axis=-1)
 
     found = lax.cond(temperature > 0, sample, lambda: jnp.argmax(logits, axis=-1))
     return found.astype(jnp.int32)
@@ -138,4 +138,4 @@ def _threshold(
         weight = jnp.where(order >= higher, weights, 0).sum(-1, keepdims=True)
         return jnp.where(weight >= bound, higher, found)
 
-    return lax.fori_loop(0, 32, narrow, jnp.zeros((order.shape[0], 1), jnp.uint32))
+    return lax.fori_loop(np.int32(0), np.int32(32), narrow, jnp.zeros((order.shape[0], 1), jnp.uint32))

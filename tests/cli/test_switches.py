@@ -25,9 +25,11 @@ import aq_jax as aq
 from aq_jax import QuantizationConfig, QuantSpec
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.nn import quantize_module
-from aq_jax.nn.generator import decode_tokens, log_likelihoods
+from aq_jax.nn.decoding import begin, decode_tokens, read_chunk
+from aq_jax.nn.generator import log_likelihoods
 from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.models.bert import Bert, BertConfig
+from aq_jax.nn.sampling import Sampling
 from aq_jax.quantizers.gptq import gptq
 from aq_jax.quantizers.hessian import prepare_hessian
 
@@ -95,9 +97,12 @@ def with_a_model(kind: str, activations: Activations) -> Any:
         return model(jnp.asarray(ids), jnp.asarray([[True] * 5 + [False] * 3, [False] * 8]))
     model = LLAMA.module(LLAMA.read(SIZES, "sizes"), activations=activations, rngs=nnx.Rngs(0))
     model = quantize_module(model, "int8", activations=activations)
-    numbers = jnp.int32(3), jnp.int32(5), jnp.float32(0.5), jnp.float32(0.9), jax.random.key(0)
-    ids = jnp.asarray(ids[:1])
-    return decode_tokens(model, ids, *numbers, steps=4, eos_ids=(2,)), log_likelihoods(model, ids)
+    ids, first, most = jnp.asarray(ids), jnp.array([0, 3], jnp.int32), jnp.array([5, 4], jnp.int32)
+    how = jnp.asarray(Sampling(0.5, 3, 0.9, 0.1, 1.2).numbers()), jax.random.key(0)
+    cache, hidden = read_chunk(model, model.empty_cache(2, 16, "int8"), ids, jnp.int32(0), first)
+    state = cache, *begin(model, hidden, jnp.zeros((2, 16), bool), most, *how, eos_ids=(2,))
+    numbers = jnp.int32(8), first, jnp.int32(1), most, *how, jnp.int32(3)
+    return decode_tokens(model, state, *numbers, eos_ids=(2,)), log_likelihoods(model, ids[:1])
 
 
 CASES: Mapping[str, Callable[[], Any]] = {

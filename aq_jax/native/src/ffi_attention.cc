@@ -62,9 +62,9 @@ ffi::Error cached_attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::
                 size = q.dimensions()[3], keys = k.dimensions()[1], shared = k.dimensions()[2];
   if (shared <= 0 || heads % shared) return invalid("cached_attention", "wanted key-value heads that divide the heads");
   const auto type = k.element_type();
-  const Stored stored = type == ffi::S8 ? Stored::int8 : type == ffi::BF16 ? Stored::bfloat16 : Stored::float32;
+  const Stored stored = type == ffi::S8 ? Stored::int8 : type == ffi::U16 ? Stored::bfloat16 : Stored::float32;
   if (v.element_type() != type || (stored == Stored::float32 && type != ffi::F32))
-    return invalid("cached_attention", "wanted k and v of float32, bfloat16 or int8");
+    return invalid("cached_attention", "wanted k and v of float32, of int8, or of the bits of bfloat16");
   if (!has_shape(k, {batch, keys, shared, size}) || !has_shape(v, {batch, keys, shared, size}) ||
       !has_shape(first, {batch}) || !has_shape(positions, {tokens}) || !has_shape(*out, {batch, tokens, heads, size}))
     return invalid("cached_attention", "wanted k and v [batch, positions, kv_heads, size], first [batch], "
