@@ -6,6 +6,7 @@ of
 
     q * s
     (q - z) * s                       z: a zero point, a float
+    (q - (z - 2^(b-1))) * s           z: a zero point of unsigned codes
     (q + 2^(b-1)) * s + m             m: the value of the lowest code, a minimum
 
 in float32, each step rounded. The product of a code and a scale of so few bits is exact, so that a fused multiply-add
@@ -20,8 +21,8 @@ from typing import Any, Literal
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Grid, Host
 
-Offset = Literal["", "zero_point", "minimum"]
-_SUFFIXES = {"": "", "zero_point": "z", "minimum": "m"}
+Offset = Literal["", "zero_point", "unsigned_zero_point", "minimum"]
+_SUFFIXES: dict[Offset, str] = {"": "", "zero_point": "z", "unsigned_zero_point": "u", "minimum": "m"}
 _HALVES = {"float16": "f16", "bfloat16": "bf16"}
 
 
@@ -73,7 +74,7 @@ class HalfGrids(SmallGrids):
     Args:
         bits: The bits of a code, 2 to 8.
         grid_dtype: The dtype of the grids, "float16" or "bfloat16".
-        offset: What stands beside the scales: nothing, zero points, or minimums.
+        offset: What stands beside the scales: nothing, zero points (of signed or of unsigned codes), or minimums.
 
     >>> HalfGrids(4, "float16").name, HalfGrids(5, "bfloat16", "minimum").name
     ('int4_f16', 'int5_bf16m')
@@ -89,20 +90,26 @@ class HalfGrids(SmallGrids):
         object.__setattr__(self, "name", f"int{self.bits}_{_HALVES[self.grid_dtype]}{_SUFFIXES[self.offset]}")
         object.__setattr__(self, "zero_points", self.offset != "")
 
+    @property
+    def zero_base(self) -> int:
+        """The number that the zero points of signed codes are less than those that are stored."""
+        return 2 ** (self.bits - 1) if self.offset == "unsigned_zero_point" else 0
+
     def refuses_grids(self, scales: Host, zero_points: Host) -> str:
         from aq_jax.codes.small_grids_numpy import refuses_numbers
 
         return refuses_numbers(scales, "scales") or refuses_numbers(zero_points, "zero_points")
 
     def expand(self, scales: Any, zero_points: Any) -> tuple[Any, Any]:
-        return scales.astype("float32"), zero_points.astype("float32") if self.zero_points else None
+        if not self.zero_points:
+            return scales.astype("float32"), None
+        return scales.astype("float32"), zero_points.astype("float32") - self.zero_base
 
 
 def half_grids(bits: int) -> list[HalfGrids]:
     """List the codes of a width.
 
     >>> [code.name for code in half_grids(4)]
-    ['int4_f16', 'int4_f16z', 'int4_f16m', 'int4_bf16', 'int4_bf16z', 'int4_bf16m']
+    ['int4_f16', 'int4_f16z', 'int4_f16u', 'int4_f16m', 'int4_bf16', 'int4_bf16z', 'int4_bf16u', 'int4_bf16m']
     """
-    offsets: tuple[Offset, ...] = ("", "zero_point", "minimum")
-    return [HalfGrids(bits, dtype, offset) for dtype in _HALVES for offset in offsets]
+    return [HalfGrids(bits, dtype, offset) for dtype in _HALVES for offset in _SUFFIXES]

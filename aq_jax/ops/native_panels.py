@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from aq_jax import native
 from aq_jax.codes import Trellis, bits_jax
 from aq_jax.codes.records import Records
-from aq_jax.codes.small_grids import SmallGrids
+from aq_jax.codes.small_grids import HalfGrids, SmallGrids
 from aq_jax.codes.trellis_numpy import row_sums
 from aq_jax.core.qtensor import QTensor
 
@@ -122,6 +122,7 @@ def code_attributes(q: QTensor) -> dict[str, np.int64]:
         "groups": _row_groups(q),
         "sub_bits": code.sub_bits if isinstance(code, Records) else 0,
         "lift": code.lift if isinstance(code, SmallGrids) else 0,
+        "zero_base": code.zero_base if isinstance(code, HalfGrids) else 0,
     }
     return {name: np.int64(number) for name, number in found.items()}
 

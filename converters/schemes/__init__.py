@@ -3,7 +3,7 @@
 Each entry says, from config.json and the names, shapes and dtypes of tensors, which of them are one weight, and reads
 its codes and grids. The tensors lie in safetensors, which `converters.checkpoint` reads.
 
-    compressed_tensors      llm-compressor's: packed integers, int8, float8
+    compressed_tensors      llm-compressor's: packed integers, int8, float8 (`..._config`: what config.json says)
     gptq, awq, mlx          integers packed along inputs; along outputs, in an order of their own; with offsets
     hqq, bitsandbytes       integers with float zero points; nf4, fp4 and int8
     torchao                 plain integers

@@ -11,19 +11,18 @@ float-quantized     weight, float8_e4m3fn [out, in]; weight_scale of the tensor,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aq_jax.converters.schemes.compressed_tensors_config import Args, Groups
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
-from aq_jax.errors import FormatError
-from aq_jax.store.patterns import names_matching
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
@@ -31,25 +30,8 @@ if TYPE_CHECKING:
 _PACKED, _SCALE, _ZERO, _SHAPE, _ORDER = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
 )  # fmt: skip
-_READ = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision")
 _SMALL = ("int8", "float8_e4m3fn")
-_DENSE = (0, 18)
-"""The first release whose codes cross words."""
-_MOST_PATTERNS = 100
 _LEFT_OUT = re.compile(r"(^|\.)(input|output|k|v|q)_(scale|zero_point|global_scale)$")
-
-
-@dataclass(frozen=True, slots=True)
-class _Args:
-    """What config.json says of a group of layers."""
-
-    bits: int
-    floating: bool
-    symmetric: bool
-    strategy: str
-    group: int
-    block: tuple[int, int]
-    crosses: bool
 
 
 class CompressedTensors:
@@ -64,7 +46,7 @@ class CompressedTensors:
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)
-        groups = _Groups(tensors, config)
+        groups = Groups(tensors, config)
         for module in tensors.ending(_PACKED):
             yield _packed(tensors, module, groups.of(module, _PACKED))
         small = [m for m in tensors.ending("weight") if source.shapes[f"{m}weight"][1].name in _SMALL]
@@ -73,105 +55,7 @@ class CompressedTensors:
                 yield from _plain(tensors, module, groups.of(module, "weight"))
 
 
-class _Groups:
-    """The config's groups of layers, by the most specific target: a name, then a pattern, then a class.
-
-    Args:
-        tensors: The tensors of the checkpoint.
-        config: The entry of config.json.
-    """
-
-    def __init__(self, tensors: Tensors, config: Config) -> None:
-        self._tensors = tensors
-        self._modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors.source.shapes))
-        version = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.get("version")))
-        self._crosses = version is None or (int(version[1]), int(version[2])) >= _DENSE
-        groups = config.get("config_groups")
-        if not isinstance(groups, Mapping) or not groups:
-            raise tensors.error("config.json has config_groups, of one group or more; fetch it again")
-        self._patterns = 0
-        self._ignored = frozenset().union(*(found for _, found in self._targets("ignore", config.get("ignore"))))
-        self._named: dict[str, _Args] = {}
-        self._matched: dict[str, _Args] = {}
-        self._classes: set[_Args] = set()
-        for name, group in groups.items():
-            weights = group.get("weights") if isinstance(group, Mapping) else None
-            if not isinstance(weights, Mapping):
-                raise tensors.error(f"config.json says how the weights of {name} are stored; wanted an entry `weights`")
-            args = self._args(name, weights, group.get("format") or config.get("format"))
-            for target, found in self._targets(name, group.get("targets")):
-                if target.startswith("re:"):
-                    self._matched |= {module: args for module in found if module not in self._matched}
-                elif target.isidentifier() and target[:1].isupper():
-                    self._classes.add(args)
-                else:
-                    self._named.setdefault(target, args)
-
-    def _targets(self, what: str, targets: object) -> Iterator[tuple[str, frozenset[str]]]:
-        """List targets, and the modules that each of them is or matches."""
-        if not isinstance(targets, list | None) or not all(isinstance(target, str) for target in targets or ()):
-            raise self._tensors.error(f"{what} in config.json lists names; wanted texts, found {str(targets)[:80]}")
-        for target in targets or ():
-            if not target.startswith("re:"):
-                yield target, frozenset({target})
-                continue
-            self._patterns += 1
-            if self._patterns > _MOST_PATTERNS:
-                raise self._tensors.error(f"config.json has more than {_MOST_PATTERNS} patterns; wanted fewer")
-            try:
-                yield target, names_matching(target.removeprefix("re:"), self._modules)
-            except FormatError as error:
-                raise self._tensors.error(str(error)) from None
-
-    def _args(self, name: str, weights: Mapping[str, Any], form: object) -> _Args:
-        tensors = self._tensors
-        if form not in (None, *_READ):
-            raise tensors.error(
-                f"the weights of {name} are {form}, which no table holds; wanted one of {', '.join(_READ[:3])}: "
-                "dequantize them first"
-            )
-        bits = tensors.integer(f"num_bits of {name}", weights.get("num_bits", 8))
-        group = tensors.integer(f"group_size of {name}", weights.get("group_size") or 0)
-        strategy = weights.get("strategy") or ("tensor" if not group else "group" if group > 0 else "channel")
-        floating = weights.get("type", "int") == "float"
-        if bits not in ((8,) if floating else (2, 3, 4, 5, 6, 8)):
-            raise tensors.error(f"the weights of {name} have {bits} bits; wanted 2, 3, 4, 5, 6 or 8, or floats of 8")
-        known = ("tensor", "channel", "group", *(("block",) if floating else ()))
-        if strategy not in known or (strategy == "group" and group < 1):
-            raise tensors.error(
-                f"the weights of {name} have a scale a {strategy}, of {group}; wanted one a {', '.join(known)}"
-            )
-        if weights.get("actorder") in (True, "group", "dynamic"):
-            raise tensors.error(
-                f"the inputs of {name} are ordered by activation (actorder), for which a table has no place; quantize "
-                'it with actorder = "weight" or none'
-            )
-        block = (0, 0)
-        if strategy == "block":
-            found = re.fullmatch(r"\[?(\d{1,9})[x,] ?(\d{1,9})\]?", str(weights.get("block_structure")))
-            if found is None:
-                raise tensors.error(f"{name} has block_structure {weights.get('block_structure')}; wanted two numbers")
-            block = int(found[1]), int(found[2])
-        symmetric = weights.get("symmetric", True) is True
-        return _Args(bits, floating, symmetric, strategy, group, block, self._crosses)
-
-    def ignores(self, module: str) -> bool:
-        return module[:-1] in self._ignored
-
-    def of(self, module: str, leaf: str) -> _Args:
-        name = module[:-1]
-        if name in self._ignored:
-            raise self._tensors.error(f"config.json ignores {name}, which has {leaf}; wanted a plain weight")
-        found = self._named.get(name) or self._matched.get(name)
-        if found is None and len(self._classes) == 1:
-            (found,) = self._classes
-        if found is None:
-            groups = "several groups of classes" if self._classes else "no group"
-            raise self._tensors.error(f"{module}{leaf} belongs to {groups} of config.json; wanted a target of its name")
-        return found
-
-
-def _packed(tensors: Tensors, module: str, args: _Args) -> Weight:
+def _packed(tensors: Tensors, module: str, args: Args) -> Weight:
     packed, order = tensors.shape(f"{module}{_PACKED}"), f"{module}{_ORDER}"
     named = tuple(f"{module}{leaf}" for leaf in (_PACKED, _SCALE, _SHAPE))
     if len(packed) < 2 or args.floating:
@@ -197,7 +81,7 @@ def _packed(tensors: Tensors, module: str, args: _Args) -> Weight:
     return Weight(f"{module}weight", shape, dtype, spec, named, read)
 
 
-def _plain(tensors: Tensors, module: str, args: _Args) -> Iterator[Weight]:
+def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
     """Find a weight of a byte an element; one that is dense is left as it is."""
     name = f"{module}weight"
     shape, dtype = tensors.shape(name), tensors.dtype(name)
@@ -220,9 +104,7 @@ def _plain(tensors: Tensors, module: str, args: _Args) -> Iterator[Weight]:
     yield Weight(name, shape, dtype, spec, named, partial(_read_bytes, tensors, name, named[1], zeros))
 
 
-def _scales(
-    tensors: Tensors, module: str, shape: tuple[int, ...], args: _Args
-) -> tuple[tuple[int, ...], int, np.dtype]:
+def _scales(tensors: Tensors, module: str, shape: tuple[int, ...], args: Args) -> tuple[tuple[int, ...], int, np.dtype]:
     """Return the shape of the scales, the elements of a row that share one (0 for a tensor's), and their dtype."""
     name, length = f"{module}{_SCALE}", shape[-1]
     if args.strategy == "tensor":
@@ -246,7 +128,7 @@ def _scales(
     return wanted, min(group, length), tensors.expect(name, wanted, *FLOATS)
 
 
-def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: _Args) -> str | None:
+def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Args) -> str | None:
     """Return the name of the zero points, if there are any."""
     name = f"{module}{_ZERO}"
     if args.symmetric and name not in tensors:
@@ -261,7 +143,7 @@ def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: _A
     return name
 
 
-def _is_dense(words: int, count: int, args: _Args) -> bool | None:
+def _is_dense(words: int, count: int, args: Args) -> bool | None:
     """Tell whether codes cross words; None if they do not fit into so many."""
     dense, whole = dense_words(count, args.bits), whole_words(count, args.bits)
     if words not in (dense, whole):
@@ -285,7 +167,7 @@ def _unpacked(words: np.ndarray, bits: int, count: int, dense: bool) -> np.ndarr
 
 
 def _read_packed(
-    tensors: Tensors, packed: str, scale: str, zero: str | None, shape: tuple[int, ...], args: _Args, dense: bool
+    tensors: Tensors, packed: str, scale: str, zero: str | None, shape: tuple[int, ...], args: Args, dense: bool
 ) -> Packed:
     words, scales = tensors.read(packed), tensors.read(scale)
     if dense and args.bits < 8 and shape[-1] * args.bits % 8 == 0:  # the words are the table's bytes
@@ -295,7 +177,7 @@ def _read_packed(
     return Packed(codes, scales, None if zero is None else _read_zeros(tensors, zero, scales.shape, args))
 
 
-def _read_zeros(tensors: Tensors, name: str, scales: tuple[int, ...], args: _Args) -> np.ndarray:
+def _read_zeros(tensors: Tensors, name: str, scales: tuple[int, ...], args: Args) -> np.ndarray:
     found = tensors.read(name)
     if found.dtype != np.int32:
         return found

@@ -15,10 +15,11 @@ from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 
-# What a group has beside its scale: nothing, an integer or float zero point, or the value of the lowest code.
-Kind = Literal["scale", "zero", "offset"]
+# What a group has beside its scale: nothing, a zero point of the signed codes or of unsigned ones, an integer or a
+# float, or the value of the lowest code.
+Kind = Literal["scale", "zero", "unsigned", "offset"]
 _HALVES = {"float16": "f16", "bfloat16": "bf16"}
-_SUFFIXES: dict[Kind, str] = {"scale": "", "zero": "z", "offset": "m"}
+_SUFFIXES: dict[Kind, str] = {"scale": "", "zero": "z", "unsigned": "u", "offset": "m"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Packed:
     Args:
         codes: Signed codes, int8 of the weight's shape; or uint8, the bit stream of the table.
         scales: One scale a group, in the scheme's dtype.
-        zeros: One zero point a group, of the signed codes: x = (q - zero) * scale.
+        zeros: One zero point a group, of the signed codes: x = (q - zero) * scale; of unsigned ones, where the code
+            that the weight gets has such.
         offsets: One offset a group, the value of the lowest code: x = (q + 2^(b-1)) * scale + offset.
     """
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aq_jax.config import QuantSpec
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 
@@ -76,11 +77,10 @@ def _weight(tensors: Tensors, module: str) -> Weight:
         raise tensors.error(f"{codes} is {dtype.name} {list(found)}; wanted {known[2]} codes each of {rows} x {group}")
     kind = tensors.expect(scales, (rows, 1), *FLOATS)
     tensors.expect(zeros, (rows, 1), kind.name)
-    # A zero point less half the range needs more bits than a half has.
-    spec = spec_of(bits, "zero", np.dtype(np.float32), group, shape)
+    spec = spec_of(bits, "unsigned", kind, group, shape)
     others = (f"{module}{leaf}" for leaf in (*_NUMBERS, *_OTHERS))
     parts = (codes, scales, zeros, *(name for name in others if name in tensors))
-    return Weight(f"{module}weight", shape, kind, spec, parts, partial(_read, tensors, module, bits, (rows, group)))
+    return Weight(f"{module}weight", shape, kind, spec, parts, partial(_read, tensors, module, spec, (rows, group)))
 
 
 def _integers(tensors: Tensors, name: str) -> list[int]:
@@ -96,8 +96,8 @@ def _number(tensors: Tensors, name: str) -> int:
     return found[0]
 
 
-def _read(tensors: Tensors, module: str, bits: int, grid: tuple[int, int]) -> Packed:
-    rows, group = grid
+def _read(tensors: Tensors, module: str, spec: QuantSpec, grid: tuple[int, int]) -> Packed:
+    (rows, group), bits = grid, spec.bits
     _, kind, count = _PACKINGS[bits]
     packed = np.ascontiguousarray(tensors.read(f"{module}W_q")).reshape(-1).view(kind).reshape(-1, group)
     width = bits if count > 1 else 8
@@ -108,5 +108,5 @@ def _read(tensors: Tensors, module: str, bits: int, grid: tuple[int, int]) -> Pa
     codes = codes.reshape(-1, group)[:rows] - half
     if codes.size and codes.max() >= half:
         raise tensors.error(f"{module}W_q holds the code {codes.max() + half}; wanted {bits} bits")
-    scales, zeros = (tensors.read(f"{module}{leaf}").astype(np.float32) for leaf in ("scale", "zero"))
-    return Packed(codes.astype(np.int8), scales, zeros - half)
+    scales, zeros = (tensors.read(f"{module}{leaf}") for leaf in ("scale", "zero"))
+    return Packed(codes.astype(np.int8), scales, zeros if spec.code else zeros.astype(np.float32) - half)

@@ -15,14 +15,25 @@ from aq_jax.codes import CODES
 from aq_jax.config.quantization import widths
 from aq_jax.store import open_table
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "grids.arrow"
+FOLDER = Path(__file__).parents[1] / "golden"
+GOLDEN, UNSIGNED = FOLDER / "grids.arrow", FOLDER / "unsigned.arrow"
 # Each form with either half, and groups that cross rows; records with minimums, and without.
-COMPILED = ("int8_bf16", "int5_f16z", "int4_f16m", "int3_bf16m", "f16.across", "q2_k", "q6_k", "q5_k.pieces")
+COMPILED = (
+    "int8_bf16",
+    "int5_f16z",
+    "int4_f16m",
+    "int3_bf16m",
+    "int5_bf16u",
+    "f16.across",
+    "q2_k",
+    "q6_k",
+    "q5_k.pieces",
+)
 
 
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, np.ndarray]:
-    return independent_reader.read_tensors(GOLDEN)
+    return independent_reader.read_tensors(GOLDEN) | independent_reader.read_tensors(UNSIGNED)
 
 
 def test_configs_cannot_ask_for_them() -> None:
@@ -33,7 +44,7 @@ def test_configs_cannot_ask_for_them() -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, np.ndarray]) -> None:
-    with aq.WeightLoader(GOLDEN) as loader:
+    with aq.WeightLoader(UNSIGNED if name.endswith("u") else GOLDEN) as loader:
         q = jax.device_put(loader.get_quantized(name))
     value = wanted[name]
     assert np.asarray(aq.dequantize(q)).tobytes() == value.tobytes()
@@ -49,7 +60,7 @@ def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, n
 
 def test_torch_gets_the_same(wanted: dict[str, np.ndarray]) -> None:
     pytest.importorskip("torch")
-    found = aq.load(GOLDEN, "torch")
+    found = aq.load(GOLDEN, "torch") | aq.load(UNSIGNED, "torch")
     assert all(found[name].numpy().tobytes() == value.tobytes() for name, value in wanted.items())
 
 

@@ -159,7 +159,7 @@ def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, g
     row = coded(name, shape, quant_type[:4], quant_axis, group_size)
     numbers = np.array([0.25, -0.375, 0, 2.0**-24 if half == np.float16 else 2.0**-126, 1.5, -(2.0**-20)])
     scales = numbers[np.arange(row.scales.size) % 6].astype(half)
-    offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zm" else scales[:0]
+    offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zum" else scales[:0]
     return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=offsets, solver="GGUF Q4_0")
 
 
@@ -205,6 +205,15 @@ def grids_rows() -> list[Row]:
     return rows
 
 
+def unsigned_rows() -> list[Row]:
+    """A V2 table of small grids with zero points of unsigned codes."""
+    rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
+    for bits in (8, 6, 5, 4, 3, 2):
+        for kind in (f"int{bits}_f16u", f"int{bits}_bf16u"):
+            rows.append(small(kind, (5, 16), kind, 0, 8))
+    return [*rows, small("across.int4_f16u", (5, 7), "int4_f16u", 0, 16)]
+
+
 def levels_rows() -> list[Row]:
     """A V2 table of codes that number levels, each of which occurs."""
 
@@ -227,6 +236,7 @@ TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "trellis": (trellis_rows, 2),
     "grids": (grids_rows, 2),
     "levels": (levels_rows, 2),
+    "unsigned": (unsigned_rows, 2),
 }
 
 

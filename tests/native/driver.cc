@@ -43,10 +43,10 @@ struct Sample {
   Weight w;
 
   Sample(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits, Form form = Form::floats, int64_t parts = 2,
-         int64_t sub_bits = 0, int64_t lift = 0)
+         int64_t sub_bits = 0, int64_t lift = 0, int64_t zero_base = 0)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0, form, parts, sub_bits, lift} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0, form, parts, sub_bits, lift, zero_base} {
     const int64_t size = inputs / groups, main = bits == 8 ? 8 : bits >= 4 ? 4 : 2, rest = bits - main;
     const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8, chunks = (size + 4 * steps - 1) / (4 * steps);
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
@@ -111,11 +111,12 @@ struct Sample {
     if (w.form != Form::records) {
       const int64_t at = 2 * number(group);
       const int bits = small[at] | small[at + 1] << 8;
-      if (w.form == Form::halves) return half(bits);
+      const float base = part ? float(w.zero_base) : 0;
+      if (w.form == Form::halves) return half(bits) - base;
       const uint32_t raw = uint32_t(bits) << 16;
       float found;
       std::memcpy(&found, &raw, 4);
-      return found;
+      return found - base;
     }
     const int64_t first = group / w.record_groups() * w.record_bytes(), index = group % w.record_groups();
     int integer = 0;
@@ -133,7 +134,7 @@ struct Sample {
   Sample(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, 0} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, 0, 0} {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     grids.resize(panels * 2 * PANEL), constants.resize(panels * PANEL);
     for (int64_t top = 0; top < outputs; top += 256) {
@@ -401,9 +402,9 @@ int main() {
                   product(**each, rows, Sample(outputs, inputs, groups, bits), floats, Act(count++ % 5));
         }
     auto small = [&](int64_t inputs, int64_t groups, int64_t bits, Form form, int64_t parts, int64_t sub_bits,
-                     int64_t lift) {
+                     int64_t lift, int64_t zero_base = 0) {
       for (int64_t outputs : {19, 83}) {
-        const Sample matrix(outputs, inputs, groups, bits, form, parts, sub_bits, lift);
+        const Sample matrix(outputs, inputs, groups, bits, form, parts, sub_bits, lift, zero_base);
         table(**each, matrix);
         for (int64_t rows : {1, 7})
           for (bool floats : {false, true}) product(**each, rows, matrix, floats, Act(count++ % 5));
@@ -415,6 +416,7 @@ int main() {
           small(66, groups, bits, form, 1, 0, 0);
           small(66, groups, bits, form, 2, 0, 0);
           small(66, groups, bits, form, 2, 0, int64_t(1) << (bits - 1));
+          small(66, groups, bits, form, 2, 0, 0, int64_t(1) << (bits - 1));
         }
     for (int64_t records : {1, 3}) {
       small(256 * records, 16 * records, 2, Form::records, 2, 4, 2);

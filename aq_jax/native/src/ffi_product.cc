@@ -51,14 +51,14 @@ ffi::Error rotate_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Resul
 
 // What the arrays of a weight do not tell (ops/native_panels.py).
 struct Attributes {
-  int64_t bits, step_bits, step_rows, groups, sub_bits, lift;
+  int64_t bits, step_bits, step_rows, groups, sub_bits, lift, zero_base;
 };
 
 // A weight [outputs, inputs] of these arrays; its `codes` are null where shapes do not fit.
 Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, int64_t outputs,
                  int64_t inputs, const Attributes& a) {
   Weight w = {nullptr,     grids.untyped_data(), constants.typed_data(), outputs, inputs,     a.groups, a.bits,
-              a.step_bits, a.step_rows,          Form::floats,           0,       a.sub_bits, a.lift};
+              a.step_bits, a.step_rows,          Form::floats,           0,       a.sub_bits, a.lift, a.zero_base};
   const bool known = w.bits == 8 || (w.bits >= 2 && w.bits <= 6);
   if (!known || grids.dimensions().size() != 4 || inputs <= 0 || w.groups <= 0 || inputs % w.groups) return w;
   if (w.lift < 0 || w.lift > 1 << (w.bits - 1)) return w;
@@ -131,11 +131,11 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
                    ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                    ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
                    ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t step_bits,
-                   int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t act, float eps) {
+                   int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base, int64_t act, float eps) {
   if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
   const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1],
-                             {bits, step_bits, step_rows, groups, sub_bits, lift});
+                             {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
   const Inputs in = {x.typed_data(), nullptr, nullptr, nullptr};
   return multiply(pool, in, x.dimensions()[0], w, bias, factor, residual, gain, shift, y, act, eps);
 }
@@ -145,7 +145,7 @@ ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ff
                             ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                             ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
                             ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits,
-                            int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift,
+                            int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base,
                             int64_t act, float eps) {
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
@@ -153,21 +153,21 @@ ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ff
   if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}))
     return invalid("product", "wanted scale [rows], offset [rows]");
   const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1],
-                             {bits, step_bits, step_rows, groups, sub_bits, lift});
+                             {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
   const Inputs in = {nullptr, codes.typed_data(), scale.typed_data(), offset.typed_data()};
   return multiply(pool, in, rows, w, bias, factor, residual, gain, shift, y, act, eps);
 }
 
 ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi::U8> panels,
                 ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
-                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift,
+                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base,
                 int64_t outputs) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("rows", "no kernels for this processor");
   if (ids.dimensions().size() != 1 || y->dimensions().size() != 2 || y->dimensions()[0] != ids.dimensions()[0])
     return invalid("rows", "wanted ids [count], y [count, width]");
   const int64_t count = ids.dimensions()[0], width = y->dimensions()[1];
-  const Weight w = weight_of(panels, grids, constants, outputs, width, {bits, step_bits, step_rows, groups, sub_bits, lift});
+  const Weight w = weight_of(panels, grids, constants, outputs, width, {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
   if (!w.codes) return invalid("rows", WEIGHT);
   if (!count) return ffi::Error::Success();
   const Parts parts(count, threads_for(pool, 32 * count * width));
@@ -198,6 +198,7 @@ auto with_weight(Binding&& inputs) {
       .template Attr<int64_t>("groups")
       .template Attr<int64_t>("sub_bits")
       .template Attr<int64_t>("lift")
+      .template Attr<int64_t>("zero_base")
       .template Attr<int64_t>("act")
       .template Attr<float>("eps");
 }
@@ -253,4 +254,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
                                   .Attr<int64_t>("groups")
                                   .Attr<int64_t>("sub_bits")
                                   .Attr<int64_t>("lift")
+                                  .Attr<int64_t>("zero_base")
                                   .Attr<int64_t>("outputs"));

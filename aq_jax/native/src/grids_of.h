@@ -85,9 +85,10 @@ class GridsOf {
 
   void read_words(int64_t panel, int64_t group, int64_t count, float* to) const {
     const uint16_t* from = static_cast<const uint16_t*>(w_.grids) + (panel * w_.groups + group) * w_.parts * PANEL;
+    const F base[2] = {splat(0), splat(float(w_.zero_base))};
     for (int64_t g = 0; g < count; ++g, to += 2 * PANEL, from += w_.parts * PANEL)
       for (int64_t i = 0; i < 2 * PANEL; i += LANES)
-        store(to + i, i < w_.parts * PANEL ? from_words(from + i, w_.form) : F{});
+        store(to + i, i < w_.parts * PANEL ? from_words(from + i, w_.form) - base[i / PANEL] : F{});
   }
 
   void read_records(int64_t panel, int64_t group, int64_t count, float* to) const {

@@ -46,6 +46,7 @@ struct Weight {
   int64_t parts;     // 1: scales only
   int64_t sub_bits;  // of an integer of a record
   int64_t lift;
+  int64_t zero_base;  // halves: what the zero points of signed codes are less
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
   int64_t size() const { return inputs / groups; }  // inputs in a group
