@@ -1,6 +1,6 @@
 # make demo    quantize the real MiniLM to 8 and 2 bits and print what came of it
 # make demo-llm    fetch SmolLM2, quantize it, print what came of it, and let it answer
-# make validate    convert MiniLM in nine cases and judge each by its thresholds
+# make validate    convert MiniLM in eleven cases and judge each by its thresholds
 # make validate-lm    the same with a language model in five cases, which takes long (SETS="--set ...": other texts)
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint

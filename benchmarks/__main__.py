@@ -27,7 +27,7 @@ DEFAULT_MALLOC = ("memory", "scale", "load")
 VARIABLES = """environment variables:
   AQ_JAX_CALIBRATED  for the suite accuracy: calibrated tables of MiniLM, and the texts (.txt) on which they were
                      calibrated, but for Python's manual; divided as PATH is. Nothing is judged by what they have seen.
-                     A full run without it calibrates two tables, in some minutes
+                     A full run calibrates fourteen more, in a quarter of an hour
   AQ_JAX_STORIES     for the suites stories and decode: a folder with stories260K.bin, tok512.bin and stories.txt, whose
                      stories <|endoftext|> divides
   AQ_JAX_LANGUAGE    for the suite language: a folder with smollm2.gguf (as `make gguf` fetches it), and two texts, each

@@ -27,7 +27,7 @@ from benchmarks import chart, docs, machine, models, peers, report
 from benchmarks.calibrated import VARIABLE, describe
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import MissingLibrary
-from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, load_suite, memory
+from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, accuracy, load_suite, memory
 from benchmarks.suites.accuracy import LADDER, Measurement, calibrated, contenders, line_of, make_tables
 from benchmarks.suites.contenders import peer_children
 from benchmarks.tables import KINDS, accuracy_table, best_within
@@ -334,7 +334,8 @@ def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: p
     (tmp_path / "bad.parquet").write_text("no table")
     paths = [tmp_path / "none.parquet", tmp_path / "bad.parquet", fine, greedy]
     monkeypatch.setenv(VARIABLE, os.pathsep.join(map(str, paths)))
-    none, bad, kept, left = calibrated(full=True)
+    monkeypatch.setattr(accuracy, "make_tables", lambda: iter([fine]))
+    none, bad, kept, left, made = calibrated(full=True)
     assert isinstance(none, Skipped)
     assert "No such file" in none.reason
     assert isinstance(bad, Skipped)
@@ -342,6 +343,8 @@ def test_tables_that_cannot_be_judged_are_skipped(tmp_path: Path, monkeypatch: p
     assert not isinstance(kept, Skipped)
     assert isinstance(left, Skipped)
     assert "fewer than 50 sentences would be left" in left.reason
+    assert not isinstance(made, Skipped)
+    assert made.name.startswith(f"{kept.name}, table ")
     lines = models.held_out(10**6, kept.seen)
     assert not kept.seen & {" ".join(line.casefold().split()) for line in lines}
     assert len(lines) == len(models.held_out(10**6)) - 100

@@ -7,6 +7,7 @@ in the types that they are stored in.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +30,7 @@ QUICK = {4: (128,), 2: (128,)}
 UNOPTIMIZED = "hqq, no optimizer"  # left out where the method itself is measured
 # Ours: a ladder, so that every peer finds something of no more bits and hardly fewer. A rung is the code of the linears
 # and that of the word embedding, which can spare more; both are rotated, and have a scale a row. A full run has every
-# rung without data and, unless it is given tables, calibrated.
+# rung without data and calibrated.
 LADDER = (
     ("int8", "int8"), ("int8", "int6"), ("int6", "int6"), ("int6", "tcq5"), ("int6", "tcq4"), ("tcq5", "tcq4"),
     ("tcq5", "tcq3"), ("tcq4", "tcq3"), ("tcq4", "tcq2"), ("tcq3", "tcq2"), ("tcq3", "tcq1.5"), ("tcq2", "tcq2"),
@@ -190,14 +191,14 @@ def uncalibrated(judge: Judge, full: bool) -> Iterator[Measurement | Skipped]:
 
 
 def calibrated(full: bool) -> Iterator[CalibratedTable | Skipped]:
-    """Find the given calibrated tables, if enough text is left to judge them by; else make a ladder, in full runs."""
+    """Find the given calibrated tables, and in full runs make the ladder, if enough text is left to judge them by."""
     from aq_jax.validate.config import MIN_TEXTS
 
     paths, texts = given_tables()
     if not paths and not full:
         yield Skipped("calibrated gptq", f"{VARIABLE} names no table, and making one takes minutes")
     taken: list[CalibratedTable] = []
-    for path in paths or (make_tables() if full else ()):
+    for path in itertools.chain(paths, make_tables() if full else ()):
         try:
             table = describe(path, texts)
         except (OSError, ValueError) as why:

@@ -38,7 +38,7 @@ def test_a_config_is_read(folder: Path) -> None:
 def test_the_suite_for_minilm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_validation("configs/validate_minilm.toml")
-    assert {case.name for case in config.cases} >= {"int8", "int4_gptq", "int3_gptq", "int2_gptq", "int2"}
+    assert {case.name for case in config.cases} >= {"int8", "int8_gptq", "int5_gptq", "tcq_400", "tcq_215", "tcq_free"}
     assert all({"layer_cosines.mean", "outputs.cosine.min"} <= case.at_least.keys() for case in config.cases)
     assert all({"rel_mse", "peak_memory_bytes"} <= case.at_most.keys() for case in config.cases)
     assert {case.activations for case in config.cases if case.config.endswith("int8.toml")} == {None, "float32"}
