@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import blake3
 import numpy as np
 import pytest
 
@@ -27,8 +26,8 @@ TEXTS = (
     "a</s><|im_end|>b",
     "don't I'll we've",
 )
-TIMES_HASHED = 7
-"""Reading and hashing take a core a second for 1.1 GB: so this is 0.15 GB of file a second."""
+BYTES_A_SECOND = 0.075e9
+"""Half of what is wanted, since a busy machine takes twice the seconds of a core. On an idle one Gemma has 0.31e9."""
 pytestmark = pytest.mark.slow
 
 
@@ -76,16 +75,14 @@ def test_every_tensor_is_gguf_pys(model: Path, table: Path, gguf: Any) -> None:
 
 def test_a_table_is_no_larger_and_soon_written(model: Path, table: Path, tmp_path: Path) -> None:
     assert table.stat().st_size < 1.05 * model.stat().st_size
-    seconds: list[tuple[float, float]] = []
-    for _ in range(3):  # in turn, so that what else the machine does slows both
+    seconds: list[float] = []
+    for _ in range(5):
         started = time.process_time()  # of all threads, so that more cores are no help
         with open_source(model, packed=True) as source:
             write_model(source, tmp_path / "m.parquet", None)
-        between = time.process_time()
-        blake3.blake3(model.read_bytes()).digest()
-        seconds.append((between - started, time.process_time() - between))
-    ours, hashed = (min(times) for times in zip(*seconds, strict=True))
-    assert ours < TIMES_HASHED * hashed, f"{ours:.2f} s of a core; the file was read and hashed in {hashed:.2f} s"
+        seconds.append(time.process_time() - started)
+    speed = model.stat().st_size / min(seconds)
+    assert speed > BYTES_A_SECOND, f"{speed / 1e9:.3f} GB of file a second of a core"
 
 
 def test_texts_are_those_of_transformers(model: Path, table: Path, tmp_path: Path, gguf: Any) -> None:
