@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from aq_jax.errors import ConfigError
 
@@ -82,21 +82,24 @@ def draw(
     logits: Float[Array, "batch vocabulary"],
     seen: Bool[Array, "batch vocabulary"],
     numbers: Float[Array, "settings"],
-    key: Key[Array, ""],
+    seed: UInt32[Array, ""],
+    step: Int[Array, ""],
 ) -> Int[Array, "batch"]:
-    """Choose a token of each row; rows draw with one key, so that each draws what it would draw alone.
+    """Choose a token of each row; rows draw with one seed, so that each draws what it would draw alone.
 
     Args:
         logits: The scores of the tokens.
         seen: Which tokens were there before.
         numbers: The numbers of a `Sampling`.
-        key: The random key.
+        seed: The seed of the text.
+        step: The number of the token, which has a key of its own.
     """
     temperature, *_, penalty = numbers
     logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def sample() -> Int[Array, "batch"]:
         left = filter_logits(logits, numbers)
+        key = jax.random.fold_in(jax.random.key(seed), step)
         return jnp.argmax(left + jax.random.gumbel(key, (1, logits.shape[-1]), jnp.float32), axis=-1)
 
     found = lax.cond(temperature > 0, sample, lambda: jnp.argmax(logits, axis=-1))

@@ -163,7 +163,7 @@ def test_after_the_end_nothing_is_computed(stopping: Generator, greedy: list[int
 def numbers(count: int) -> tuple[Any, ...]:
     """The arguments of `decode_tokens` after its state, of a prompt of five tokens and its first one."""
     at, most = np.int32(5), np.array([count], np.int32)
-    return at, np.zeros(1, np.int32), np.int32(1), most, Sampling().numbers(), jax.random.key(0), np.int32(count - 1)
+    return at, np.zeros(1, np.int32), np.int32(1), most, Sampling().numbers(), np.uint32(0), np.int32(count - 1)
 
 
 def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:

@@ -180,12 +180,24 @@ inline F join_lanes(F (&rows)[LANES], F (*join)(F, F)) {
   return rows[0];
 }
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+inline __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first `count` floats, and zeros after them.
 inline F load_part(const float* p, int64_t count) {
   if (count >= LANES) return load<F>(p);
+#if defined(__AVX512VNNI__)
+  return (F)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  return (F)_mm256_maskload_ps(p, first_lanes(count));
+#else
   float part[LANES] = {};
   std::memcpy(part, p, 4 * count);
   return load<F>(part);
+#endif
 }
 
 // The same of bfloat16, which are the upper halves of floats, and of signed bytes.
@@ -212,7 +224,13 @@ inline F first_repeated(const float* p, int64_t count) {
 
 inline void store_part(float* p, F v, int64_t count) {
   if (count >= LANES) return store(p, v);
+#if defined(__AVX512VNNI__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+#else
   std::memcpy(p, &v, 4 * count);
+#endif
 }
 
 // The low byte of each lane, one after the other.
