@@ -95,7 +95,7 @@ def to_panels(q: QTensor) -> Panels:
     else:
         octets, sums = _turn(library, codes, q.spec.bits, bits, (outputs, inputs, groups))
     parts = [xp.asarray(part) for part in (q.scale, q.zero_point) if part is not None]
-    zeros = xp.zeros(1, np.float32)
+    zeros = xp.zeros((1, 1), np.float32)
     scale, zero_point, minimum = (
         zeros if grid is None else grid.reshape(-1, groups) for grid in code.float_grids(*(*parts, None)[:2])
     )
