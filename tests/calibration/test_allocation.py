@@ -263,8 +263,8 @@ def test_a_dry_run_prints_the_fewest_bits_for_a_cosine_and_writes_nothing(
     status, out, err = run("convert", "cosine.toml", "--dry-run", *args)
     assert (status, err) == (0, "")
     assert "embeddings.token_type_embeddings.weight (fixed)" in out
-    assert "one width for all, predicted cosine at bits a weight: int8 0.99" in out
-    assert "bits a weight; cosine 0.99" in out
+    assert "one width for all, predicted cosine at bits a weight: int8 1.0000 at" in out
+    assert "bits a weight; cosine 1.0000" in out
     assert "measured" not in out
     assert "nothing was written" in out
     assert list(tmp_path.iterdir()) == []
