@@ -137,7 +137,7 @@ def _threshold(
     """
 
     def narrow(i: Int[Array, ""], found: UInt32[Array, "batch 1"]) -> UInt32[Array, "batch 1"]:
-        higher = found | (np.uint32(1 << 31) >> i.astype(jnp.uint32))
+        higher = found | (np.uint32(1 << 31) >> jnp.asarray(i, jnp.uint32))  # a number, where nothing is compiled
         weight = jnp.where(order >= higher, weights, 0).sum(-1, keepdims=True)
         return jnp.where(weight >= bound, higher, found)
 
