@@ -168,8 +168,8 @@ def test_values_are_the_same(case: str, switch: str) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(value(case))
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(value(case)), strict=True):
         assert got.dtype == wanted.dtype
-        # Compiled, a product of bfloat16 is not rounded before it is added. Nothing may differ in codes of weights; those
-        # of inputs and of a cache, whose numbers are rounded otherwise, may be the next ones.
+        # Compiled, a product of bfloat16 is not rounded before it is added. Nothing may differ in codes of weights;
+        # those of inputs and of a cache, whose numbers are rounded otherwise, may be the next ones.
         rounded = case == "llama, int8" and switch == JIT
         atol = (1 if got.dtype == np.int8 else 2e-2) if rounded else 1e-5
         np.testing.assert_allclose(got, wanted, rtol=2e-2 if "bfloat16" in case else 1e-5, atol=atol)

@@ -278,7 +278,8 @@ static void attention(const Kernels& kernels, int64_t tokens, int64_t size, int6
   for (int64_t t = 0; t < tokens; ++t) mask[t] = t % 3 != 1;
   for (int64_t h = 0; h < heads; ++h) {
     const int64_t at = h * size;
-    kernels.attention({q.data() + at, k.data() + at, v.data() + at, mask, nullptr, tokens, 1, tokens, size, width, width,
+    kernels.attention({q.data() + at, k.data() + at, v.data() + at, Stored::float32, nullptr, nullptr, mask, nullptr, 0,
+                       tokens, 1, tokens, size, width, width, 0,
                        float(1 / std::sqrt(double(size))), cap, reach, out.data() + at});
     for (int64_t t = 0; t < tokens; ++t) {
       std::vector<double> sum(size);
@@ -308,8 +309,9 @@ static void cached_attention(const Kernels& kernels, int64_t tokens, int64_t key
   for (int64_t t = 0; t < tokens; ++t) positions[t] = keys - tokens + t;
   for (int64_t h = 0; h < kv; ++h) {
     const int64_t from = h * shared * size;
-    kernels.attention({q.data() + from, k.data() + h * size, v.data() + h * size, nullptr, positions.data(), tokens,
-                       shared, keys, size, heads * size, kv * size, float(1 / std::sqrt(double(size))), cap, reach,
+    kernels.attention({q.data() + from, k.data() + h * size, v.data() + h * size, Stored::float32, nullptr, nullptr,
+                       nullptr, positions.data(), 0, tokens, shared, keys, size, heads * size, kv * size, 0,
+                       float(1 / std::sqrt(double(size))), cap, reach,
                        out.data() + from});
   }
   for (int64_t t = 0; t < tokens; ++t)
