@@ -24,7 +24,7 @@ IDLE = {
 }  # fmt: skip
 ONE = {"num_beams", "num_beam_groups", "num_return_sequences", "typical_p", "encoder_repetition_penalty"}
 TOP_K = 50
-"""What transformers draws from where the file says no other number."""
+"""The top-k of transformers where the file says no other number."""
 
 
 def read_generation_config(folder: Path, fields: Mapping[str, Any]) -> tuple[tuple[int, ...], Sampling]:

@@ -29,7 +29,7 @@ STOPPING_PIECE = 8
 
 
 class Options(TypedDict, total=False):
-    """What a call may say of how tokens are chosen (see `Sampling`); the model's defaults otherwise.
+    """The options of a call that say how tokens are chosen (see `Sampling`); the model's defaults otherwise.
 
     Args:
         seed: The random seed, 0 by default: the same seed draws the same text, in a batch as alone.
@@ -134,7 +134,8 @@ class Generator:
         Raises:
             AqError: for a prompt that is no string, or that has no tokens; for messages that are none, that the
                 template refuses, or that the model has no positions for; if there is no template.
-            ConfigError: for an option that is unknown or out of its range, by name.
+            TypeError: for an option that is unknown.
+            ConfigError: for one that is out of its range, by name.
         """
         request = self._request(options)
         if messages is None:

@@ -20,7 +20,7 @@ from aq_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; by default the likeliest one each time.
+    """The way in which tokens are chosen; by default the likeliest one each time.
 
     Args:
         temperature: 0 takes the likeliest token; 1 draws by the model's probabilities, less is more careful.

@@ -41,7 +41,7 @@ class StaticFolder(NamedTuple):
 
     @property
     def of_model2vec(self) -> bool:
-        """Whether model2vec's definition counts."""
+        """Tell whether model2vec's definition counts."""
         return bool(self.fields)
 
     @property
@@ -51,7 +51,7 @@ class StaticFolder(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Which tokens of a text count.
+    """The tokens of a text that count.
 
     Args:
         most: The largest number of tokens; the rest is cut.

@@ -1,4 +1,4 @@
-"""What config.json says of compressed-tensors: which layers are stored how."""
+"""The part of config.json on compressed-tensors: which layers are stored how."""
 
 from __future__ import annotations
 
