@@ -33,7 +33,6 @@ def decode(full: bool) -> Iterator[Line]:
 
 def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     """Time a token of layers whose weights are random; the head and the table are small."""
-    import jax
     from flax import nnx
 
     import aq_jax as aq
@@ -47,8 +46,7 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     numerics = aq.QuantizationConfig(quant_type, group_size=0 if quant_type == "int8" else 128, solver="absmax")
     model = llama.module(llama.read(sizes, "sizes"), activations=activations, rngs=nnx.Rngs(0))
     model = quantize_module(model, numerics, activations=activations)
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
-    packed = [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]
+    packed = words_of(model)
     size = sum(a.nbytes for a in packed)
     decoding = Decoding(cast(LanguageModel, model), ())
     times = race(
@@ -68,6 +66,15 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
         figures={"ms a token": 1e3 * float(np.median(token)), "GB/s": size / float(np.median(token)) / 1e9,
                  "reading, GB/s": size / times["read"].median / 1e9},
     )  # fmt: skip
+
+
+def words_of(model: Any) -> list[np.ndarray]:
+    """Return the bytes of a model's arrays as words of eight, whose maximum is as fast as memory is read."""
+    import jax
+    from flax import nnx
+
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+    return [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]
 
 
 def _continue(decoding: Any, tokens: int) -> None:

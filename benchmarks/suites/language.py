@@ -32,6 +32,12 @@ def source() -> Path:
     return Path(os.environ[VARIABLE], "smollm2.gguf")
 
 
+def missing_source() -> Skipped | None:
+    """Return why there is no model, if there is none."""
+    folder = os.environ.get(VARIABLE)
+    return None if folder else Skipped("SmolLM2", f"{VARIABLE} names no folder")
+
+
 def iter_linears() -> Iterator[tuple[str, np.ndarray]]:
     """Read the dequantized linears, one by one."""
     from aq_jax.converters import open_source
@@ -99,8 +105,8 @@ class Judge:
 
 def language(full: bool) -> Iterator[Line]:
     """Yield a line for each way to quantize: its divergence, perplexity and agreement, with standard errors."""
-    if not os.environ.get(VARIABLE):
-        yield Skipped("SmolLM2", f"{VARIABLE} names no folder")
+    if missing := missing_source():
+        yield missing
         return
     from safetensors.numpy import load_file
 

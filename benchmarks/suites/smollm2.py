@@ -1,0 +1,178 @@
+"""Measure how fast SmolLM2 reads a prompt and writes: ours, transformers in torch, llama.cpp with the same GGUF.
+
+All read ids and write the likeliest token; llama.cpp's calls leave the choice of the token out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.children import Child, ChildError
+from benchmarks.machine import cores
+from benchmarks.peers.torch_threads import load_torch
+from benchmarks.suites.decode import words_of
+from benchmarks.suites.language import missing_source, source
+from benchmarks.timing import Line, Result, Skipped, Timing, race, ratio
+
+PREFILL, PROMPT, TOKENS = 512, 16, 64
+READ, FIRST, WRITE = "a prompt", "the first token", "tokens"  # what a contender is timed at
+PACKED, INTEGER, FLOAT = "in its GGUF's codes", "W8A8", "float32"
+TORCH, LLAMA = "torch float32", "llama.cpp"
+Calls = dict[str, Callable[[], object]]
+
+
+def prompt(count: int) -> list[int]:
+    """Draw ids of a prompt."""
+    return np.random.default_rng(0).integers(100, 40000, count).tolist()
+
+
+def calls(extend: Callable[[list[int], int], object]) -> Calls:
+    """Return what is timed.
+
+    Args:
+        extend: Reads a prompt, and writes as many tokens.
+    """
+    return {
+        READ: partial(extend, prompt(PREFILL), 1),
+        FIRST: partial(extend, prompt(PROMPT), 1),
+        WRITE: partial(extend, prompt(PROMPT), 1 + TOKENS),
+    }
+
+
+def torch_model(folder: str) -> Calls:
+    """Return, in a child, the calls of transformers' model of float weights."""
+    torch = load_torch()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def extend(ids: list[int], tokens: int) -> None:
+        with torch.inference_mode():
+            given, cache = torch.tensor([ids]), None
+            for _ in range(tokens):
+                found = model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                given, cache = found.logits.argmax(-1), found.past_key_values
+
+    return calls(extend)
+
+
+def llama_cpp(gguf: str) -> Calls:
+    """Return, in a child, the calls of llama.cpp."""
+    llama = peers.library("llama_cpp")
+    threads = {"n_threads": cores(), "n_threads_batch": cores()}
+    model = llama.Llama(gguf, n_ctx=1024, n_batch=PREFILL, verbose=False, **threads)
+
+    def extend(ids: list[int], tokens: int) -> None:
+        model.reset()
+        model.eval(ids)
+        for _ in range(tokens - 1):
+            model.eval(ids[-1:])
+
+    return calls(extend)
+
+
+def ours(folder: Path) -> tuple[dict[str, Calls], list[np.ndarray]]:
+    """Return the calls of ours by model, and the arrays of the model that has the GGUF's codes.
+
+    Args:
+        folder: The folder of the float model, beside which tables are written.
+    """
+    import aq_jax as aq
+    from aq_jax.config import ConversionConfig
+    from aq_jax.nn import Generator
+    from aq_jax.nn.decoding import Decoding
+    from aq_jax.nn.sampling import Sampling
+
+    configs = {
+        PACKED: ConversionConfig(str(source()), "packed.arrow"),
+        INTEGER: ConversionConfig(str(folder), "int8.arrow", aq.QuantizationConfig("int8", solver="absmax")),
+        FLOAT: ConversionConfig(str(folder), "float32.arrow"),
+    }
+    found, arrays = {}, []
+    for name, config in configs.items():
+        table = folder.parent / name / config.output
+        table.parent.mkdir()
+        aq.convert(replace(config, output=str(table)))
+        generator = aq.load_model(table)
+        assert isinstance(generator, Generator)
+        decoding = Decoding(generator.model, ())
+
+        def extend(ids: list[int], tokens: int, decoding: Decoding = decoding) -> None:
+            for _ in decoding.run([ids], [tokens], Sampling(), 0):
+                pass
+
+        found[name] = calls(extend)
+        arrays = arrays or words_of(generator.model)
+    return found, arrays
+
+
+def smollm2(full: bool) -> Iterator[Line]:
+    """Yield how long a prompt and a token take, ours beside the others."""
+    if missing := missing_source():
+        yield missing
+        return
+    import aq_jax as aq
+
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folder = Path(scratch, "floats")
+        aq.dequantize_file(source(), folder)
+        contenders, arrays = ours(folder)
+        for name, target, argument in ((TORCH, "torch_model", folder), (LLAMA, "llama_cpp", source())):
+            try:
+                child = stack.enter_context(Child(f"benchmarks.suites.smollm2:{target}", str(argument)))
+            except (peers.MissingLibrary, ChildError) as why:
+                yield Skipped(f"SmolLM2 by {name}", str(why))
+            else:
+                contenders[name] = {what: child.remote(what) for what in child.names}
+        rounds = 7 if full else 3
+        yield from prompts(race({name: each[READ] for name, each in contenders.items()}, rounds))
+        several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
+        times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
+        reading = times.pop("reading")
+        yield from tokens({name: a_token(times, name) for name in contenders}, reading, sum(a.nbytes for a in arrays))
+
+
+def a_token(times: Mapping[str, Timing], name: str) -> Timing:
+    """Compute what a token takes: what all take less what the first takes, by how many more they are."""
+    pairs = zip(times[f"{name}|{WRITE}"].times, times[f"{name}|{FIRST}"].times, strict=True)
+    return Timing(tuple((every - first) / TOKENS for every, first in pairs), 0.0)
+
+
+def prompts(times: Mapping[str, Timing]) -> Iterator[Line]:
+    """Yield how fast a prompt is read."""
+    for mine in (INTEGER, PACKED, FLOAT):
+        for other, limits in ((TORCH, ("1.5", "3") if mine == INTEGER else ("", "")), (LLAMA, ("", ""))):
+            if other in times:
+                found = ratio(times[other], times[mine])
+                figures = {"tokens/s": PREFILL / times[mine].median, "theirs": PREFILL / times[other].median}
+                yield Result(
+                    f"SmolLM2 {mine}, {cores()} cores: a prompt of {PREFILL} tokens", found.value, "x speed", *limits,
+                    peer=other, low=found.low, high=found.high, figures=figures,
+                )  # fmt: skip
+
+
+def tokens(times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[Line]:
+    """Yield how fast tokens are written, beside one pass over the packed weights' bytes, and beside the others."""
+    found = ratio(times[PACKED], reading)
+    yield Result(
+        f"SmolLM2 {PACKED}, {cores()} cores: a token", found.value, "x reading its weights", "<= 2.5", "<= 1.4",
+        low=found.low, high=found.high,
+        figures={"ms a token": 1e3 * times[PACKED].median, "reading, GB/s": size / reading.median / 1e9},
+    )  # fmt: skip
+    for mine in (PACKED, INTEGER, FLOAT):
+        for other, goal in ((TORCH, ""), (LLAMA, "1.0" if mine == PACKED else "")):
+            if other in times:
+                found = ratio(times[other], times[mine])
+                figures = {"tokens/s": 1 / times[mine].median, "theirs": 1 / times[other].median}
+                yield Result(
+                    f"SmolLM2 {mine}, {cores()} cores: tokens after the first", found.value, "x speed", "", goal,
+                    peer=other, low=found.low, high=found.high, figures=figures,
+                )  # fmt: skip
