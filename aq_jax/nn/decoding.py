@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,22 @@ CHUNK, SMALL_CHUNK = 256, 32
 PIECE = 32
 """Tokens of a continuation that are computed in one call, at most."""
 OVER = -1  # instead of the tokens that follow an end
+
+
+class Texts(NamedTuple):
+    """What programs are told of the texts that they write.
+
+    Args:
+        first: The positions at which the prompts begin.
+        counts: How many tokens may follow each.
+        numbers: How they are chosen (see `sampling.draw`).
+        seed: The seed of the draws.
+    """
+
+    first: Int[Array, "batch"]
+    counts: Int[Array, "batch"]
+    numbers: Float[Array, "settings"]
+    seed: UInt32[Array, ""]
 
 
 class Decoding:
@@ -77,21 +94,22 @@ class Decoding:
             ids[row, length - len(prompt) :] = prompt
             seen[row, list(prompt)] = True
         first = np.array([length - len(prompt) for prompt in prompts], np.int32)
+        of_numpy: Any = first, np.array(counts, np.int32), sampling.numbers(), np.uint32(seed)
+        texts = Texts(*of_numpy)  # whose arrays become JAX's in a call
         state = self._empty(len(prompts), cache_size(length + max(counts)), cache)
         hidden, start = None, 0
         for chunk in chunks:
             state, hidden = self._read(state, ids[:, start : start + chunk], np.int32(start), first)
             start += chunk
-        most, numbers = np.array(counts, np.int32), sampling.numbers()
-        token, seen, over = self._begin(hidden, seen, most, numbers, np.uint32(seed))
+        token, seen, over = self._begin(hidden, seen, texts)
         yield [[int(each)] for each in np.asarray(token)]
         done, last = 1, max(counts)
         while done < last and not np.asarray(over).all():
             steps = min(piece, last - done)
+            at = np.int32(start + done - 1)
             (state, token, seen, over), tokens = self._decode(
-                (state, token, seen, over), np.int32(start + done - 1), first, np.int32(done), most, numbers,
-                np.uint32(seed), np.int32(steps),
-            )  # fmt: skip
+                (state, token, seen, over), texts, at, np.int32(done), np.int32(steps)
+            )
             yield [[token for token in row if token != OVER] for row in np.asarray(tokens)[:, :steps].tolist()]
             done += steps
 
@@ -132,14 +150,12 @@ def begin(
     model: LanguageModel,
     hidden: Float[Array, "batch width"],
     seen: Bool[Array, "batch vocabulary"],
-    counts: Int[Array, "batch"],
-    numbers: Float[Array, "settings"],
-    seed: UInt32[Array, ""],
+    texts: Texts,
     *,
     eos_ids: tuple[int, ...],
 ) -> tuple[Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]:
     """Choose the first tokens; return them, with the tokens that were there, and which texts are over."""
-    return _next(model, hidden, seen, jnp.int32(0), counts, numbers, seed, eos_ids)
+    return _next(model, hidden, seen, jnp.int32(0), texts, eos_ids)
 
 
 State = tuple[Cache, Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]
@@ -148,12 +164,9 @@ State = tuple[Cache, Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[
 def decode_tokens(
     model: LanguageModel,
     state: State,
+    texts: Texts,
     start: Int[Array, ""],
-    first: Int[Array, "batch"],
     done: Int[Array, ""],
-    counts: Int[Array, "batch"],
-    numbers: Float[Array, "settings"],
-    seed: UInt32[Array, ""],
     steps: Int[Array, ""],
     *,
     eos_ids: tuple[int, ...],
@@ -163,12 +176,9 @@ def decode_tokens(
     Args:
         model: The model.
         state: The cache, the last tokens, those that were there, and which texts are over.
+        texts: What is known of the texts.
         start: The position of the last tokens, which the cache does not have yet.
-        first: The positions at which the prompts begin.
         done: How many tokens there were.
-        counts: How many there may be.
-        numbers: How they are chosen (see `sampling.draw`).
-        seed: The seed of the draws.
         steps: How many are decoded, at most PIECE.
         eos_ids: The ids that end a text.
     """
@@ -179,12 +189,12 @@ def decode_tokens(
 
     def advance(carry: tuple) -> tuple:
         step, (cache, token, seen, over), tokens = carry
-        hidden, cache = model.extend(token[:, None], cache, start + step, first)
-        token, seen, ends = _next(model, hidden[:, 0], seen, done + step, counts, numbers, seed, eos_ids)
+        hidden, cache = model.extend(token[:, None], cache, start + step, texts.first)
+        token, seen, ends = _next(model, hidden[:, 0], seen, done + step, texts, eos_ids)
         tokens = lax.dynamic_update_slice_in_dim(tokens, jnp.where(over, OVER, token)[:, None], step, axis=1)
         return step + 1, (cache, token, seen, over | ends), tokens
 
-    tokens = jnp.full((first.shape[0], PIECE), OVER, jnp.int32)
+    tokens = jnp.full((len(texts.first), PIECE), OVER, jnp.int32)
     _, state, tokens = lax.while_loop(goes_on, advance, (jnp.int32(0), state, tokens))
     return state, tokens
 
@@ -194,12 +204,10 @@ def _next(
     hidden: Float[Array, "batch width"],
     seen: Bool[Array, "batch vocabulary"],
     step: Int[Array, ""],
-    counts: Int[Array, "batch"],
-    numbers: Float[Array, "settings"],
-    seed: UInt32[Array, ""],
+    texts: Texts,
     eos_ids: tuple[int, ...],
 ) -> tuple[Int[Array, "batch"], Bool[Array, "batch vocabulary"], Bool[Array, "batch"]]:
     """Choose the tokens of a step; tell which texts it ends."""
-    token = draw(model.logits(hidden), seen, numbers, seed, step)
+    token = draw(model.logits(hidden), seen, texts.numbers, texts.seed, step)
     seen |= jnp.arange(seen.shape[1], dtype=jnp.int32)[None] == token[:, None]  # a scatter takes longer
-    return token, seen, jnp.isin(token, jnp.array(eos_ids, jnp.int32)) | (step + 1 >= counts)
+    return token, seen, jnp.isin(token, jnp.array(eos_ids, jnp.int32)) | (step + 1 >= texts.counts)

@@ -7,17 +7,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict, Unpack, cast, overload
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.nn.chat import ChatTemplate, Message
-from aq_jax.nn.compiled import BoundProgram, check_token_ids, nbytes, padded_length
+from aq_jax.nn.compiled import check_token_ids, nbytes
 from aq_jax.nn.continuation import Continuation, check_stop
 from aq_jax.nn.decoding import PIECE, Decoding
 from aq_jax.nn.models import LanguageModel
 from aq_jax.nn.sampling import Sampling, check_number
+from aq_jax.nn.scoring import Scoring
 from aq_jax.nn.tokenizer import tokenize_texts
 from aq_jax.ops import CacheType, check_cache_type
 
@@ -88,13 +88,12 @@ class Generator:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._decoding = Decoding(model, eos_ids)
-        self._score = BoundProgram(model, log_likelihoods, ("cache",))
-        self._log_probabilities = BoundProgram(model, log_probabilities, ("cache",))
+        self._scoring = Scoring(model)
 
     @property
     def compiles(self) -> int:
         """Count the programs compiled so far: a few for each number of prompts and size of the cache."""
-        return self._decoding.compiles + self._score.compiles + self._log_probabilities.compiles
+        return self._decoding.compiles + self._scoring.compiles
 
     @property
     def nbytes(self) -> int:
@@ -290,11 +289,7 @@ class Generator:
         Raises:
             AqError: for a text that is no string, for fewer than two tokens, and for more than the model takes.
         """
-        ids, limit = self._tokenize(text, "score: the text"), self.model.config.max_position_embeddings
-        if not 1 < len(ids) <= limit:
-            raise AqError(f"score: the text has {len(ids)} tokens; wanted 2 to {limit}")
-        # Cut on the host: on the device, each length would be another program.
-        return jax.device_put(np.asarray(self._score(_pad_prompt(ids, limit)))[: len(ids) - 1])
+        return self._scoring.likelihoods(self._tokenize(text, "score: the text"))
 
     def log_probabilities(
         self, ids: Sequence[int], cache: CacheType = "float32"
@@ -309,33 +304,9 @@ class Generator:
             AqError: for ids outside the vocabulary, for fewer than two, and for more than the model takes.
             ConfigError: for another type.
         """
-        check_cache_type(cache)
-        limit = self.model.config.max_position_embeddings
-        ids = check_token_ids(ids, self.model.config.vocab_size, "log_probabilities").tolist()
-        if not 1 < len(ids) <= limit:
-            raise AqError(f"log_probabilities: found {len(ids)} ids; wanted 2 to {limit}")
-        return np.asarray(self._log_probabilities(_pad_prompt(ids, limit), cache=cache))[: len(ids) - 1]
+        return self._scoring.probabilities(ids, cache)
 
     def _tokenize(self, text: str, what: str) -> list[int]:
         if not isinstance(text, str):
             raise AqError(f"{what} is {type(text).__name__}; wanted a string")
         return tokenize_texts(self.tokenizer, [text], self.model.config.vocab_size, what)[0].ids
-
-
-def log_likelihoods(model: LanguageModel, ids: Int[Array, "1 tokens"]) -> Float[Array, "following"]:
-    """Compute log p(ids[i + 1] | ids[: i + 1])."""
-    return jax.numpy.take_along_axis(log_probabilities(model, ids), ids[0, 1:, None], axis=1)[:, 0]
-
-
-def log_probabilities(
-    model: LanguageModel, ids: Int[Array, "1 tokens"], *, cache: CacheType = "float32"
-) -> Float[Array, "following vocabulary"]:
-    """Compute log p(token | ids[: i + 1]) for every token of the vocabulary."""
-    hidden, _ = model.extend(ids, model.empty_cache(1, ids.shape[1], cache), 0)
-    return jax.nn.log_softmax(model.logits(hidden[0, :-1]))
-
-
-def _pad_prompt(ids: Sequence[int], limit: int) -> Int[np.ndarray, "1 tokens"]:
-    padded = np.zeros((1, padded_length(len(ids), limit)), np.int32)
-    padded[0, : len(ids)] = ids
-    return padded

@@ -25,11 +25,11 @@ import aq_jax as aq
 from aq_jax import QuantizationConfig, QuantSpec
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.nn import quantize_module
-from aq_jax.nn.decoding import begin, decode_tokens, read_chunk
-from aq_jax.nn.generator import log_likelihoods
+from aq_jax.nn.decoding import Texts, begin, decode_tokens, read_chunk
 from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.models.bert import Bert, BertConfig
 from aq_jax.nn.sampling import Sampling
+from aq_jax.nn.scoring import log_likelihoods
 from aq_jax.quantizers.gptq import gptq
 from aq_jax.quantizers.hessian import prepare_hessian
 
@@ -98,11 +98,11 @@ def with_a_model(kind: str, activations: Activations) -> Any:
     model = LLAMA.module(LLAMA.read(SIZES, "sizes"), activations=activations, rngs=nnx.Rngs(0))
     model = quantize_module(model, "int8", activations=activations)
     ids, first, most = jnp.asarray(ids), jnp.array([0, 3], jnp.int32), jnp.array([5, 4], jnp.int32)
-    how = jnp.asarray(Sampling(0.5, 3, 0.9, 0.1, 1.2).numbers()), np.uint32(0)
+    texts = Texts(first, most, jnp.asarray(Sampling(0.5, 3, 0.9, 0.1, 1.2).numbers()), np.uint32(0))
     cache, hidden = read_chunk(model, model.empty_cache(2, 16, "int8"), ids, jnp.int32(0), first)
-    state = cache, *begin(model, hidden, jnp.zeros((2, 16), bool), most, *how, eos_ids=(2,))
-    numbers = jnp.int32(8), first, jnp.int32(1), most, *how, jnp.int32(3)
-    return decode_tokens(model, state, *numbers, eos_ids=(2,)), log_likelihoods(model, ids[:1])
+    state = cache, *begin(model, hidden, jnp.zeros((2, 16), bool), texts, eos_ids=(2,))
+    numbers = jnp.int32(8), jnp.int32(1), jnp.int32(3)
+    return decode_tokens(model, state, texts, *numbers, eos_ids=(2,)), log_likelihoods(model, ids[:1])
 
 
 CASES: Mapping[str, Callable[[], Any]] = {

@@ -17,7 +17,7 @@ import small_llama
 from flax import nnx
 
 import aq_jax as aq
-from aq_jax.nn.decoding import OVER, PIECE, SMALL_CHUNK, decode_tokens, split_prompt
+from aq_jax.nn.decoding import OVER, PIECE, SMALL_CHUNK, Texts, decode_tokens, split_prompt
 from aq_jax.nn.generation_config import read_generation_config
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.load import load_model
@@ -162,8 +162,8 @@ def test_after_the_end_nothing_is_computed(stopping: Generator, greedy: list[int
 
 def numbers(count: int) -> tuple[Any, ...]:
     """The arguments of `decode_tokens` after its state, of a prompt of five tokens and its first one."""
-    at, most = np.int32(5), np.array([count], np.int32)
-    return at, np.zeros(1, np.int32), np.int32(1), most, Sampling().numbers(), np.uint32(0), np.int32(count - 1)
+    texts = Texts(np.zeros(1, np.int32), np.array([count], np.int32), Sampling().numbers(), np.uint32(0))
+    return texts, np.int32(5), np.int32(1), np.int32(count - 1)
 
 
 def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
