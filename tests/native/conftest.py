@@ -15,7 +15,8 @@ DRIVER = Path(__file__).with_name("driver.cc")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def compiler_or_skip() -> toolchain.Compiler:
+@pytest.fixture(scope="session")
+def compiler() -> toolchain.Compiler:
     try:
         return toolchain.find_compiler(recipe.this_machine())
     except toolchain.BuildError as error:
@@ -23,9 +24,8 @@ def compiler_or_skip() -> toolchain.Compiler:
 
 
 @pytest.fixture
-def compile_c(tmp_path: Path) -> Callable[[str], Path]:
+def compile_c(tmp_path: Path, compiler: toolchain.Compiler) -> Callable[[str], Path]:
     """Make a shared library of the text of a C program."""
-    compiler = compiler_or_skip()
 
     def make(text: str) -> Path:
         number = len(list(tmp_path.glob("*.so")))  # a process opens the library of one name only once
@@ -51,11 +51,11 @@ def make_driver(compiler: toolchain.Compiler, target: recipe.Target, flags: tupl
 
 
 @pytest.fixture(scope="session")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sanitized(tmp_path_factory: pytest.TempPathFactory, compiler: toolchain.Compiler) -> Path:
     """The driver, every access and every operation of which is checked: it stops at the first bad one."""
     flags = ("-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE)
     program = tmp_path_factory.mktemp("sanitized") / "driver"
-    return make_driver(compiler_or_skip(), recipe.this_machine(), flags, (*SANITIZE, "-pthread"), program)
+    return make_driver(compiler, recipe.this_machine(), flags, (*SANITIZE, "-pthread"), program)
 
 
 @pytest.fixture(scope="session")
