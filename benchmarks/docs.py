@@ -150,6 +150,8 @@ def _suites(found: Mapping[str, Any]) -> Iterator[str]:
     for suite, question in QUESTIONS.items():
         of_suite = [result for result in found["results"] if result["suite"] == suite]
         if of_suite:
+            if "accelerator" in found:
+                question = re.sub(",? on one core", "", question)
             yield f"\n## {suite}\n\n{question}\n"
             yield from _figures(suite, of_suite)
     missing = sorted({part["case"] + ": " + part["reason"] for part in found["skipped"]})
