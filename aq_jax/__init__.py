@@ -65,7 +65,7 @@ _PUBLIC = {
     "qdot": "ops",
     "qembed": "ops",
     "quantize": "quantizers.apply",
-    "quantize_tree": "quantizers.apply",
+    "quantize_tree": "quantizers.tree",
     "fake_quant": "quantizers.apply",
     "QUANTIZERS": "quantizers",
     "WeightLoader": "io.loader",
@@ -98,7 +98,8 @@ if TYPE_CHECKING:
     from aq_jax.nn import load_model
     from aq_jax.ops import dequantize, prepare, qdot, qembed
     from aq_jax.quantizers import QUANTIZERS
-    from aq_jax.quantizers.apply import fake_quant, quantize, quantize_tree
+    from aq_jax.quantizers.apply import fake_quant, quantize
+    from aq_jax.quantizers.tree import quantize_tree
 
 
 def __getattr__(name: str) -> object:

@@ -30,9 +30,9 @@ from aq_jax.nn.sentences import SentenceSettings, read_sentence_tokenizer, read_
 from aq_jax.nn.weights import match_names
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
-from aq_jax.quantizers.apply import quantize_tree
 from aq_jax.quantizers.lookup import calibrated_quantizer, fallback_of, with_fallback
 from aq_jax.quantizers.treatment import is_weight
+from aq_jax.quantizers.tree import quantize_tree
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source

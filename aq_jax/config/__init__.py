@@ -11,13 +11,8 @@ ConversionConfig      source, output and the above: the contents of a TOML file 
 
 from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
 from aq_jax.config.conversion import Compression, ConversionConfig, Engine, ShardsConfig, parse_bytes
-from aq_jax.config.quantization import (
-    LARGEST_ROTATION,
-    Override,
-    QuantizationConfig,
-    QuantSpec,
-    widths,
-)
+from aq_jax.config.quantization import Override, QuantizationConfig, widths
+from aq_jax.config.spec import LARGEST_ROTATION, QuantSpec
 
 __all__ = [
     "LARGEST_ROTATION",

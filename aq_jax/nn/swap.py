@@ -18,7 +18,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import ConfigError
 from aq_jax.nn.annotations import annotate, shard_like
 from aq_jax.nn.layers import QEmbed, QLinear
-from aq_jax.quantizers.apply import quantize_tree
+from aq_jax.quantizers.tree import quantize_tree
 
 M = TypeVar("M", bound=nnx.Module)
 # A float layer with another value of these would not compute as quantized layers do.

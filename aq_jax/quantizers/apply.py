@@ -1,9 +1,7 @@
-"""Apply a config's quantizer to one array, or to a tree of them."""
+"""Apply a config's quantizer to one array."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +16,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 from aq_jax.codes import Code, Grid
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
-from aq_jax.config.quantization import check_choice
 from aq_jax.core.bitstream import from_stream
-from aq_jax.core.frameworks import is_variable, refuse_masked, to_jax, to_native_byte_order, to_numpy
-from aq_jax.core.prepared import Prepared
+from aq_jax.core.frameworks import to_jax
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble_qtensor
-from aq_jax.core.torch_tensors import is_torch
 from aq_jax.errors import AqError
 from aq_jax.ops import dequantize
 from aq_jax.ops.kernels import Kernel, choose_kernel
@@ -33,8 +28,6 @@ from aq_jax.quantizers.entry import recipes_of
 from aq_jax.quantizers.lookup import check_policy, data_free_quantizer
 from aq_jax.quantizers.statistics import Groups
 from aq_jax.quantizers.tiles import quantize_array
-from aq_jax.quantizers.treatment import Treatment, kept_notes, treat
-from aq_jax.store import DTYPES
 
 
 def quantize(
@@ -67,13 +60,13 @@ def quantize(
     QTensor(int4[4, 256], QuantSpec(bits=4, per_channel=False, group_size=64, rotation=0))
     """
     array = _floating_array(w, name)
-    policy = _policy(config).for_tensor(name, array.shape)
+    policy = policy_of(config).for_tensor(name, array.shape)
     if policy.quant_type in ("fp16", "none"):
         return _to_float16(array) if policy.quant_type == "fp16" else array
     quantizer = data_free_quantizer(policy, name)
     spec = policy.spec_for(array.shape, name)
     if spec.coding.matrices and not isinstance(array, Tracer):
-        return _quantize_on_host(np.asarray(array), policy, name, array)
+        return quantize_on_host(np.asarray(array), policy, name, array)
     _, entry = choose_kernel("quantize", kernel, spec.group_elements(array.shape), spec.coding)
     q, good, sound = _quantize(array, spec, policy.symmetric, quantizer, entry)
     if isinstance(array, Tracer) or jax.device_get(good):
@@ -109,7 +102,7 @@ def fake_quant(
     [[1.0, 1.0]]
     """
     w = _floating_array(w, name)
-    policy = _policy(config).for_tensor(name, w.shape)
+    policy = policy_of(config).for_tensor(name, w.shape)
     if policy.quant_type == "none":
         return w
     if policy.quant_type == "fp16":
@@ -134,108 +127,7 @@ def _straight_through_jvp(values: tuple[Array, Array], tangents: tuple[Array, Ar
     return values[1], tangents[0]
 
 
-def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str = "out_in") -> Any:
-    """Quantize the floating leaves of two axes or more of a pytree; the others, and QTensors, pass through.
-
-    A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b". A variable of
-    Flax NNX has its own path, and nothing of it adds to the name: a kernel of `nnx.state(model)` ends in ".kernel".
-    Stacked norms and biases, of two axes, are left as they are, with a warning that names them, unless an override says
-    otherwise (see `treat`).
-    Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
-    small one; traced and abstract leaves are quantized where they are.
-
-    Args:
-        params: A tree of JAX, NumPy or torch arrays. QTensors, integers and other objects pass through.
-        config: The config, or just a quant_type.
-        layout: "in_out" says that weights are [in, out], as Flax's kernels are: the last two axes of each leaf that is
-            quantized are exchanged first, so that groups lie along the inputs. Its QTensor, and what `dequantize` gives
-            of it, is [out, in]. Embeddings, by their names, are not turned.
-
-    Raises:
-        ConfigError: for another layout.
-        AqError: as for `quantize`, naming the leaf.
-
-    >>> import jax.numpy as jnp
-    >>> from aq_jax import quantize_tree
-    >>> quantize_tree({"dense": {"kernel": jnp.ones((2, 8))}}, "int8", layout="in_out")["dense"]["kernel"].shape
-    (8, 2)
-    >>> tree = quantize_tree({"dense": {"kernel": jnp.ones((2, 8)), "bias": jnp.ones(2)}}, "int8")
-    >>> tree["dense"]["kernel"].shape, tree["dense"]["kernel"].spec.bits, tree["dense"]["bias"].dtype
-    ((2, 8), 8, dtype('float32'))
-    """
-    check_choice("layout", layout, ("out_in", "in_out"))
-    policy, treatments = _policy(config), dict[str, Treatment]()
-    kept = (QTensor, Prepared)
-
-    def quantized(name: str, leaf: Any) -> Any:
-        turned = leaf if layout == "out_in" else _turned(name, leaf)
-        found = _quantize_leaf(name, turned, policy, treatments)
-        if isinstance(found, QTensor) or turned is leaf:
-            return found
-        return leaf if found is turned else _turned(name, found)  # back, what is float16
-
-    made = map_named(quantized, params, lambda x: isinstance(x, kept))
-    for note in kept_notes(treatments):
-        warnings.warn(f"quantize_tree: {note}", stacklevel=2)
-    return made
-
-
-def _turned(name: str, leaf: Any) -> Any:
-    """Exchange the last two axes of a weight [in, out]."""
-    shape = getattr(leaf, "shape", ())
-    if isinstance(leaf, QTensor | Prepared) or len(shape) < 2 or "embed" in name.rpartition(".")[2].lower():
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((*shape[:-2], shape[-1], shape[-2]), leaf.dtype)
-    return leaf.swapaxes(-1, -2)
-
-
-def map_named(call: Callable[[str, Any], Any], tree: Any, is_leaf: Callable[[Any], bool]) -> Any:
-    """Map `call` over the names and leaves of a tree; a name is the parts of a path joined by dots.
-
-    A variable of Flax NNX adds nothing to the name of its value.
-
-    >>> map_named(lambda name, leaf: name, {"a": [1, {"b": 2}]}, lambda x: False)
-    {'a': ['a.0', {'b': 'a.1.b'}]}
-    """
-
-    def visit(path: tuple[Any, ...], node: Any) -> Any:
-        if not is_variable(node):
-            return call(path_name(path), node)
-        return jax.tree_util.tree_map_with_path(
-            lambda inner, leaf: call(path_name((*path, *inner[1:])), leaf), node, is_leaf=is_leaf
-        )
-
-    return jax.tree_util.tree_map_with_path(visit, tree, is_leaf=lambda x: is_variable(x) or is_leaf(x))
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Name a tensor by its pytree path: its parts joined by dots."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _quantize_leaf(name: str, leaf: Any, config: QuantizationConfig, treatments: dict[str, Treatment]) -> Any:
-    """Quantize one leaf, or pass it through; what was decided is added to `treatments`."""
-    dtype = getattr(leaf, "dtype", None)
-    if isinstance(leaf, QTensor | Prepared) or dtype is None:
-        return leaf
-    shape = tuple(leaf.shape)
-    dtype = DTYPES.get(str(dtype).removeprefix("torch."), np.dtype(np.void)) if is_torch(leaf) else dtype
-    treatment = treat(config, name, shape, dtype)
-    policy, spec = treatment.policy, treatment.spec
-    treatments[name] = treatment
-    if spec is None and not (treatment.half and shape):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):  # of a tree of shapes, which a checkpoint is restored into
-        return jax.eval_shape(lambda w: quantize(w, policy, name), leaf)
-    if spec is None or isinstance(leaf, Tracer):
-        return quantize(leaf, policy, name)
-    refuse_masked(leaf, name)
-    host = to_numpy(leaf, name) if is_torch(leaf) else to_native_byte_order(np.asarray(leaf))
-    return _quantize_on_host(host, policy, name, leaf)
-
-
-def _quantize_on_host(host: np.ndarray, policy: QuantizationConfig, name: str, kept: Any) -> Any:
+def quantize_on_host(host: np.ndarray, policy: QuantizationConfig, name: str, kept: Any) -> Any:
     """Quantize a NumPy array tile by tile; return `kept` for one that is refused and may stay as it is."""
     result = quantize_array(host, policy, name)
     if isinstance(result, Refused):
@@ -262,7 +154,8 @@ def _to_float16(w: Array) -> Array:
     return jnp.asarray(to_float16(np.asarray(w)))
 
 
-def _policy(config: QuantizationConfig | str) -> QuantizationConfig:
+def policy_of(config: QuantizationConfig | str) -> QuantizationConfig:
+    """Return the config, or that of a quant_type, once its quantizer is known."""
     policy = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
     check_policy(policy)
     return policy

@@ -35,7 +35,7 @@ from aq_jax.core.frameworks import to_jax_dtype, to_numpy
 from aq_jax.core.qtensor import QTensor
 from aq_jax.core.sharding import build_sharded, qtensor_shardings, shard_counts
 from aq_jax.errors import AqError, FormatError, IntegrityError
-from aq_jax.quantizers.apply import map_named
+from aq_jax.quantizers.tree import map_named
 from aq_jax.store import DTYPES
 
 ARRAYS = "aq_jax_arrays"

@@ -34,7 +34,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
-from aq_jax.quantizers.apply import path_name
+from aq_jax.quantizers.tree import path_name
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
 
