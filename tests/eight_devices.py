@@ -247,11 +247,12 @@ def test_shards_of_tiles_are_whole_tiles(line: Mesh, tmp_path: Path) -> None:
         assert shardings_of_model(infos[512], bert, mesh)[name].spec == P()
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across"])
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across", "i.pieces"])
 def test_shards_of_small_grids(name: str) -> None:
     two = Mesh(np.array(jax.devices()[:2]), ("x",))
     count = 0
-    with aq.WeightLoader(Path(__file__).parent / "golden" / "grids.arrow") as loader:
+    file = "integers.arrow" if name.startswith("i.") else "grids.arrow"
+    with aq.WeightLoader(Path(__file__).parent / "golden" / file) as loader:
         whole, packed = np.asarray(loader.get_layer(name)), loader.get_quantized(name)
         for sharding in (NamedSharding(two, P("x")), NamedSharding(two, P(None, "x"))):
             if not fits(sharding, whole.shape):

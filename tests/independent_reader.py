@@ -27,7 +27,10 @@ TRELLIS = {"tcq5": (5, 1), "tcq4": (4, 1), "tcq3": (3, 1), "tcq2": (2, 1), "tcq1
 HASHES = ((0xBD8E8CD7, 0xED71BC08), (0x6F531C4F, 0x65330338))
 HALVES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 SMALL_BITS = {
-    f"int{bits}_{half}{what}": bits for half in HALVES for what in ("", "z", "u", "m") for bits in (8, 6, 5, 4, 3, 2)
+    f"int{bits}_{half}{what}": bits
+    for half in HALVES
+    for what in ("", "z", "i", "u", "m")
+    for bits in (8, 6, 5, 4, 3, 2)
 }
 # quant_type -> elements a group, bits of its integers, whether they are signed.
 RECORDS = {"q2_k": (16, 4, False), "q3_k": (16, 6, True), "q4_k": (32, 6, False), "q5_k": (32, 6, False),
@@ -131,9 +134,11 @@ def small_grids(row: dict[str, Any]) -> np.ndarray:
         scales, offsets = (record_floats(row[column], kind) for column in ("scales", "zero_points"))
         form, offsets = "m" if offsets.size else "", -offsets
     else:
-        half = HALVES[kind.partition("_")[2].rstrip("zum")]
-        scales, offsets = (np.frombuffer(row[column], half).astype(f32) for column in ("scales", "zero_points"))
-        form = kind[-1] if kind[-1] in "zum" else ""
+        half = HALVES[kind.partition("_")[2].rstrip("zium")]
+        form = kind[-1] if kind[-1] in "zium" else ""
+        scales = np.frombuffer(row["scales"], half).astype(f32)
+        offsets = np.frombuffer(row["zero_points"], np.int8 if form == "i" else half).astype(f32)
+        assert offsets.size == (scales.size if form else 0)
     if form == "u":
         offsets = offsets - f32(2 ** (bits - 1))
     group = np.arange(count) // max(length, 1)

@@ -60,7 +60,7 @@ class Code(Protocol):
             the QTensor has None.
         max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by
             one, but chosen by a quantizer of their own.
-        grid_dtype: The dtype of scales and zero points, in the table's columns and in a QTensor.
+        grid_dtype: The dtype of scales, in the table's column and in a QTensor.
         grid_block: How many elements of these columns stand for how many groups: (groups, elements).
         read_only: Whether such codes come from quantized sources alone, so that a config cannot ask for them.
     """
@@ -85,6 +85,11 @@ class Code(Protocol):
     def rotated_name(self) -> str:
         """The name for rotated weights: the same, if only the table's `rotation` tells; "" if there is none."""
         ...
+
+    @property
+    def zero_dtype(self) -> str:
+        """The dtype of zero points, in the table's column and in a QTensor: that of scales, if a code has no other."""
+        return self.grid_dtype
 
     # What a config leaves open
 

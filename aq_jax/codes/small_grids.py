@@ -5,7 +5,7 @@ records of two levels (see `records`); unlike those of float32, scales may be ne
 of
 
     q * s
-    (q - z) * s                       z: a zero point, a float
+    (q - z) * s                       z: a zero point, a float or an integer of eight bits
     (q - (z - 2^(b-1))) * s           z: a zero point of unsigned codes
     (q + 2^(b-1)) * s + m             m: the value of the lowest code, a minimum
 
@@ -21,8 +21,10 @@ from typing import Any, Literal
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Grid, Host
 
-Offset = Literal["", "zero_point", "unsigned_zero_point", "minimum"]
-_SUFFIXES: dict[Offset, str] = {"": "", "zero_point": "z", "unsigned_zero_point": "u", "minimum": "m"}
+Offset = Literal["", "zero_point", "integer_zero_point", "unsigned_zero_point", "minimum"]
+_SUFFIXES: dict[Offset, str] = {
+    "": "", "zero_point": "z", "integer_zero_point": "i", "unsigned_zero_point": "u", "minimum": "m",
+}  # fmt: skip
 _HALVES = {"float16": "f16", "bfloat16": "bf16"}
 
 
@@ -69,15 +71,18 @@ class SmallGrids(Elementwise):
 
 @dataclass(frozen=True)
 class HalfGrids(SmallGrids):
-    """Codes whose scales, and zero points or minimums, are halves: one a group.
+    """Codes whose scales, and zero points or minimums, are halves: one a group. Zero points may be signed bytes.
 
     Args:
         bits: The bits of a code, 2 to 8.
         grid_dtype: The dtype of the grids, "float16" or "bfloat16".
-        offset: What stands beside the scales: nothing, zero points (of signed or of unsigned codes), or minimums.
+        offset: What stands beside the scales: nothing, zero points (of signed codes, integers or not, or of unsigned
+            ones), or minimums.
 
     >>> HalfGrids(4, "float16").name, HalfGrids(5, "bfloat16", "minimum").name
     ('int4_f16', 'int5_bf16m')
+    >>> HalfGrids(4, "float16", "integer_zero_point").zero_dtype
+    'int8'
     """
 
     bits: int
@@ -89,6 +94,10 @@ class HalfGrids(SmallGrids):
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"int{self.bits}_{_HALVES[self.grid_dtype]}{_SUFFIXES[self.offset]}")
         object.__setattr__(self, "zero_points", self.offset != "")
+
+    @property
+    def zero_dtype(self) -> str:
+        return "int8" if self.offset == "integer_zero_point" else self.grid_dtype
 
     @property
     def zero_base(self) -> int:
@@ -109,7 +118,7 @@ class HalfGrids(SmallGrids):
 def half_grids(bits: int) -> list[HalfGrids]:
     """List the codes of a width.
 
-    >>> [code.name for code in half_grids(4)]
-    ['int4_f16', 'int4_f16z', 'int4_f16u', 'int4_f16m', 'int4_bf16', 'int4_bf16z', 'int4_bf16u', 'int4_bf16m']
+    >>> [code.name for code in half_grids(4)][:5]
+    ['int4_f16', 'int4_f16z', 'int4_f16i', 'int4_f16u', 'int4_f16m']
     """
     return [HalfGrids(bits, dtype, offset) for dtype in _HALVES for offset in _SUFFIXES]

@@ -17,7 +17,7 @@ def from_stream(
     Args:
         stream: The codes of the flattened tensor, as uint8.
         scale: The table's column: one float32 a group, unless the code has other grids.
-        zero_point: The same; empty where the code has none.
+        zero_point: The same, of the code's `zero_dtype`; empty where the code has none.
         shape: The tensor's shape.
         spec: The tensor's numerics.
     """
@@ -34,6 +34,6 @@ def to_stream(q: QTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ValueError: for a batch of tensors whose groups cross rows.
     """
     check_layout(q)
-    nothing = np.empty(0, DTYPES[q.spec.coding.grid_dtype])
+    nothing = np.empty(0, DTYPES[q.spec.coding.zero_dtype])
     scale, zeros = (nothing if leaf is None else np.ascontiguousarray(leaf) for leaf in (q.scale, q.zero_point))
     return q.spec.coding.to_stream(np.asarray(q.codes), q.shape).view(np.uint8), scale.reshape(-1), zeros.reshape(-1)

@@ -31,7 +31,7 @@ class QTensor:
             stream of each row, where rows are whole bytes; otherwise, and with eight bits, [*lead, length] int8.
         scale: Float32 of shape [*lead, groups] where groups divide a row of the last axis, otherwise [groups]. Some
             codes have another dtype, or other numbers for some groups at a time (`Code.grid_dtype`, `grid_block`).
-        zero_point: Of the dtype and shape of `scale`; None where the code has none.
+        zero_point: Of the shape of `scale`, and of its dtype or the code's `zero_dtype`; None where the code has none.
         spec: The numerics (static).
         length: The length of the last axis (static).
         rows: The number of rows of a matrix, where the shape of its codes does not tell it (static).

@@ -60,16 +60,17 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
             return found.codes(first, last).reshape(stop - start, *codes[1:])
         return code.from_stream(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
 
-    def grid(which: int) -> jax.Array:
+    def grid(which: int, column: str) -> jax.Array:
         def rows(start: int, stop: int) -> np.ndarray:
             values = one or found.grids(start * beside, stop * beside)
             return values[which].reshape(stop - start, *grids[1:])
 
-        return build_sharded(grids, info.grid_dtype, laid[1], rows)
+        return build_sharded(grids, info.column_dtype(column), laid[1], rows)
 
-    zeros = grid(1) if code.zero_points else None
+    zeros = grid(1, "zero_points") if code.zero_points else None
     return QTensor(
-        build_sharded(codes, np.dtype(dtype), laid[0], rows), grid(0), zeros, spec, shape[-1], code.rows(shape)
+        build_sharded(codes, np.dtype(dtype), laid[0], rows), grid(0, "scales"), zeros, spec, shape[-1],
+        code.rows(shape),
     )  # fmt: skip
 
 

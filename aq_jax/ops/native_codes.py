@@ -118,8 +118,9 @@ def _quantized(w: Any, like: tuple[QuantSpec, tuple[Recipe, ...], Any]) -> list[
 
 def _call_dequantize(q: QTensor) -> Float[Array, "*shape"]:
     """Compute (code - zero_point) * scale + minimum."""
-    dtype = q.spec.coding.grid_dtype
-    scale, zero = (jnp.zeros(0, dtype) if part is None else part.astype(dtype) for part in (q.scale, q.zero_point))
+    code = q.spec.coding
+    scale = q.scale.astype(code.grid_dtype)
+    zero = jnp.zeros(0, code.zero_dtype) if q.zero_point is None else q.zero_point.astype(code.zero_dtype)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), q)
     return _dequantize.bind(q.codes, scale, zero, like=like)
 

@@ -11,7 +11,8 @@ Widths without a plane of their own have two: 6 = 4 + 2, 5 = 4 + 1, 3 = 2 + 1 bi
 fewest codes that fill a line of each plane: its lines of the first plane, then that of the second. Groups are filled up
 to whole chunks: where more bits and shorter chunks take fewer bytes, codes get them.
 
-Grids keep their dtype, and their bytes: one element of 16 outputs after the other.
+Grids keep their dtype, and their bytes: one element of 16 outputs after the other. Zero points of another dtype than
+the scales' get theirs, which holds them exactly: the signed bytes beside halves.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def to_panels(q: QTensor) -> Panels:
     if code.grid_dtype == "float32" and len(parts) == 1:
         parts.append(xp.zeros_like(parts[0]))
     elements = q.scale.shape[-1] if q.by_row else 1
-    grids = xp.stack([xp.broadcast_to(part.reshape(-1, elements), (outputs, elements)) for part in parts])
+    parts = [part.astype(parts[0].dtype).reshape(-1, elements) for part in parts]
+    grids = xp.stack([xp.broadcast_to(part, (outputs, elements)) for part in parts])
     grids = xp.pad(grids, ((0, 0), (0, more), (0, 0))).reshape(len(parts), -1, PANEL, elements).transpose(1, 3, 0, 2)
     panels = Panels(octets, grids, xp.pad(constants.astype(np.float32), (0, more)).reshape(-1, PANEL))
     where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
@@ -202,12 +204,11 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
     def shaped(grid: Array, shape: tuple[int, ...]) -> Array:
         return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each
 
-    return dataclasses.replace(
-        like,
-        codes=codes,
-        scale=shaped(grids[0], like.scale.shape),
-        zero_point=None if like.zero_point is None else shaped(grids[1], like.zero_point.shape),
-    )
+    scale, code = shaped(grids[0], like.scale.shape), like.spec.coding
+    zeros = None if like.zero_point is None else shaped(grids[1], like.zero_point.shape)
+    if zeros is not None and code.zero_dtype != code.grid_dtype:
+        zeros = zeros.astype(code.zero_dtype)
+    return dataclasses.replace(like, codes=codes, scale=scale, zero_point=zeros)
 
 
 def _mask(bits: int) -> np.uint32:

@@ -93,7 +93,8 @@ class PartialTensor:
             own = slice(count(max(start - first, 0)), count(max(stop - first, 0)))
             scales.append(row.scales[own])
             zeros.append(row.zero_points[own])
-        return _joined(scales, self.info.grid_dtype), _joined(zeros, self.info.grid_dtype)
+        kinds = self.info.column_dtype("scales"), self.info.column_dtype("zero_points")
+        return _joined(scales, kinds[0]), _joined(zeros, kinds[1])
 
     def _widened(self, part: Range) -> Range:
         start, stop = part

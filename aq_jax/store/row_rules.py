@@ -102,7 +102,7 @@ def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
 def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:
     for column, wanted in row_bytes(row).items():
         values: np.ndarray = getattr(row, column)
-        kind = np.dtype(np.uint8) if column == "data" else row.grid_dtype
+        kind = row.column_dtype(column)
         if values.dtype != kind or values.ndim != 1:
             yield f"{column} must be a {kind.name} array of one axis, not {values.dtype} {list(values.shape)}"
         if values.nbytes != wanted:

@@ -33,10 +33,13 @@ class _Derived:
         """The bits of a code; None if the row is not quantized."""
         return None if self.code is None else self.code.bits
 
-    @property
-    def grid_dtype(self) -> np.dtype:
-        """The dtype of scales and zero points."""
-        return DTYPES["float32" if self.code is None else self.code.grid_dtype]
+    def column_dtype(self, column: str) -> np.dtype:
+        """Return the dtype of one of the three large columns."""
+        if column == "data":
+            return DTYPES["uint8"]
+        if self.code is None:
+            return DTYPES["float32"]
+        return DTYPES[self.code.zero_dtype if column == "zero_points" else self.code.grid_dtype]
 
     @property
     def quantized(self) -> bool:

@@ -204,7 +204,7 @@ def make_row(info: RowInfo, columns: Mapping[str, np.ndarray | None], here: str,
         if view is None:
             raise FormatError(f"{here}: {name} is null")
         if name != "data":
-            kind = info.grid_dtype
+            kind = info.column_dtype(name)
             if view.nbytes % kind.itemsize:
                 raise FormatError(
                     f"{here}: {name} holds {view.nbytes} bytes, which is not a whole number of {kind.name}"

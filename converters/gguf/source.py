@@ -101,7 +101,7 @@ class GGUFTensors(Source):
         parts, code = unpack(raw.reshape(-1, kind.size), kind.name), CODES[kind.quant_type]
         if parts.scales.size and (why := code.refuses_grids(parts.scales, parts.zero_points)):
             raise FormatError(f"{self.folder.join(extent.file)}: {extent.tensor.name}: {why}")
-        data, zeros = parts.data.view(np.uint8), parts.zero_points.astype(DTYPES[code.grid_dtype], copy=False)
+        data, zeros = parts.data.view(np.uint8), parts.zero_points.astype(DTYPES[code.zero_dtype], copy=False)
         if self._packed:
             from aq_jax.config import QuantSpec
             from aq_jax.core.bitstream import from_stream

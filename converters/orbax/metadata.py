@@ -177,9 +177,9 @@ def parse_tensor(folder: Path, name: str, entry: Any) -> TensorEntry:
     # A batch, made by `vmap`, has the grids of each of its tensors.
     grids = {(*shape[:batch], *scale_shape(shape[batch:], spec)) for batch in range(len(shape))}
     for part in parts[1:]:
-        found = arrays[part].abstract
+        found, code = arrays[part].abstract, spec.coding
         if (
-            found.dtype != DTYPES[spec.coding.grid_dtype]
+            found.dtype != DTYPES[code.zero_dtype if part == "zero_point" else code.grid_dtype]
             or found.shape not in grids
             or found.shape != arrays["scale"].abstract.shape
         ):

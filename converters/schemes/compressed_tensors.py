@@ -21,7 +21,7 @@ import numpy as np
 
 from aq_jax.converters.schemes.compressed_tensors_config import Args, Groups
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
-from aq_jax.converters.schemes.grids import Packed, spec_of
+from aq_jax.converters.schemes.grids import Kind, Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def _packed(tensors: Tensors, module: str, args: Args) -> Weight:
     if order in tensors:
         _check_order(tensors, order, shape[-1], group)
         named += (order,)
-    zeros = _zero_point(tensors, module, scales, args)
-    spec = spec_of(args.bits, "scale" if zeros is None else "zero", dtype, group, shape)
+    zeros, kind = _zero_point(tensors, module, scales, args)
+    spec = spec_of(args.bits, kind, dtype, group, shape)
     named += () if zeros is None else (zeros,)
     read = partial(_read_packed, tensors, named[0], f"{module}{_SCALE}", zeros, shape, args, dense)
     return Weight(f"{module}weight", shape, dtype, spec, named, read)
@@ -91,7 +91,7 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
     if len(shape) < 2:
         raise tensors.error(f"{name} has shape {list(shape)}; wanted two axes or more")
     scales, group, dtype = _scales(tensors, module, shape, args)
-    zeros = _zero_point(tensors, module, scales, args)
+    zeros, kind = _zero_point(tensors, module, scales, args)
     named = (name, f"{module}{_SCALE}", *(() if zeros is None else (zeros,)))
     if args.floating:
         if zeros is not None:
@@ -100,7 +100,7 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
         read = partial(_read_floats, tensors, name, named[1], shape, args.block)
         yield Weight(name, shape, dtype, spec, named, read)
         return
-    spec = spec_of(8, "scale" if zeros is None else "zero", dtype, group, shape)
+    spec = spec_of(8, kind, dtype, group, shape)
     yield Weight(name, shape, dtype, spec, named, partial(_read_bytes, tensors, name, named[1], zeros))
 
 
@@ -128,19 +128,18 @@ def _scales(tensors: Tensors, module: str, shape: tuple[int, ...], args: Args) -
     return wanted, min(group, length), tensors.expect(name, wanted, *FLOATS)
 
 
-def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Args) -> str | None:
-    """Return the name of the zero points, if there are any."""
+def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Args) -> tuple[str | None, Kind]:
+    """Return the name of the zero points, if there are any, and what a group has: they are integers, or floats."""
     name = f"{module}{_ZERO}"
     if args.symmetric and name not in tensors:
-        return None
+        return None, "scale"
     if tensors.dtype(name).name == "int32" and args.strategy in ("channel", "group"):
         found, rows = tensors.shape(name), scales[-2]
         if len(found) != len(scales) or _is_dense(found[-2], rows, args) is None:
             tensors.expect(name, (*scales[:-2], dense_words(rows, args.bits), scales[-1]), "int32")
         tensors.expect(name, (*scales[:-2], found[-2], scales[-1]), "int32")
-        return name
-    tensors.expect(name, scales, "int8", *FLOATS)
-    return name
+        return name, "integer"
+    return name, "integer" if tensors.expect(name, scales, "int8", *FLOATS) == np.int8 else "zero"
 
 
 def _is_dense(words: int, count: int, args: Args) -> bool | None:

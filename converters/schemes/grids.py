@@ -14,12 +14,13 @@ from aq_jax.core.bitstream import from_stream
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
+from aq_jax.store import DTYPES
 
-# What a group has beside its scale: nothing, a zero point of the signed codes or of unsigned ones, an integer or a
-# float, or the value of the lowest code.
-Kind = Literal["scale", "zero", "unsigned", "offset"]
+# What a group has beside its scale: nothing; a zero point of the signed codes, an integer of eight bits or any number,
+# or one of unsigned codes; or the value of the lowest code.
+Kind = Literal["scale", "integer", "zero", "unsigned", "offset"]
 _HALVES = {"float16": "f16", "bfloat16": "bf16"}
-_SUFFIXES: dict[Kind, str] = {"scale": "", "zero": "z", "unsigned": "u", "offset": "m"}
+_SUFFIXES: dict[Kind, str] = {"scale": "", "integer": "i", "zero": "z", "unsigned": "u", "offset": "m"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,16 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
         name: The weight's name, for errors.
 
     Raises:
-        FormatError: for scales that no code holds.
+        FormatError: for scales that no code holds, and for integers of more than eight bits as zero points.
     """
     code = spec.coding
     if spec.code and not isinstance(code, Levels):
         grids = packed.zeros if packed.zeros is not None else packed.offsets
         scales = packed.scales.reshape(-1)
-        zeros = np.empty(0, scales.dtype) if grids is None else grids.reshape(-1).astype(scales.dtype)
+        zeros = np.empty(0) if grids is None else grids.reshape(-1)
+        if code.zero_dtype == "int8":
+            _check_bytes(zeros, name)
+        zeros = zeros.astype(DTYPES[code.zero_dtype])
         codes = packed.codes
         _check_range(zeros, name)
     elif isinstance(code, Levels):
@@ -130,6 +134,11 @@ def _without_zeros(packed: Packed, code: Levels, group: int) -> tuple[np.ndarray
         codes = np.where(np.repeat(nothing, group)[: flat.size], zero, flat).astype(np.int8)
         scales = np.where(nothing, np.float32(1), scales)
     return codes, scales
+
+
+def _check_bytes(zeros: np.ndarray, name: str) -> None:
+    if zeros.size and (zeros.min() < -128 or zeros.max() > 127):
+        raise FormatError(f"{name}: has zero points from {zeros.min()} to {zeros.max()}; wanted -128 to 127")
 
 
 def _check_range(values: np.ndarray, name: str) -> None:

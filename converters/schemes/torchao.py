@@ -73,13 +73,14 @@ def _bytes(tensors: Tensors, module: str, data: Mapping[str, Any]) -> Weight:
         raise tensors.error(f"{codes} is {list(shape)} of {str(dict(data))[:200]}; wanted a matrix of integers")
     group, grids = _blocks(tensors, module, shape, data)
     kind = tensors.expect(scales, grids, *FLOATS)
-    parts, integral = (codes, scales), True
+    parts: tuple[str, ...] = (codes, scales)
+    spec = spec_of(bits, "scale", kind, group, shape)
     if zeros in tensors:
-        integral = tensors.expect(zeros, grids, "int8", "int32", *FLOATS) in (np.int8, np.int32)
         parts += (zeros,)
-    # Float zero points are of no known precision.
-    own = kind if integral else np.dtype(np.float32)
-    spec = spec_of(bits, "zero" if zeros in tensors else "scale", own, group, shape)
+        if tensors.expect(zeros, grids, "int8", "int32", *FLOATS) in (np.int8, np.int32):
+            spec = spec_of(bits, "integer", kind, group, shape)
+        else:  # floats are of no known precision
+            spec = spec_of(bits, "zero", np.dtype(np.float32), group, shape)
     return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read_bytes, tensors, parts, bits))
 
 
@@ -88,7 +89,7 @@ def _read_bytes(tensors: Tensors, parts: tuple[str, ...], bits: int) -> Packed:
     half = 1 << (bits - 1)
     if codes.min() < -half or codes.max() >= half:
         raise tensors.error(f"{parts[0]} holds codes from {codes.min()} to {codes.max()}; wanted {bits} bits")
-    return Packed(codes, scales, zeros[0].astype(np.float32) if zeros else None)
+    return Packed(codes, scales, *zeros)
 
 
 def _four_bits(tensors: Tensors, module: str, data: Mapping[str, Any]) -> Weight:

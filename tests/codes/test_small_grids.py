@@ -15,8 +15,7 @@ from aq_jax.codes import CODES
 from aq_jax.config.quantization import widths
 from aq_jax.store import open_table
 
-FOLDER = Path(__file__).parents[1] / "golden"
-GOLDEN, UNSIGNED = FOLDER / "grids.arrow", FOLDER / "unsigned.arrow"
+FILES = [Path(__file__).parents[1] / "golden" / f"{stem}.arrow" for stem in ("grids", "unsigned", "integers")]
 # Each form with either half, and groups that cross rows; records with minimums, and without.
 COMPILED = (
     "int8_bf16",
@@ -24,6 +23,7 @@ COMPILED = (
     "int4_f16m",
     "int3_bf16m",
     "int5_bf16u",
+    "int4_f16i",
     "f16.across",
     "q2_k",
     "q6_k",
@@ -33,7 +33,7 @@ COMPILED = (
 
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, np.ndarray]:
-    return independent_reader.read_tensors(GOLDEN) | independent_reader.read_tensors(UNSIGNED)
+    return {name: value for file in FILES for name, value in independent_reader.read_tensors(file).items()}
 
 
 def test_configs_cannot_ask_for_them() -> None:
@@ -44,7 +44,7 @@ def test_configs_cannot_ask_for_them() -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, np.ndarray]) -> None:
-    with aq.WeightLoader(UNSIGNED if name.endswith("u") else GOLDEN) as loader:
+    with aq.WeightLoader(FILES[{"u": 1, "i": 2}.get(name[-1], 0)]) as loader:
         q = jax.device_put(loader.get_quantized(name))
     value = wanted[name]
     assert np.asarray(aq.dequantize(q)).tobytes() == value.tobytes()
@@ -60,14 +60,15 @@ def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, n
 
 def test_torch_gets_the_same(wanted: dict[str, np.ndarray]) -> None:
     pytest.importorskip("torch")
-    found = aq.load(GOLDEN, "torch") | aq.load(UNSIGNED, "torch")
+    found = {name: value for file in FILES for name, value in aq.load(file, "torch").items()}
     assert all(found[name].numpy().tobytes() == value.tobytes() for name, value in wanted.items())
 
 
-def test_they_are_saved_as_they_were(tmp_path: Path) -> None:
-    packed = aq.load(GOLDEN, packed=True)
+@pytest.mark.parametrize("file", [FILES[0], FILES[2]], ids=lambda file: file.stem)
+def test_they_are_saved_as_they_were(file: Path, tmp_path: Path) -> None:
+    packed = aq.load(file, packed=True)
     aq.save(tmp_path / "m.arrow", packed)
-    with open_table(GOLDEN) as before, open_table(tmp_path / "m.arrow") as after:
+    with open_table(file) as before, open_table(tmp_path / "m.arrow") as after:
         for name in before.names:
             for column in ("data", "scales", "zero_points"):
                 parts = [

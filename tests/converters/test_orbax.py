@@ -42,6 +42,7 @@ SPECS = {
     "stacked": ((3, 6, 32), QuantSpec(3, group_size=16)),
     "tensor": ((4, 8), QuantSpec(2)),
     "empty": ((0, 8), QuantSpec(8, per_channel=True)),
+    "bytes": ((6, 32), QuantSpec(4, group_size=16, code="int4_f16i")),  # zero points of another dtype than scales
 }
 
 
@@ -55,10 +56,10 @@ def quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int = 0) -> QTensor
         if whole
         else rng.integers(-(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1), shape, np.int8)
     )
-    grids = scale_shape(shape, spec)
-    zeros = rng.normal(size=grids)
-    scale = rng.uniform(0.5, 2, grids)
-    return QTensor(*map(jnp.asarray, (codes, np.float32(scale), np.float32(zeros))), spec, length)
+    grids, code = scale_shape(shape, spec), spec.coding
+    zeros = (4 * rng.normal(size=grids)).astype(DTYPES[code.zero_dtype])
+    scale = rng.uniform(0.5, 2, grids).astype(DTYPES[code.grid_dtype])
+    return QTensor(*map(jnp.asarray, (codes, scale, zeros)), spec, length)
 
 
 @pytest.fixture

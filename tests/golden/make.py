@@ -154,12 +154,14 @@ def trellis_rows() -> list[Row]:
 
 
 def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
-    """A row whose grids are halves: negative ones, a zero, and the smallest there are."""
+    """A row whose grids are halves: negative ones, a zero, and the smallest there are. Zero points may be bytes."""
     half = DTYPES["bfloat16" if "bf16" in quant_type else "float16"]
     row = coded(name, shape, quant_type[:4], quant_axis, group_size)
     numbers = np.array([0.25, -0.375, 0, 2.0**-24 if half == np.float16 else 2.0**-126, 1.5, -(2.0**-20)])
     scales = numbers[np.arange(row.scales.size) % 6].astype(half)
     offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zum" else scales[:0]
+    if quant_type[-1] == "i":
+        offsets = np.array([-128, 127, 0, 7, -8, 1, -1], np.int8)[np.arange(row.scales.size) % 7]
     return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=offsets, solver="GGUF Q4_0")
 
 
@@ -181,6 +183,17 @@ def recorded(name: str, shape: tuple[int, ...], quant_type: str) -> Row:
     return dataclasses.replace(row, quant_type=quant_type, scales=grids(5), zero_points=zeros, solver=solver)
 
 
+def in_pieces(whole: Row, cut: int) -> list[Row]:
+    """A row as two pieces."""
+    code, length, rows = CODES[whole.quant_type or ""], whole.group_size, []
+    for start, stop in ((0, cut), (cut, whole.num_params)):
+        grids = slice(*(code.grid_count(groups) for groups in (start // length, -(-stop // length))))
+        data = whole.data[slice(*code.span(start, stop, whole.shape))]
+        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
+        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
+    return rows
+
+
 def grids_rows() -> list[Row]:
     """A V2 table of all types of small grids, some in pieces."""
     rows = [dataclasses.replace(coded("embed.weight", (9, 4), "int8", 0, 0))]
@@ -192,17 +205,8 @@ def grids_rows() -> list[Row]:
     rows += [small("f16.channel", (3, 7), "int4_f16m", 0, 0), small("bf16.tensor", (11,), "int5_bf16z", -1, 0)]
     rows += [small("f16.across", (5, 7), "int3_f16m", 0, 16)]
     rows += [recorded(f"q{bits}_k", (2, 512), f"q{bits}_k") for bits in (2, 3, 4, 5, 6)]
-    for whole, cut in (
-        (recorded("q5_k.pieces", (3, 256), "q5_k"), 256),
-        (small("f16.pieces", (4, 16), "int5_f16m", 0, 24), 24),
-    ):
-        code, length = CODES[whole.quant_type or ""], whole.group_size
-        for start, stop in ((0, cut), (cut, whole.num_params)):
-            grids = slice(*(code.grid_count(groups) for groups in (start // length, -(-stop // length))))
-            data = whole.data[slice(*code.span(start, stop, whole.shape))]
-            changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
-            rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
-    return rows
+    rows += in_pieces(recorded("q5_k.pieces", (3, 256), "q5_k"), 256)
+    return rows + in_pieces(small("f16.pieces", (4, 16), "int5_f16m", 0, 24), 24)
 
 
 def unsigned_rows() -> list[Row]:
@@ -212,6 +216,17 @@ def unsigned_rows() -> list[Row]:
         for kind in (f"int{bits}_f16u", f"int{bits}_bf16u"):
             rows.append(small(kind, (5, 16), kind, 0, 8))
     return [*rows, small("across.int4_f16u", (5, 7), "int4_f16u", 0, 16)]
+
+
+def integers_rows() -> list[Row]:
+    """A V2 table of small grids with zero points of one byte."""
+    rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
+    for bits in (8, 6, 5, 4, 3, 2):
+        for kind in (f"int{bits}_f16i", f"int{bits}_bf16i"):
+            rows.append(small(kind, (5, 16), kind, 0, 8))
+    rows += [small("i.channel", (3, 7), "int4_f16i", 0, 0), small("i.tensor", (11,), "int5_bf16i", -1, 0)]
+    rows += [small("i.across", (5, 7), "int3_f16i", 0, 16)]
+    return rows + in_pieces(small("i.pieces", (4, 16), "int5_bf16i", 0, 24), 24)
 
 
 def levels_rows() -> list[Row]:
@@ -237,6 +252,7 @@ TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "grids": (grids_rows, 2),
     "levels": (levels_rows, 2),
     "unsigned": (unsigned_rows, 2),
+    "integers": (integers_rows, 2),
 }
 
 

@@ -302,8 +302,18 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Rows of grids.parquet by their name: int4_f16m has shape [5, 16] in 10 groups of 8, q4_k [2, 512] in 4 records.
+# Rows of golden tables by their name: int4_f16m, int4_f16i have shape [5, 16] in 10 groups of 8, q4_k [2, 512] in 4
+# records.
 GRIDS: dict[str, dict[str, Any]] = {
+    "int4_f16i": {
+        "zero points of float16": {"zero_points": bytes(20)},
+        "a zero point too few": {"zero_points": bytes(9)},
+        "no zero points": {"zero_points": b""},
+        "scales of a byte": {"scales": bytes(10)},
+        "scales of NaN": {"scales": np.full(10, np.nan, "<f2").tobytes()},
+        "a code with zero points of halves": {"quant_type": "int4_f16z"},
+        "a code without zero points": {"quant_type": "int4_f16"},
+    },
     "int4_f16m": {
         "scales of NaN": {"scales": np.full(10, np.nan, "<f2").tobytes()},
         "infinite minimums": {"zero_points": np.full(10, np.inf, "<f2").tobytes()},
@@ -336,8 +346,8 @@ def row_lies(suffix: str) -> Iterator[Case]:
     cells = bare(GOLDEN / "v2.parquet")
     for what, changes in ROWS.items():
         yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes), suffix)})
-    cells = bare(GOLDEN / "grids.parquet")
     for name, lies in GRIDS.items():
+        cells = bare(GOLDEN / ("integers.parquet" if name.endswith("i") else "grids.parquet"))
         row = cells["layer_name"].to_pylist().index(name)
         for what, changes in lies.items():
             yield Case(f"{suffix}: {name} with {what}", {f"m.{suffix}": stored(edited(cells, changes, row), suffix)})

@@ -27,9 +27,14 @@ pytestmark = [
     pytest.mark.skipif(not STATUS.available, reason=f"no native kernels: {STATUS.reason}"),
     pytest.mark.usefixtures("unforced"),
 ]
-# (code, shape, elements of a group, rows of inputs): either half, whole rows, groups whose codes get more bits, and
-# records; few rows and many.
-SOME = [("int4_f16m", (35, 96), 32, 7), ("q3_k", (19, 512), 16, 1), ("q2_k", (33, 256), 16, 1)]
+# (code, shape, elements of a group, rows of inputs): either half, zero points of a byte, whole rows, groups whose codes
+# get more bits, and records; few rows and many.
+SOME = [
+    ("int4_f16m", (35, 96), 32, 7),
+    ("int4_f16i", (35, 96), 32, 7),
+    ("q3_k", (19, 512), 16, 1),
+    ("q2_k", (33, 256), 16, 1),
+]
 OTHERS = [
     ("int3_bf16z", (20, 64), 16, 7),
     ("int8_f16", (17, 50), 50, 7),
@@ -37,6 +42,8 @@ OTHERS = [
     ("int5_f16m", (40, 64), 32, 1),
     ("int4_f16u", (40, 64), 32, 7),
     ("int8_bf16u", (17, 50), 50, 1),
+    ("int8_bf16i", (17, 50), 50, 1),
+    ("int3_bf16i", (20, 64), 16, 7),
     ("int6_bf16", (5, 60), 20, 7),
     ("q2_k", (33, 256), 16, 7),
     ("q3_k", (19, 512), 16, 7),
@@ -61,7 +68,9 @@ def weight(kind: str, shape: tuple[int, int], size: int) -> QTensor:
             return found.reshape(-1)
         return (rng.normal(size=elements) * rng.choice([0, 1, 2.0**-18], elements)).astype(DTYPES[code.grid_dtype])
 
-    scale, zeros = grids(), grids() if code.zero_points else np.empty(0, DTYPES[code.grid_dtype])
+    scale, zeros = grids(), grids() if code.zero_points else np.empty(0, DTYPES[code.zero_dtype])
+    if code.zero_dtype == "int8":
+        zeros = rng.integers(-128, 128, elements, dtype=np.int8)
     spec = QuantSpec(code.bits, size == shape[1], 0 if size == shape[1] else size, 0, kind)
     return jax.device_put(from_stream(stream, scale, zeros, shape, spec))
 
@@ -105,7 +114,7 @@ def test_a_rows_result_depends_on_no_other_row(activations: Any) -> None:
         np.testing.assert_array_equal(aq.qdot(x[some], w, activations), all_of_them[some])
 
 
-@pytest.mark.parametrize(("kind", "shape", "size", "rows"), [*CASES[:2], *CASES[3:]])
+@pytest.mark.parametrize(("kind", "shape", "size", "rows"), [*CASES[:3], *CASES[4:]])
 def test_panels_give_the_weight_back_bit_for_bit(kind: str, shape: tuple[int, int], size: int, rows: int) -> None:
     q = weight(kind, shape, size)
     for back in (jax.jit(to_qtensor)(aq.prepare(q)), jax.jit(lambda q: to_qtensor(aq.prepare(q)))(q)):

@@ -17,7 +17,7 @@ from aq_jax.store import Row, decode, open_table, row_digest
 if TYPE_CHECKING:
     from types import ModuleType
 
-STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels", "unsigned")
+STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels", "unsigned", "integers")
 FILES = [f"{name}.{suffix}" for name in STEMS for suffix in ("parquet", "arrow")]
 EXISTING = sorted((Path(__file__).parent.parent / "golden" / "existing").glob("*.parquet"))
 
@@ -136,6 +136,12 @@ def test_the_example_of_records_of_the_documentation() -> None:
     data[0] = 0xF0
     row = Row("w", (1, 256), "float32", data, 256, "q4_k", scales, zeros, 0, 32)
     assert decode([row])[0, [0, 1, 2, 32]].tolist() == [-0.5, 7, -0.5, -0.75]
+
+
+def test_the_example_of_integer_zero_points_of_the_documentation() -> None:
+    data, scales, zeros = (np.frombuffer(bytes.fromhex(text), np.uint8) for text in ("f07c", "0038", "fd"))
+    row = Row("w", (1, 4), "float32", data, 4, "int4_f16i", scales.view(np.float16), zeros.view(np.int8), 0, 4)
+    assert decode([row]).tolist() == [[-2.5, 5, 3.5, 1]]
 
 
 def test_the_digests_of_the_documentation() -> None:

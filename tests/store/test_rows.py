@@ -24,6 +24,8 @@ def floats(*values: float) -> np.ndarray:
 GOOD = Row("w", (3, 7), "float32", np.zeros(6, np.uint8), 21, "int2", floats(1, 1, 1), floats(0, 0, 0), 0, 0)
 RAW = Row("b", (3,), "float32", np.zeros(12, np.uint8), 3, "none")
 TILED = Row("w", (6, 7), "float32", np.zeros(11, np.uint8), 42, "tcq2", floats(*[1] * 6), floats(), 0, 0)
+HALVES, BYTES = np.ones(3, np.float16), np.zeros(3, np.int8)
+SMALL = replace(GOOD, quant_type="int2_f16i", scales=HALVES, zero_points=BYTES)
 ROTATED = replace(GOOD, shape=(3, 8), num_params=24, quant_type="int2h", rotation=8)
 
 BROKEN = [
@@ -78,6 +80,10 @@ BROKEN = [
     (replace(TILED, shape=(7, 6), quant_type="tcq1.5"), r"tcq1\.5 of shape \[7, 6\] needs an even number of rows"),
     (replace(TILED, shape=(258, 2), num_params=516), "needs 12 bits in each tile .*; the last has 8"),
     (replace(TILED, shape=(0, 7), num_params=0), "needs 12 bits in each tile .*; the last has 0"),
+    (replace(SMALL, zero_points=BYTES[:2]), r"zero_points holds 2 bytes, shape \[3, 7\] int2_f16i needs 3"),
+    (replace(SMALL, zero_points=HALVES), "zero_points must be a int8 array of one axis, not float16"),
+    (replace(SMALL, scales=BYTES), "scales must be a float16 array of one axis, not int8"),
+    (replace(SMALL, quant_type="int2_f16z"), "zero_points must be a float16 array of one axis, not int8"),
     (replace(GOOD, digest=b"short"), "digest holds 5 bytes, not 32"),
     (replace(RAW, quant_axis=0), "an unquantized row has -1 and 0"),
     (replace(RAW, scales=floats(1)), r"scales holds 4 bytes, shape \[3\] none needs 0"),
@@ -93,7 +99,7 @@ def test_a_broken_rule_is_named(row: Row, text: str) -> None:
 
 
 def test_good_rows_pass(v1_rows: list[Row], v2_rows: list[Row]) -> None:
-    for row in [GOOD, RAW, ROTATED, TILED, *v1_rows, *v2_rows]:
+    for row in [GOOD, RAW, SMALL, ROTATED, TILED, *v1_rows, *v2_rows]:
         check(row, "here")
     check(replace(RAW, quant_type="fp32", dtype="bfloat16"), "here")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from schemes import write
+from schemes import group, write
 
 import aq_jax as aq
 from aq_jax.converters import open_source
@@ -42,6 +42,33 @@ def mlx() -> Arrays:
 
 def declared(entry: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config" if "quant_method" in entry else "quantization": entry}
+
+
+def compressed_tensors() -> Arrays:
+    words = np.random.default_rng(0).integers(0, 2**31, (16, 8)).astype(np.int32)
+    return {
+        "a.weight_packed": words, "a.weight_shape": np.int64([16, 64]), "a.weight_scale": np.ones((16, 2), np.float16),
+        "a.weight_zero_point": words[:2, :2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["gptq", "awq", "compressed-tensors"])
+def test_zero_points_of_four_bits_make_a_weight_less_than_5_percent_larger(what: str, tmp_path: Path) -> None:
+    """In groups of 32, the shortest in use."""
+    groups = group({"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False})
+    tensors, config = {
+        "gptq": (gptq(0x12345678), declared(GPTQ | {"sym": False})),
+        "awq": (awq(), declared(AWQ)),
+        "compressed-tensors": (compressed_tensors(), groups),
+    }[what]
+    write(tmp_path, tensors, config)
+    held = sum(tensor.nbytes for name, tensor in tensors.items() if not name.endswith(("g_idx", "weight_shape")))
+    with open_source(tmp_path, packed=True) as source:
+        assert source.quantized == {"a.weight": "int4_f16i"}
+        assert source.nbytes("a.weight") <= 1.05 * held
+        q = source.read("a.weight")
+    assert isinstance(q, aq.QTensor)
+    assert q.nbytes <= 1.05 * held
 
 
 def test_symmetric_layers_have_no_zero_points_and_old_files_are_known(tmp_path: Path) -> None:

@@ -100,6 +100,35 @@ def test_metadata_of_torchao_that_say_something_else(what: str, tmp_path: Path) 
         [source.read(name) for name in source.shapes]
 
 
+def integers(zeros: np.ndarray) -> tuple[Arrays, dict[str, str]]:
+    """Four rows of 32 in groups of 16, as torchao has them."""
+    state = {"target_dtype": {"_data": "int4"}, "block_size": [1, 16], "dtype": {"_data": "bfloat16"}}
+    arrays = {"qdata": np.ones((4, 32), np.int8), "scale": np.full((4, 2), 0.5, np.float16), "zero_point": zeros}
+    notes = {"a.weight": json.dumps({"_type": "IntxUnpackedToInt8Tensor", "_data": state})}
+    return {f"a._weight_{leaf}": value for leaf, value in arrays.items()}, notes
+
+
+def test_zero_points_that_are_integers_become_bytes(tmp_path: Path) -> None:
+    """Floats are of no known precision, whatever they hold."""
+    kinds = {"int8": "int4_f16i", "int32": "int4_f16i", "float16": "int4"}
+    for dtype, kind in kinds.items():
+        zeros = np.arange(-4, 4).reshape(4, 2).astype(dtype)
+        arrays, notes = integers(zeros)
+        write(tmp_path, arrays, {"quantization_config": AO}, notes)
+        with open_source(tmp_path, packed=True) as source:
+            q = source.read("a.weight")
+        assert isinstance(q, aq.QTensor)
+        assert q.spec.quant_type == kind
+        np.testing.assert_array_equal(aq.dequantize(q), np.repeat(0.5 * (1 - zeros.astype(np.float32)), 16, 1))
+    arrays, notes = integers(np.array([[-128, 127]] * 3 + [[0, 128]], np.int32))
+    write(tmp_path, arrays, {"quantization_config": AO}, notes)
+    with (
+        pytest.raises(aq.FormatError, match=r"a\.weight: has zero points from -128 to 128; wanted -128 to 127"),
+        open_source(tmp_path, packed=True) as source,
+    ):
+        source.read("a.weight")
+
+
 def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
     """A nested scale may come out a little below zero where all codes are the level 0."""
     codes = nf4()["a.weight"].copy()

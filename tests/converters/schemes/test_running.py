@@ -68,7 +68,7 @@ def test_it_runs_and_transformers_loads_what_it_dequantizes_to(tmp_path: Path) -
     with WeightLoader(done.path) as loader:
         kinds = [loader.get_quantized(name) for name in loader.get_layer_names() if name.endswith("_proj.weight")]
     assert len(kinds) == 14
-    assert all(isinstance(q, QTensor) and q.spec.quant_type == "int4_f16z" for q in kinds)
+    assert all(isinstance(q, QTensor) and q.spec.quant_type == "int4_f16i" for q in kinds)
     found = aq.load_model(done.path).log_probabilities(TEXT)  # type: ignore[union-attr]
 
     dequantize_file(done.path, tmp_path / "floats")
