@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from benchmarks.tables import stored_bits
 
 WIDTH, HEIGHT = 840, 500
-LEFT, RIGHT, TOP, BOTTOM = 70, 824, 48, 410  # of the axes
+LEFT, RIGHT, TOP, BOTTOM = 78, 824, 48, 410  # of the axes
 BITS = (1.5, 9.0)
 # Cosines; the axis has the logarithm of what is missing to 1.
 TICKS = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
@@ -116,8 +116,8 @@ def draw(found: Sequence[Mapping[str, Any]], theme: Theme) -> str:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in line)
         lines.append(f'<path d="M{path}" fill="none" stroke="{theme.ours}" stroke-width="3"{dash}/>')
         x, y = line[-1]
-        side = (x - 12, y - 16, "middle") if name == "calibrated" else (x - 14, y - 2, "end")
-        lines.append(_text(*side[:2], OURS[name], side[2], f' font-weight="600" fill="{theme.ours}"'))
+        side = (x - 12, y - 16) if name == "calibrated" else (x, y + 40)
+        lines.append(_text(*side, OURS[name], "middle", f' font-weight="600" fill="{theme.ours}"'))
     across = LEFT - 10.0
     for (name, label), colour, shape in zip(PEERS.items(), theme.peers, SHAPES, strict=True):
         for x, y in (*(to_pixel(*point) for point in series.get(name, ())), (across, HEIGHT - 16)):

@@ -194,8 +194,6 @@ def _how(found: Mapping[str, Any]) -> Iterator[str]:
         suites.setdefault(" ".join(said), []).append(suite)
     for said, those in suites.items():
         yield textwrap.fill(f"Measured {said}: {', '.join(those)}.", 120) + "\n"
-    if any("search" in result["case"] for result in found["results"]):
-        yield 'What is called "search" here is the quantizer `mse`, by its name of then.\n'
     if "malloc" in found and "accelerator" not in found:
         yield KEPT
 

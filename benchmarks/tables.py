@@ -111,7 +111,7 @@ def name_in(result: Mapping[str, Any]) -> str:
 def provenance(made: Mapping[str, Any]) -> str:
     """Describe the calibration data of a table."""
     text = made["calibration"]
-    name = "Python's manual, of which the judged text is" if text["text"] == "pydoc_data.topics" else text["text"]
+    name = "Python's manual, others of which judge" if text["text"] == "pydoc_data.topics" else text["text"]
     said = f"calibrated on {text['sentences']:,} lines of {name} (digest {text['digest'][:8]})"
     if training := made.get("training"):
         said += f", trained for {training['seconds'] / 60:.0f} minutes on {training['text']['sentences']:,}"
