@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from limited import limited
 
 import aq_jax as aq
 from aq_jax.conversion.shards import engines
@@ -422,39 +423,6 @@ def test_a_small_twin_of_them_keeps_its_limit(tmp_path: Path) -> None:
     assert peak < 450e6
     with aq.WeightLoader(tmp_path / "out") as loader:
         assert loader.get_layer_names() == list(shapes)
-
-
-LIMITED = """
-import resource, sys, threading, time
-from pathlib import Path
-source, output, limit, allowed, kind = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
-import aq_jax as aq
-peak = 0
-def watch():
-    global peak
-    while True:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = max(peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")))
-        time.sleep(0.005)
-threading.Thread(target=watch, daemon=True).start()
-shards = aq.ShardsConfig(size="256MB", workers=1, max_memory=allowed)
-quantization = None if kind == "none" else aq.QuantizationConfig(kind)
-aq.convert(aq.ConversionConfig(source, output, quantization, shards=shards))
-print(peak)
-"""
-
-
-def limited(source: Path, output: Path, limit: int, allowed: str, kind: str = "int8") -> int:
-    """Convert under RLIMIT_DATA; gives the most anonymous memory that was in use."""
-    if sys.platform != "linux":
-        pytest.skip("RLIMIT_DATA counts what is mapped on Linux only")
-    # Arrow's own allocator asks for a gigabyte at once, which it then uses little of.
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-    arguments = [sys.executable, "-c", LIMITED, str(source), str(output), str(limit), allowed, kind]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=1200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout.split()[-1])
 
 
 @pytest.mark.parametrize("scheme", ["file", "fsspec+file"])
