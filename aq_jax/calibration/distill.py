@@ -18,11 +18,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from aq_jax.calibration.latent import Latent, clip_latent, init_latent, latent_to_float
+from aq_jax.calibration.latent import Latent, clip_latent, init_latent, latent_to_float, stored_scale
 from aq_jax.calibration.layer_inputs import token_mask
-from aq_jax.calibration.layerwise import get_parameter, get_weight
+from aq_jax.calibration.layerwise import get_parameter, get_weight, set_weight
+from aq_jax.calibration.row_scales import unit_values
 from aq_jax.calibration.text import Batch
-from aq_jax.config import QuantSpec
 from aq_jax.core.dispatch import COMPILER_OPTIONS, backend
 from aq_jax.core.qtensor import QTensor
 from aq_jax.nn.compiled import split_module
@@ -32,17 +32,20 @@ from aq_jax.nn.sentences import SentenceSettings
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
 # Learning rates, relative to the run's. The embedding table's is higher: few steps see any one of its rows.
 CODES_RATE, TABLE_CODES_RATE, SCALES_RATE, ZERO_POINTS_RATE, VECTORS_RATE = 1.0, 2.0, 0.6, 1.0, 0.2
+TABLE_SCALES_RATE = 1.2  # where codes stay, and scales are all that moves
 
 
 class TrainedWeights(NamedTuple):
     """The weights that are trained, by path.
 
     Args:
-        latents: The latent weights of quantized matrices, as [outputs, inputs].
+        latents: The latent weights of matrices of evenly spaced levels, as [outputs, inputs].
+        log_scales: The logarithms of the scales of other matrices, whose codes stay (`row_scales`).
         vectors: Norms and biases.
     """
 
     latents: dict[str, Latent]
+    log_scales: dict[str, Float[Array, "rows 1"]]
     vectors: dict[str, Array]
 
 
@@ -97,7 +100,7 @@ class Distiller:
     Args:
         model: The teacher, the float model.
         quantized: The student, its copy with quantized weights; those that are not trained stay.
-        specs: The specs of the weights that are trained, by path.
+        solved: The calibrated weights that are trained, by path.
         symmetric: The paths of those whose zero points are constant, and stay.
         sentences: How hidden states become embeddings.
     """
@@ -106,13 +109,18 @@ class Distiller:
         self,
         model: Model,
         quantized: Model,
-        specs: Mapping[str, QuantSpec],
+        solved: Mapping[str, QTensor],
         symmetric: Collection[str],
         sentences: SentenceSettings,
     ) -> None:
-        self._specs, self._symmetric = dict(specs), frozenset(symmetric)
+        self._solved, self._symmetric = dict(solved), frozenset(symmetric)
+        self._specs = {path: q.spec for path, q in solved.items() if q.spec.coding.uniform}
         self._sentences, self._table = sentences, model.table
         (self._teacher, teacher), (self._student, student) = split_module(model), split_module(quantized)
+        unscaled = self._student.merge(student)  # weights whose codes stay, without the scales that are trained
+        for path in solved.keys() - self._specs.keys():
+            set_weight(unscaled, path, unit_values(solved[path]))
+        self._student, student = split_module(unscaled)
         self.leaves = teacher, student
         self._compiled_step = jax.jit(self._step, donate_argnums=0, compiler_options=dict(COMPILER_OPTIONS[backend()]))
         self._shapes: set[tuple[int, ...]] = set()
@@ -122,16 +130,16 @@ class Distiller:
         """Count the programs compiled so far."""
         return len(self._shapes)
 
-    def start(self, model: Model, solved: Mapping[str, QTensor], vectors: Mapping[str, Array]) -> TrainState:
+    def start(self, model: Model, vectors: Mapping[str, Array]) -> TrainState:
         """Build the state in which training starts, at calibrated codes and scales.
 
         Args:
             model: The float model.
-            solved: The calibrated weights of the paths in `specs`.
             vectors: The norms and biases that are trained, by path.
         """
-        latents = {path: init_latent(solved[path], get_weight(model, path)) for path in self._specs}
-        weights = TrainedWeights(latents, {path: jnp.array(each) for path, each in vectors.items()})
+        latents = {path: init_latent(self._solved[path], get_weight(model, path)) for path in self._specs}
+        log_scales = {path: jnp.log(q.scale) for path, q in self._solved.items() if path not in self._specs}
+        weights = TrainedWeights(latents, log_scales, {path: jnp.array(each) for path, each in vectors.items()})
         zeros = jax.tree.map(jnp.zeros_like, weights)
         return TrainState(weights, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.int32))
 
@@ -170,8 +178,9 @@ class Distiller:
         """Compute the loss of one batch.
 
         Args:
-            weights: The trained weights; of the embedding table, the batch's rows.
-            student: The leaves of the quantized model; those that are trained are not read.
+            weights: The trained weights; of the embedding table's latents, the batch's rows.
+            student: The leaves of the quantized model; weights whose codes stay are without their scales, and others
+                that are trained are not read.
             teacher_hidden: The float model's hidden states.
             texts: The batch.
         """
@@ -179,9 +188,15 @@ class Distiller:
         for path, latent in weights.latents.items():
             weight = latent_to_float(latent, self._specs[path])
             get_parameter(model, path).set_value(weight.T if path.endswith(".kernel") else weight)
+        for path, log_scale in weights.log_scales.items():
+            parameter, scale = get_parameter(model, path), stored_scale(log_scale)
+            levels = parameter[...]
+            if path == self._table:
+                levels, scale = _take(levels, texts.rows), _take(scale, texts.rows)
+            parameter.set_value(levels * (scale.T if path.endswith(".kernel") else scale))
         for path, vector in weights.vectors.items():
             get_parameter(model, path).set_value(vector)
-        hidden = _hidden_states(model, texts.local_ids if self._table in self._specs else texts.ids, texts.lengths)
+        hidden = _hidden_states(model, texts.local_ids if self._table in self._solved else texts.ids, texts.lengths)
         return distillation_loss(hidden, teacher_hidden, texts.lengths, self._sentences)
 
     def _learning_rates(self, weights: TrainedWeights) -> TrainedWeights:
@@ -195,12 +210,15 @@ class Distiller:
             )
             for path in self._specs
         }
-        return TrainedWeights(latents, cast(Any, dict.fromkeys(weights.vectors, VECTORS_RATE)))
+        log_scales: Any = {
+            path: TABLE_SCALES_RATE if path == self._table else SCALES_RATE for path in weights.log_scales
+        }
+        return TrainedWeights(latents, log_scales, cast(Any, dict.fromkeys(weights.vectors, VECTORS_RATE)))
 
 
 def take_rows(weights: TrainedWeights, table: str, rows: Int[Array, "found"]) -> TrainedWeights:
-    """Take the rows of the embedding table that a batch reads, if the table is trained; keep all else whole."""
-    return _map_table(weights, table, lambda whole: whole.at[rows].get(mode="clip"), weights)
+    """Take the rows of the embedding table that a batch reads, if it has latents; keep all else whole."""
+    return _map_table(weights, table, lambda whole: _take(whole, rows), weights)
 
 
 def _put_rows(weights: TrainedWeights, part: TrainedWeights, table: str, rows: Int[Array, "found"]) -> TrainedWeights:
@@ -216,6 +234,11 @@ def _map_table(
     return weights._replace(
         latents=weights.latents | {table: jax.tree.map(change, *(each.latents[table] for each in given))}
     )
+
+
+def _take(whole: Array, rows: Int[Array, "found"]) -> Array:
+    """Take the rows that a batch reads; the padding takes any."""
+    return whole.at[rows].get(mode="clip")
 
 
 def _hidden_states(model: Model, ids: Array, lengths: Array) -> list[Float[Array, "batch tokens width"]]:

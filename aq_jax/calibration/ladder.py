@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aq_jax.calibration.row_scales import is_trainable
 from aq_jax.codes import CODES
 from aq_jax.config import AllocationConfig, Override, QuantizationConfig
 from aq_jax.config.quantization import widths
@@ -45,7 +46,7 @@ def calibrated_widths(config: QuantizationConfig, trained: bool = False) -> tupl
         except ConfigError:  # a code that has no quantizer
             return False
 
-    return tuple(width for width in widths() if solved(width) and (CODES[width].uniform or not trained))
+    return tuple(width for width in widths() if solved(width) and (is_trainable(CODES[width]) or not trained))
 
 
 def width_options(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from aq_jax.codes import bits_jax, check_uniform
+from aq_jax.codes import bits_jax
 from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.config import QuantSpec
@@ -47,8 +47,7 @@ class Latent(NamedTuple):
 def init_latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     """Build the latent weight to start from: the float weight, clipped to where it has the quantized one's codes.
 
-    Raises:
-        ConfigError: for codes whose levels are not evenly spaced.
+    The levels of the codes must be evenly spaced.
 
     >>> from aq_jax import QuantizationConfig, dequantize, quantize
     >>> w = jax.random.normal(jax.random.key(0), (4, 8))
@@ -56,7 +55,6 @@ def init_latent(q: QTensor, w: Float[Array, "rows inputs"]) -> Latent:
     >>> bool((latent_to_float(init_latent(q, w), q.spec) == dequantize(q)).all())
     True
     """
-    check_uniform(q.spec.coding, "training")
     codes = bits_jax.unpack_float(q.codes, q.spec.bits) if q.packed else q.codes.astype(jnp.float32)
     w = (rotate(w, q.spec.rotation) if q.spec.rotation else w).reshape(*q.scale.shape, -1)
     wanted = (w / q.scale[..., None] + q.zero_point[..., None]).reshape(codes.shape)
@@ -90,8 +88,12 @@ def latent_to_qtensor(weight: Latent, spec: QuantSpec) -> QTensor:
 
 
 def _grid(weight: Latent) -> tuple[Float[Array, "rows groups"], Float[Array, "rows groups"]]:
-    scale = jnp.clip(jnp.exp(weight.log_scale), SCALE_MIN, SCALE_MAX)
-    return _round_as_stored(scale), _round_as_stored(weight.zero_point)
+    return stored_scale(weight.log_scale), _round_as_stored(weight.zero_point)
+
+
+def stored_scale(log_scale: Float[Array, "rows groups"]) -> Float[Array, "rows groups"]:
+    """Compute scales within their bounds and rounded as they are stored, with straight-through gradients."""
+    return _round_as_stored(jnp.clip(jnp.exp(log_scale), SCALE_MIN, SCALE_MAX))
 
 
 def _round_as_stored(x: Array) -> Array:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from aq_jax._version import __version__
 from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.layerwise import CalibrationResult, calibrate
+from aq_jax.calibration.row_scales import check_trainable
 from aq_jax.calibration.sensitivity import FloatOutputs
 from aq_jax.calibration.text import BUILT_IN, Text, pad_batches, read_text, tokenize
 from aq_jax.calibration.train import train
@@ -104,7 +105,8 @@ def solve_model(
         training: The training that follows the calibration, if any.
 
     Raises:
-        ConfigError: for grids that a solver does not have, and for a file without text.
+        ConfigError: for grids that a solver does not have, codes that a training does not take, and for a file without
+            text.
         FormatError: for a model of an unknown family.
         AqError: for weights that are not finite, by name.
     """
@@ -125,7 +127,10 @@ def solve_model(
     without_inputs = {name for path, name in names.items() if not path.endswith((".kernel", ".embedding"))}
     for name, quantizer in solvers.items():
         if name not in without_inputs:
-            quantizer.check(asked[name].spec_for(shapes[name], name), shapes[name], name)
+            spec = asked[name].spec_for(shapes[name], name)
+            quantizer.check(spec, shapes[name], name)
+            if training is not None:
+                check_trainable(spec.coding, name)
     weights = read_float_weights(source, names)
     solvable = {path: asked[name] for path, name in names.items() if name in asked and name not in without_inputs}
     others = {name: value for name, value in weights.items() if name not in asked}

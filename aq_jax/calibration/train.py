@@ -23,9 +23,10 @@ from aq_jax.calibration.checkpoints import Checkpoints
 from aq_jax.calibration.distill import Distiller, TrainState
 from aq_jax.calibration.latent import latent_to_qtensor
 from aq_jax.calibration.layerwise import copy_vectors, set_weight
+from aq_jax.calibration.row_scales import with_scales
 from aq_jax.calibration.sensitivity import FloatOutputs
 from aq_jax.calibration.text import Batch, choose_padded_lengths, pad_batch
-from aq_jax.config import QuantizationConfig, QuantSpec, TrainingConfig
+from aq_jax.config import QuantizationConfig, TrainingConfig
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import AqError
 from aq_jax.nn.models import Model
@@ -139,11 +140,10 @@ def train(
         AqError: if the loss is not finite.
         ConfigError, IntegrityError: for checkpoints of another training, or damaged ones.
     """
-    specs = {path: q.spec for path, q in solved.items()}
-    symmetric = [path for path in specs if policies[path].symmetric]
-    distiller = Distiller(model, quantized, specs, symmetric, sentences)
+    symmetric = [path for path in solved if policies[path].symmetric]
+    distiller = Distiller(model, quantized, solved, symmetric, sentences)
     texts = ShuffledBatches(ids, config.batch_tokens, seed)
-    state = distiller.start(model, solved, copy_vectors(quantized))
+    state = distiller.start(model, copy_vectors(quantized))
     before = outputs.distance(quantized)
     best, run = (dict(solved), copy_vectors(quantized)), _RunState(best_error=before)
     if (found := checkpoints.load((state, best))) is not None:
@@ -166,7 +166,7 @@ def train(
         if int(EVALUATIONS * part) == run.due:
             continue
         run.due = int(EVALUATIONS * part)
-        now = _weights_as_stored(state, specs, round_as_stored)
+        now = _weights_as_stored(state, solved, round_as_stored)
         _set_weights(quantized, now)
         error = outputs.distance(quantized)
         run.curve.append([run.step, 1 - error])
@@ -204,11 +204,13 @@ def _relative_rate(step: int, part: float) -> float:
 
 
 def _weights_as_stored(
-    state: TrainState, specs: Mapping[str, QuantSpec], round_as_stored: Callable[[dict[str, Array]], dict[str, Array]]
+    state: TrainState, solved: Mapping[str, QTensor], round_as_stored: Callable[[dict[str, Array]], dict[str, Array]]
 ) -> tuple[dict[str, QTensor], dict[str, Array]]:
     """Build the weights as they will be stored."""
-    quantized = {path: latent_to_qtensor(latent, specs[path]) for path, latent in state.weights.latents.items()}
-    return quantized, round_as_stored(jax.tree.map(jnp.array, state.weights.vectors))  # copies: the state is donated
+    weights = state.weights
+    quantized = {path: latent_to_qtensor(latent, solved[path].spec) for path, latent in weights.latents.items()}
+    quantized |= {path: with_scales(solved[path], scale) for path, scale in weights.log_scales.items()}
+    return quantized, round_as_stored(jax.tree.map(jnp.array, weights.vectors))  # copies: the state is donated
 
 
 def _set_weights(model: Model, weights: tuple[Mapping[str, QTensor], Mapping[str, Array]]) -> None:

@@ -53,9 +53,10 @@ class Code(Protocol):
     Args:
         name: The format's `quant_type`.
         bits: The bits of a code, rounded up; `data_bytes` counts the bytes of a tensor.
-        uniform: Whether a code q stands for (q - zero_point) * scale, which training and GPTQ need.
+        uniform: Whether a code q stands for (q - zero_point) * scale, as GPTQ takes them one by one, and training.
         integral: Whether values follow from int8 levels as `float_grids` says, which integer products need.
-        matrices: Whether a tensor is coded as matrices, of its last two axes, each of whose rows has one scale.
+        matrices: Whether a tensor is coded as matrices, of its last two axes, each of whose rows has one scale, which
+            its values are products with.
         zero_points: Whether each group has a zero point beside its scale. Without, the table's column is empty, and
             the QTensor has None.
         max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by

@@ -35,8 +35,8 @@ def train(full: bool) -> Iterator[Line]:
     rows = TOKENS // LENGTH
     ids = tokenize(built_in_sentences()[:rows], read_sentence_tokenizer(folder), LENGTH, model.config.vocab_size)
     batch = pad_batch(ids, rows, LENGTH)
-    distiller = Distiller(model, model, {path: q.spec for path, q in solved.items()}, (), SentenceSettings())
-    state, texts = [distiller.start(model, solved, copy_vectors(model))], training_batch(batch)
+    distiller = Distiller(model, model, solved, (), SentenceSettings())
+    state, texts = [distiller.start(model, copy_vectors(model))], training_batch(batch)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS[backend()]))

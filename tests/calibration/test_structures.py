@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Array
 
-from aq_jax import QuantSpec, quantize
+from aq_jax import quantize
 from aq_jax.calibration.distill import Distiller, distillation_loss, training_batch
 from aq_jax.calibration.layer_inputs import LayerInputs, token_mask
 from aq_jax.calibration.layerwise import copy_vectors, get_weight
@@ -114,10 +114,8 @@ def test_outputs_are_those_of_the_model(model: Bert) -> None:
 
 def test_training_runs_teacher_and_student_as_they_are(model: Bert) -> None:
     student, path = made(heads=(2, 4, 4)), "layers.0.query.kernel"
-    spec = QuantSpec(8, per_channel=True)
-    distiller = Distiller(model, student, {path: spec}, [path], SAID)
-    solved = {path: quantize(get_weight(student, path), "int8")}
-    weights = distiller.start(student, solved, copy_vectors(student)).weights
+    distiller = Distiller(model, student, {path: quantize(get_weight(student, path), "int8")}, [path], SAID)
+    weights = distiller.start(student, copy_vectors(student)).weights
     texts = training_batch(BATCHES[0])
     goal = jax.jit(distiller.teacher_hidden)(distiller.leaves[0], texts)
     for found, wanted in zip(goal, hidden(model)[1:], strict=True):

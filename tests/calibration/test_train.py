@@ -47,6 +47,11 @@ minutes = 0
 held_out = 30
 batch_tokens = 128
 [[override]]
+pattern = "word_embeddings|output.dense"
+quant_type = "tcq2"
+symmetric = true
+per_channel = true
+[[override]]
 pattern = "position|token_type"
 quant_type = "int8"
 symmetric = true
@@ -73,11 +78,20 @@ def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+CALIBRATED: dict[str, Any] = {}
+
+
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, Any]:
-    """The record of the run that others are compared with."""
+    """The record of the run that others are compared with; it leaves the weights that it began with in CALIBRATED."""
+
+    def watched(model: Any, quantized: Any, solved: Any, *args: Any) -> Any:
+        CALIBRATED.update(solved)
+        return training.train(model, quantized, solved, *args)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("aq_jax.calibration.solve.train", watched)
         done = aq.convert(load_config("c.toml"))
     assert done.training is not None
     return dict(done.training)
@@ -105,12 +119,20 @@ def test_a_table_is_as_good_as_training_said_and_better_than_before(trained: dic
     table = inspect_table("trained.parquet")
     assert table.config["training"] == trained
     kinds = {layer.name: layer.quant_type for layer in table.layers}
-    assert kinds["embeddings.word_embeddings.weight"] == "int2h"
+    assert sorted(kinds.values()).count("tcq2") == 3
     assert not Path("trained.parquet.training").exists()
     with aq.WeightLoader("trained.parquet") as loader:
-        assert {loader.describe(name).solver for name, kind in kinds.items() if kind == "int2h"} == {"trained"}
+        assert {loader.describe(name).solver for name, kind in kinds.items() if kind in ("int2h", "tcq2")} == {
+            "trained"
+        }
         name = "encoder.layer.0.attention.output.LayerNorm.weight"
         assert np.abs(loader.get_layer(name, "numpy") - bert_oracle.weights(MODEL)[name]).max() > 1e-4
+        words, calibrated = loader.get_quantized("embeddings.word_embeddings.weight"), CALIBRATED["word.embedding"]
+    np.testing.assert_array_equal(words.codes, calibrated.codes)
+    read = {i for text in (*taught.lines, *held.lines) for i in bert_oracle.tokenizer().encode(text).ids}
+    moved = np.flatnonzero((np.asarray(words.scale) != calibrated.scale)[:, 0])
+    assert len(moved) > len(read) / 2
+    assert set(moved.tolist()) <= read
 
 
 @pytest.mark.slow
@@ -146,6 +168,18 @@ def test_the_same_seed_gives_the_same_file_interrupted_or_not(
     other = aq.convert(load_config("c.toml", ("output=other.parquet", "calibration.seed=1"))).training
     assert other is not None
     assert other["curve"] != trained["curve"]
+
+
+@pytest.mark.slow
+def test_scales_norms_and_biases_alone_make_it_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CONFIG.replace("int2", "tcq2").replace("group_size = 16\nsymmetric = false", "symmetric = true")
+    Path("rows.toml").write_text(text)
+    monkeypatch.setattr("aq_jax.calibration.distill.init_latent", None)  # is not called
+    found = aq.convert(load_config("rows.toml", ("output=rows.parquet",))).training
+    assert found is not None
+    assert found["cosine"] > found["cosine_before"] + 0.002
+    _, held, _ = draw_texts(CalibrationConfig("text.txt", 40), TrainingRequest(TrainingConfig(held_out=30), Path()))
+    assert cosines("rows.parquet", held.lines).mean() == pytest.approx(found["cosine"], abs=2e-5)
 
 
 @pytest.mark.slow
@@ -373,6 +407,17 @@ def test_a_language_model_is_refused(run: Any, tmp_path: Path) -> None:
     status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
     assert (status, out) == (2, "")
     assert "[train]: the model is a llama; wanted an encoder: bert" in err
+
+
+def test_codes_that_it_cannot_train_are_refused_before_anything_is_run(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aq_jax.calibration.row_scales.is_trainable", lambda code: code.uniform)
+    monkeypatch.setattr("aq_jax.calibration.solve.calibrate", None)  # is not called
+    status, out, err = run("convert", "c.toml", "--set", "output=refused.parquet")
+    assert (status, out) == (2, "")
+    assert ".weight: training needs evenly spaced levels, or one scale a row, which tcq2 does not have" in err
+    assert not Path("refused.parquet").exists()
 
 
 def test_training_needs_calibrated_weights() -> None:

@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import aq_jax as aq
-from aq_jax.calibration.latent import init_latent
+from aq_jax.calibration.row_scales import check_trainable
 from aq_jax.codes import CODES, Affine, Elementwise, Grid, bits_jax
 from aq_jax.codes.bits import pack_codes, unpack_codes
 from aq_jax.converters import orbax
@@ -304,7 +304,8 @@ def refusals(case: Case, w: np.ndarray, q: aq.QTensor) -> None:
     for key, (value, text) in case.refused.items():
         asked = functools.partial(aq.QuantizationConfig, case.kind, **{key: value})
         refused[key] = (lambda asked=asked: aq.quantize(w, asked()), text)
-    refused["training"] = (lambda: init_latent(q, w), "training needs evenly spaced levels, which toy16 does not have")
+    training = "training needs evenly spaced levels, or one scale a row, which toy16 does not have"
+    refused["training"] = (lambda: check_trainable(q.spec.coding, "w"), training)
     for call, text in refused.values():
         with pytest.raises(ValueError, match=re.escape(text)):
             call()
