@@ -48,6 +48,7 @@ def test_they_begin_as_they_were_and_are_stored_as_computed_with(quant_type: str
     np.testing.assert_array_equal(bounds[:2, 0], np.float32([2.0**-126, 2.0**126]))
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradients_are_those_of_plain_factors() -> None:
     """A table has a factor for each row, a linear one for each output."""
     shape, weights = BertConfig.from_json(FIELDS, "test"), bert_oracle.weights(FIELDS)

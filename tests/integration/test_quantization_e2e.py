@@ -159,6 +159,7 @@ class TestCompressionRatioValidation:
 
 
 class TestAccuracyValidation:
+    @pytest.mark.slow
     def test_int8_accuracy_target(
         self, int8: Quantized, weights: dict[str, np.ndarray], held: HeldOut, wanted: np.ndarray
     ) -> None:
