@@ -29,7 +29,7 @@ WEIGHT = 0.02 * _rng.standard_normal((SIZE, SIZE), np.float32)
 
 
 class Checkpoint(NamedTuple):
-    """What a program stores.
+    """A checkpoint as a program stores it.
 
     Args:
         name: The program, and what is special.

@@ -30,7 +30,7 @@ OVER = -1  # instead of the tokens that follow an end
 
 
 class Texts(NamedTuple):
-    """What programs are told of the texts that they write.
+    """The texts that programs write, as far as they are told of them.
 
     Args:
         first: The positions at which the prompts begin.

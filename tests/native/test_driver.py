@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(HERE.refusal), reason=HERE.refusal)
 
 
 def test_the_driver_calls_the_kernels_as_they_are_declared(compiler: toolchain.Compiler) -> None:
-    """Which the slow tests below would tell an hour later."""
+    """Tell before the slow tests below do."""
     words = ("-std=c++17", "-fsyntax-only", f"-I{recipe.SOURCES}", f"-I{recipe.headers()}", str(DRIVER))
     done = subprocess.run([*compiler.command, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
