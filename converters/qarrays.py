@@ -39,10 +39,12 @@ def to_qarray(q: QTensor, layout: Layout = "out_in") -> Any:
         raise ConfigError("to_qarray: needs Qwix; try: pip install qwix") from None
     parts = {part: None if leaf is None else np.asarray(leaf) for part, leaf in _leaves(q).items()}
     host = dataclasses.replace(q, **parts)
-    if not q.spec.coding.uniform or q.spec.rotation or not host.by_row:
+    code = q.spec.coding
+    scale, zeros, minimum = code.float_grids(host.scale, host.zero_point) if code.integral else (None, None, None)
+    if scale is None or minimum is not None or code.matrices or q.spec.rotation or not host.by_row:
         raise AqError(f"{q!r}: has no QArray; wanted evenly spaced levels, not rotated, and whole groups in each row")
     codes = unpack_codes(to_stream(host)[0], q.spec.bits, math.prod(q.shape)).reshape(q.shape)
-    scale, zeros = host.scale.astype(np.float32), host.zero_point.astype(np.float32)
+    zeros = np.zeros_like(scale) if zeros is None else zeros
     kind = f"int{q.spec.bits}"
     if (2 * zeros % 2).any() and q.spec.bits < 8:  # half a level: twice as many levels, of half the size
         codes, scale, zeros, kind = 2 * codes, scale / 2, 2 * zeros, "int8"

@@ -25,11 +25,11 @@ BITS = {f"int{bits}{rotated}": bits for rotated in ("", "h") for bits in (8, 6, 
 # Trellis codes: the bits of a step, and its rows.
 TRELLIS = {"tcq5": (5, 1), "tcq4": (4, 1), "tcq3": (3, 1), "tcq2": (2, 1), "tcq1.5": (3, 2)}
 HASHES = ((0xBD8E8CD7, 0xED71BC08), (0x6F531C4F, 0x65330338))
-HALVES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 SMALL_BITS = {
-    f"int{bits}_{half}{what}": bits
-    for half in HALVES
-    for what in ("", "z", "i", "u", "m")
+    f"int{bits}_{dtype}{what}": bits
+    for dtype in FLOATS
+    for what in (("", "i") if dtype == "f32" else ("", "z", "i", "u", "m", "a"))
     for bits in (8, 6, 5, 4, 3, 2)
 }
 # quant_type -> elements a group, bits of its integers, whether they are signed.
@@ -125,7 +125,7 @@ def decode(row: dict[str, Any]) -> np.ndarray:
 
 
 def small_grids(row: dict[str, Any]) -> np.ndarray:
-    """Rows whose grids are halves, or records of two levels."""
+    """Rows of small grids: a scale a group, and perhaps an offset; or records of two levels."""
     kind, count, f32 = row["quant_type"], row["num_params"], np.float32
     bits = SMALL_BITS.get(kind) or int(kind[1])
     q = codes(row["data"], count, bits).astype(f32)
@@ -134,16 +134,18 @@ def small_grids(row: dict[str, Any]) -> np.ndarray:
         scales, offsets = (record_floats(row[column], kind) for column in ("scales", "zero_points"))
         form, offsets = "m" if offsets.size else "", -offsets
     else:
-        half = HALVES[kind.partition("_")[2].rstrip("zium")]
-        form = kind[-1] if kind[-1] in "zium" else ""
-        scales = np.frombuffer(row["scales"], half).astype(f32)
-        offsets = np.frombuffer(row["zero_points"], np.int8 if form == "i" else half).astype(f32)
+        dtype = FLOATS[kind.partition("_")[2].rstrip("ziuma")]
+        form = kind[-1] if kind[-1] in "ziuma" else ""
+        scales = np.frombuffer(row["scales"], dtype).astype(f32)
+        offsets = np.frombuffer(row["zero_points"], np.int8 if form == "i" else dtype).astype(f32)
         assert offsets.size == (scales.size if form else 0)
     if form == "u":
         offsets = offsets - f32(2 ** (bits - 1))
     group = np.arange(count) // max(length, 1)
     if form == "m":
         value = (q + f32(2 ** (bits - 1))) * scales[group] + offsets[group]
+    elif form == "a":
+        value = q * scales[group] + offsets[group]
     else:
         value = (q - offsets[group] if form else q) * scales[group]
     return np.where(np.abs(value) < f32(2.0**-126), value * 0, value)

@@ -21,7 +21,7 @@ from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Code, Grid, check_uniform
 from aq_jax.codes.levels import LEVELS, Levels
 from aq_jax.codes.records import records
-from aq_jax.codes.small_grids import half_grids
+from aq_jax.codes.small_grids import plain_grids
 from aq_jax.codes.trellis import Trellis
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
@@ -32,7 +32,7 @@ CODES: dict[str, Code] = {
         *(Affine(bits, rotated) for rotated in (False, True) for bits in WIDTHS),
         *(Trellis(bits) for bits in (5, 4, 3, 2)),
         Trellis(3, step_rows=2),
-        *(code for bits in WIDTHS for code in half_grids(bits)),
+        *(code for bits in WIDTHS for code in plain_grids(bits)),
         *LEVELS,
         *records(),
     )

@@ -1,16 +1,17 @@
-"""Elementwise codes whose grids take fewer bytes than float32, as other programs' files have them.
+"""Elementwise codes whose grids take fewer bytes than a float32 scale and zero point, as other programs have them.
 
-No quantizer here chooses them: they come from a source that is quantized already. Their grids are float16, bfloat16, or
-records of two levels (see `records`); unlike those of float32, scales may be negative or zero. A code q stands for one
-of
+No quantizer here chooses them: they come from a source that is quantized already. Their scales are float16, bfloat16,
+float32, or records of two levels (see `records`); unlike those that are chosen here, they may be negative or zero. A
+code q stands for one of
 
     q * s
-    (q - z) * s                       z: a zero point, a float or an integer of eight bits
+    (q - z) * s                       z: a zero point, a half or an integer of eight bits
     (q - (z - 2^(b-1))) * s           z: a zero point of unsigned codes
     (q + 2^(b-1)) * s + m             m: the value of the lowest code, a minimum
+    q * s + a                         a: the value of code 0, an addend
 
-in float32, each step rounded. The product of a code and a scale of so few bits is exact, so that a fused multiply-add
-rounds alike.
+in float32, each step rounded. Something is added to products of halves or records alone, which are exact, so that a
+fused multiply-add rounds alike.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any, Literal
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Grid, Host
 
-Offset = Literal["", "zero_point", "integer_zero_point", "unsigned_zero_point", "minimum"]
+Offset = Literal["", "zero_point", "integer_zero_point", "unsigned_zero_point", "minimum", "addend"]
 _SUFFIXES: dict[Offset, str] = {
-    "": "", "zero_point": "z", "integer_zero_point": "i", "unsigned_zero_point": "u", "minimum": "m",
+    "": "", "zero_point": "z", "integer_zero_point": "i", "unsigned_zero_point": "u", "minimum": "m", "addend": "a",
 }  # fmt: skip
-_HALVES = {"float16": "f16", "bfloat16": "bf16"}
+_DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 
 class SmallGrids(Elementwise):
@@ -39,9 +40,14 @@ class SmallGrids(Elementwise):
     def expand(self, scales: Any, zero_points: Any) -> tuple[Any, Any]:
         """Turn stored grids [*lead, elements] into float32 scales and offsets [*lead, groups]; None for no offsets.
 
-        Offsets are zero points, or minimums.
+        Offsets are zero points, minimums or addends.
         """
         raise NotImplementedError
+
+    @property
+    def adds(self) -> bool:
+        """Whether the offset is added to the scaled code."""
+        return self.offset in ("minimum", "addend")
 
     @property
     def lift(self) -> int:
@@ -50,7 +56,7 @@ class SmallGrids(Elementwise):
 
     def float_grids(self, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
         scale, offset = self.expand(scale, zero_point)
-        if self.offset == "minimum":
+        if self.adds:
             return scale, scale.__array_namespace__().full_like(scale, -self.lift), offset
         return scale, offset, None
 
@@ -59,7 +65,7 @@ class SmallGrids(Elementwise):
 
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
         scale, offset = self.expand(scale, zero_point)
-        if self.offset == "minimum":
+        if self.adds:
             return (codes + self.lift) * scale[..., None] + offset[..., None]
         return (codes if offset is None else codes - offset[..., None]) * scale[..., None]
 
@@ -70,18 +76,18 @@ class SmallGrids(Elementwise):
 
 
 @dataclass(frozen=True)
-class HalfGrids(SmallGrids):
-    """Codes whose scales, and zero points or minimums, are halves: one a group. Zero points may be signed bytes.
+class PlainGrids(SmallGrids):
+    """Codes with one scale a group, a half or a float32, and perhaps an offset of its dtype, or a signed byte.
 
     Args:
         bits: The bits of a code, 2 to 8.
-        grid_dtype: The dtype of the grids, "float16" or "bfloat16".
+        grid_dtype: The dtype of scales, "float16", "bfloat16" or "float32".
         offset: What stands beside the scales: nothing, zero points (of signed codes, integers or not, or of unsigned
-            ones), or minimums.
+            ones), minimums, or addends.
 
-    >>> HalfGrids(4, "float16").name, HalfGrids(5, "bfloat16", "minimum").name
+    >>> PlainGrids(4, "float16").name, PlainGrids(5, "bfloat16", "minimum").name
     ('int4_f16', 'int5_bf16m')
-    >>> HalfGrids(4, "float16", "integer_zero_point").zero_dtype
+    >>> PlainGrids(4, "float32", "integer_zero_point").zero_dtype
     'int8'
     """
 
@@ -92,7 +98,7 @@ class HalfGrids(SmallGrids):
     zero_points: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"int{self.bits}_{_HALVES[self.grid_dtype]}{_SUFFIXES[self.offset]}")
+        object.__setattr__(self, "name", f"int{self.bits}_{_DTYPES[self.grid_dtype]}{_SUFFIXES[self.offset]}")
         object.__setattr__(self, "zero_points", self.offset != "")
 
     @property
@@ -115,10 +121,13 @@ class HalfGrids(SmallGrids):
         return scales.astype("float32"), zero_points.astype("float32") - self.zero_base
 
 
-def half_grids(bits: int) -> list[HalfGrids]:
-    """List the codes of a width.
+def plain_grids(bits: int) -> list[PlainGrids]:
+    """List the codes of a width. With float32 scales, codes of float zero points are `Affine`.
 
-    >>> [code.name for code in half_grids(4)][:5]
-    ['int4_f16', 'int4_f16z', 'int4_f16i', 'int4_f16u', 'int4_f16m']
+    >>> [code.name for code in plain_grids(4)][:6]
+    ['int4_f16', 'int4_f16z', 'int4_f16i', 'int4_f16u', 'int4_f16m', 'int4_f16a']
+    >>> [code.name for code in plain_grids(4)][12:]
+    ['int4_f32', 'int4_f32i']
     """
-    return [HalfGrids(bits, dtype, offset) for dtype in _HALVES for offset in _SUFFIXES]
+    halves = [PlainGrids(bits, dtype, offset) for dtype in ("float16", "bfloat16") for offset in _SUFFIXES]
+    return [*halves, PlainGrids(bits, "float32"), PlainGrids(bits, "float32", "integer_zero_point")]

@@ -29,13 +29,13 @@ def read(
     whole = out.size // group
     for own, at in ((slice(whole), slice(whole * group)), (slice(whole, None), slice(whole * group, None))):
         if count := scale[own].size:
-            _fill(code.bits, codes[at].reshape(count, -1), scale[own], minimum[own], out[at].reshape(count, -1))
+            _fill(code.lift, codes[at].reshape(count, -1), scale[own], minimum[own], out[at].reshape(count, -1))
     # Both terms are whole multiples of a small number: their sum is none that float32 rounds to below 2^-126.
     if not (_safe(scale) and _safe(minimum)):
         out[abs(out) < _TINY] *= 0
 
 
-def _fill(bits: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray, out: np.ndarray) -> None:
+def _fill(lift: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray, out: np.ndarray) -> None:
     """Decode groups a block at a time: each stays in the cache for all its steps."""
     groups, length = codes.shape
     rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
@@ -44,7 +44,7 @@ def _fill(bits: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray, 
         for left in range(0, length, columns):
             block = np.s_[own, left : left + columns]
             part = out[block]
-            np.add(codes[block], np.float32(2 ** (bits - 1)), out=part)
+            np.add(codes[block], np.float32(lift), out=part)
             part *= scale[own, None]
             part += minimum[own, None]
 
@@ -54,7 +54,7 @@ def _safe(numbers: np.ndarray) -> bool:
 
 
 def refuses_numbers(numbers: np.ndarray, what: str) -> str:
-    """Say why these halves cannot be grids; "" if they can."""
+    """Say why these numbers cannot be grids; "" if they can."""
     size = abs(numbers.astype(np.float32))
     if not (size <= 2.0**126).all():  # NaN is not
         return f"{what} are not all finite, and at most 2^126 in magnitude"

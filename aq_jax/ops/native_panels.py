@@ -30,12 +30,13 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from aq_jax import native
 from aq_jax.codes import Trellis, bits_jax
 from aq_jax.codes.records import Records
-from aq_jax.codes.small_grids import HalfGrids, SmallGrids
+from aq_jax.codes.small_grids import PlainGrids, SmallGrids
 from aq_jax.codes.trellis_numpy import row_sums
 from aq_jax.core.qtensor import QTensor
 
 PANEL = 16
 WIDTHS = (2, 3, 4, 5, 6, 8)
+NO_LIFT = -1  # of codes whose offsets are zero points
 
 
 class Panels(NamedTuple):
@@ -123,8 +124,8 @@ def code_attributes(q: QTensor) -> dict[str, np.int64]:
         "step_rows": steps[1],
         "groups": _row_groups(q),
         "sub_bits": code.sub_bits if isinstance(code, Records) else 0,
-        "lift": code.lift if isinstance(code, SmallGrids) else 0,
-        "zero_base": code.zero_base if isinstance(code, HalfGrids) else 0,
+        "lift": code.lift if isinstance(code, SmallGrids) and code.adds else NO_LIFT,
+        "zero_base": code.zero_base if isinstance(code, PlainGrids) else 0,
     }
     return {name: np.int64(number) for name, number in found.items()}
 

@@ -17,10 +17,10 @@ from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
 
 # What a group has beside its scale: nothing; a zero point of the signed codes, an integer of eight bits or any number,
-# or one of unsigned codes; or the value of the lowest code.
-Kind = Literal["scale", "integer", "zero", "unsigned", "offset"]
-_HALVES = {"float16": "f16", "bfloat16": "bf16"}
-_SUFFIXES: dict[Kind, str] = {"scale": "", "integer": "i", "zero": "z", "unsigned": "u", "offset": "m"}
+# or one of unsigned codes; or the value of the lowest code, or of code 0.
+Kind = Literal["scale", "integer", "zero", "unsigned", "offset", "addend"]
+_DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+_SUFFIXES: dict[Kind, str] = {"scale": "", "integer": "i", "zero": "z", "unsigned": "u", "offset": "m", "addend": "a"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Packed:
         scales: One scale a group, in the scheme's dtype.
         zeros: One zero point a group, of the signed codes: x = (q - zero) * scale; of unsigned ones, where the code
             that the weight gets has such.
-        offsets: One offset a group, the value of the lowest code: x = (q + 2^(b-1)) * scale + offset.
+        offsets: One offset a group, the value of the lowest code: x = (q + 2^(b-1)) * scale + offset; or, where the
+            code that the weight gets has such, of code 0.
     """
 
     codes: np.ndarray
@@ -42,7 +43,7 @@ class Packed:
 
 
 def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[int, ...]) -> QuantSpec:
-    """Choose the numerics of a weight: the code that holds its scales as they are, or float32 scales.
+    """Choose the numerics of a weight: the code that holds its grids as they are, or float32 scales and zero points.
 
     Args:
         bits: The bits of a code.
@@ -51,11 +52,15 @@ def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[in
         group: The elements of the last axis that share a scale; 0 for one of the tensor.
         shape: The weight's shape.
 
-    >>> spec_of(4, "scale", np.dtype(np.float32), 64, (8, 64)).per_channel
-    True
+    >>> spec_of(4, "scale", np.dtype(np.float32), 64, (8, 64)).quant_type  # a zero point a row takes little room
+    'int4'
+    >>> spec_of(4, "scale", np.dtype(np.float32), 32, (8, 64)).quant_type
+    'int4_f32'
     """
     per_channel = bool(group) and len(shape) == 2 and group == shape[-1]
-    code = f"int{bits}_{_HALVES.get(scales.name, '')}{_SUFFIXES[kind]}"
+    if scales == np.float32 and (per_channel or not group):
+        return QuantSpec(bits, per_channel)
+    code = f"int{bits}_{_DTYPES[scales.name]}{_SUFFIXES[kind]}"
     return QuantSpec(bits, per_channel, 0 if per_channel else group, code=code if code in CODES else "")
 
 

@@ -102,17 +102,18 @@ def _four_bits(tensors: Tensors, module: str, data: Mapping[str, Any]) -> Weight
     group, grids = _blocks(tensors, module, shape, data)
     dtype = tensors.expect(scales, grids[::-1], *FLOATS)
     tensors.expect(zeros, grids[::-1], dtype.name)
-    spec = spec_of(4, "zero", np.dtype(np.float32), group, shape)
+    spec = spec_of(4, "addend" if dtype.itemsize == 2 else "zero", dtype, group, shape)
     return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read_four_bits, tensors, parts))
 
 
 def _read_four_bits(tensors: Tensors, parts: tuple[str, ...]) -> Packed:
-    codes, scales, zeros = map(tensors.read, parts)
-    wide, offsets = (np.ascontiguousarray(each.T).astype(np.float32) for each in (scales, zeros))
-    if not wide.all():
+    codes = tensors.read(parts[0]).view(np.uint8) ^ np.uint8(0x88)  # in the table's stream, a code has 8 added
+    scales, offsets = (np.ascontiguousarray(tensors.read(name).T) for name in parts[1:])
+    if scales.dtype.itemsize == 2:
+        return Packed(codes, scales, offsets=offsets)
+    if not scales.all():
         raise tensors.error(f"{parts[1]} has a scale of 0; wanted others")
-    # In the table's stream, a code has 8 added; its sign bit is turned.
-    return Packed(codes.view(np.uint8) ^ np.uint8(0x88), wide, -offsets / wide)
+    return Packed(codes, scales, -offsets / scales)
 
 
 def _blocks(

@@ -1,4 +1,4 @@
-"""Codes whose grids are halves or records: every road gives the values that the slow reader of the format gives."""
+"""Codes of small grids: every road gives the values that the slow reader of the format gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from aq_jax.codes import CODES
 from aq_jax.config.quantization import widths
 from aq_jax.store import open_table
 
-FILES = [Path(__file__).parents[1] / "golden" / f"{stem}.arrow" for stem in ("grids", "unsigned", "integers")]
+STEMS = ("grids", "unsigned", "integers", "addends")
+FILES = [Path(__file__).parents[1] / "golden" / f"{stem}.arrow" for stem in STEMS]
 # Each form with either half, and groups that cross rows; records with minimums, and without.
 COMPILED = (
     "int8_bf16",
@@ -28,6 +29,9 @@ COMPILED = (
     "q2_k",
     "q6_k",
     "q5_k.pieces",
+    "int4_f32",
+    "int3_f32i",
+    "int4_bf16a",
 )
 
 
@@ -44,7 +48,8 @@ def test_configs_cannot_ask_for_them() -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, np.ndarray]) -> None:
-    with aq.WeightLoader(FILES[{"u": 1, "i": 2}.get(name[-1], 0)]) as loader:
+    last = "f32" in name or name.endswith("a")
+    with aq.WeightLoader(FILES[3 if last else {"u": 1, "i": 2}.get(name[-1], 0)]) as loader:
         q = jax.device_put(loader.get_quantized(name))
     value = wanted[name]
     assert np.asarray(aq.dequantize(q)).tobytes() == value.tobytes()
@@ -64,7 +69,7 @@ def test_torch_gets_the_same(wanted: dict[str, np.ndarray]) -> None:
     assert all(found[name].numpy().tobytes() == value.tobytes() for name, value in wanted.items())
 
 
-@pytest.mark.parametrize("file", [FILES[0], FILES[2]], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [FILES[0], *FILES[2:]], ids=lambda file: file.stem)
 def test_they_are_saved_as_they_were(file: Path, tmp_path: Path) -> None:
     packed = aq.load(file, packed=True)
     aq.save(tmp_path / "m.arrow", packed)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aq_jax as aq
-from aq_jax.config import QuantizationConfig
+from aq_jax.codes import CODES
+from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters.qarrays import from_qarray, to_qarray
+from aq_jax.core.bitstream import from_stream
+from aq_jax.store import DTYPES
 
 
 @pytest.mark.slow
@@ -37,6 +41,18 @@ def test_values_are_the_same_there_and_back(config: QuantizationConfig, layout: 
     if layout == "in_out":  # as it is served
         x = jnp.asarray(rng.normal(size=(3, 32)), jnp.float32)
         np.testing.assert_allclose(qwix.dot(x, array), aq.qdot(x, q), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int4_f16", "int8_bf16i", "int4_f32", "int2_f32i"])
+def test_weights_as_other_programs_scale_them_have_a_qarray(kind: str, rng: np.random.Generator) -> None:
+    qwix = pytest.importorskip("qwix")
+    code = CODES[kind]
+    scale = rng.normal(size=12).astype(DTYPES[code.grid_dtype])
+    zeros = rng.integers(-9, 9, 12).astype(np.int8) if code.zero_points else np.empty(0, scale.dtype)
+    stream = rng.integers(0, 256, 6 * 32 * code.bits // 8).astype(np.uint8)
+    q = from_stream(stream, scale, zeros, (6, 32), QuantSpec(code.bits, False, 16, code=kind))
+    np.testing.assert_array_equal(qwix.dequantize(to_qarray(jax.device_put(q))), aq.dequantize(q))
 
 
 @pytest.mark.slow

@@ -154,12 +154,12 @@ def trellis_rows() -> list[Row]:
 
 
 def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
-    """A row whose grids are halves: negative ones, a zero, and the smallest there are. Zero points may be bytes."""
-    half = DTYPES["bfloat16" if "bf16" in quant_type else "float16"]
+    """A row of one scale a group: negative ones, a zero, and the smallest there are. Zero points may be bytes."""
+    half = DTYPES["float32" if "f32" in quant_type else "bfloat16" if "bf16" in quant_type else "float16"]
     row = coded(name, shape, quant_type[:4], quant_axis, group_size)
     numbers = np.array([0.25, -0.375, 0, 2.0**-24 if half == np.float16 else 2.0**-126, 1.5, -(2.0**-20)])
     scales = numbers[np.arange(row.scales.size) % 6].astype(half)
-    offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zum" else scales[:0]
+    offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zuma" else scales[:0]
     if quant_type[-1] == "i":
         offsets = np.array([-128, 127, 0, 7, -8, 1, -1], np.int8)[np.arange(row.scales.size) % 7]
     return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=offsets, solver="GGUF Q4_0")
@@ -229,6 +229,17 @@ def integers_rows() -> list[Row]:
     return rows + in_pieces(small("i.pieces", (4, 16), "int5_bf16i", 0, 24), 24)
 
 
+def addends_rows() -> list[Row]:
+    """A V2 table of small grids with float32 scales, and of those with addends."""
+    rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
+    for bits in (8, 6, 5, 4, 3, 2):
+        for kind in (f"int{bits}_{grids}" for grids in ("f32", "f32i", "f16a", "bf16a")):
+            rows.append(small(kind, (5, 16), kind, 0, 8))
+    rows += [small("a.channel", (3, 7), "int4_f16a", 0, 0), small("a.tensor", (11,), "int5_bf16a", -1, 0)]
+    rows += [small("a.across", (5, 7), "int3_f32i", 0, 16)]
+    return rows + in_pieces(small("a.pieces", (4, 16), "int5_f32", 0, 24), 24)
+
+
 def levels_rows() -> list[Row]:
     """A V2 table of codes that number levels, each of which occurs."""
 
@@ -253,6 +264,7 @@ TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "levels": (levels_rows, 2),
     "unsigned": (unsigned_rows, 2),
     "integers": (integers_rows, 2),
+    "addends": (addends_rows, 2),
 }
 
 

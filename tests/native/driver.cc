@@ -43,7 +43,7 @@ struct Sample {
   Weight w;
 
   Sample(int64_t outputs, int64_t inputs, int64_t groups, int64_t bits, Form form = Form::floats, int64_t parts = 2,
-         int64_t sub_bits = 0, int64_t lift = 0, int64_t zero_base = 0)
+         int64_t sub_bits = 0, int64_t lift = -1, int64_t zero_base = 0)
       : values(outputs * inputs),
         exact(outputs * inputs),
         w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0, form, parts, sub_bits, lift, zero_base} {
@@ -73,9 +73,9 @@ struct Sample {
             to = uint8_t((to & ~(1 << at)) | (code >> b & 1) << at);
           }
           const int64_t index = o * inputs + g * size + k;
-          const double scale = grid[0], offset = grid[PANEL], level = double(code - half + lift);
-          values[index] = lift ? scale * level + offset : scale * (level - offset);
-          exact[index] = lift ? float(level) * grid[0] + grid[PANEL] : (float(level) - grid[PANEL]) * grid[0];
+          const double scale = grid[0], offset = grid[PANEL], level = double(code - half + (w.adds() ? lift : 0));
+          values[index] = w.adds() ? scale * level + offset : scale * (level - offset);
+          exact[index] = w.adds() ? float(level) * grid[0] + grid[PANEL] : (float(level) - grid[PANEL]) * grid[0];
           sum += values[index];
         }
         constants[p * PANEL + lane] += float(sum);
@@ -125,7 +125,7 @@ struct Sample {
       integer |= (small[number(first + 2 + bit / 8)] >> bit % 8 & 1) << b;
     }
     if (w.sub_bits == 8) integer = int8_t(integer);
-    else if (!w.lift) integer -= 1 << (w.sub_bits - 1);
+    else if (!w.adds()) integer -= 1 << (w.sub_bits - 1);
     const float size = half(small[number(first)] | small[number(first + 1)] << 8);
     return (part ? -size : size) * float(integer);
   }
@@ -134,7 +134,7 @@ struct Sample {
   Sample(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, 0, 0} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, -1, 0} {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     grids.resize(panels * 2 * PANEL), constants.resize(panels * PANEL);
     for (int64_t top = 0; top < outputs; top += 256) {
@@ -415,16 +415,17 @@ int main() {
     for (int64_t bits : {3, 4, 8})
       for (int64_t groups : {1, 3, 22})
         for (Form form : {Form::halves, Form::brain_floats}) {
-          small(66, groups, bits, form, 1, 0, 0);
+          small(66, groups, bits, form, 1, 0, -1);
+          small(66, groups, bits, form, 2, 0, -1);
           small(66, groups, bits, form, 2, 0, 0);
           small(66, groups, bits, form, 2, 0, int64_t(1) << (bits - 1));
-          small(66, groups, bits, form, 2, 0, 0, int64_t(1) << (bits - 1));
+          small(66, groups, bits, form, 2, 0, -1, int64_t(1) << (bits - 1));
         }
     for (int64_t records : {1, 3}) {
       small(256 * records, 16 * records, 2, Form::records, 2, 4, 2);
-      small(256 * records, 16 * records, 4, Form::records, 1, 6, 0);  // codes of 3 bits
+      small(256 * records, 16 * records, 4, Form::records, 1, 6, -1);  // codes of 3 bits
       small(256 * records, 8 * records, 5, Form::records, 2, 6, 16);
-      small(256 * records, 16 * records, 6, Form::records, 1, 8, 0);
+      small(256 * records, 16 * records, 6, Form::records, 1, 8, -1);
     }
     for (int64_t step_bits : {2, 3, 4, 5})
       for (int64_t step_rows : {1, 2})

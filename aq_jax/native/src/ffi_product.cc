@@ -61,7 +61,7 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
               a.step_bits, a.step_rows,          Form::floats,           0,       a.sub_bits, a.lift, a.zero_base};
   const bool known = w.bits == 8 || (w.bits >= 2 && w.bits <= 6);
   if (!known || grids.dimensions().size() != 4 || inputs <= 0 || w.groups <= 0 || inputs % w.groups) return w;
-  if (w.lift < 0 || w.lift > 1 << (w.bits - 1)) return w;
+  if (w.lift < -1 || w.lift > 1 << (w.bits - 1)) return w;
   w.parts = grids.dimensions()[2];
   switch (grids.element_type()) {
     case ffi::F32: w.form = Form::floats; break;
@@ -75,7 +75,7 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
     if (w.sub_bits != 4 && w.sub_bits != 6 && w.sub_bits != 8) return w;
   }
   // One part: zeros beside scales, or two; floats have both. Minimums need theirs.
-  if (w.parts != 2 && (w.parts != 1 || w.form == Form::floats || w.lift)) return w;
+  if (w.parts != 2 && (w.parts != 1 || w.form == Form::floats || w.adds())) return w;
   const int64_t count = w.panels(), step_bits = w.step_bits;
   if (step_bits) {
     const Tiles tiles = w.tiles();

@@ -109,7 +109,7 @@ class GridsOf {
     const uint8_t* integers = from + 2 * row;
     const uint32_t mask = (1u << w_.sub_bits) - 1;
     // Those of records without minimums are signed; eight bits are a signed byte.
-    const int32_t added = w_.lift ? 0 : 1 << (w_.sub_bits - 1);
+    const int32_t added = w_.adds() ? 0 : 1 << (w_.sub_bits - 1);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t bit = g * w_.sub_bits, shift = bit % 8;
       const uint8_t* byte = integers + bit / 8 * row;

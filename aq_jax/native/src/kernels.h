@@ -34,7 +34,7 @@ struct Tiles {
 enum class Form : int64_t { floats, halves, brain_floats, records };
 
 // Codes of a weight [outputs, inputs] in panels of 16 outputs, as Python prepares them (ops/native_panels.py). A code q
-// of a group stands for (q - zero) * scale, or, if `lift` is not 0, for (q + lift) * scale + minimum.
+// of a group stands for (q - zero) * scale, or, if `lift` is not negative, for (q + lift) * scale + minimum.
 struct Weight {
   const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
   const void* grids;       // [panels, elements, parts, 16]: scales, and zero points or minimums; see grids_of.h
@@ -61,6 +61,7 @@ struct Weight {
   int64_t record_groups() const { return RECORD / size(); }
   int64_t record_bytes() const { return 2 + record_groups() * sub_bits / 8; }
   int64_t elements() const { return form == Form::records ? inputs / RECORD * record_bytes() : groups; }  // of a row
+  bool adds() const { return lift >= 0; }
   // Of floats.
   const float* grid(int64_t panel, int64_t group) const {
     return static_cast<const float*>(grids) + (panel * groups + group) * 2 * PANEL;

@@ -51,20 +51,20 @@ struct Operand {
 };
 
 // total + scale of the weight * scale of the inputs * (dot - zero point * sum of inputs), of a part; or, where codes are
-// lifted, total + scale * scale of the inputs * dot + minimum * sum. `added` was added to the codes.
+// lifted (by 0 or more), total + scale * scale of the inputs * dot + minimum * sum. `added` was added to the codes.
 template <int DIGITS>
 inline F join(F total, const typename Kind<DIGITS>::Sums (&dots)[Kind<DIGITS>::LINES], const Part<DIGITS>& part,
               const float* grid, int added, int lift) {
   F dot;
   if constexpr (DIGITS == 0) {
-    dot = lift ? fma(splat(float(lift)), splat(part.sum), dots[0]) : dots[0];
+    dot = lift > 0 ? fma(splat(float(lift)), splat(part.sum), dots[0]) : dots[0];
   } else {
-    added -= lift;
+    if (lift > 0) added -= lift;
     dot = to_float(dots[0] - added * part.digits[0]);
     for (int d = 1; d < DIGITS; ++d) dot = fma(dot, splat(256), to_float(dots[d] - added * part.digits[d]));
   }
   const F scale = DIGITS == 1 ? load<F>(grid) : load<F>(grid) * splat(part.scale);
-  if (lift) return fma(scale, dot, fma(load<F>(grid + PANEL), splat(part.scale * part.sum), total));
+  if (lift >= 0) return fma(scale, dot, fma(load<F>(grid + PANEL), splat(part.scale * part.sum), total));
   return fma(scale, fma(load<F>(grid + PANEL), splat(-part.sum), dot), total);
 }
 

@@ -17,19 +17,20 @@ void row_of_table(const Weight& w, int64_t row, float* y) {
   using P = Planes<BITS>;
   const int64_t panel = row / PANEL, lane = row % PANEL;
   const uint8_t* chunk = w.codes + panel * w.bytes() + 4 * lane;
-  const int lift = int(w.lift), half = P::HALF - lift;
+  const bool adds = w.adds();
+  const int half = P::HALF - (adds ? int(w.lift) : 0);
   GridsOf<1> grids(w, panel);
   for (int64_t g = 0; g < w.groups; ++g, y += w.size()) {
     grids.next(g);
     const float* grid = grids.at(0, g) + lane;
-    const float scale = grid[0], zero = lift ? 0 : grid[PANEL], minimum = grid[PANEL];
+    const float scale = grid[0], zero = adds ? 0 : grid[PANEL], added = grid[PANEL];
     for (int64_t at = 0; at < w.size(); at += 4 * P::STEPS, chunk += P::LINES * LINE) {
       float values[4 * P::STEPS];
       unroll<P::STEPS>([&](auto s) {
         const uint32_t codes = step_of<BITS, s, true, uint32_t>(chunk);
         for (int j = 0; j < 4; ++j) {
           const float value = (float(int(codes >> 8 * j & 255) - half) - zero) * scale;
-          values[4 * s + j] = lift ? value + minimum : value;
+          values[4 * s + j] = adds ? value + added : value;
         }
       });
       std::copy_n(values, std::min<int64_t>(4 * P::STEPS, w.size() - at), y + at);

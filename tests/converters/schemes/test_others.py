@@ -129,6 +129,24 @@ def test_zero_points_that_are_integers_become_bytes(tmp_path: Path) -> None:
         source.read("a.weight")
 
 
+def test_offsets_of_torchao_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Halves, of code 0; float32 ones become zero points."""
+    codes = np.random.default_rng(0).integers(0, 256, (4, 16), np.uint8).view(np.int8)
+    notes = {"a.weight": json.dumps({"_type": "Int4Tensor", "_data": {"block_size": [1, 16]}})}
+    levels = np.stack([(codes << 4).astype(np.int8) >> 4, codes >> 4], -1).reshape(4, 2, 16).astype(np.float32)
+    for dtype, kind in {"float16": "int4_f16a", "float32": "int4"}.items():
+        scale = np.array([[0.5, -0.25, 3, 1], [1, 2, 0.75, 7]], dtype)
+        offsets = np.array([[0.3, 0, -2, 1], [1, -2, 0.125, 5]], dtype)
+        arrays = {"a._weight_qdata": codes, "a._weight_scale": scale, "a._weight_zero_point": offsets}
+        write(tmp_path, arrays, {"quantization_config": AO}, notes)
+        with open_source(tmp_path, packed=True) as source:
+            assert source.quantized == {"a.weight": kind}
+            found, size = np.asarray(aq.dequantize(source.read("a.weight"))), source.nbytes("a.weight")
+        wanted = levels * scale.T[..., None].astype(np.float32) + offsets.T[..., None].astype(np.float32)
+        np.testing.assert_allclose(found, wanted.reshape(4, 32), rtol=0, atol=2e-6 if kind == "int4" else 0)
+        assert size <= 1.05 * sum(array.nbytes for array in arrays.values())
+
+
 def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
     """A nested scale may come out a little below zero where all codes are the level 0."""
     codes = nf4()["a.weight"].copy()
