@@ -302,8 +302,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Rows of golden tables by their name: int4_f16m, int4_f16i have shape [5, 16] in 10 groups of 8, q4_k [2, 512] in 4
-# records.
+# Rows of golden tables by their name: q4_k has shape [2, 512] in 4 records, the others [5, 16] in 10 groups of 8.
 GRIDS: dict[str, dict[str, Any]] = {
     "int4_f16i": {
         "zero points of float16": {"zero_points": bytes(20)},
@@ -323,6 +322,18 @@ GRIDS: dict[str, dict[str, Any]] = {
         "the other half": {"quant_type": "int4_bf16m", "scales": bytes([1, 0]) * 10},
         "a rotation": {"rotation": 4},
         "a code without minimums": {"quant_type": "int4_f16"},
+    },
+    "int4_f32": {
+        "scales of infinity": {"scales": np.full(10, np.inf, "<f4").tobytes()},
+        "subnormal scales": {"scales": np.full(10, 1e-40, "<f4").tobytes()},
+        "scales of halves": {"scales": bytes(20)},
+        "zero points": {"zero_points": bytes(40)},
+        "no scales": {"scales": b""},
+    },
+    "int4_bf16a": {
+        "addends of NaN": {"zero_points": np.full(10, 0x7FC0, "<u2").tobytes()},
+        "no addends": {"zero_points": b""},
+        "a code without addends": {"quant_type": "int4_bf16"},
     },
     "q4_k": {
         "records of NaN": {"scales": np.array([0x7E00, 0, 0, 0] * 4, "<u2").tobytes()},
@@ -347,7 +358,8 @@ def row_lies(suffix: str) -> Iterator[Case]:
     for what, changes in ROWS.items():
         yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes), suffix)})
     for name, lies in GRIDS.items():
-        cells = bare(GOLDEN / ("integers.parquet" if name.endswith("i") else "grids.parquet"))
+        stem = {"int4_f16i": "integers", "int4_f32": "addends", "int4_bf16a": "addends"}.get(name, "grids")
+        cells = bare(GOLDEN / f"{stem}.parquet")
         row = cells["layer_name"].to_pylist().index(name)
         for what, changes in lies.items():
             yield Case(f"{suffix}: {name} with {what}", {f"m.{suffix}": stored(edited(cells, changes, row), suffix)})
