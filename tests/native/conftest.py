@@ -23,6 +23,12 @@ def compiler() -> toolchain.Compiler:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def driver() -> Path:
+    """The program that calls every kernel, and checks what it gives."""
+    return DRIVER
+
+
 @pytest.fixture
 def compile_c(tmp_path: Path, compiler: toolchain.Compiler) -> Callable[[str], Path]:
     """Make a shared library of the text of a C program."""

@@ -10,14 +10,13 @@ import pytest
 from aq_jax import native
 from aq_jax.native import recipe, toolchain
 
-DRIVER = Path(__file__).with_name("driver.cc")
 HERE = recipe.this_machine()
 pytestmark = pytest.mark.skipif(bool(HERE.refusal), reason=HERE.refusal)
 
 
-def test_the_driver_calls_the_kernels_as_they_are_declared(compiler: toolchain.Compiler) -> None:
+def test_the_driver_calls_the_kernels_as_they_are_declared(compiler: toolchain.Compiler, driver: Path) -> None:
     """Tell before the slow tests below do."""
-    words = ("-std=c++17", "-fsyntax-only", f"-I{recipe.SOURCES}", f"-I{recipe.headers()}", str(DRIVER))
+    words = ("-std=c++17", "-fsyntax-only", f"-I{recipe.SOURCES}", f"-I{recipe.headers()}", str(driver))
     done = subprocess.run([*compiler.command, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
