@@ -14,8 +14,9 @@ from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
     from aq_jax.core.dispatch import Activations
-    from aq_jax.nn.generator import Generator, Options
+    from aq_jax.nn.generator import Generator
     from aq_jax.nn.precision import Precision
+    from aq_jax.nn.requests import Options
     from aq_jax.nn.reranker import Ranked
     from aq_jax.progress import Progress
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict, Unpack, cast, overload
+from typing import TYPE_CHECKING, ClassVar, Unpack, cast, overload
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -13,49 +12,20 @@ from jaxtyping import Array, Float
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.nn.chat import ChatTemplate, Message
 from aq_jax.nn.compiled import check_token_ids, nbytes
-from aq_jax.nn.continuation import Continuation, check_stop
+from aq_jax.nn.continuation import Continuation
 from aq_jax.nn.decoding import PIECE, Decoding
 from aq_jax.nn.models import LanguageModel
+from aq_jax.nn.requests import Options, Request, read_request
 from aq_jax.nn.sampling import Sampling, check_number
 from aq_jax.nn.scoring import Scoring
 from aq_jax.nn.tokenizer import tokenize_texts
-from aq_jax.ops import CacheType, check_cache_type
+from aq_jax.ops import CacheType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STOPPING_PIECE = 8
 """Tokens that are computed before stop strings are looked for: what follows one is computed in vain."""
-
-
-class Options(TypedDict, total=False):
-    """The options of a call that say how tokens are chosen (see `Sampling`); the model's defaults otherwise.
-
-    Args:
-        seed: The random seed, 0 by default: the same seed draws the same text, in a batch as alone.
-        stop: A string that ends the text, which is cut before it, or several. One that is a special token ends it too.
-        cache: The type in which keys and values of tokens are kept: "float32" (the default), "bfloat16", or "int8" with
-            a scale a head and token.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    stop: str | Sequence[str]
-    cache: CacheType
-
-
-class Request(NamedTuple):
-    """The checked options of a call."""
-
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
-    cache: CacheType
-    ends: tuple[int, ...]
 
 
 class TooLongError(AqError):
@@ -136,7 +106,7 @@ class Generator:
             TypeError: for an option that is unknown.
             ConfigError: for one that is out of its range, by name.
         """
-        request = self._request(options)
+        request = read_request(options, self.sampling, self.eos_ids)
         if messages is None:
             several = not isinstance(prompt, str)
             ids = self._prompts(cast("Sequence[str]", prompt if several and prompt is not None else [prompt]))
@@ -157,7 +127,7 @@ class Generator:
         **options: Unpack[Options],
     ) -> Iterator[str]:
         """Generate as `generate`, and yield the text as it comes: after each token the characters that are certain."""
-        request = self._request(options)
+        request = read_request(options, self.sampling, self.eos_ids)
         if messages is None:
             ids = self._prompts([cast(str, prompt)])
         else:
@@ -204,7 +174,7 @@ class Generator:
         self, ids: Sequence[int] | Sequence[Sequence[int]], max_tokens: int, **options: Unpack[Options]
     ) -> list[int] | list[list[int]]:
         """Generate as `generate`, from token ids to the ids that follow, without the one that ends the text."""
-        request = self._request(options)
+        request = read_request(options, self.sampling, self.eos_ids)
         if request.stop:
             raise ConfigError(f"generate_ids: stop = {request.stop}; wanted none, as ids have no text: use generate")
         several = len(ids) > 0 and np.ndim(ids[0]) > 0
@@ -216,20 +186,6 @@ class Generator:
                 row += tokens
         ended = [row[: next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))] for row in found]
         return ended if several else ended[0]
-
-    def _request(self, options: Options) -> Request:
-        """Check the options of a call."""
-        given = dict(options)
-        seed, stop, cache = given.pop("seed", 0), given.pop("stop", ()), given.pop("cache", "float32")
-        names = [field.name for field in dataclasses.fields(Sampling)]
-        if unknown := sorted(given.keys() - set(names)):
-            known = ", ".join((*names, "seed", "stop", "cache"))
-            raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
-        sampling = dataclasses.replace(self.sampling, **given).check("generate")  # type: ignore[reportArgumentType]
-        check_number("seed", seed, "generate")
-        check_cache_type(cast(str, cache))
-        strings = check_stop(cast("str | Sequence[str]", stop), "generate")
-        return Request(sampling, int(cast(int, seed)), strings, cast(CacheType, cache), self.eos_ids)
 
     def _fit(self, given: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
         """Check prompts, cut those that are too long, and count the tokens that may follow each.

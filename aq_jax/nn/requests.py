@@ -1,0 +1,69 @@
+"""Check the options of a call that generates text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict, cast
+
+from aq_jax.nn.continuation import check_stop
+from aq_jax.nn.sampling import Sampling, check_number
+from aq_jax.ops import CacheType, check_cache_type
+
+
+class Options(TypedDict, total=False):
+    """The options of a call that say how tokens are chosen (see `Sampling`); the model's defaults otherwise.
+
+    Args:
+        seed: The random seed, 0 by default: the same seed draws the same text, in a batch as alone.
+        stop: A string that ends the text, which is cut before it, or several. One that is a special token ends it too.
+        cache: The type in which keys and values of tokens are kept: "float32" (the default), "bfloat16", or "int8" with
+            a scale a head and token.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    cache: CacheType
+
+
+class Request(NamedTuple):
+    """The checked options of a call."""
+
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+    cache: CacheType
+    ends: tuple[int, ...]
+
+
+def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) -> Request:
+    """Check the options of a call.
+
+    Args:
+        options: The options.
+        sampling: How tokens are chosen where they do not say.
+        ends: The ids that end a text.
+
+    Raises:
+        TypeError: for an option that is unknown.
+        ConfigError: for one that is out of its range, by name.
+
+    >>> read_request({"temperature": 0.5, "stop": "END"}, Sampling(top_k=4), (2,))
+    Request(sampling=Sampling(temperature=0.5, top_k=4, ...), seed=0, stop=('END',), cache='float32', ends=(2,))
+    """
+    given = dict(options)
+    seed, stop, cache = given.pop("seed", 0), given.pop("stop", ()), given.pop("cache", "float32")
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    if unknown := sorted(given.keys() - set(names)):
+        known = ", ".join((*names, "seed", "stop", "cache"))
+        raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
+    chosen = dataclasses.replace(sampling, **given).check("generate")  # type: ignore[reportArgumentType]
+    check_number("seed", seed, "generate")
+    check_cache_type(cast(str, cache))
+    strings = check_stop(cast("str | Sequence[str]", stop), "generate")
+    return Request(chosen, int(cast(int, seed)), strings, cast(CacheType, cache), ends)
