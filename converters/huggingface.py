@@ -158,7 +158,7 @@ def write_source(
     done.source_bytes = sum(map(source.nbytes, source.shapes))
     done.bytes = os.stat(done.path).st_size
     done.seconds["write"] = time.perf_counter() - started
-    done.notes += found.notes
+    done.notes += [*source.notes, *found.notes]
     return done
 
 

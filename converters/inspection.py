@@ -41,6 +41,6 @@ def inspect(location: str | os.PathLike[str]) -> Inspection:
             layers.append(
                 Layer(tensor, shape, said, kind, params, size, size * 8 / params if params else 0.0, None, None)
             )
-        states = [state for file in sorted(source.files) if (state := source.folder.state(file))]
-        total = sum(state.size for state in states) if states else sum(layer.bytes for layer in layers)
+        states = [state for _, state in source.file_states() if isinstance(state, dict)]
+        total = sum(state["size"] for state in states) if states else sum(layer.bytes for layer in layers)
         return Inspection(os.fspath(location), 0, total, tuple(layers), dict(source.aliases), {}, name)

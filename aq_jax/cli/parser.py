@@ -112,7 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--requantize", action="store_true", help="quantize again what is quantized already")
 
     sub = command(
-        "dequantize", run_dequantize, "turn a table into plain weights: a V1 table, or a folder of safetensors"
+        "dequantize",
+        run_dequantize,
+        "turn a table, or weights of any format, into plain ones: a V1 table, or a folder of safetensors",
     )
     sub.add_argument("input", metavar="IN")
     sub.add_argument("output", metavar="OUT", help="NAME.parquet, NAME.arrow, or a folder")

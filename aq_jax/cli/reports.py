@@ -32,8 +32,10 @@ def print_result(done: ConversionResult, as_json: bool) -> int:
     for note in done.notes:
         print_line(f"note: {escape(note)}")
     times = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in done.seconds.items())
-    ratio = f", {done.source_bytes / size:.2f}x smaller than its {done.source_bytes:,} bytes of weights" if size else ""
-    print_line(f"{escape(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{ratio} ({times})")
+    ratio = done.source_bytes / size if size else 0
+    said = f"{ratio:.2f}x smaller than" if ratio >= 1 else f"{1 / ratio:.2f}x as large as" if ratio else ""
+    compared = f", {said} its {done.source_bytes:,} bytes of weights" if said else ""
+    print_line(f"{escape(done.path)}: {len(done.quantized)} tensors quantized, {size:,} bytes{compared} ({times})")
     return DONE
 
 

@@ -124,7 +124,7 @@ def check_source(
     """
     for name, kind in source.quantized.items() if config is not None and not requantize else ():
         raise FormatError(
-            f"{name}: is {kind} already, and would be rounded twice; quantize what {source.folder} was made from, "
+            f"{name}: is {kind} already, and would be rounded twice; quantize what it was made from, "
             "set requantize = true, or, to keep it as it is, leave the quantization out"
         )
     source.check_target(target)

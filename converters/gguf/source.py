@@ -20,6 +20,7 @@ from aq_jax.conversion.source import Opener, Source
 from aq_jax.converters.gguf.header import Header, Tensor, read_header
 from aq_jax.converters.gguf.model_config import Fields, model_config
 from aq_jax.converters.gguf.names import ARCHITECTURES, Change
+from aq_jax.converters.gguf.pooling import pooling_files
 from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
 from aq_jax.converters.gguf.types import READABLE
 from aq_jax.errors import FormatError
@@ -243,6 +244,7 @@ class GGUFModel(GGUFTensors):
         positions = config.get("max_position_embeddings", config.get("n_positions", 0))
         files, notes = tokenizer_files(words, positions)
         files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()} | files
+        files |= pooling_files(fields, self.shapes[embedding][0][1])
         found = SideFiles(list(files), origin=GeneratedFiles(str(self._path), files))
         if left := fields.left():
             notes.append(f"fields that config.json does not have: {', '.join(left)}")
