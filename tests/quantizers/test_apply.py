@@ -21,6 +21,7 @@ from aq_jax import (
     QuantizationConfig,
     dequantize,
     fake_quant,
+    qdot,
     quantize,
     quantize_tree,
 )
@@ -392,3 +393,18 @@ def test_kernels_of_inputs_and_outputs_are_turned_first(rng: np.random.Generator
     assert jax.tree.map(lambda leaf: leaf.shape, abstract) == jax.tree.map(lambda leaf: leaf.shape, found)
     with pytest.raises(ConfigError, match="layout = 'in-out'"):
         quantize_tree(tree, config, layout="in-out")
+
+
+@pytest.mark.slow
+def test_a_module_of_equinox_holds_packed_weights() -> None:
+    equinox = pytest.importorskip("equinox")
+    mlp = equinox.nn.MLP(32, 8, 16, 1, key=jax.random.key(0))
+    config = dataclasses.replace(ABSMAX, overrides=(Override("bias", "none"),))
+    found, x = quantize_tree(mlp, config), jax.random.normal(jax.random.key(1), (3, 32))
+    for layer, before in zip(found.layers, mlp.layers, strict=True):
+        assert isinstance(layer.weight, QTensor)
+        assert layer.weight.shape == (before.out_features, before.in_features)
+        assert layer.bias is before.bias
+        dense = equinox.tree_at(lambda each: each.weight, before, dequantize(layer.weight))
+        np.testing.assert_allclose(qdot(x, layer.weight) + layer.bias, jax.vmap(dense)(x), rtol=0, atol=1e-5)
+        x = jax.nn.relu(jax.vmap(before)(x))
