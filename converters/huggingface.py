@@ -67,7 +67,8 @@ def to_table(
     >>> to_table(folder, folder + "/m.parquet", QuantizationConfig("int8")).quantized
     {'w': 1.0}
     """
-    with open_folder(source_folder(model_dir), packed=config is None, allow_pickle=allow_pickle) as source:
+    folder = source_folder(model_dir, allow_pickle)
+    with open_folder(folder, packed=config is None, allow_pickle=allow_pickle) as source:
         return corridor.to_table(source, path, config, compression=compression, progress=progress)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from aq_jax.converters.formats import open_source, recognize
+from aq_jax.converters.formats import open_source, recognize, resolve
 from aq_jax.store.inspection import Inspection, Layer, inspect_table
 
 _TABLES = ("table", "shards")
@@ -15,7 +15,7 @@ def inspect(location: str | os.PathLike[str]) -> Inspection:
     """List the tensors of a table, or of weights of any of `FORMATS`: shape, type, bits. No tensor is read.
 
     Args:
-        location: A path, a URL, or `package:NAME/FOLDER` inside an installed package.
+        location: A path, a URL, `package:NAME/FOLDER` inside an installed package, or `hf:ORG/NAME`, which is fetched.
 
     Raises:
         FormatError: if it is of no known format, or damaged.
@@ -29,10 +29,10 @@ def inspect(location: str | os.PathLike[str]) -> Inspection:
     >>> found.format, [(layer.name, layer.shape, layer.quant_type, layer.bits) for layer in found.layers]
     ('huggingface', [('w', (4, 8), 'float16', 16.0)])
     """
-    name = recognize(location, first=_TABLES)
-    if name is None or name in _TABLES:
-        return inspect_table(location)
-    with open_source(location, packed=True, first=(name,)) as source:
+    found = resolve(location)
+    if (name := recognize(location, found, first=_TABLES)) in _TABLES:
+        return inspect_table(found)
+    with open_source(found, packed=True, first=(name,)) as source:
         layers = []
         for tensor, (shape, dtype) in source.shapes.items():
             params, size = math.prod(shape), source.nbytes(tensor)

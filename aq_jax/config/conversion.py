@@ -84,8 +84,9 @@ class ConversionConfig:
 
     Args:
         source: The location of the weights, in any of `converters.FORMATS`: a path, `package:NAME/FOLDER` for a folder
-            inside an installed package, `hf:ORG/NAME[@REVISION]` for a model of Hugging Face's hub, or a URL on any
-            filesystem that pyarrow knows, such as s3://bucket/model.
+            inside an installed package, `hf:ORG/NAME[@REVISION]` for a model of Hugging Face's hub,
+            `hf:ORG/NAME/FILE.gguf` for a GGUF file there, or a URL on any filesystem that pyarrow knows, such as
+            s3://bucket/model.
         output: The path or URL of the table, .parquet or .arrow, or of a folder for a table of several files.
         quantization: The policy; None writes plain weights (schema V1).
         calibration: The text for solver = "gptq".

@@ -25,7 +25,7 @@ from aq_jax.converters.formats.llama2c import Llama2c
 from aq_jax.converters.formats.locations import resolve_source
 from aq_jax.converters.formats.orbax import Orbax
 from aq_jax.converters.formats.tables import Shards, Table
-from aq_jax.errors import FormatError
+from aq_jax.converters.formats.unknown import refusal
 from aq_jax.store.folders import Folder, split_url
 from aq_jax.store.urls import is_url
 
@@ -79,7 +79,7 @@ def open_source(
 
     Args:
         location: A path, a URL, `package:NAME/FOLDER` inside an installed package, or `hf:ORG/NAME`, a model of Hugging
-            Face's hub.
+            Face's hub, with `/FILE.gguf` for one of its files.
         packed, allow_pickle: See `Format.open`.
         first: The names of formats that are asked before the others.
 
@@ -95,13 +95,8 @@ def open_source(
     ...     source.shapes["w"][0], source.read("w").sum()
     ((2, 8), np.float32(16.0))
     """
-    text = os.fspath(location) if is_url(location) else str(resolve_source(location))
-    if not _exists(text):
-        raise FileNotFoundError(f"{text}: does not exist")
-    name = recognize(location, first)
-    if name is None:
-        abouts = "; ".join(entry.about for entry in FORMATS.values())
-        raise FormatError(f"{text}: is of no known format; wanted one of these: {abouts}")
+    text = resolve(location, allow_pickle)
+    name = recognize(location, text, first)
     known = FORMATS[name]
     absolute = text if is_url(text) else str(Path(text).absolute())
     with known.open(text, packed=packed, allow_pickle=allow_pickle) as source:
@@ -109,17 +104,30 @@ def open_source(
         yield source
 
 
-def recognize(location: str | os.PathLike[str], first: Collection[str] = ()) -> str | None:
-    """Name the format of a location, the first that recognizes it; None if none does, or it does not exist.
+def resolve(location: str | os.PathLike[str], allow_pickle: bool = False) -> str:
+    """Resolve a location to a path, as `resolve_source`, or leave a URL as it is."""
+    return os.fspath(location) if is_url(location) else str(resolve_source(location, allow_pickle))
+
+
+def recognize(location: str | os.PathLike[str], resolved: str, first: Collection[str] = ()) -> str:
+    """Name the first format that recognizes a location.
+
+    Args:
+        location: The location as it was named, for errors.
+        resolved: Its path or URL, from `resolve`.
+        first: The names of formats that are asked before the others.
 
     Raises:
-        ConfigError: for a package that is not installed, or a URL of no known filesystem.
+        FileNotFoundError: if it does not exist.
+        FormatError: if no format recognizes it.
+        ConfigError: for a URL of no known filesystem.
     """
-    text = os.fspath(location) if is_url(location) else str(resolve_source(location))
-    if not _exists(text):
-        return None
-    ordered = (*first, *(name for name in FORMATS if name not in first))
-    return next((name for name in ordered if FORMATS[name].recognizes(text)), None)
+    there = _exists(resolved)
+    for name in (*first, *(name for name in FORMATS if name not in first)) if there else ():
+        if FORMATS[name].recognizes(resolved):
+            return name
+    abouts = [entry.about for entry in FORMATS.values()]
+    raise refusal(os.fspath(location), resolved if there else None, abouts)
 
 
 def _exists(location: str) -> bool:

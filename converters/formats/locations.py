@@ -14,11 +14,15 @@ from aq_jax.store.urls import is_url
 PACKAGE = "package:"
 
 
-def resolve_source(source: str | os.PathLike[str]) -> Path:
+def resolve_source(source: str | os.PathLike[str], allow_pickle: bool = False) -> Path:
     """Resolve a config's `source` to a path.
 
     `package:NAME/FOLDER` is a folder inside an installed package, which is located, not imported; `hf:ORG/NAME` a model
     of Hugging Face's hub, which is fetched if its cache lacks it. A model's folder in that cache is its snapshot.
+
+    Args:
+        source: The location.
+        allow_pickle: Whether to fetch a model's pickles, if it has nothing safer.
 
     Raises:
         ConfigError: if the package is not installed, or the name is none of the hub's.
@@ -27,7 +31,7 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
     """
     text = str(source)
     if text.startswith(HUB):
-        return fetch(text)
+        return fetch(text, allow_pickle)
     if not text.startswith(PACKAGE):
         return snapshot(Path(text))
     package, _, inside = text.removeprefix(PACKAGE).partition("/")
@@ -42,9 +46,9 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
     return Path(spec.submodule_search_locations[0], inside)
 
 
-def source_folder(source: str | os.PathLike[str]) -> Folder:
+def source_folder(source: str | os.PathLike[str], allow_pickle: bool = False) -> Folder:
     """Resolve a config's `source` to a folder; it may be a URL too (see `resolve_source`)."""
-    return Folder(source if is_url(source) else resolve_source(source))
+    return Folder(source if is_url(source) else resolve_source(source, allow_pickle))
 
 
 def local_file(location: str) -> Path | None:

@@ -326,10 +326,10 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
     (tmp_path / "empty").mkdir()
     before = listing(tmp_path)
     cases: list[tuple[tuple[Any, ...], str]] = [
-        (("inspect", tmp_path / "missing.parquet"), "missing.parquet: No such file or directory"),
+        (("inspect", tmp_path / "missing.parquet"), "missing.parquet: does not exist"),
         (("verify", tmp_path / "missing.parquet"), "missing.parquet: No such file or directory"),
-        (("inspect", text), "not a Parquet or Arrow IPC file"),
-        (("inspect", tmp_path / "empty"), "holds no .parquet or .arrow file"),
+        (("inspect", text), "is of no known format; wanted one of these: a Hugging Face folder"),
+        (("inspect", tmp_path / "empty"), "is of no known format"),
         (
             ("quantize", text, out),
             "is of no known format; wanted one of these: a Hugging Face folder, which holds one of",
