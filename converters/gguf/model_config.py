@@ -189,25 +189,13 @@ def _bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | Non
 
 
 def _nomic_bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    bert = _bert(fields, vocabulary, tied, factors)
-    return {
+    found = _bert(fields, vocabulary, tied, factors)
+    del found["position_embedding_type"]
+    theta = fields.number("rope.freq_base", _DEFAULT_BASE, whole=False)
+    return found | {
         "architectures": ["NomicBertModel"],
-        "n_embd": bert["hidden_size"],
-        "n_inner": bert["intermediate_size"],
-        "n_layer": bert["num_hidden_layers"],
-        "n_head": bert["num_attention_heads"],
-        "vocab_size": vocabulary,
-        "n_positions": bert["max_position_embeddings"],
-        "type_vocab_size": 2,
-        "layer_norm_epsilon": bert["layer_norm_eps"],
-        "activation_function": "swiglu",
-        "rotary_emb_fraction": 1.0,
-        "rotary_emb_base": fields.number("rope.freq_base", _DEFAULT_BASE, whole=False),
-        "qkv_proj_bias": False,
-        "mlp_fc1_bias": False,
-        "mlp_fc2_bias": False,
-        "prenorm": False,
-        "dtype": "float32",
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
     }
 
 

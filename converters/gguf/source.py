@@ -241,8 +241,7 @@ class GGUFModel(GGUFTensors):
                 config[f"{key}_token_id"] = found[0]
         if (end := words.token("eot_token_id")) and end[0] != config.get("eos_token_id"):
             config["eos_token_id"] = [config["eos_token_id"], end[0]] if "eos_token_id" in config else end[0]
-        positions = config.get("max_position_embeddings", config.get("n_positions", 0))
-        files, notes = tokenizer_files(words, positions)
+        files, notes = tokenizer_files(words, config["max_position_embeddings"])
         files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()} | files
         files |= pooling_files(fields, self.shapes[embedding][0][1])
         found = SideFiles(list(files), origin=GeneratedFiles(str(self._path), files))
