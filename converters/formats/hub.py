@@ -27,6 +27,7 @@ _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = "pytorch_model*.bin*"
 _WITHOUT_WEIGHTS = ("Pooling", "Normalize")
 _SHOWN = 5
+_SECONDS = 10
 
 
 def snapshot(folder: Path) -> Path:
@@ -139,7 +140,8 @@ def list_files(source: str) -> tuple[list[str], bool]:
     model = HubName.parse(source)
     revision = model.revision or None
     with suppress(Exception):  # whatever keeps the hub from answering, its cache can be looked at
-        return sorted(HfApi().list_repo_files(model.repository, revision=revision)), True
+        info = HfApi().model_info(model.repository, revision=revision, timeout=_SECONDS)  # it tries once
+        return sorted(each.rfilename for each in info.siblings or ()), True
     try:
         folder = snapshot_download(model.repository, revision=revision, allow_patterns=[], local_files_only=True)
     except (LocalEntryNotFoundError, OSError):
