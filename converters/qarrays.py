@@ -67,9 +67,11 @@ def from_qarray(array: Any, layout: Layout = "out_in") -> QTensor:
 
     Raises:
         ConfigError: for another layout.
-        AqError: for another type, and for scales that several rows share in part.
+        AqError: for what is no QArray, for another type, and for scales that several rows share in part.
     """
     _check_layout(layout)
+    if not all(hasattr(array, part) for part in ("qvalue", "scale", "zero_point", "qtype")):
+        raise AqError(f"from_qarray: got {type(array).__name__}; wanted a QArray, as to_qarray and Qwix make them")
     kind = jnp.dtype(array.qtype).name
     if kind not in _BITS or array.qvalue.ndim < 2:
         raise AqError(f"a QArray of {kind} {list(array.qvalue.shape)}: wanted int8, int4 or int2, of two axes or more")

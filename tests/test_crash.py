@@ -189,6 +189,17 @@ def test_what_a_process_of_the_same_number_has_left_is_removed(tmp_path: Path) -
     assert contents(tmp_path) == {"m.txt": b"outer"}
 
 
+def test_what_is_not_written_leaves_no_folder(tmp_path: Path) -> None:
+    """Of those that were made for it; one that is used by then stays."""
+    path = tmp_path / "a" / "b" / "m.txt"
+    with pytest.raises(FileNotFoundError), atomic_write(path):
+        pass
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(FileNotFoundError), atomic_write(path):
+        (tmp_path / "a" / "other.txt").write_text("another's")
+    assert [each.name for each in (tmp_path / "a").iterdir()] == ["other.txt"]
+
+
 # ------------------------------------------------------------------------------------------------ no room
 
 

@@ -22,7 +22,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary name in the same folder; the file there replaces `path` if the block succeeds.
 
     The file is synced to disk before it is renamed, and the folder after. Whatever stops the block, the temporary file
-    is removed; the next writer of the same file removes those that killed processes left behind.
+    is removed, with the folders that were made for it; the next writer of the same file removes those that killed
+    processes left behind.
 
     Raises:
         OSError: naming `path`, also for errors on the temporary file, such as a full disk.
@@ -34,6 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('whole', 1)
     """
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     temporary = path.with_name(_hidden(path.name))
@@ -52,6 +54,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _open.discard(temporary.name)
+        with suppress(OSError):  # as soon as one is not empty
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from aq_jax.converters.gguf.types import TYPES, TensorType
 from aq_jax.errors import FormatError
 from aq_jax.store.mapping import map_file
 
+T = TypeVar("T", str, int, bool)
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
@@ -35,6 +36,9 @@ _NUMBERS = {
 _LAYOUTS = {kind: struct.Struct(f"<{letter}") for kind, letter in zip(_NUMBERS, "BbHhIifBQqd", strict=True)}
 _LEAST_FIELD, _LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 """The bytes of the shortest field, and of the shortest entry of a tensor."""
+
+
+_KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,21 @@ class Texts(Sequence[str]):
         spans = self._spans.tolist()
         for index, start in enumerate(spans[:-1]):
             yield _decode(self._memory[start + 8 : spans[index + 1]], f"{self._where}[{index}]")
+
+
+def field_of(fields: Mapping[str, Any], key: str, kind: type[T], where: object) -> T | None:
+    """Return a field that must be text (str), a whole number (int), or true or false (bool); None if it is missing.
+
+    Raises:
+        FormatError: for a field of another kind.
+
+    >>> field_of({"general.architecture": "bert"}, "general.architecture", str, "m.gguf")
+    'bert'
+    """
+    found = fields.get(key)
+    if found is not None and (not isinstance(found, kind) or (kind is int and isinstance(found, bool))):
+        raise FormatError(f"{where}: {key} is {str(found)[:40]}; wanted {_KINDS[kind]}")
+    return found
 
 
 def read_header(path: Path) -> Header:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aq_jax.converters.gguf.header import T, field_of
 from aq_jax.converters.gguf.names import ARCHITECTURES
 from aq_jax.errors import FormatError
 
@@ -50,6 +51,15 @@ class Fields:
             wanted = "a whole number of 1 or more" if whole else "a number of 0 or more"
             raise FormatError(f"{self.where}: {name} is {str(found)[:40]}; wanted {wanted}")
         return found if whole else float(f"{float(found):.7g}")  # float32 1e-05 is no more than that
+
+    def take(self, key: str, kind: type[T]) -> T | None:
+        """Take a text, a whole number, or true or false; None if it is missing.
+
+        Raises:
+            FormatError: if it is of another kind.
+        """
+        self.taken.add(f"{self.architecture}.{key}")
+        return field_of(self.all, f"{self.architecture}.{key}", kind, self.where)
 
     def get(self, key: str) -> Any:
         """Take a field of any kind; None if it is missing."""
@@ -103,7 +113,7 @@ def _decoder(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | 
 
 
 def _scaling(fields: Fields, factors: np.ndarray | None, size: int, base: float) -> dict[str, Any]:
-    kind = fields.get("rope.scaling.type")
+    kind = fields.take("rope.scaling.type", str)
     if factors is not None:
         factor = float(factors.max(initial=1))
         said = {"rope_type": "llama3", "factor": factor} | _LLAMA3
@@ -123,7 +133,7 @@ def _scaling(fields: Fields, factors: np.ndarray | None, size: int, base: float)
             "factor": fields.number("rope.scaling.factor", whole=False),
             "original_max_position_embeddings": fields.number("rope.scaling.original_context_length"),
         }
-    raise FormatError(f"{fields.where}: rope.scaling.type is {str(kind)[:40]!r}; wanted none, linear or yarn")
+    raise FormatError(f"{fields.where}: rope.scaling.type is {kind[:40]!r}; wanted none, linear or yarn")
 
 
 def _llama3_factors(size: int, base: float, factor: float) -> np.ndarray:
@@ -170,7 +180,7 @@ def _gemma3(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | N
 
 
 def _bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    if fields.get("attention.causal"):
+    if fields.take("attention.causal", bool):
         raise FormatError(f"{fields.where}: attention.causal is true; a BERT sees the whole text")
     return {
         "architectures": ["BertModel"],

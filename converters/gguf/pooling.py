@@ -29,11 +29,11 @@ def pooling_files(fields: Fields, width: int) -> dict[str, bytes]:
     >>> sorted(found), json.loads(found["1_Pooling/config.json"])["pooling_mode"]
     (['1_Pooling/config.json', 'modules.json'], 'cls')
     """
-    if fields.architecture not in _ENCODERS or (kind := fields.get(KEY)) in (None, _NONE):
+    if fields.architecture not in _ENCODERS or (kind := fields.take(KEY, int)) in (None, _NONE):
         return {}
-    if not isinstance(kind, int) or isinstance(kind, bool) or kind not in _MODES:
+    if kind not in _MODES:
         raise FormatError(
-            f"{fields.where}: {fields.architecture}.{KEY} is {str(kind)[:40]}; wanted "
+            f"{fields.where}: {fields.architecture}.{KEY} is {kind}; wanted "
             f"{', '.join(f'{number} ({mode})' for number, mode in _MODES.items())}, or 0"
         )
     folders = {"Transformer": "", "Pooling": "1_Pooling"}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from aq_jax.converters.gguf.header import field_of
 from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _NAMES = {
     "pad_token": "padding_token_id", "sep_token": "seperator_token_id", "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }  # fmt: skip
+_KINDS = {str: "text", int: "whole numbers", float: "numbers"}
 
 
 class Vocabulary:
@@ -62,7 +64,7 @@ class Vocabulary:
     def _list(self, key: str, kind: type) -> Sequence[Any]:
         found = self.fields.get(_PREFIX + key, [])
         if isinstance(found, str) or not hasattr(found, "__len__") or (len(found) and not _is(found[0], kind)):
-            raise FormatError(f"{self.where}: {_PREFIX}{key} is no array of {'text' if kind is str else 'numbers'}")
+            raise FormatError(f"{self.where}: {_PREFIX}{key} is no array of {_KINDS[kind]}")
         return found
 
     @property
@@ -74,6 +76,8 @@ class Vocabulary:
         found = [float(score) for score in self._list("scores", float)]
         if len(found) != len(self.tokens):
             raise FormatError(f"{self.where}: has {len(self.tokens)} tokens, and scores of {len(found)}")
+        if any(score != score for score in found):  # NaN has no place in an order
+            raise FormatError(f"{self.where}: {_PREFIX}scores holds NaN; wanted numbers")
         return found
 
     @property
@@ -87,7 +91,8 @@ class Vocabulary:
         return found
 
     def flag(self, key: str, default: bool) -> bool:
-        return bool(self.fields.get(_PREFIX + key, default))
+        found = field_of(self.fields, _PREFIX + key, bool, self.where)
+        return default if found is None else found
 
     def token(self, key: str) -> tuple[int, str] | None:
         """Find a special token by the field that holds its id; None if there is none."""
@@ -102,7 +107,7 @@ class Vocabulary:
 def _is(value: Any, kind: type) -> bool:
     import numpy as np
 
-    return isinstance(value, str) if kind is str else isinstance(value, int | float | np.number)
+    return isinstance(value, {str: str, int: int | np.integer, float: int | float | np.number}[kind])
 
 
 def tokenizer_files(words: Vocabulary, positions: int) -> tuple[dict[str, bytes], list[str]]:

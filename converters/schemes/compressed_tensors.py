@@ -88,8 +88,8 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
     if dtype.name in FLOATS:  # dense: rounded already, and kept as floats
         return
     tensors.expect(name, shape, "float8_e4m3fn" if args.floating else "int8")
-    if len(shape) < 2:
-        raise tensors.error(f"{name} has shape {list(shape)}; wanted two axes or more")
+    if len(shape) < 2 or min(shape) < 1:
+        raise tensors.error(f"{name} has shape {list(shape)}; wanted two axes or more, of 1 or more")
     scales, group, dtype = _scales(tensors, module, shape, args)
     zeros, kind = _zero_point(tensors, module, scales, args)
     named = (name, f"{module}{_SCALE}", *(() if zeros is None else (zeros,)))

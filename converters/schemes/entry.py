@@ -125,6 +125,26 @@ class Tensors:
             raise self.error(f"{what} is {str(value)[:80]!r}; wanted an integer")
         return value
 
+    def number(self, what: str, value: object) -> float:
+        """Return a number of config.json, or of a tensor's own JSON, that float32 can hold.
+
+        Raises:
+            FormatError: if it is none.
+        """
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _FLOAT_MAX:
+            raise self.error(f"{what} is {str(value)[:80]!r}; wanted a number of float32")
+        return float(value)
+
+    def text(self, what: str, value: object) -> str:
+        """Return a text of config.json, or of the file's metadata.
+
+        Raises:
+            FormatError: if it is none.
+        """
+        if not isinstance(value, str):
+            raise self.error(f"{what} is {str(value)[:80]}; wanted a text")
+        return value
+
     def read(self, name: str) -> np.ndarray:
         self.require(name)
         return np.asarray(self.source.read(name))
@@ -147,3 +167,4 @@ class Tensors:
 
 
 FLOATS = ("float16", "bfloat16", "float32")
+_FLOAT_MAX = float(np.finfo(np.float32).max)

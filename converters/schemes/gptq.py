@@ -39,8 +39,9 @@ class Gptq:
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)
         form = config.get("checkpoint_format") or config.get("format") or "gptq"
+        form = tensors.text("checkpoint_format", form)
         if form not in _VERSIONS:
-            raise tensors.error(f"checkpoint_format is {str(form)[:40]!r}; wanted one of {', '.join(_VERSIONS)}")
+            raise tensors.error(f"checkpoint_format is {form[:40]!r}; wanted one of {', '.join(_VERSIONS)}")
         bits = tensors.integer("bits", config.get("bits"))
         if bits not in _BITS:
             raise tensors.error(f"weights have {bits} bits; wanted {', '.join(map(str, _BITS))}")

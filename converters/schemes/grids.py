@@ -64,6 +64,7 @@ def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[in
     return QuantSpec(bits, per_channel, 0 if per_channel else group, code=code if code in CODES else "")
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is refused by name
 def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QTensor:
     """Make a QTensor of NumPy leaves.
 
@@ -74,7 +75,8 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
         name: The weight's name, for errors.
 
     Raises:
-        FormatError: for scales that no code holds, and for integers of more than eight bits as zero points.
+        FormatError: for scales that no code holds, for zero points and offsets that are not finite, or with which
+            values would be, and for integers of more than eight bits as zero points.
     """
     code = spec.coding
     if spec.code and not isinstance(code, Levels):
@@ -93,6 +95,7 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
     else:
         codes, scales, zeros = _positive(packed, spec.bits, spec.group_elements(shape))
     _check_range(scales, name)
+    _check_values(spec, scales, zeros, name)
     return from_stream(_stream(codes, spec.bits), scales, zeros, shape, spec)
 
 
@@ -105,8 +108,7 @@ def _positive(packed: Packed, bits: int, group: int) -> tuple[np.ndarray, np.nda
     """Give groups float32 scales above zero: the codes of those below are turned, of those at zero all alike."""
     scales, half = packed.scales.reshape(-1).astype(np.float32), np.float32(1 << (bits - 1))
     if packed.offsets is not None:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            zeros = -packed.offsets.reshape(-1).astype(np.float32) / scales - half
+        zeros = -packed.offsets.reshape(-1).astype(np.float32) / scales - half
     else:
         zeros = np.zeros_like(scales) if packed.zeros is None else packed.zeros.reshape(-1).astype(np.float32)
     below, nothing = scales < 0, scales == 0
@@ -153,4 +155,23 @@ def _check_range(values: np.ndarray, name: str) -> None:
         at = int(np.flatnonzero(bad)[0])
         raise FormatError(
             f"{name}: group {at} has the scale or zero point {values[at]}; wanted a number from 2^-126 to 2^126, or 0"
+        )
+
+
+def _check_values(spec: QuantSpec, scales: np.ndarray, zeros: np.ndarray, name: str) -> None:
+    """Refuse zero points that are not finite, and groups whose levels reach farther than float32."""
+    code = spec.coding
+    if isinstance(code, Levels):
+        reach: Any = code.max_level * scales
+    else:
+        scale, zero, minimum = code.float_grids(scales, zeros if code.zero_points else None)
+        reach = ((1 << (spec.bits - 1)) + (0 if zero is None else np.abs(zero))) * np.abs(scale)
+        reach += 0 if minimum is None else np.abs(minimum)
+    finite = np.isfinite(reach)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        beside = f" and the zero point {zeros[at]}" if zeros.size else ""
+        raise FormatError(
+            f"{name}: group {at} has the scale {scales[at]}{beside}, whose values float32 does not hold; wanted finite "
+            "ones"
         )

@@ -48,8 +48,8 @@ class TorchAo:
             if not isinstance(data, dict):
                 raise tensors.error(f"the file's metadata do not say what {module}weight is; save it again")
             stored = found.get("_tensor_data_names")
-            for leaf in {"qdata", *(stored if isinstance(stored, list) else ())}:
-                tensors.require(f"{module}_weight_{leaf}")
+            for leaf in ("qdata", *(stored if isinstance(stored, list) else ())):
+                tensors.require(f"{module}_weight_{tensors.text(f'_tensor_data_names of {module}weight', leaf)}")
             if f"{module}_weight_act_pre_scale" in tensors:
                 raise tensors.error(f"{module}weight has scales of its inputs, for which a table has no place")
             kind = str(found.get("_type"))
@@ -113,7 +113,8 @@ def _read_four_bits(tensors: Tensors, parts: tuple[str, ...]) -> Packed:
         return Packed(codes, scales, offsets=offsets)
     if not scales.all():
         raise tensors.error(f"{parts[1]} has a scale of 0; wanted others")
-    return Packed(codes, scales, -offsets / scales)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where the grids enter
+        return Packed(codes, scales, -offsets / scales)
 
 
 def _blocks(

@@ -74,6 +74,8 @@ def test_what_has_no_qarray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qwix", type("Qwix", (), {"QArray": tuple}))  # type: ignore[arg-type]
     with pytest.raises(aq.ConfigError, match="layout = 'rows': wanted out_in or in_out"):
         to_qarray(q, "rows")  # type: ignore[arg-type]
+    with pytest.raises(aq.AqError, match="got ArrayImpl; wanted a QArray"):
+        from_qarray(jnp.ones((2, 8)))
     levels = aq.quantize(np.ones((2, 8), np.float32), QuantizationConfig("nf4", group_size=8))
     with pytest.raises(aq.AqError, match="wanted evenly spaced levels"):
         to_qarray(levels)

@@ -130,6 +130,8 @@ def said() -> Iterator[Case]:
         "an epsilon of NaN": {"llama.attention.layer_norm_rms_epsilon": float("nan")},
         "a base of infinity": {"llama.rope.freq_base": float("inf")},
         "a scaling that is not known": {"llama.rope.scaling.type": "x" * 10**6},
+        "scalings": {"llama.rope.scaling.type": [1, 2]},
+        "whether it is causal, twice": {"general.architecture": "bert", "bert.attention.causal": [True, False]},
         "an architecture of a million characters": {"general.architecture": "x" * 10**6},
         "an architecture that is a number": {"general.architecture": 1},
         "architectures": {"general.architecture": ["llama", "bert"]},
@@ -149,10 +151,13 @@ def said() -> Iterator[Case]:
         "tokens that are text": {"tokenizer.ggml.tokens": "abc"},
         "a token that is no UTF-8": {"tokenizer.ggml.tokens": struct.pack("<IIQ", 9, 8, 3) + text(b"\xff") * 3},
         "one type for three tokens": {"tokenizer.ggml.token_type": [1]},
+        "types that are no whole numbers": {"tokenizer.ggml.token_type": [1.0, float("nan"), 1.0]},
+        "a begin that is there, twice": {"tokenizer.ggml.add_bos_token": [True, True]},
         "a merge of nothing": {"tokenizer.ggml.merges": ["ab"]},
         "a merge of what is no token": {"tokenizer.ggml.merges": ["a x"]},
         "a begin that is no token": {"tokenizer.ggml.bos_token_id": 3},
         "a begin that is text": {"tokenizer.ggml.bos_token_id": "a"},
+        "scores that are NaN": {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0, float("nan"), 0.0]},
         "no scores": {"tokenizer.ggml.model": "llama"},
     }
     for what, fields in words.items():

@@ -64,6 +64,10 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "a weight of bytes without scales": (
         {"a.weight": np.ones((4, 8), np.int8)}, group({"num_bits": 8, "strategy": "channel"}), "_scale is missing",
     ),
+    "an axis of nothing": (
+        {"a.weight": np.ones((4, 0), np.int8), "a.weight_scale": np.ones((4, 1), np.float32)},
+        group({"num_bits": 8, "strategy": "channel"}), "a.weight has shape .4, 0.; wanted two axes",
+    ),
     "a shape that lies": (layer("a") | {"a.weight_shape": np.array([8, 2**40])}, group(INT4), "says .8, 109951162777"),
     "a scale that is no number": (
         layer("a") | {"a.weight_scale": np.full((8, 2), np.inf, np.float16)}, group(INT4), "group 0 has the scale"),

@@ -40,6 +40,13 @@ def mlx() -> Arrays:
     return {"a.weight": words, "a.scales": grids, "a.biases": grids}
 
 
+def offsets(scale: float, offset: float) -> Arrays:
+    """One group's scale and offset, in float32; the others have ones."""
+    grids = {name: np.ones((16, 2), np.float32) for name in ("a.scales", "a.biases")}
+    grids["a.scales"][1, 0], grids["a.biases"][1, 0] = scale, offset
+    return mlx() | grids
+
+
 def declared(entry: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config" if "quant_method" in entry else "quantization": entry}
 
@@ -101,6 +108,7 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "symmetric with zero points": (gptq(0x77777776), GPTQ, "says sym, but a.qzeros has others than 8"),
     "marlin": (gptq(), GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; wanted one of gptq"),
     "planar": (gptq(), GPTQ | {"checkpoint_format": "gptq_p"}, "checkpoint_format is 'gptq_p'"),
+    "a form that is no text": (gptq(), GPTQ | {"checkpoint_format": ["gptq"]}, "checkpoint_format is .* wanted a text"),
     "five bits": (gptq(), GPTQ | {"bits": 5}, "weights have 5 bits; wanted 2, 3, 4, 8"),
     "other bits": (gptq(), GPTQ | {"bits": 8}, "has 8 rows of words; wanted 16 for 64 inputs of 8 bits"),
     "no bits": (gptq(), {"quant_method": "gptq"}, "bits is 'None'; wanted an integer"),
@@ -112,6 +120,9 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "awq of three bits": (awq(), AWQ | {"bits": 3}, "have 3 bits; wanted 4"),
     "another mode": (mlx(), MLX | {"mode": "mxfp4"}, "in mode 'mxfp4'"),
     "a layer's own bits": (mlx(), MLX | {"a": {"bits": 3}}, "wanted rows of words, whole groups of 32"),
+    "an offset that is no number": (offsets(1, np.nan), MLX, "a.weight: group 2 has the scale 1.0 and .* point nan"),
+    "an offset of too many scales": (offsets(2e-38, 1e5), MLX, "a.weight: group 2 has .* the zero point -inf"),
+    "values that float32 does not hold": (offsets(5e37, 1), MLX, "a.weight: group 2 has the scale 4.*; wanted finite"),
     "mlx without scales": ({"a.weight": mlx()["a.weight"]}, MLX, "a.scales is missing"),
 }  # fmt: skip
 

@@ -40,6 +40,15 @@ def hqq(**changed: Any) -> Arrays:
     return found | {f"a.{name}": np.int32(value) for name, value in numbers.items()}
 
 
+def nested(offset: float, scale: float = 1) -> Arrays:
+    """The same, its two scales nested."""
+    numbers = {"nested_offset": offset, "nested_blocksize": 256}
+    return nf4(**numbers) | {
+        "a.weight.absmax": np.zeros(2, np.uint8), "a.weight.nested_absmax": np.float32([scale]),
+        "a.weight.nested_quant_map": np.full(256, 2, np.float32),
+    }  # fmt: skip
+
+
 BNB, HQQ, AO = ({"quant_method": method} for method in ("bitsandbytes", "hqq", "torchao"))
 INT8 = {"a.weight": np.ones((4, 8), np.int8), "a.SCB": np.ones(4, np.float32)}
 REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
@@ -47,6 +56,8 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "a shape of texts": (nf4(shape=["4", 32]), BNB, "an axis of .* is '4'; wanted an integer"),
     "no blocks": (nf4(blocksize=0), BNB, "blocks of 0"),
     "nested without its numbers": (nf4() | {"a.weight.absmax": np.zeros(2, np.uint8)}, BNB, "nested_blocksize of"),
+    "a nested offset beyond float32": (nested(-1e300), BNB, "nested_offset of .* is '-1e.300'; wanted a number"),
+    "nested scales beyond float32": (nested(1, 3e38), BNB, "a.weight: group 0 has the scale"),
     "other levels": (nf4() | {"a.weight.quant_map": np.zeros(16, np.float32)}, BNB, "other levels than nf4"),
     "a state that is no JSON": (
         nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)}, BNB, "not a JSON file"
@@ -78,6 +89,7 @@ TORCHAO: dict[str, tuple[str, str, str]] = {
     "a layout of a device": ('"Int8Tensor"', '"Int4TilePackedTo4dTensor"', "a layout of a device"),
     "blocks of rows": ("[1, 64]", "[2, 64]", "has blocks of"),
     "codes of fewer bits": ('"int8"', '"int2"', "holds codes from"),
+    "names that are no texts": ('_names": ["qdata"', '_names": [["qdata"]', "wanted a text"),
     "no object": ('{\\"_type\\": \\"Int8Tensor\\"', '[{\\"_type\\": \\"Int8Tensor\\"', "not a JSON file"),
 }
 
@@ -145,6 +157,10 @@ def test_offsets_of_torchao_are_kept_as_they_are(tmp_path: Path) -> None:
         wanted = levels * scale.T[..., None].astype(np.float32) + offsets.T[..., None].astype(np.float32)
         np.testing.assert_allclose(found, wanted.reshape(4, 32), rtol=0, atol=2e-6 if kind == "int4" else 0)
         assert size <= 1.05 * sum(array.nbytes for array in arrays.values())
+    far = {"a._weight_zero_point": np.full((2, 4), 1e5, np.float32), "a._weight_scale": np.full((2, 4), 2e-38, "f4")}
+    write(tmp_path, arrays | far, {"quantization_config": AO}, notes)
+    with pytest.raises(aq.FormatError, match="zero point -inf"), open_source(tmp_path) as source:
+        source.read("a.weight")
 
 
 def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
