@@ -190,7 +190,7 @@ def test_what_a_process_of_the_same_number_has_left_is_removed(tmp_path: Path) -
 
 
 def test_what_is_not_written_leaves_no_folder(tmp_path: Path) -> None:
-    """Of those that were made for it; one that is used by then stays."""
+    """Folders that were made for it go; one that is used by then stays."""
     path = tmp_path / "a" / "b" / "m.txt"
     with pytest.raises(FileNotFoundError), atomic_write(path):
         pass

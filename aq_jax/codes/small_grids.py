@@ -46,7 +46,7 @@ class SmallGrids(Elementwise):
 
     @property
     def adds(self) -> bool:
-        """Whether the offset is added to the scaled code."""
+        """Tell whether the offset is added to the scaled code."""
         return self.offset in ("minimum", "addend")
 
     @property

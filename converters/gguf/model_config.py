@@ -61,11 +61,6 @@ class Fields:
         self.taken.add(f"{self.architecture}.{key}")
         return field_of(self.all, f"{self.architecture}.{key}", kind, self.where)
 
-    def get(self, key: str) -> Any:
-        """Take a field of any kind; None if it is missing."""
-        self.taken.add(f"{self.architecture}.{key}")
-        return self.all.get(f"{self.architecture}.{key}")
-
     def left(self) -> list[str]:
         """List the fields of the architecture that nobody took."""
         return [key for key in self.all if key.startswith(f"{self.architecture}.") and key not in self.taken]

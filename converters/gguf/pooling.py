@@ -12,7 +12,7 @@ KEY = "pooling_type"
 _ENCODERS = ("bert", "nomic-bert")
 _NONE = 0
 _MODES = {1: "mean", 2: "cls", 3: "lasttoken"}
-"""Of llama.cpp's enum llama_pooling_type; 4 is that of rerankers."""
+"""Numbers of llama.cpp's enum llama_pooling_type; 4 is that of rerankers."""
 
 
 def pooling_files(fields: Fields, width: int) -> dict[str, bytes]:

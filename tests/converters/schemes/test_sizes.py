@@ -1,4 +1,4 @@
-"""What other programs' checkpoints take as QTensors, and so in a table that compresses nothing."""
+"""Sizes of other programs' checkpoints as QTensors, and so in a table that compresses nothing."""
 
 from __future__ import annotations
 
