@@ -84,6 +84,9 @@ class Programs:
                 "scales": scales.T, "g_idx": np.arange(self._size, dtype=np.int32) // group}  # fmt: skip
         entry = {"quant_method": "gptq", "bits": 4, "sym": False, "desc_act": False, "checkpoint_format": "gptq_v2"}
         yield Checkpoint("GPTQ", gptq, entry)
+        two = {"qweight": self._codes(self._size // 16, self._size).view(np.int32),
+               "qzeros": self._codes(len(gptq["scales"]), self._size // 16).view(np.int32)}  # fmt: skip
+        yield Checkpoint("GPTQ, 2 bits", gptq | two, entry | {"bits": 2})
         symmetric = gptq | {"qzeros": _nibbles(np.full_like(zeros.T, 8))}
         yield Checkpoint("GPTQ, symmetric", symmetric, entry | {"sym": True})
         words = self._codes(self._size, self._words).view(np.int32)
@@ -101,12 +104,17 @@ class Programs:
             config = {"config_groups": {"a": {"targets": ["Linear"], "weights": weights}}}
             what = f"compressed-tensors{', symmetric' if symmetric else ''}, {kind}"
             yield Checkpoint(what, packed, {"quant_method": "compressed-tensors"} | config)
+        floats = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": group}
+        config = {"config_groups": {"a": {"targets": ["Linear"], "weights": floats}}}
+        float8 = {"weight": (self._weight / scales.repeat(group, 1)).astype(ml_dtypes.float8_e4m3fn),
+                  "weight_scale": scales}  # fmt: skip
+        yield Checkpoint(f"compressed-tensors, float8, {kind}", float8, {"quant_method": "compressed-tensors"} | config)
         low = self._weight.reshape(size, -1, group).min(-1)
         mlx = {"weight": self._codes(size, self._words), "scales": scales, "biases": low.astype(dtype)}
         yield Checkpoint(f"MLX, {kind}", mlx, {"bits": 4, "group_size": group})
-        floats = (-low / scales.astype(np.float32)).astype(dtype)
-        hqq = {"W_q": self._codes(floats.size // 2, group // 4).view(np.uint8), "scale": scales.reshape(-1, 1),
-               "zero": floats.reshape(-1, 1), "packing": np.frombuffer(b"4bit_u8", np.uint8), "axis": np.int32(1),
+        zero = (-low / scales.astype(np.float32)).astype(dtype)
+        hqq = {"W_q": self._codes(scales.size // 2, group // 4).view(np.uint8), "scale": scales.reshape(-1, 1),
+               "zero": zero.reshape(-1, 1), "packing": np.frombuffer(b"4bit_u8", np.uint8), "axis": np.int32(1),
                "shape": np.array([size, size]), "nbits": np.int32(4), "group_size": np.int32(group)}  # fmt: skip
         yield Checkpoint(f"HQQ, {kind}", hqq, {"quant_method": "hqq"})
 

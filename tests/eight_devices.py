@@ -158,7 +158,7 @@ def assert_sharded(found: jax.Array, whole: np.ndarray, rotated: bool = False) -
     for shard in found.addressable_shards:
         part = np.asarray(shard.data)
         if rotated:  # a product of matrices, whose sums may be added up in another order
-            np.testing.assert_allclose(part, whole[shard.index], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(part, whole[shard.index], rtol=0, atol=1e-6 * np.abs(whole).max())
         else:
             assert part.tobytes() == np.ascontiguousarray(whole[shard.index]).tobytes()
 
@@ -247,11 +247,16 @@ def test_shards_of_tiles_are_whole_tiles(line: Mesh, tmp_path: Path) -> None:
         assert shardings_of_model(infos[512], bert, mesh)[name].spec == P()
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across", "i.pieces"])
+@pytest.mark.parametrize(
+    "name",
+    ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across", "i.pieces", "int2_f16p", "p.pieces",
+     "f8_e4m3_f16", "fp4_nested", "nested.experts"],
+)  # fmt: skip
 def test_shards_of_small_grids(name: str) -> None:
     two = Mesh(np.array(jax.devices()[:2]), ("x",))
     count = 0
-    file = "integers.arrow" if name.startswith("i.") else "grids.arrow"
+    late = name.startswith(("int2_f16p", "p.", "f8", "fp4", "nested"))
+    file = "integers.arrow" if name.startswith("i.") else "nested.arrow" if late else "grids.arrow"
     with aq.WeightLoader(Path(__file__).parent / "golden" / file) as loader:
         whole, packed = np.asarray(loader.get_layer(name)), loader.get_quantized(name)
         for sharding in (NamedSharding(two, P("x")), NamedSharding(two, P(None, "x"))):
@@ -355,7 +360,7 @@ def test_scales_follow_where_whole_groups_fall_on_shards() -> None:
         (rows, 48, P()),
     ]
     for sharding, size, wanted in cases:
-        codes, scales = qtensor_shardings(sharding, (8, 128), QuantSpec(4, group_size=size), "w")
+        codes, scales, _ = qtensor_shardings(sharding, (8, 128), QuantSpec(4, group_size=size), "w")
         assert tuple(codes.spec) == (*sharding.spec, *[None] * (2 - len(sharding.spec)))
         assert scales.spec == wanted
 

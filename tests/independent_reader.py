@@ -29,8 +29,8 @@ FLOATS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f3
 SMALL_BITS = {
     f"int{bits}_{dtype}{what}": bits
     for dtype in FLOATS
-    for what in (("", "i") if dtype == "f32" else ("", "z", "i", "u", "m", "a"))
-    for bits in (8, 6, 5, 4, 3, 2)
+    for what in (("", "i", "p") if dtype == "f32" else ("", "z", "i", "p", "u", "m", "a"))
+    for bits in ((2,) if what == "p" else (8, 6, 5, 4, 3, 2))
 }
 # quant_type -> elements a group, bits of its integers, whether they are signed.
 RECORDS = {"q2_k": (16, 4, False), "q3_k": (16, 6, True), "q4_k": (32, 6, False), "q5_k": (32, 6, False),
@@ -112,16 +112,26 @@ def decode(row: dict[str, Any]) -> np.ndarray:
         return np.frombuffer(row["data"], dtype)
     if kind in SMALL_BITS or kind in RECORDS:
         return small_grids(row)
-    scales, zeros = (np.frombuffer(row[column], "<f4") for column in ("scales", "zero_points"))
+    dtype = FLOATS[kind[8:]] if kind.startswith("f8_e4m3_") else np.uint8 if kind.endswith("_nested") else "<f4"
+    scales, zeros = np.frombuffer(row["scales"], dtype), np.frombuffer(row["zero_points"], "<f4")
     length = row["group_size"] or (math.prod(row["shape"][1:]) if row["quant_axis"] == 0 else count)
+    if kind.endswith("_nested"):
+        kind, scales = kind.removesuffix("_nested"), nested(scales, zeros)
     if kind in TRELLIS:
         return trellis(row["data"], count, row["shape"], *TRELLIS[kind]) * np.repeat(scales, length)
     grids = np.arange(count) // max(length, 1)
-    if kind == "f8_e4m3":
-        return np.frombuffer(row["data"], ml_dtypes.float8_e4m3fn).astype(np.float32) * scales[grids]
+    if kind.startswith("f8_e4m3"):
+        return np.frombuffer(row["data"], ml_dtypes.float8_e4m3fn).astype(np.float32) * scales[grids].astype(np.float32)
     if kind in LEVELS:
         return np.float32(LEVELS[kind])[codes(row["data"], count, 4) + 8] * scales[grids]
     return (codes(row["data"], count, BITS[kind]).astype(np.float32) - zeros[grids]) * scales[grids]
+
+
+def nested(numbers: np.ndarray, floats: np.ndarray) -> np.ndarray:
+    """The scale of each group: a level of 256 times the largest of its 256 groups, and the offset."""
+    table, offset, largest = floats[:256], floats[256], floats[257:]
+    assert len(largest) == -(-len(numbers) // 256)
+    return np.array([np.float32(table[i] * largest[g // 256]) + offset for g, i in enumerate(numbers)], np.float32)
 
 
 def small_grids(row: dict[str, Any]) -> np.ndarray:
@@ -134,10 +144,13 @@ def small_grids(row: dict[str, Any]) -> np.ndarray:
         scales, offsets = (record_floats(row[column], kind) for column in ("scales", "zero_points"))
         form, offsets = "m" if offsets.size else "", -offsets
     else:
-        dtype = FLOATS[kind.partition("_")[2].rstrip("ziuma")]
-        form = kind[-1] if kind[-1] in "ziuma" else ""
+        dtype = FLOATS[kind.partition("_")[2].rstrip("zipuma")]
+        form = kind[-1] if kind[-1] in "zipuma" else ""
         scales = np.frombuffer(row["scales"], dtype).astype(f32)
-        offsets = np.frombuffer(row["zero_points"], np.int8 if form == "i" else dtype).astype(f32)
+        if form == "p":
+            offsets = codes(row["zero_points"], scales.size, 2).astype(f32)
+        else:
+            offsets = np.frombuffer(row["zero_points"], np.int8 if form == "i" else dtype).astype(f32)
         assert offsets.size == (scales.size if form else 0)
     if form == "u":
         offsets = offsets - f32(2 ** (bits - 1))

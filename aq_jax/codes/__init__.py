@@ -8,6 +8,7 @@ JAX before one of their arrays is asked for.
     affine          evenly spaced levels of any width from 2 to 8 bits
     trellis         levels that depend on their neighbours' codes (`trellis_numpy`, `trellis_jax`)
     levels          a table of levels: nf4, fp4, f8_e4m3
+    nested          the same with scales that are quantized once more
     small_grids     the same with scales of halves, as other programs have them (`small_grids_numpy`: rows of a table)
     records         GGUF's codes of two-level scales (`records_jax`: QTensors)
     bits            the bit stream, in NumPy (`bits_jax`: in JAX; `runs`: its arithmetic)
@@ -20,6 +21,7 @@ from aq_jax.codes.affine import Affine
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Code, Grid, check_uniform
 from aq_jax.codes.levels import LEVELS, Levels
+from aq_jax.codes.nested import NESTED, Nested
 from aq_jax.codes.records import records
 from aq_jax.codes.small_grids import plain_grids
 from aq_jax.codes.trellis import Trellis
@@ -34,8 +36,9 @@ CODES: dict[str, Code] = {
         Trellis(3, step_rows=2),
         *(code for bits in WIDTHS for code in plain_grids(bits)),
         *LEVELS,
+        *NESTED,
         *records(),
     )
 }
 
-__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "Levels", "Trellis", "check_uniform"]
+__all__ = ["CODES", "Affine", "Code", "Elementwise", "Grid", "Levels", "Nested", "Trellis", "check_uniform"]

@@ -21,6 +21,7 @@ def read(
         data, code.bits, scales, zero_points if code.zero_points else None, None, group, out
     ):
         return
+    scales = scales.astype(np.float32, copy=False)
     codes = unpack_codes(data, code.bits, out.size)
     zeros = zero_points if code.zero_points else None
     tiny = bool((scales < _SAFE).any())

@@ -62,7 +62,7 @@ class Code(Protocol):
         max_level: The largest level at scale 1; -1, 0 and 1 are levels, too. 0 for codes that are not rounded one by
             one, but chosen by a quantizer of their own.
         grid_dtype: The dtype of scales, in the table's column and in a QTensor.
-        grid_block: How many elements of these columns stand for how many groups: (groups, elements).
+        grid_block: How many elements of `scales` stand for how many groups: (groups, elements).
         read_only: Whether such codes come from quantized sources alone, so that a config cannot ask for them.
     """
 
@@ -121,6 +121,24 @@ class Code(Protocol):
         """Count the elements of scales, and of zero points, that stand for so many groups, whole blocks."""
         return groups // self.grid_block[0] * self.grid_block[1]
 
+    def zero_count(self, groups: int) -> int:
+        """Count the elements of zero points that stand for so many groups, from where a piece may begin."""
+        return self.grid_count(groups)
+
+    def cut_zeros(self, zero_points: Host, start: int, stop: int) -> Host:
+        """Return the zero points of groups `start` to `stop`, between which the others may be cut, as a row's own."""
+        return zero_points[self.zero_count(start) : self.zero_count(stop)]
+
+    def join_zeros(self, parts: Sequence[Host]) -> Host:
+        """Join the zero points of the pieces of a tensor.
+
+        Raises:
+            FormatError: if they are those of several tensors.
+        """
+        from numpy import concatenate
+
+        return concatenate(parts)
+
     def refuses_layout(self, shape: Sequence[int], quant_axis: int, group_size: int) -> str:
         """Say why a tensor of this shape and grouping cannot have this code; "" if it can."""
         return ""
@@ -161,6 +179,10 @@ class Code(Protocol):
     def codes_like(self, shape: Shape) -> tuple[Shape, str]:
         """Return the shape and dtype (int8 or uint8) of the codes of a tensor of one axis or more."""
         ...
+
+    def zero_shape(self, groups: Shape) -> Shape:
+        """Return the shape of zero points, given that of the tensor's groups (see `core.qtensor.group_shape`)."""
+        return (*groups[:-1], self.zero_count(groups[-1]))
 
     def rows(self, shape: Shape) -> int | None:
         """Count the rows of a matrix, if the shape of its codes does not tell."""

@@ -2,7 +2,7 @@
 
 nf4         bitsandbytes' NormalFloat: sixteen quantiles of the normal distribution
 fp4         bitsandbytes' float of four bits: a sign, two bits of exponent and one of mantissa
-f8_e4m3     float8_e4m3fn, the bytes themselves
+f8_e4m3     float8_e4m3fn, the bytes themselves; with halves as scales: f8_e4m3_f16, f8_e4m3_bf16
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Levels(Elementwise):
         name: The format's quant_type.
         bits: The bits of a code.
         table: The level of each code, the lowest code first. NaN is never chosen.
+        grid_dtype: The dtype of scales. No quantizer here chooses halves.
 
     >>> import numpy as np
     >>> code = Levels("nf4", 4, NF4)
@@ -52,6 +53,11 @@ class Levels(Elementwise):
     name: str
     bits: int
     table: tuple[float, ...] = field(repr=False, compare=False)
+    grid_dtype: str = "float32"
+
+    @property
+    def read_only(self) -> bool:  # type: ignore[override]
+        return self.grid_dtype != "float32"
 
     @cached_property
     def max_level(self) -> float:  # type: ignore[override]
@@ -75,7 +81,13 @@ class Levels(Elementwise):
     def decode(self, codes: Any, scale: Any, zero_point: Any) -> Any:
         xp = codes.__array_namespace__()
         index = codes.astype(xp.int32) + (1 << (self.bits - 1))
-        return xp.asarray(self.table, dtype=xp.float32)[index] * scale[..., None]
+        return xp.asarray(self.table, dtype=xp.float32)[index] * scale.astype(xp.float32)[..., None]
 
 
-LEVELS = (Levels("nf4", 4, NF4), Levels("fp4", 4, FP4), Levels("f8_e4m3", 8, e4m3_levels()))
+LEVELS = (
+    Levels("nf4", 4, NF4),
+    Levels("fp4", 4, FP4),
+    Levels("f8_e4m3", 8, e4m3_levels()),
+    Levels("f8_e4m3_f16", 8, e4m3_levels(), "float16"),
+    Levels("f8_e4m3_bf16", 8, e4m3_levels(), "bfloat16"),
+)

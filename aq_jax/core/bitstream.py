@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aq_jax.config import QuantSpec
-from aq_jax.core.qtensor import QTensor, check_layout, scale_shape
+from aq_jax.core.qtensor import QTensor, check_layout, scale_shape, zero_shape
 from aq_jax.store import DTYPES
 
 
@@ -17,14 +17,14 @@ def from_stream(
     Args:
         stream: The codes of the flattened tensor, as uint8.
         scale: The table's column: one float32 a group, unless the code has other grids.
-        zero_point: The same, of the code's `zero_dtype`; empty where the code has none.
+        zero_point: The table's column, of the code's `zero_dtype`; empty where the code has none.
         shape: The tensor's shape.
         spec: The tensor's numerics.
     """
     shape, code = shape or (1,), spec.coding
-    grids = scale_shape(shape, spec)
-    zeros = zero_point.reshape(grids) if code.zero_points else None
-    return QTensor(code.from_stream(stream, shape), scale.reshape(grids), zeros, spec, shape[-1], code.rows(shape))
+    zeros = zero_point.reshape(zero_shape(shape, spec)) if code.zero_points else None
+    scale = scale.reshape(scale_shape(shape, spec))
+    return QTensor(code.from_stream(stream, shape), scale, zeros, spec, shape[-1], code.rows(shape))
 
 
 def to_stream(q: QTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

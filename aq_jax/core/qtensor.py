@@ -31,7 +31,8 @@ class QTensor:
             stream of each row, where rows are whole bytes; otherwise, and with eight bits, [*lead, length] int8.
         scale: Float32 of shape [*lead, groups] where groups divide a row of the last axis, otherwise [groups]. Some
             codes have another dtype, or other numbers for some groups at a time (`Code.grid_dtype`, `grid_block`).
-        zero_point: Of the shape of `scale`, and of its dtype or the code's `zero_dtype`; None where the code has none.
+        zero_point: Of the shape of `scale`, unless `Code.zero_shape` says otherwise, and of the code's `zero_dtype`;
+            None where the code has none.
         spec: The numerics (static).
         length: The length of the last axis (static).
         rows: The number of rows of a matrix, where the shape of its codes does not tell it (static).
@@ -117,9 +118,14 @@ jax.export.register_pytree_node_serialization(
 
 
 def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
-    """Compute the shape of a tensor's scale and zero point (see QTensor)."""
+    """Compute the shape of a tensor's scale (see QTensor)."""
     *lead, groups = group_shape(shape, spec)
     return (*lead, spec.coding.grid_count(groups))
+
+
+def zero_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
+    """Compute the shape of a tensor's zero point, of a code that has them (see QTensor)."""
+    return spec.coding.zero_shape(group_shape(shape, spec))
 
 
 def group_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from aq_jax.config import QuantSpec
-from aq_jax.core.qtensor import scale_shape
+from aq_jax.core.qtensor import scale_shape, zero_shape
 from aq_jax.errors import FormatError
 from aq_jax.store import aligned_empty
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
+
+
+class Shardings(NamedTuple):
+    """The shardings of a QTensor's arrays; that of zero points is there even if the code has none."""
+
+    codes: Sharding
+    scale: Sharding
+    zero_point: Sharding
 
 
 def shard_counts(sharding: Sharding, shape: Shape, name: str) -> Shape:
@@ -31,11 +39,11 @@ def shard_counts(sharding: Sharding, shape: Shape, name: str) -> Shape:
     return tuple(whole // part if part else 1 for whole, part in zip(shape, shard, strict=True))
 
 
-def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: str) -> tuple[Sharding, Sharding]:
-    """Derive the shardings of codes, and of scales and zero points, from that of the weight.
+def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: str) -> Shardings:
+    """Derive the shardings of codes, scales and zero points from that of the weight.
 
     An axis of scales is replicated where a shard would end inside a group, or where all columns share one group; so are
-    scales that have no axes in common with the weight.
+    scales, and zero points, that have no axes in common with the weight.
 
     Args:
         sharding: The weight's sharding.
@@ -49,17 +57,17 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
     >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     >>> rows = NamedSharding(mesh, PartitionSpec("x"))
     >>> [leaf.spec for leaf in qtensor_shardings(rows, (4, 8), QuantSpec(4, group_size=3), "w")]
-    [P('x', None), P()]
+    [P('x', None), P(), P()]
     """
     cuts = shard_counts(sharding, shape, name)
     if not isinstance(sharding, NamedSharding):
         if sharding.is_fully_replicated:
-            return sharding, sharding
+            return Shardings(sharding, sharding, sharding)
         raise FormatError(
             f"{name}: found {_describe(sharding)}, wanted a NamedSharding, whose axes the codes and scales of a "
             "QTensor can follow"
         )
-    code, scales = spec.coding, scale_shape(shape or (1,), spec)
+    code, scales, zeros = spec.coding, scale_shape(shape or (1,), spec), zero_shape(shape or (1,), spec)
     if shape and (why := code.refuses_shards(shape, cuts)):
         raise FormatError(f"{name}: {_describe(sharding)} {why}")
     axes = (*sharding.spec, *(None for _ in range(len(shape) - len(sharding.spec))))
@@ -70,9 +78,13 @@ def qtensor_shardings(sharding: Sharding, shape: Shape, spec: QuantSpec, name: s
 
     codes = on(*(None if axis is None else axes[axis] for axis in code.axes(len(shape))))
     if not follows or not shape:
-        return codes, on()
+        return Shardings(codes, on(), on())
     whole = scales[-1] // code.grid_block[1] % cuts[-1] == 0
-    return codes, on(*axes[:-1], axes[-1] if whole else None)
+    scale = on(*axes[:-1], axes[-1] if whole else None)
+    if zeros == scales:
+        return Shardings(codes, scale, scale)
+    beside = len(zeros) == len(shape)
+    return Shardings(codes, scale, on(*axes[:-1], axes[-1] if zeros[-1] % cuts[-1] == 0 else None) if beside else on())
 
 
 def local_rows(sharding: Sharding, shape: Shape) -> list[tuple[int, int]]:

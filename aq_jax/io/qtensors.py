@@ -13,7 +13,7 @@ from aq_jax.core.bitstream import from_stream, to_stream
 from aq_jax.core.frameworks import cast_floating, to_jax_dtype, to_numpy
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.store import Row, RowInfo, TableReader, aligned_copy, decode, pieces
+from aq_jax.store import Row, RowInfo, TableReader, aligned_copy, cut_grids, decode, pieces
 
 
 def read_packed(table: TableReader, name: str, dtype: Any = None, *, copy: bool = True) -> Any:
@@ -34,12 +34,14 @@ def packed_tensor(rows: Sequence[Row], keep: Callable[[np.ndarray], np.ndarray] 
 
 
 def join_grids(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Join the scales and zero points of all rows of a tensor.
+    """Join the scales and zero points of all rows of a quantized tensor.
 
     Raises:
-        FormatError: if the rows of a tensor with one grid have several.
+        FormatError: if the rows of a tensor with one grid have several, or the rows of any tensor do not fit together.
     """
-    scales, zeros = (np.concatenate(a) for a in ([r.scales for r in rows], [r.zero_points for r in rows]))
+    code = rows[0].code
+    assert code is not None  # noqa: S101
+    scales, zeros = np.concatenate([row.scales for row in rows]), code.join_zeros([row.zero_points for row in rows])
     if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
         if (scales != scales[0]).any() or (zeros != zeros[:1]).any():
             raise FormatError(f"{rows[0].layer_name}: pieces of one grid have scales {scales.tolist()}; wanted one")
@@ -63,11 +65,12 @@ def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:
     cuts = pieces(q.shape, dtype, spec.quant_type, spec.quant_axis, spec.group_size)
     for start, stop in cuts:
         # The one grid of a tensor is repeated in each piece; and channels have a grid each even if they are empty.
-        grids = slice(None)
-        if spec.quant_axis == 0 and len(cuts) > 1:
-            grids = slice(*(spec.coding.grid_count(groups) for groups in (start // size, -(-stop // size))))
         data = stream[slice(*spec.coding.span(start, stop, q.shape))]
-        yield Row(
+        row = Row(
             name, q.shape, dtype, data, stop - start, spec.quant_type,
-            scales[grids], zeros[grids], spec.quant_axis, spec.group_size, spec.rotation,
+            scales, zeros, spec.quant_axis, spec.group_size, spec.rotation,
         )  # fmt: skip
+        if spec.quant_axis == 0 and len(cuts) > 1:
+            own = cut_grids(row, start // size, -(-stop // size))
+            row = dataclasses.replace(row, scales=own[0], zero_points=own[1])
+        yield row

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from aq_jax.core.frameworks import cast_floating, to_jax_dtype
-from aq_jax.core.qtensor import QTensor, group_shape, scale_shape
+from aq_jax.core.qtensor import QTensor, group_shape, scale_shape, zero_shape
 from aq_jax.core.sharding import build_sharded, local_rows, qtensor_shardings, shard_counts
 from aq_jax.errors import FormatError
 from aq_jax.io.qtensors import join_grids, spec_of
@@ -43,14 +43,17 @@ def load_sharded(table: TableReader, name: str, sharding: Sharding, packed: bool
 def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTensor:
     name, shape, spec = info.layer_name, info.shape or (1,), spec_of(info)
     code, laid = spec.coding, qtensor_shardings(sharding, info.shape, spec, info.layer_name)
-    (codes, dtype), grids = code.codes_like(shape), scale_shape(shape, spec)
+    (codes, dtype), grids, counted = code.codes_like(shape), scale_shape(shape, spec), group_shape(shape, spec)
 
     def elements(start: int, stop: int) -> tuple[int, int]:
         return code.row_start(start, shape), code.row_start(stop, shape)
 
-    inner, beside = math.prod(shape[1:]), math.prod(group_shape(shape, spec)[1:])
-    groups = [(start * beside, stop * beside) for start, stop in local_rows(laid[1], grids)]
-    ranges = [elements(*own) for own in local_rows(laid[0], codes)]
+    inner, beside, own_zeros = math.prod(shape[1:]), math.prod(counted[1:]), zero_shape(shape, spec)
+    # Zero points follow the rows of scales, or belong to the whole tensor.
+    shared = own_zeros[:-1] != grids[:-1]
+    groups = [(start * beside, stop * beside) for start, stop in local_rows(laid.scale, grids)]
+    groups += [(0, math.prod(counted))] if shared else []
+    ranges = [elements(*own) for own in local_rows(laid.codes, codes)]
     found = PartialTensor(table, name, ranges, groups=groups)
     one = join_grids(found.rows) if info.quant_axis < 0 else None
 
@@ -60,17 +63,20 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
             return found.codes(first, last).reshape(stop - start, *codes[1:])
         return code.from_stream(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
 
-    def grid(which: int, column: str) -> jax.Array:
-        def rows(start: int, stop: int) -> np.ndarray:
-            values = one or found.grids(start * beside, stop * beside)
-            return values[which].reshape(stop - start, *grids[1:])
+    def scales(start: int, stop: int) -> np.ndarray:
+        return (one or found.grids(start * beside, stop * beside))[0].reshape(stop - start, *grids[1:])
 
-        return build_sharded(grids, info.column_dtype(column), laid[1], rows)
+    def zeros(start: int, stop: int) -> np.ndarray:
+        part = (0, math.prod(counted)) if shared else (start * beside, stop * beside)
+        return (one or found.grids(*part))[1].reshape(stop - start, *own_zeros[1:])
 
-    zeros = grid(1, "zero_points") if code.zero_points else None
+    zero_points = None
+    if code.zero_points:
+        zero_points = build_sharded(own_zeros, info.column_dtype("zero_points"), laid.zero_point, zeros)
     return QTensor(
-        build_sharded(codes, np.dtype(dtype), laid[0], rows), grid(0, "scales"), zeros, spec, shape[-1],
-        code.rows(shape),
+        build_sharded(codes, np.dtype(dtype), laid.codes, rows),
+        build_sharded(grids, info.column_dtype("scales"), laid.scale, scales),
+        zero_points, spec, shape[-1], code.rows(shape),
     )  # fmt: skip
 
 

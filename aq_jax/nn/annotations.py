@@ -47,12 +47,9 @@ def shard_like(weight: QTensor, like: jax.Array, inputs: int, name: str) -> QTen
     if not isinstance(sharding, NamedSharding) or sharding.num_devices == 1:
         return weight
     on = _transposed(sharding, like.ndim, inputs) if inputs else sharding
-    codes, grids = qtensor_shardings(on, weight.shape, weight.spec, name)
+    shardings = qtensor_shardings(on, weight.shape, weight.spec, name)._asdict()
     return dataclasses.replace(
-        weight,
-        codes=jax.device_put(weight.codes, codes),
-        scale=jax.device_put(weight.scale, grids),
-        zero_point=jax.device_put(weight.zero_point, grids),
+        weight, **{leaf: jax.device_put(getattr(weight, leaf), shardings[leaf]) for leaf in shardings}
     )
 
 

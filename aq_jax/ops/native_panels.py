@@ -106,6 +106,8 @@ def to_panels(q: QTensor) -> Panels:
     if code.grid_dtype == "float32" and len(parts) == 1:
         parts.append(xp.zeros_like(parts[0]))
     elements = q.scale.shape[-1] if q.by_row else 1
+    if isinstance(code, PlainGrids) and code.packs_zeros:
+        parts[1] = code.unpacked_zeros(parts[1])
     parts = [part.astype(parts[0].dtype).reshape(-1, elements) for part in parts]
     grids = xp.stack([xp.broadcast_to(part, (outputs, elements)) for part in parts])
     grids = xp.pad(grids, ((0, 0), (0, more), (0, 0))).reshape(len(parts), -1, PANEL, elements).transpose(1, 3, 0, 2)
@@ -206,9 +208,11 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
         return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each
 
     scale, code = shaped(grids[0], like.scale.shape), like.spec.coding
-    zeros = None if like.zero_point is None else shaped(grids[1], like.zero_point.shape)
-    if zeros is not None and code.zero_dtype != code.grid_dtype:
-        zeros = zeros.astype(code.zero_dtype)
+    zeros = None
+    if like.zero_point is not None and isinstance(code, PlainGrids) and code.packs_zeros:
+        zeros = bits_jax.pack(shaped(grids[1], like.scale.shape).astype(jnp.int8), code.bits)
+    elif like.zero_point is not None:
+        zeros = shaped(grids[1], like.zero_point.shape).astype(code.zero_dtype)
     return dataclasses.replace(like, codes=codes, scale=scale, zero_point=zeros)
 
 

@@ -10,7 +10,7 @@ from aq_jax.store.metadata import Metadata
 from aq_jax.store.partial import PartialTensor
 from aq_jax.store.reader import TableReader, open_table
 from aq_jax.store.row_rules import check
-from aq_jax.store.rows import Row, RowInfo
+from aq_jax.store.rows import Row, RowInfo, cut_grids
 from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
 from aq_jax.store.writer import TableWriter, check_table, write_table
 
@@ -29,6 +29,7 @@ __all__ = [
     "aligned_empty",
     "check",
     "check_table",
+    "cut_grids",
     "decode",
     "dequantize_rows",
     "open_table",

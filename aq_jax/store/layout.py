@@ -28,11 +28,11 @@ def column_bytes(
     code = CODES.get(quant_type or "")
     if code is None:
         return {"data": count * DTYPES[stored_dtype(dtype, quant_type)].itemsize, "scales": 0, "zero_points": 0}
-    grids = code.grid_count(group_count(count, shape, quant_axis, group_size))
+    groups = group_count(count, shape, quant_axis, group_size)
     return {
         "data": code.data_bytes(count, shape),
-        "scales": grids * DTYPES[code.grid_dtype].itemsize,
-        "zero_points": grids * DTYPES[code.zero_dtype].itemsize if code.zero_points else 0,
+        "scales": code.grid_count(groups) * DTYPES[code.grid_dtype].itemsize,
+        "zero_points": code.zero_count(groups) * DTYPES[code.zero_dtype].itemsize if code.zero_points else 0,
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.store.decode import decode
 from aq_jax.store.layout import group_length
-from aq_jax.store.rows import Row, data_span, element_count
+from aq_jax.store.rows import Row, cut_grids, data_span, element_count
 from aq_jax.store.schema import DTYPES
 
 if TYPE_CHECKING:
@@ -86,15 +86,15 @@ class PartialTensor:
 
     def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the scales and zero points of requested groups, for a tensor with several grids."""
-        scales, zeros = [], []
-        count = self.info.code.grid_count if self.info.code else int
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         for row, offset in zip(self.rows, self._starts, strict=True):
             first = offset // self._group
-            own = slice(count(max(start - first, 0)), count(max(stop - first, 0)))
-            scales.append(row.scales[own])
-            zeros.append(row.zero_points[own])
-        kinds = self.info.column_dtype("scales"), self.info.column_dtype("zero_points")
-        return _joined(scales, kinds[0]), _joined(zeros, kinds[1])
+            if (grids := cut_grids(row, max(start - first, 0), max(stop - first, 0)))[0].size:
+                found.append(grids)
+        scales, zeros = ([grids[i] for grids in found] for i in range(2))
+        nothing = np.empty(0, self.info.column_dtype("zero_points"))
+        joined = self.info.code.join_zeros(zeros) if self.info.code and len(zeros) > 1 else (*zeros, nothing)[0]
+        return _joined(scales, self.info.column_dtype("scales")), joined
 
     def _widened(self, part: Range) -> Range:
         start, stop = part
@@ -142,16 +142,18 @@ def _shortened(row: Row, start: int, stop: int, total: int) -> Row:
         return replace(row, shape=(total,), data=row.data[first:last], num_params=stop - start)
     length = group_length(row.shape, row.quant_axis, row.group_size) or max(row.num_params, 1)
     size = gcd(start, length)
-    groups: np.ndarray | slice = np.arange(start, stop, size) // length
     if size == length:
-        groups = slice(row.code.grid_count(start // length), row.code.grid_count(-(-stop // length)))
+        scales, zeros = cut_grids(row, start // length, -(-stop // length))
+    else:
+        groups = np.arange(start, stop, size) // length
+        scales, zeros = row.scales[groups], row.zero_points[groups] if row.zero_points.size else row.zero_points
     return replace(
         row,
         shape=_shortened_shape(row.shape, total),
         data=row.data[first:last],
         num_params=stop - start,
-        scales=row.scales[groups],
-        zero_points=row.zero_points[groups] if row.zero_points.size else row.zero_points,
+        scales=scales,
+        zero_points=zeros,
         quant_axis=0,
         group_size=size,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from aq_jax.codes import CODES
 from aq_jax.errors import FormatError
 from aq_jax.store.layout import cut_step
-from aq_jax.store.rows import Row, describe, element_count, row_bytes, row_location
+from aq_jax.store.rows import Row, cut_grids, describe, element_count, row_bytes, row_location
 from aq_jax.store.schema import (
     DTYPES,
     MAX_AXES,
@@ -111,12 +111,11 @@ def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = No
             yield f"{column} holds {wanted} bytes, one value may hold {MAX_VALUE_BYTES}; store pieces, see `pieces`"
     if row.code is None or not row.scales.size:
         return
-    spans = [(0, row.scales.size)]
+    grids = [(row.scales, row.zero_points)]
     if looked_at is not None:
-        spans = [(row.code.grid_count(start), row.code.grid_count(stop)) for start, stop in looked_at]
-    for start, stop in spans:
-        scales = row.scales[start:stop]
-        if scales.size and (why := row.code.refuses_grids(scales, row.zero_points[start:stop])):
+        grids = [cut_grids(row, start, stop) for start, stop in looked_at]
+    for scales, zeros in grids:
+        if scales.size and (why := row.code.refuses_grids(scales, zeros)):
             yield why
 
 

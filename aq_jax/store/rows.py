@@ -154,3 +154,10 @@ def data_span(row: Row | RowInfo, start: int, stop: int) -> tuple[int, int]:
         return row.code.span(start, stop, row.shape)
     size = DTYPES[stored_dtype(row.dtype, row.quant_type)].itemsize
     return start * size, stop * size
+
+
+def cut_grids(row: Row, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut out the scales and zero points of groups `start` to `stop` of a quantized row."""
+    assert row.code is not None  # noqa: S101
+    scales, zeros = row.scales[row.code.grid_count(start) : row.code.grid_count(stop)], row.zero_points
+    return scales, row.code.cut_zeros(zeros, start, stop) if zeros.size else zeros

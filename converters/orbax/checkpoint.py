@@ -348,8 +348,7 @@ def _part_shardings(name: str, tensor: TensorEntry, sharding: Any) -> tuple[Shar
     if tensor.spec and isinstance(sharding, QTensor):
         parts = tuple(getattr(sharding, part) for part in tensor.arrays)
     elif tensor.spec and isinstance(sharding, Sharding):
-        codes, grids = qtensor_shardings(sharding, tensor.shape, tensor.spec, name)
-        parts = (codes, *(grids for _ in shapes[1:]))
+        parts = qtensor_shardings(sharding, tensor.shape, tensor.spec, name)[: len(shapes)]
     if not all(isinstance(part, Sharding) for part in parts):
         raise FormatError(f"shardings: {name} is {sharding!r}; wanted jax.sharding.Sharding, or a QTensor of them")
     for shape, part in zip(shapes, parts, strict=True):

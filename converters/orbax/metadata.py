@@ -16,7 +16,7 @@ from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec
 from aq_jax.core.frameworks import identity_key, unwrap_variable
 from aq_jax.core.prepared import Prepared
-from aq_jax.core.qtensor import QTensor, scale_shape
+from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
 from aq_jax.errors import AqError, FormatError, IntegrityError
 from aq_jax.store import DTYPES
 from aq_jax.store.digest import table_digest
@@ -175,14 +175,15 @@ def parse_tensor(folder: Path, name: str, entry: Any) -> TensorEntry:
         found = f"{codes.dtype}{list(codes.shape)} for rows of {length} codes of {spec.bits} bits"
         raise impossible(folder, name, "codes", found)
     # A batch, made by `vmap`, has the grids of each of its tensors.
-    grids = {(*shape[:batch], *scale_shape(shape[batch:], spec)) for batch in range(len(shape))}
-    for part in parts[1:]:
-        found, code = arrays[part].abstract, spec.coding
-        if (
-            found.dtype != DTYPES[code.zero_dtype if part == "zero_point" else code.grid_dtype]
-            or found.shape not in grids
-            or found.shape != arrays["scale"].abstract.shape
-        ):
+    batches, code, scale = range(len(shape)), spec.coding, arrays["scale"].abstract.shape
+    fitting = [batch for batch in batches if scale == (*shape[:batch], *scale_shape(shape[batch:], spec))]
+    wanted = {"scale": ({scale} if fitting else set(), code.grid_dtype)}
+    if code.zero_points:
+        zeros = {(*shape[:batch], *zero_shape(shape[batch:], spec)) for batch in fitting}
+        wanted["zero_point"] = zeros, code.zero_dtype
+    for part, (shapes, dtype) in wanted.items():
+        found = arrays[part].abstract
+        if found.dtype != DTYPES[dtype] or found.shape not in shapes:
             raise impossible(folder, name, part, f"{found.dtype}{list(found.shape)} for {spec} of shape {list(shape)}")
     return TensorEntry(arrays, spec, length, row, rows)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.codes import CODES, Levels
+from aq_jax.codes import CODES, Levels, Nested
+from aq_jax.codes.nested import BLOCK
 from aq_jax.config import QuantSpec
 from aq_jax.conversion.prequantized import read_config
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
@@ -89,25 +90,31 @@ def _four_bits(tensors: Tensors, name: str, kind: str) -> Weight:
         tensors.expect(f"{name}.nested_absmax", (-(-blocks // size),), "float32")
         tensors.expect(f"{name}.nested_quant_map", (256,), "float32")
         parts += (f"{name}.nested_absmax", f"{name}.nested_quant_map")
+        if size == BLOCK and len(sizes) > 1:
+            kind += "_nested"
     read = partial(_read_four_bits, tensors, name, kind, count, found)
     return Weight(name, sizes, dtype, QuantSpec(4, group_size=block, code=kind), parts, read)
 
 
 def _read_four_bits(tensors: Tensors, name: str, kind: str, count: int, state: Mapping[str, Any]) -> Packed:
     code, levels = CODES[kind], tensors.read(f"{name}.quant_map")
+    nested, code = (code, code.base) if isinstance(code, Nested) else (None, code)
     assert isinstance(code, Levels)  # noqa: S101
     if not np.array_equal(levels, np.asarray(code.table, np.float32)):
-        raise tensors.error(f"{name}.quant_map has other levels than {kind}; wanted those of the format")
+        raise tensors.error(f"{name}.quant_map has other levels than {code.name}; wanted those of the format")
     packed = np.ascontiguousarray(tensors.read(name)).reshape(-1).view(np.uint8)
-    absmax = tensors.read(f"{name}.absmax")
-    if absmax.dtype == np.uint8:
-        scales = np.repeat(tensors.read(f"{name}.nested_absmax"), state["nested_blocksize"])[: absmax.size]
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where the grids enter
-            absmax = tensors.read(f"{name}.nested_quant_map")[absmax] * scales + np.float32(state["nested_offset"])
     nibbles = np.empty((packed.size, 2), np.int8)
     nibbles[:, 0], nibbles[:, 1] = packed >> 4, packed & 15
     nibbles -= 8
-    return Packed(nibbles.reshape(-1)[:count], absmax)
+    absmax, codes = tensors.read(f"{name}.absmax"), nibbles.reshape(-1)[:count]
+    if absmax.dtype != np.uint8:
+        return Packed(codes, absmax)
+    offset = np.float32(state["nested_offset"])
+    table, largest = (tensors.read(f"{name}.nested_{part}") for part in ("quant_map", "absmax"))
+    if nested is not None:
+        return Packed(codes, absmax, np.concatenate([table, [offset], largest]))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where the grids enter
+        return Packed(codes, table[absmax] * np.repeat(largest, state["nested_blocksize"])[: absmax.size] + offset)
 
 
 def _int8(tensors: Tensors, module: str, dtype: np.dtype) -> Weight:

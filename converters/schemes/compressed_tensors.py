@@ -31,6 +31,7 @@ _PACKED, _SCALE, _ZERO, _SHAPE, _ORDER = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
 )  # fmt: skip
 _SMALL = ("int8", "float8_e4m3fn")
+_FLOAT8 = {"float32": "f8_e4m3", "float16": "f8_e4m3_f16", "bfloat16": "f8_e4m3_bf16"}
 _LEFT_OUT = re.compile(r"(^|\.)(input|output|k|v|q)_(scale|zero_point|global_scale)$")
 
 
@@ -96,7 +97,7 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
     if args.floating:
         if zeros is not None:
             raise tensors.error(f"{zeros} is there; wanted no zero points of floats")
-        spec = replace(spec_of(8, "scale", np.dtype(np.float32), group, shape), code="f8_e4m3")
+        spec = replace(spec_of(8, "scale", np.dtype(np.float32), group, shape), code=_FLOAT8[dtype.name])
         read = partial(_read_floats, tensors, name, named[1], shape, args.block)
         yield Weight(name, shape, dtype, spec, named, read)
         return
@@ -138,7 +139,7 @@ def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Ar
         if len(found) != len(scales) or _is_dense(found[-2], rows, args) is None:
             tensors.expect(name, (*scales[:-2], dense_words(rows, args.bits), scales[-1]), "int32")
         tensors.expect(name, (*scales[:-2], found[-2], scales[-1]), "int32")
-        return name, "integer"
+        return name, "packed"
     return name, "integer" if tensors.expect(name, scales, "int8", *FLOATS) == np.int8 else "zero"
 
 
@@ -189,7 +190,7 @@ def _read_bytes(tensors: Tensors, name: str, scale: str, zero: str | None) -> Pa
 
 
 def _read_floats(tensors: Tensors, name: str, scale: str, shape: tuple[int, ...], block: tuple[int, int]) -> Packed:
-    scales = tensors.read(scale).astype(np.float32)
+    scales = tensors.read(scale)
     if block[0]:
         scales = np.repeat(scales, block[0], axis=0)[: shape[0]]
     return Packed(tensors.read(name).view(np.int8), scales)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aq_jax.codes import CODES, Grid, Levels
+from aq_jax.codes import CODES, Grid, Levels, Nested
 from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.codes.small_grids import PlainGrids
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
@@ -16,11 +17,13 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
 
-# What a group has beside its scale: nothing; a zero point of the signed codes, an integer of eight bits or any number,
-# or one of unsigned codes; or the value of the lowest code, or of code 0.
-Kind = Literal["scale", "integer", "zero", "unsigned", "offset", "addend"]
+# What a group has beside its scale: nothing; a zero point of the signed codes, an integer of eight bits or of the
+# code's, or any number, or one of unsigned codes; or the value of the lowest code, or of code 0.
+Kind = Literal["scale", "integer", "packed", "zero", "unsigned", "offset", "addend"]
 _DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-_SUFFIXES: dict[Kind, str] = {"scale": "", "integer": "i", "zero": "z", "unsigned": "u", "offset": "m", "addend": "a"}
+_SUFFIXES: dict[Kind, str] = {
+    "scale": "", "integer": "i", "packed": "p", "zero": "z", "unsigned": "u", "offset": "m", "addend": "a",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,9 @@ class Packed:
 
     Args:
         codes: Signed codes, int8 of the weight's shape; or uint8, the bit stream of the table.
-        scales: One scale a group, in the scheme's dtype.
+        scales: One scale a group, in the scheme's dtype; of nested ones, their bytes.
         zeros: One zero point a group, of the signed codes: x = (q - zero) * scale; of unsigned ones, where the code
-            that the weight gets has such.
+            that the weight gets has such; the numbers that nested scales are made of.
         offsets: One offset a group, the value of the lowest code: x = (q + 2^(b-1)) * scale + offset; or, where the
             code that the weight gets has such, of code 0.
     """
@@ -60,8 +63,17 @@ def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[in
     per_channel = bool(group) and len(shape) == 2 and group == shape[-1]
     if scales == np.float32 and (per_channel or not group):
         return QuantSpec(bits, per_channel)
-    code = f"int{bits}_{_DTYPES[scales.name]}{_SUFFIXES[kind]}"
-    return QuantSpec(bits, per_channel, 0 if per_channel else group, code=code if code in CODES else "")
+    group = 0 if per_channel else group
+
+    def spec(kind: Kind) -> QuantSpec:
+        code = f"int{bits}_{_DTYPES[scales.name]}{_SUFFIXES[kind]}"
+        return QuantSpec(bits, per_channel, group, code=code if code in CODES else "")
+
+    if kind != "packed":
+        return spec(kind)
+    packed = spec(kind)
+    fits = packed.code and not packed.coding.refuses_layout(shape, packed.quant_axis, group)
+    return packed if fits else spec("integer")
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is refused by name
@@ -79,17 +91,26 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
             values would be, and for integers of more than eight bits as zero points.
     """
     code = spec.coding
+    if isinstance(code, Nested):
+        assert packed.zeros is not None  # noqa: S101
+        if why := code.refuses_grids(packed.scales, packed.zeros):
+            raise FormatError(f"{name}: its nested scales: {why}")
+        return from_stream(_stream(packed.codes, spec.bits), packed.scales, packed.zeros, shape, spec)
     if spec.code and not isinstance(code, Levels):
         grids = packed.zeros if packed.zeros is not None else packed.offsets
         scales = packed.scales.reshape(-1)
         zeros = np.empty(0) if grids is None else grids.reshape(-1)
         if code.zero_dtype == "int8":
             _check_bytes(zeros, name)
-        zeros = zeros.astype(DTYPES[code.zero_dtype])
         codes = packed.codes
-        _check_range(zeros, name)
+        if isinstance(code, PlainGrids) and code.packs_zeros:
+            zeros = pack_codes(zeros.astype(np.int8), code.bits)
+        else:
+            zeros = zeros.astype(DTYPES[code.zero_dtype])
+            _check_range(zeros, name)
     elif isinstance(code, Levels):
         codes, scales = _without_zeros(packed, code, spec.group_elements(shape))
+        scales = scales.astype(DTYPES[code.grid_dtype])
         zeros = np.empty(0, np.float32)
         _check_range(np.where(scales > 0, scales, np.nan), name)
     else:
@@ -162,7 +183,7 @@ def _check_values(spec: QuantSpec, scales: np.ndarray, zeros: np.ndarray, name: 
     """Refuse zero points that are not finite, and groups whose levels reach farther than float32."""
     code = spec.coding
     if isinstance(code, Levels):
-        reach: Any = code.max_level * scales
+        reach: Any = code.max_level * scales.astype(np.float32)
     else:
         scale, zero, minimum = code.float_grids(scales, zeros if code.zero_points else None)
         reach = ((1 << (spec.bits - 1)) + (0 if zero is None else np.abs(zero))) * np.abs(scale)

@@ -15,7 +15,7 @@ import numpy as np
 
 from aq_jax.codes import CODES
 from aq_jax.codes.bits import pack_codes
-from aq_jax.store import DTYPES, Row, write_table
+from aq_jax.store import DTYPES, Row, cut_grids, write_table
 from aq_jax.store.schema import Version
 
 FOLDER = Path(__file__).parent
@@ -160,6 +160,8 @@ def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, g
     numbers = np.array([0.25, -0.375, 0, 2.0**-24 if half == np.float16 else 2.0**-126, 1.5, -(2.0**-20)])
     scales = numbers[np.arange(row.scales.size) % 6].astype(half)
     offsets = (numbers[np.arange(row.scales.size) % 5] * 3).astype(half) if quant_type[-1] in "zuma" else scales[:0]
+    if quant_type[-1] == "p":
+        offsets = pack_codes(np.array([-2, 1, 0, -1, 1], np.int8)[np.arange(row.scales.size) % 5], 2)
     if quant_type[-1] == "i":
         offsets = np.array([-128, 127, 0, 7, -8, 1, -1], np.int8)[np.arange(row.scales.size) % 7]
     return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=offsets, solver="GGUF Q4_0")
@@ -187,10 +189,9 @@ def in_pieces(whole: Row, cut: int) -> list[Row]:
     """A row as two pieces."""
     code, length, rows = CODES[whole.quant_type or ""], whole.group_size, []
     for start, stop in ((0, cut), (cut, whole.num_params)):
-        grids = slice(*(code.grid_count(groups) for groups in (start // length, -(-stop // length))))
+        scales, zeros = cut_grids(whole, start // length, -(-stop // length))
         data = whole.data[slice(*code.span(start, stop, whole.shape))]
-        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
-        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
+        rows.append(dataclasses.replace(whole, num_params=stop - start, data=data, scales=scales, zero_points=zeros))
     return rows
 
 
@@ -254,6 +255,31 @@ def levels_rows() -> list[Row]:
     return [coded("embed.weight", (9, 4), "int8", 0, 0), *rows, dataclasses.replace(every, data=bytes_)]
 
 
+def nested_rows() -> list[Row]:
+    """A V2 table of nested scales, of float8 with halves as scales, and of zero points of two bits."""
+
+    def nested(name: str, shape: tuple[int, ...], quant_type: str, group_size: int) -> Row:
+        row = coded(name, shape, "int4", 0, group_size)
+        numbers = np.arange(row.scales.size)
+        table = (np.arange(256, dtype=np.float32) - 100) / 127
+        largest = np.float32([0.6, 0.7, 0, -0.3])[: -(-numbers.size // 256)]
+        zeros = np.concatenate([table, np.float32([0.1]), largest])
+        scales = (numbers * 37 % 256).astype(np.uint8)
+        return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=zeros, solver="bitsandbytes")
+
+    every = coded("f8", (2, 128), "int8", 0, 32)
+    every = dataclasses.replace(every, data=np.where(np.arange(256) % 128 == 127, 0, np.arange(256)).astype(np.uint8))
+    rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
+    rows += [nested("nf4_nested", (5, 64), "nf4_nested", 8), nested("fp4_nested", (6, 450), "fp4_nested", 9)]
+    rows += [nested("nested.across", (5, 7), "nf4_nested", 16), nested("nested.experts", (2, 3, 8), "fp4_nested", 4)]
+    rows += in_pieces(nested("nested.pieces", (75, 8), "nf4_nested", 2), 512)
+    for half, dtype in (("f16", "float16"), ("bf16", "bfloat16")):
+        scales, kind = every.scales.astype(DTYPES[dtype]), f"f8_e4m3_{half}"
+        rows.append(dataclasses.replace(every, layer_name=kind, quant_type=kind, scales=scales, zero_points=scales[:0]))
+    rows += [small(kind, (5, 32), kind, 0, 4) for kind in ("int2_f16p", "int2_bf16p", "int2_f32p")]
+    return rows + in_pieces(small("p.pieces", (3, 32), "int2_f16p", 0, 8), 32)
+
+
 TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "v1": (v1_rows, 1),
     "v2": (v2_rows, 2),
@@ -265,6 +291,7 @@ TABLES: dict[str, tuple[Callable[[], list[Row]], Version]] = {
     "unsigned": (unsigned_rows, 2),
     "integers": (integers_rows, 2),
     "addends": (addends_rows, 2),
+    "nested": (nested_rows, 2),
 }
 
 

@@ -302,7 +302,9 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Rows of golden tables by their name: q4_k has shape [2, 512] in 4 records, the others [5, 16] in 10 groups of 8.
+_TABLE = np.concatenate([np.zeros(257), np.ones(1)]).astype("<f4")
+# Rows of golden tables by their name: q4_k has shape [2, 512] in 4 records, those of the table "nested" [5, 64] and
+# [5, 32] in 40 groups of 8, or [2, 128] in 8 groups, the others [5, 16] in 10 groups of 8.
 GRIDS: dict[str, dict[str, Any]] = {
     "int4_f16i": {
         "zero points of float16": {"zero_points": bytes(20)},
@@ -335,6 +337,36 @@ GRIDS: dict[str, dict[str, Any]] = {
         "no addends": {"zero_points": b""},
         "a code without addends": {"quant_type": "int4_bf16"},
     },
+    "int2_f16p": {
+        "zero points of a byte": {"zero_points": bytes(40)},
+        "no zero points": {"zero_points": b""},
+        "a zero point too few": {"zero_points": bytes(9)},
+        "scales of NaN": {"scales": np.full(40, np.nan, "<f2").tobytes()},
+        "rows of six groups": {"shape": [5, 48], "num_params": 240, "data": bytes(60), "scales": bytes(60)},
+        "channels": {"group_size": 0},
+        "a piece of six groups": {"num_params": 24, "data": bytes(6), "scales": bytes(12), "zero_points": bytes(1)},
+        "a code with zero points of a byte": {"quant_type": "int2_f16i"},
+    },
+    "f8_e4m3_f16": {
+        "scales of NaN": {"scales": np.full(8, np.nan, "<f2").tobytes()},
+        "scales below zero": {"scales": np.full(8, -1, "<f2").tobytes()},
+        "scales of float32": {"scales": np.ones(8, "<f4").tobytes()},
+        "zero points": {"zero_points": bytes(16)},
+    },
+    "nf4_nested": {
+        "scales of float32": {"scales": bytes(160)},
+        "a scale too few": {"scales": bytes(39)},
+        "no table": {"zero_points": _TABLE[:1].tobytes()},
+        "a largest too few": {"zero_points": _TABLE[:257].tobytes()},
+        "a table of NaN": {"zero_points": (_TABLE * np.nan).tobytes()},
+        "a largest of infinity": {"zero_points": np.append(_TABLE[:257], np.float32(np.inf)).tobytes()},
+        "numbers that are too small": {"zero_points": (_TABLE * np.float32(1e-30)).tobytes()},
+        "channels": {"group_size": 0},
+        "one axis": {"shape": [320]},
+        "a rotation": {"rotation": 4},
+        "a code without nested scales": {"quant_type": "nf4"},
+        "2^62 elements": {"shape": [2**31 - 1, 2**31 - 1], "num_params": (2**31 - 1) ** 2},
+    },
     "q4_k": {
         "records of NaN": {"scales": np.array([0x7E00, 0, 0, 0] * 4, "<u2").tobytes()},
         "infinite records of minimums": {"zero_points": np.array([0x7C00, 0, 0, 0] * 4, "<u2").tobytes()},
@@ -357,8 +389,10 @@ def row_lies(suffix: str) -> Iterator[Case]:
     cells = bare(GOLDEN / "v2.parquet")
     for what, changes in ROWS.items():
         yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes), suffix)})
+    stems = {"int4_f16i": "integers", "int4_f32": "addends", "int4_bf16a": "addends"}
+    stems |= dict.fromkeys(("int2_f16p", "f8_e4m3_f16", "nf4_nested"), "nested")
     for name, lies in GRIDS.items():
-        stem = {"int4_f16i": "integers", "int4_f32": "addends", "int4_bf16a": "addends"}.get(name, "grids")
+        stem = stems.get(name, "grids")
         cells = bare(GOLDEN / f"{stem}.parquet")
         row = cells["layer_name"].to_pylist().index(name)
         for what, changes in lies.items():

@@ -15,6 +15,7 @@ import aq_jax as aq
 from aq_jax import native
 from aq_jax.codes import CODES
 from aq_jax.codes.records import Records
+from aq_jax.codes.small_grids import PlainGrids
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.prepared import to_qtensor
@@ -33,11 +34,14 @@ SOME = [
     ("int4_f16m", (35, 96), 32, 7),
     ("int4_f16i", (35, 96), 32, 7),
     ("int4_bf16a", (35, 96), 32, 7),
+    ("int2_f16p", (35, 128), 32, 7),
     ("q3_k", (19, 512), 16, 1),
     ("q2_k", (33, 256), 16, 1),
 ]
 OTHERS = [
     ("int4_f32", (35, 96), 32, 7),
+    ("int2_bf16p", (20, 96), 24, 7),
+    ("int2_f32p", (17, 512), 32, 1),
     ("int3_f32i", (20, 64), 16, 7),
     ("int8_f16a", (17, 50), 50, 1),
     ("int5_bf16a", (40, 64), 32, 1),
@@ -76,6 +80,8 @@ def weight(kind: str, shape: tuple[int, int], size: int) -> QTensor:
     scale, zeros = grids(), grids() if code.zero_points else np.empty(0, DTYPES[code.zero_dtype])
     if code.zero_dtype == "int8":
         zeros = rng.integers(-128, 128, elements, dtype=np.int8)
+    if isinstance(code, PlainGrids) and code.packs_zeros:
+        zeros = rng.integers(0, 256, code.zero_count(elements), dtype=np.uint8)
     spec = QuantSpec(code.bits, size == shape[1], 0 if size == shape[1] else size, 0, kind)
     return jax.device_put(from_stream(stream, scale, zeros, shape, spec))
 

@@ -17,7 +17,7 @@ from aq_jax.store import Row, decode, open_table, row_digest
 if TYPE_CHECKING:
     from types import ModuleType
 
-STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels", "unsigned", "integers", "addends")
+STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels", "unsigned", "integers", "addends", "nested")
 FILES = [f"{name}.{suffix}" for name in STEMS for suffix in ("parquet", "arrow")]
 EXISTING = sorted((Path(__file__).parent.parent / "golden" / "existing").glob("*.parquet"))
 

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "no blocks": (nf4(blocksize=0), BNB, "blocks of 0"),
     "nested without its numbers": (nf4() | {"a.weight.absmax": np.zeros(2, np.uint8)}, BNB, "nested_blocksize of"),
     "a nested offset beyond float32": (nested(-1e300), BNB, "nested_offset of .* is '-1e.300'; wanted a number"),
-    "nested scales beyond float32": (nested(1, 3e38), BNB, "a.weight: group 0 has the scale"),
+    "nested scales beyond float32": (nested(1, 3e38), BNB, "a.weight: its nested scales: zero_points are not all fin"),
     "other levels": (nf4() | {"a.weight.quant_map": np.zeros(16, np.float32)}, BNB, "other levels than nf4"),
     "a state that is no JSON": (
         nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)}, BNB, "not a JSON file"
@@ -178,6 +178,31 @@ def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
         high, low = codes[:32, 0] >> 4, codes[:32, 0] & 15
         assert (found[:64] == np.float32(NF4)[np.stack([high, low], 1).reshape(-1)] * 2).all()
         assert not found[64:].any()
+
+
+def test_nested_scales_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Bytes and levels; those of other blocks than 256, and of tensors without rows, become float32."""
+    arrays = nested(0.25, 0.5) | {"a.weight.absmax": np.uint8([3, 255])}
+    table = np.linspace(-1, 1, 256, dtype=np.float32)
+    arrays["a.weight.nested_quant_map"] = table
+    scales = table[[3, 255]] * np.float32(0.5) + np.float32(0.25)
+    assert scales[0] < 0 < scales[1]
+    high, low = (codes(arrays["a.weight"][:, 0]) for codes in (lambda c: c >> 4, lambda c: c & 15))
+    wanted = np.float32(NF4)[np.stack([high, low], 1)].reshape(2, 64) * scales[:, None]
+    for changes, kind in (({}, "nf4_nested"), ({"nested_blocksize": 128}, "nf4"), ({"shape": [128]}, "nf4")):
+        state = {"nested_offset": 0.25, "nested_blocksize": 256} | changes
+        own = arrays | {
+            "a.weight.quant_state.bitsandbytes__nf4": nf4(**state)["a.weight.quant_state.bitsandbytes__nf4"]
+        }
+        if kind == "nf4":  # whose scales are above zero
+            own["a.weight.absmax"], expected = np.uint8([255, 255]), wanted / scales[:, None] * scales[1]
+        else:
+            expected = wanted
+        write(tmp_path, own, {"quantization_config": BNB})
+        with open_source(tmp_path, packed=True) as source:
+            assert source.quantized == {"a.weight": kind}
+            q = source.read("a.weight")
+        np.testing.assert_allclose(np.asarray(aq.dequantize(q)).reshape(2, 64), expected, rtol=2e-7, atol=0)
 
 
 def arrays_of(parts: dict[str, Any]) -> Arrays:
