@@ -61,7 +61,7 @@ def _weight(tensors: Tensors, module: str, dropped: tuple[str, ...]) -> Weight:
     tensors.expect(codes, words, "int32")
     tensors.expect(zeros, (groups, words[1]), "int32")
     dtype = tensors.expect(scales, (groups, shape[0]), *FLOATS)
-    spec = spec_of(4, "integer", dtype, shape[1] // groups, shape)
+    spec = spec_of(4, "integer_zero_point", dtype, shape[1] // groups, shape)
     return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read, tensors, parts), dropped)
 
 

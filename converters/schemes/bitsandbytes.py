@@ -128,7 +128,7 @@ def _int8(tensors: Tensors, module: str, dtype: np.dtype) -> Weight:
         tensors.expect(form, tensors.shape(form), "uint8", "int8", "int32", "int64")
     if form in tensors and (prod(tensors.shape(form)) != 1 or tensors.read(form).any()):
         raise tensors.error(f"{form} is not 0: a layout of a GPU; wanted rows")
-    spec = spec_of(8, "scale", np.dtype(np.float32), shape[1], shape)
+    spec = spec_of(8, "", np.dtype(np.float32), shape[1], shape)
     parts = (codes, scales, *((form,) if form in tensors else ()))
     return Weight(codes, shape, dtype, spec, parts, partial(_read_int8, tensors, codes, scales))
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aq_jax.codes.small_grids import Offset
 from aq_jax.converters.schemes.compressed_tensors_config import Args, Groups
 from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
-from aq_jax.converters.schemes.grids import Kind, Packed, spec_of
+from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
     if args.floating:
         if zeros is not None:
             raise tensors.error(f"{zeros} is there; wanted no zero points of floats")
-        spec = replace(spec_of(8, "scale", np.dtype(np.float32), group, shape), code=_FLOAT8[dtype.name])
+        spec = replace(spec_of(8, "", np.dtype(np.float32), group, shape), code=_FLOAT8[dtype.name])
         read = partial(_read_floats, tensors, name, named[1], shape, args.block)
         yield Weight(name, shape, dtype, spec, named, read)
         return
@@ -129,18 +130,18 @@ def _scales(tensors: Tensors, module: str, shape: tuple[int, ...], args: Args) -
     return wanted, min(group, length), tensors.expect(name, wanted, *FLOATS)
 
 
-def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Args) -> tuple[str | None, Kind]:
+def _zero_point(tensors: Tensors, module: str, scales: tuple[int, ...], args: Args) -> tuple[str | None, Offset]:
     """Return the name of the zero points, if there are any, and what a group has: they are integers, or floats."""
     name = f"{module}{_ZERO}"
     if args.symmetric and name not in tensors:
-        return None, "scale"
+        return None, ""
     if tensors.dtype(name).name == "int32" and args.strategy in ("channel", "group"):
         found, rows = tensors.shape(name), scales[-2]
         if len(found) != len(scales) or _is_dense(found[-2], rows, args) is None:
             tensors.expect(name, (*scales[:-2], dense_words(rows, args.bits), scales[-1]), "int32")
         tensors.expect(name, (*scales[:-2], found[-2], scales[-1]), "int32")
-        return name, "packed"
-    return name, "integer" if tensors.expect(name, scales, "int8", *FLOATS) == np.int8 else "zero"
+        return name, "packed_zero_point"
+    return name, "integer_zero_point" if tensors.expect(name, scales, "int8", *FLOATS) == np.int8 else "zero_point"
 
 
 def _is_dense(words: int, count: int, args: Args) -> bool | None:

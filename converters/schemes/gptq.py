@@ -97,7 +97,7 @@ class _Layer:
                 self.check_order()
 
     def weight(self, dropped: tuple[str, ...]) -> Weight:
-        spec = spec_of(self.bits, "scale" if self.symmetric else "packed", self.dtype, self.group, self.shape)
+        spec = spec_of(self.bits, "" if self.symmetric else "packed_zero_point", self.dtype, self.group, self.shape)
         parts = (self.codes, self.scales, self.zeros, *((self.order,) if self.order in self.tensors else ()))
         return Weight(self.name, self.shape, self.dtype, spec, parts, self.read, dropped)
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from aq_jax.codes import CODES, Grid, Levels, Nested
 from aq_jax.codes.bits import pack_codes, unpack_codes
-from aq_jax.codes.small_grids import PlainGrids
+from aq_jax.codes.small_grids import Offset, PlainGrids
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
-
-# What a group has beside its scale: nothing; a zero point of the signed codes, an integer of eight bits or of the
-# code's, or any number, or one of unsigned codes; or the value of the lowest code, or of code 0.
-Kind = Literal["scale", "integer", "packed", "zero", "unsigned", "offset", "addend"]
-_DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-_SUFFIXES: dict[Kind, str] = {
-    "scale": "", "integer": "i", "packed": "p", "zero": "z", "unsigned": "u", "offset": "m", "addend": "a",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +37,32 @@ class Packed:
     offsets: np.ndarray | None = None
 
 
-def spec_of(bits: int, kind: Kind, scales: np.dtype, group: int, shape: tuple[int, ...]) -> QuantSpec:
+def spec_of(bits: int, offset: Offset, scales: np.dtype, group: int, shape: tuple[int, ...]) -> QuantSpec:
     """Choose the numerics of a weight: the code that holds its grids as they are, or float32 scales and zero points.
 
     Args:
         bits: The bits of a code.
-        kind: What a group has beside its scale.
+        offset: What a group has beside its scale.
         scales: The dtype of the scales.
         group: The elements of the last axis that share a scale; 0 for one of the tensor.
         shape: The weight's shape.
 
-    >>> spec_of(4, "scale", np.dtype(np.float32), 64, (8, 64)).quant_type  # a zero point a row takes little room
+    >>> spec_of(4, "", np.dtype(np.float32), 64, (8, 64)).quant_type  # a zero point a row takes little room
     'int4'
-    >>> spec_of(4, "scale", np.dtype(np.float32), 32, (8, 64)).quant_type
+    >>> spec_of(4, "", np.dtype(np.float32), 32, (8, 64)).quant_type
     'int4_f32'
+    >>> spec_of(2, "packed_zero_point", np.dtype(np.float16), 32, (8, 64)).quant_type  # two a row are no whole byte
+    'int2_f16i'
     """
     per_channel = bool(group) and len(shape) == 2 and group == shape[-1]
     if scales == np.float32 and (per_channel or not group):
         return QuantSpec(bits, per_channel)
-    group = 0 if per_channel else group
-
-    def spec(kind: Kind) -> QuantSpec:
-        code = f"int{bits}_{_DTYPES[scales.name]}{_SUFFIXES[kind]}"
-        return QuantSpec(bits, per_channel, group, code=code if code in CODES else "")
-
-    if kind != "packed":
-        return spec(kind)
-    packed = spec(kind)
-    fits = packed.code and not packed.coding.refuses_layout(shape, packed.quant_axis, group)
-    return packed if fits else spec("integer")
+    name = PlainGrids(bits, scales.name, offset).name
+    spec = QuantSpec(bits, per_channel, 0 if per_channel else group, code=name if name in CODES else "")
+    fits = spec.code and not spec.coding.refuses_layout(shape, spec.quant_axis, spec.group_size)
+    if offset == "packed_zero_point" and not fits:
+        return spec_of(bits, "integer_zero_point", scales, group, shape)
+    return spec
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is refused by name

@@ -77,7 +77,7 @@ def _weight(tensors: Tensors, module: str) -> Weight:
         raise tensors.error(f"{codes} is {dtype.name} {list(found)}; wanted {known[2]} codes each of {rows} x {group}")
     kind = tensors.expect(scales, (rows, 1), *FLOATS)
     tensors.expect(zeros, (rows, 1), kind.name)
-    spec = spec_of(bits, "unsigned", kind, group, shape)
+    spec = spec_of(bits, "unsigned_zero_point", kind, group, shape)
     others = (f"{module}{leaf}" for leaf in (*_NUMBERS, *_OTHERS))
     parts = (codes, scales, zeros, *(name for name in others if name in tensors))
     return Weight(f"{module}weight", shape, kind, spec, parts, partial(_read, tensors, module, spec, (rows, group)))

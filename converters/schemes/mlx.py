@@ -61,7 +61,7 @@ def _weight(tensors: Tensors, module: str, config: Config) -> Weight:
         raise tensors.error(f"{codes} has shape {list(words)}; wanted rows of words, whole groups of {group}")
     dtype = tensors.expect(scales, (*shape[:-1], shape[-1] // group), *FLOATS)
     tensors.expect(biases, (*shape[:-1], shape[-1] // group), dtype.name)
-    spec = spec_of(bits, "offset", dtype, group, shape)
+    spec = spec_of(bits, "minimum", dtype, group, shape)
     return Weight(codes, shape, dtype, spec, parts, partial(_read, tensors, parts, bits, shape))
 
 

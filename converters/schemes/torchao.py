@@ -74,13 +74,13 @@ def _bytes(tensors: Tensors, module: str, data: Mapping[str, Any]) -> Weight:
     group, grids = _blocks(tensors, module, shape, data)
     kind = tensors.expect(scales, grids, *FLOATS)
     parts: tuple[str, ...] = (codes, scales)
-    spec = spec_of(bits, "scale", kind, group, shape)
+    spec = spec_of(bits, "", kind, group, shape)
     if zeros in tensors:
         parts += (zeros,)
         if tensors.expect(zeros, grids, "int8", "int32", *FLOATS) in (np.int8, np.int32):
-            spec = spec_of(bits, "integer", kind, group, shape)
+            spec = spec_of(bits, "integer_zero_point", kind, group, shape)
         else:  # floats are of no known precision
-            spec = spec_of(bits, "zero", np.dtype(np.float32), group, shape)
+            spec = spec_of(bits, "zero_point", np.dtype(np.float32), group, shape)
     return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read_bytes, tensors, parts, bits))
 
 
@@ -102,7 +102,7 @@ def _four_bits(tensors: Tensors, module: str, data: Mapping[str, Any]) -> Weight
     group, grids = _blocks(tensors, module, shape, data)
     dtype = tensors.expect(scales, grids[::-1], *FLOATS)
     tensors.expect(zeros, grids[::-1], dtype.name)
-    spec = spec_of(4, "addend" if dtype.itemsize == 2 else "zero", dtype, group, shape)
+    spec = spec_of(4, "addend" if dtype.itemsize == 2 else "zero_point", dtype, group, shape)
     return Weight(f"{module}weight", shape, dtype, spec, parts, partial(_read_four_bits, tensors, parts))
 
 

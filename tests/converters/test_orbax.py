@@ -27,7 +27,7 @@ import aq_jax as aq
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters import orbax
 from aq_jax.converters.orbax.checkpoint import read_arrays
-from aq_jax.core.qtensor import QTensor, scale_shape
+from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
 from aq_jax.store import DTYPES, open_table
 from aq_jax.store.digest import table_digest
 
@@ -43,6 +43,8 @@ SPECS = {
     "tensor": ((4, 8), QuantSpec(2)),
     "empty": ((0, 8), QuantSpec(8, per_channel=True)),
     "bytes": ((6, 32), QuantSpec(4, group_size=16, code="int4_f16i")),  # zero points of another dtype than scales
+    "packed": ((6, 32), QuantSpec(2, group_size=4, code="int2_f16p")),  # and of another shape
+    "nested": ((6, 32), QuantSpec(4, group_size=8, code="nf4_nested")),
 }
 
 
@@ -57,7 +59,7 @@ def quantized(shape: tuple[int, ...], spec: QuantSpec, seed: int = 0) -> QTensor
         else rng.integers(-(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1), shape, np.int8)
     )
     grids, code = scale_shape(shape, spec), spec.coding
-    zeros = (4 * rng.normal(size=grids)).astype(DTYPES[code.zero_dtype])
+    zeros = (4 * rng.normal(size=zero_shape(shape, spec))).astype(DTYPES[code.zero_dtype])
     scale = rng.uniform(0.5, 2, grids).astype(DTYPES[code.grid_dtype])
     return QTensor(*map(jnp.asarray, (codes, scale, zeros)), spec, length)
 

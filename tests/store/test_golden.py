@@ -144,6 +144,13 @@ def test_the_example_of_integer_zero_points_of_the_documentation() -> None:
     assert decode([row]).tolist() == [[-2.5, 5, 3.5, 1]]
 
 
+def test_the_example_of_nested_scales_of_the_documentation() -> None:
+    data, scales = (np.frombuffer(bytes.fromhex(text), np.uint8) for text in ("f07f", "0002"))
+    numbers = np.concatenate([np.float32([2, 3, 5]), np.zeros(253, np.float32), np.float32([0.5, 4])])
+    row = Row("w", (1, 4), "float32", data, 4, "nf4_nested", scales, numbers, 0, 2)
+    assert decode([row]).tolist() == [[-8.5, 8.5, 20.5, 0]]
+
+
 def test_the_digests_of_the_documentation() -> None:
     codes = np.array([-2, -1, 0, 1, 1, 0, -1, -2], np.int8)
     scales, zeros = np.array([0.5, 2], np.float32), np.array([-0.5, -0.5], np.float32)

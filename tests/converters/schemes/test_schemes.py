@@ -175,7 +175,7 @@ class Toy:
         for module in tensors.ending("q"):
             shape = tensors.shape(f"{module}q")
             dtype = tensors.expect(f"{module}s", (shape[0], 1), "float32")
-            spec, parts = spec_of(8, "scale", dtype, shape[1], shape), (f"{module}q", f"{module}s")
+            spec, parts = spec_of(8, "", dtype, shape[1], shape), (f"{module}q", f"{module}s")
             yield Weight(module[:-1], shape, dtype, spec, parts, partial(self._read, tensors, *parts))
 
     @staticmethod
