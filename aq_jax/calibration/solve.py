@@ -93,7 +93,7 @@ def solve_model(
     """Solve the weights whose solver runs the model; the other weights are quantized meanwhile as the config says.
 
     Memory holds two copies of the model in float32, the text's hidden states twice, and the inputs of one layer's
-    linears: in all some ten times the hidden states, which take 4 bytes * width a token.
+    linears in both: in all some twenty times the hidden states, which take 4 bytes * width a token, padding included.
 
     Args:
         source: The float weights.

@@ -49,8 +49,8 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
         return code.row_start(start, shape), code.row_start(stop, shape)
 
     inner, beside, own_zeros = math.prod(shape[1:]), math.prod(counted[1:]), zero_shape(shape, spec)
-    # Zero points follow the rows of scales, or belong to the whole tensor.
-    shared = own_zeros[:-1] != grids[:-1]
+    # Zero points follow the rows of scales, or belong to the whole tensor, as all grids do where groups cross rows.
+    shared = len(own_zeros) < len(shape)
     groups = [(start * beside, stop * beside) for start, stop in local_rows(laid.scale, grids)]
     groups += [(0, math.prod(counted))] if shared else []
     ranges = [elements(*own) for own in local_rows(laid.codes, codes)]

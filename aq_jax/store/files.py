@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from aq_jax.errors import ConfigError
 
@@ -57,6 +59,38 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # as soon as one is not empty
             for folder in missing:
                 folder.rmdir()
+
+
+class EarlySync:
+    """A thread that syncs a file to disk while it is written: what is left to wait for at the end is the last part.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "aq_jax sync")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown()
+        if kind is None and self._running is not None:
+            self._running.result()
+
+    def start(self) -> None:
+        """Sync what is written so far, unless a sync is under way.
+
+        Raises:
+            OSError: if the last one failed: the system may report an error once only.
+        """
+        if self._running is None or self._running.done():
+            if self._running is not None:
+                self._running.result()
+            self._running = self._thread.submit(_sync, self._path)
 
 
 @contextmanager

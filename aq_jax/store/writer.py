@@ -15,7 +15,7 @@ from aq_jax.config import Compression
 from aq_jax.errors import FormatError
 from aq_jax.store.container import KINDS, Sink
 from aq_jax.store.digest import row_digest
-from aq_jax.store.files import atomic_write
+from aq_jax.store.files import EarlySync, atomic_write
 from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose_metadata
 from aq_jax.store.row_rules import RowOrder, check
@@ -97,6 +97,7 @@ class TableWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_write(self.path))
+            self._sync = stack.enter_context(EarlySync(temporary))
             self._sink = KINDS[self.path.suffix].create(temporary, self._schema, self._compression)
             stack.callback(self._close)  # before the file is renamed, or removed
             self._stack = stack.pop_all()
@@ -160,6 +161,7 @@ class TableWriter:
     def _write_batch(self, rows: list[Row], data: np.ndarray) -> None:
         assert self._sink is not None  # noqa: S101
         self._sink.write(pa.RecordBatch.from_arrays(_columns(rows, data, self._schema), schema=self._schema))
+        self._sync.start()
 
     def _finish(self) -> None:
         assert self._sink is not None  # noqa: S101

@@ -271,7 +271,7 @@ def nested_rows() -> list[Row]:
     every = dataclasses.replace(every, data=np.where(np.arange(256) % 128 == 127, 0, np.arange(256)).astype(np.uint8))
     rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
     rows += [nested("nf4_nested", (5, 64), "nf4_nested", 8), nested("fp4_nested", (6, 450), "fp4_nested", 9)]
-    rows += [nested("nested.across", (5, 7), "nf4_nested", 16), nested("nested.experts", (2, 3, 8), "fp4_nested", 4)]
+    rows += [nested("nested.across", (8, 258), "nf4_nested", 4), nested("nested.experts", (2, 3, 8), "fp4_nested", 4)]
     rows += in_pieces(nested("nested.pieces", (75, 8), "nf4_nested", 2), 512)
     for half, dtype in (("f16", "float16"), ("bf16", "bfloat16")):
         scales, kind = every.scales.astype(DTYPES[dtype]), f"f8_e4m3_{half}"
