@@ -62,14 +62,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 class EarlySync:
-    """A thread that syncs a file to disk while it is written: what is left to wait for at the end is the last part.
+    """A thread that syncs a file's data to disk while it is written, so that the last sync waits for the last part.
 
     Args:
-        path: The file.
+        path: The file, which exists.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         self._thread = ThreadPoolExecutor(1, "aq_jax sync")
         self._running: Future[None] | None = None
 
@@ -78,6 +78,7 @@ class EarlySync:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._thread.shutdown()
+        os.close(self._descriptor)
         if kind is None and self._running is not None:
             self._running.result()
 
@@ -90,7 +91,7 @@ class EarlySync:
         if self._running is None or self._running.done():
             if self._running is not None:
                 self._running.result()
-            self._running = self._thread.submit(_sync, self._path)
+            self._running = self._thread.submit(getattr(os, "fdatasync", os.fsync), self._descriptor)
 
 
 @contextmanager

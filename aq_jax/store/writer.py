@@ -97,9 +97,9 @@ class TableWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_write(self.path))
-            self._sync = stack.enter_context(EarlySync(temporary))
             self._sink = KINDS[self.path.suffix].create(temporary, self._schema, self._compression)
             stack.callback(self._close)  # before the file is renamed, or removed
+            self._sync = stack.enter_context(EarlySync(temporary))
             self._stack = stack.pop_all()
         return self
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from aq_jax.errors import FormatError
-from aq_jax.store import Row, TableWriter, write_table
+from aq_jax.store import Row, TableWriter, write_table, writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +117,31 @@ def test_leftovers_of_dead_writers_are_removed(tmp_path: Path) -> None:
     write_table(path, [row("r", 1)], version=1)
     assert not gone.exists()
     assert all(file.exists() for file in kept)
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="os.fdatasync is not everywhere")
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fails_while_a_table_is_written_is_reported(
+    tmp_path: Path, v2_rows: list[Row], monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The system says so to one of those who flush the file, and once."""
+    calls, large = [], replace(v2_rows[0], digest=None)
+
+    def fail(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 1)  # each row is a group
+
+    def write() -> None:
+        with TableWriter(tmp_path / "m.parquet", version=2) as table:
+            for i in range(2):
+                table.write(replace(large, layer_name=f"w{i}"))
+                table._sync._thread.submit(int).result()  # until the flush has run
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
+    assert len(calls) >= failing
+    assert not list(tmp_path.iterdir())
