@@ -572,7 +572,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
     assert child.wait(30) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "hf").mkdir()
     tensor = weights(512, 512)

@@ -386,7 +386,11 @@ def test_an_abstract_model_has_the_graph_of_the_concrete_one(quantized: Model) -
 
 
 @pytest.mark.parametrize(
-    "config", ["int8", QuantizationConfig("int4", group_size=16, solver="absmax")], ids=["int8", "int4"]
+    "config",
+    [
+        pytest.param("int8", id="int8", marks=pytest.mark.slow),
+        pytest.param(QuantizationConfig("int4", group_size=16, solver="absmax"), id="int4"),
+    ],
 )
 def test_state_goes_through_orbax(config: QuantizationConfig | str, tmp_path: Path, model: Model) -> None:
     saved = quantize_module(model, config)
