@@ -94,7 +94,8 @@ def write_model(
     done = ConversionResult(str(path))
     clock = _Clock(done.seconds)
     record = dict(source.provenance) | ({"quantization": config.to_dict()} if config else {}) | dict(metadata or {})
-    if config is not None and any(_by_matrices(treat(config, n, *found)) for n, found in source.shapes.items()):
+    treatments = {name: treat(config, name, *found) for name, found in source.shapes.items()}
+    if any(map(_by_matrices, treatments.values())):
         record["encoder"] = encoder()
     if solved is not None:
         done.notes += solved.notes
@@ -106,7 +107,7 @@ def write_model(
         if solved.training is not None:
             done.training = record["training"] = dict(solved.training)
             done.seconds["train"] = solved.training["seconds"]
-    done.notes += kept_notes({name: treat(config, name, *found) for name, found in source.shapes.items()})
+    done.notes += kept_notes(treatments)
     sizes = {name: source.nbytes(name) for name in source.shapes}
     started, total = time.perf_counter(), sum(sizes.values())
     version = 2 if config or any("quant_type" in row for row in source.row_metadata.values()) else 1
@@ -126,7 +127,7 @@ def write_model(
                 solver = "trained" if solved.training else quantizer_of(config.for_tensor(name, value.shape)).name
                 rows = solved_rows(name, value, solved, solver, done)
             else:
-                rows = quantized_rows(name, value, config, done, solved.fallbacks if solved else ())
+                rows = quantized_rows(name, value, treatments[name], done, solved.fallbacks if solved else ())
             for row in clock.timed_items("quantize", rows):
                 table.write(as_v2(row) if version == 2 else row)
             done.source_bytes += size
@@ -155,10 +156,9 @@ def unchanged_rows(name: str, value: np.ndarray | QTensor, metadata: Mapping[str
 
 
 def quantized_rows(
-    name: str, array: np.ndarray, config: QuantizationConfig, done: ConversionResult, unsolved: Collection[str] = ()
+    name: str, array: np.ndarray, treatment: Treatment, done: ConversionResult, unsolved: Collection[str] = ()
 ) -> Iterator[Row]:
-    """Build the V2 rows of one tensor under a model's config; those in `unsolved` by their quantizer's fallback."""
-    treatment = treat(config, name, array.shape, array.dtype)
+    """Build the V2 rows of one tensor; those in `unsolved` by their quantizer's fallback."""
     policy, spec = treatment.policy, treatment.spec
     dtype = array.dtype.name
     if treatment.half:
