@@ -15,7 +15,7 @@ from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same_folder, side_
 from aq_jax.conversion.source import Source
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.io.qtensors import packed_tensor
+from aq_jax.io.qtensors import stored_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, read_manifest
@@ -46,16 +46,13 @@ class TableSource(Source):
         self._sizes = sizes if packed else {}
         self._config = table.config
         if packed:
-            self._sizes = {
-                name: sum(sum(row_bytes(each).values()) for each in pieces) for name, pieces in infos.items()
-            }
             self.provenance = self._config
             self.row_metadata = {name: _row_metadata(pieces) for name, pieces in infos.items()}
 
     def read(self, name: str) -> np.ndarray | QTensor:
         rows = self._table.read_tensor(name)
         if self._packed and rows[0].quantized:
-            return packed_tensor(rows)
+            return stored_tensor(rows)
         if self._packed and rows[0].quant_type == "fp16":
             data = np.concatenate([row.data for row in rows])
             return data.view(np.float16).reshape(rows[0].shape)

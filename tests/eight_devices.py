@@ -250,7 +250,7 @@ def test_shards_of_tiles_are_whole_tiles(line: Mesh, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["q4_k", "q6_k", "q5_k.pieces", "int5_bf16m", "f16.pieces", "f16.across", "i.pieces", "int2_f16p", "p.pieces",
-     "f8_e4m3_f16", "fp4_nested", "nested.across", "nested.experts"],
+     "f8_e4m3_f16", "fp4_nested", "nested.many", "nested.experts"],
 )  # fmt: skip
 def test_shards_of_small_grids(name: str) -> None:
     two = Mesh(np.array(jax.devices()[:2]), ("x",))

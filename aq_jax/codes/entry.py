@@ -129,15 +129,14 @@ class Code(Protocol):
         """Return the zero points of groups `start` to `stop`, between which the others may be cut, as a row's own."""
         return zero_points[self.zero_count(start) : self.zero_count(stop)]
 
-    def join_zeros(self, parts: Sequence[Host]) -> Host:
-        """Join the zero points of the pieces of a tensor.
+    @property
+    def in_memory(self) -> Code:
+        """The code of a QTensor that is loaded from such rows."""
+        return self
 
-        Raises:
-            FormatError: if they are those of several tensors.
-        """
-        from numpy import concatenate
-
-        return concatenate(parts)
+    def memory_grids(self, scales: Host, zero_points: Host) -> tuple[Host, Host]:
+        """Turn the scales and zero points of a whole row into those of the code in memory."""
+        return scales, zero_points
 
     def refuses_layout(self, shape: Sequence[int], quant_axis: int, group_size: int) -> str:
         """Say why a tensor of this shape and grouping cannot have this code; "" if it can."""

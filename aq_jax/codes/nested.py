@@ -3,7 +3,8 @@
     scale of group g = levels[i[g]] * largest[g // 256] + offset        each step rounded to float32
 
 `scales` has the bytes i; `zero_points` has float32: 256 levels, the offset, and the largest of each 256 groups. Groups
-are counted through the tensor, so that a row of it has no zero points of its own.
+are counted through the row of the table, so that nothing can be cut out of a QTensor of such scales. Rows of a table
+have them, and a source that is converted into one; what is loaded has float32 scales.
 """
 
 from __future__ import annotations
@@ -14,29 +15,30 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from aq_jax.codes import levels
 from aq_jax.codes.elementwise import Elementwise
 from aq_jax.codes.entry import Grid, Host, Shape
-from aq_jax.codes.levels import LEVELS, Levels
-from aq_jax.errors import FormatError
 
 BLOCK = 256
 """The groups that share a largest one."""
-_LEVELS = 256
-_HEAD = _LEVELS + 1
+LEVELS = 256
+"""The levels of scales."""
+_HEAD = LEVELS + 1
 
 
 @dataclass(frozen=True)
 class Nested(Elementwise):
-    """Codes that number levels, with nested scales, which may be negative or zero.
+    """Codes that number levels, with nested scales.
 
     Args:
         base: The code with float32 scales.
 
-    >>> Nested(LEVELS[0]).name, Nested(LEVELS[0]).zero_count(64 * 256)
+    >>> nf4 = Nested(levels.LEVELS[0])
+    >>> nf4.name, nf4.zero_count(64 * 256)
     ('nf4_nested', 321)
     """
 
-    base: Levels
+    base: levels.Levels
     name: str = field(init=False, repr=False)
     bits: int = field(init=False, repr=False)
     zero_points = True
@@ -63,25 +65,27 @@ class Nested(Elementwise):
 
         return concatenate([zero_points[:_HEAD], zero_points[_HEAD + start // BLOCK : _HEAD + -(-stop // BLOCK)]])
 
-    def join_zeros(self, parts: Sequence[Host]) -> Host:
-        from numpy import concatenate
+    @property
+    def in_memory(self) -> levels.Levels:
+        return self.base
 
-        head = parts[0][:_HEAD]
-        if any((part[:_HEAD] != head).any() for part in parts):
-            raise FormatError(f"pieces of a tensor of {self.name} have several tables of levels; wanted one")
-        return concatenate([head, *(part[_HEAD:] for part in parts)])
+    def memory_grids(self, scales: Host, zero_points: Host) -> tuple[Host, Host]:
+        return self.scales(scales, zero_points), zero_points[:0]
 
     def refuses_layout(self, shape: Sequence[int], quant_axis: int, group_size: int) -> str:
-        if quant_axis or not group_size:
-            return f"quant_axis is {quant_axis} and group_size {group_size}; {self.name} has groups"
-        return "" if len(shape) > 1 else f"shape is {list(shape)}; {self.name} needs two axes or more"
+        if quant_axis == 0 and group_size and len(shape) > 1 and shape[-1] % group_size == 0:
+            return ""
+        return (
+            f"quant_axis is {quant_axis}, group_size {group_size} and shape {list(shape)}; wanted two axes or "
+            f"more, and whole groups in each row, as {self.name} has them"
+        )
 
     def refuses_grids(self, scales: Host, zero_points: Host) -> str:
         size = abs(zero_points)
         # So that neither products nor sums are too small or large for float32.
         if not ((size == 0) | ((size >= 2.0**-60) & (size <= 2.0**60))).all():
             return "zero_points are not all finite, 0 or of a magnitude from 2^-60 to 2^60"
-        return ""
+        return self.base.refuses_grids(*self.memory_grids(scales, zero_points)) if scales.size else ""
 
     def cut_step(self, group: int, shape: Sequence[int]) -> int:
         return BLOCK * group  # whole bytes of codes, too
@@ -92,11 +96,11 @@ class Nested(Elementwise):
     def scales(self, numbers: Any, zero_points: Any) -> Any:
         """Compute the float32 scales of all groups of a tensor, of the shape of `numbers`."""
         xp = numbers.__array_namespace__()
-        levels, largest = zero_points[:_LEVELS], zero_points[_HEAD:]
-        product = levels[numbers.reshape(-1)] * largest[xp.arange(numbers.size) // BLOCK]
+        table, largest = zero_points[:LEVELS], zero_points[_HEAD:]
+        product = table[numbers.reshape(-1)] * largest[xp.arange(numbers.size) // BLOCK]
         # Nothing is NaN, but compilers do not know: they fuse no multiply-add across it, which would round once only.
         product = xp.where(product == product, product, xp.zeros_like(product))
-        return (product + zero_points[_LEVELS]).reshape(numbers.shape)
+        return (product + zero_points[LEVELS]).reshape(numbers.shape)
 
     def encode(self, w: Any, grid: Grid) -> Any:
         raise NotImplementedError(f"{self.name}: no quantizer chooses such codes")
@@ -107,8 +111,7 @@ class Nested(Elementwise):
     def read(
         self, data: Host, scales: Host, zero_points: Host, group: int, shape: Sequence[int], out: Host
     ) -> None:  # fmt: skip
-        found = self.scales(scales, zero_points)
-        self.base.read(data, found, found[:0], group, shape, out)
+        self.base.read(data, *self.memory_grids(scales, zero_points), group, shape, out)
 
     def values(self, q: Any) -> Any:
         return self.base.values(self._plain(q))
@@ -121,4 +124,4 @@ class Nested(Elementwise):
         return dataclasses.replace(q, scale=self.scales(q.scale, q.zero_point), zero_point=None)
 
 
-NESTED = tuple(Nested(code) for code in LEVELS if code.bits == 4)
+NESTED = tuple(Nested(code) for code in levels.LEVELS if code.bits == 4)

@@ -120,15 +120,16 @@ class PlainGrids(SmallGrids):
 
     def refuses_layout(self, shape: Sequence[int], quant_axis: int, group_size: int) -> str:
         run, _ = run_of(self.bits)
-        if not self.packs_zeros or (quant_axis == 0 and shape and group_size and shape[-1] % (run * group_size) == 0):
+        grouped = quant_axis == 0 and group_size and len(shape) > 1
+        if not self.packs_zeros or (grouped and shape[-1] % (run * group_size) == 0):
             return ""
         return (
-            f"quant_axis is {quant_axis}, group_size {group_size} and shape {list(shape)}; wanted a multiple of {run} "
-            f"groups in each row, as {self.name} has them"
+            f"quant_axis is {quant_axis}, group_size {group_size} and shape {list(shape)}; wanted two axes or "
+            f"more, and a multiple of {run} groups in each row, as {self.name} has them"
         )
 
     def cut_step(self, group: int, shape: Sequence[int]) -> int:
-        return run_of(self.bits)[0] * group if self.packs_zeros else super().cut_step(group, shape)
+        return super().cut_step(run_of(self.bits)[0] * group if self.packs_zeros else group, shape)
 
     def read_step(self, shape: Sequence[int]) -> int:
         return max(shape[-1], 1) if self.packs_zeros else super().read_step(shape)

@@ -33,15 +33,28 @@ def packed_tensor(rows: Sequence[Row], keep: Callable[[np.ndarray], np.ndarray] 
     return from_stream(keep(data), keep(scales), keep(zeros), rows[0].shape, spec_of(rows[0]))
 
 
+def stored_tensor(rows: Sequence[Row]) -> QTensor:
+    """Make a QTensor for another table: of the code of the rows, where `packed_tensor` has another in memory.
+
+    Pieces, whose grids may be several, get the code in memory.
+    """
+    row, spec = rows[0], spec_of(rows[0])
+    if row.code is None or row.code.in_memory is row.code or len(rows) > 1:
+        return packed_tensor(rows)
+    spec = dataclasses.replace(spec, code=row.code.plain_name)
+    return from_stream(row.data, row.scales, row.zero_points, row.shape, spec)
+
+
 def join_grids(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Join the scales and zero points of all rows of a quantized tensor.
+    """Join the scales and zero points that all rows of a quantized tensor have in memory.
 
     Raises:
-        FormatError: if the rows of a tensor with one grid have several, or the rows of any tensor do not fit together.
+        FormatError: if the rows of a tensor with one grid have several.
     """
     code = rows[0].code
     assert code is not None  # noqa: S101
-    scales, zeros = np.concatenate([row.scales for row in rows]), code.join_zeros([row.zero_points for row in rows])
+    own = [code.memory_grids(row.scales, row.zero_points) for row in rows]
+    scales, zeros = (np.concatenate([grids[which] for grids in own]) for which in range(2))
     if rows[0].quant_axis < 0:  # every piece repeats the one grid of the tensor
         if (scales != scales[0]).any() or (zeros != zeros[:1]).any():
             raise FormatError(f"{rows[0].layer_name}: pieces of one grid have scales {scales.tolist()}; wanted one")
@@ -50,10 +63,10 @@ def join_grids(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spec_of(row: Row | RowInfo) -> QuantSpec:
-    """Return the numerics of a quantized row."""
+    """Return the numerics of a quantized row in memory."""
     assert row.code is not None  # noqa: S101
-    channels = row.quant_axis == 0 and not row.group_size
-    return QuantSpec(row.code.bits, channels, row.group_size, row.rotation, row.code.plain_name)
+    channels, code = row.quant_axis == 0 and not row.group_size, row.code.in_memory
+    return QuantSpec(code.bits, channels, row.group_size, row.rotation, code.plain_name)
 
 
 def packed_rows(name: str, q: QTensor, dtype: str = "float32") -> Iterator[Row]:

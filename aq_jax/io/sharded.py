@@ -48,34 +48,41 @@ def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTenso
     def elements(start: int, stop: int) -> tuple[int, int]:
         return code.row_start(start, shape), code.row_start(stop, shape)
 
-    inner, beside, own_zeros = math.prod(shape[1:]), math.prod(counted[1:]), zero_shape(shape, spec)
-    # Zero points follow the rows of scales, or belong to the whole tensor, as all grids do where groups cross rows.
-    shared = len(own_zeros) < len(shape)
-    groups = [(start * beside, stop * beside) for start, stop in local_rows(laid.scale, grids)]
-    groups += [(0, math.prod(counted))] if shared else []
-    ranges = [elements(*own) for own in local_rows(laid.codes, codes)]
-    found = PartialTensor(table, name, ranges, groups=groups)
-    one = join_grids(found.rows) if info.quant_axis < 0 else None
+    inner, total, own_zeros = math.prod(shape[1:]), math.prod(counted), zero_shape(shape, spec)
+    undone = info.code is not None and info.code.in_memory is not info.code  # made of all grids of the table's rows
+
+    def groups(start: int, stop: int, like: Sequence[int]) -> tuple[int, int]:
+        """Find the groups of rows of scales or zero points."""
+        return start * total // max(like[0], 1), stop * total // max(like[0], 1)
+
+    asked = [(0, total)] if undone else [groups(*own, grids) for own in local_rows(laid.scale, grids)]
+    found = PartialTensor(table, name, [elements(*own) for own in local_rows(laid.codes, codes)], groups=asked)
+    every = join_grids(found.rows) if undone or info.quant_axis < 0 else None
 
     def rows(start: int, stop: int) -> np.ndarray:
         first, last = elements(start, stop)
         if dtype == "int8":
             return found.codes(first, last).reshape(stop - start, *codes[1:])
-        return code.from_stream(found.stream(first, last), ((last - first) // max(inner, 1), *shape[1:]))
+        count = (last - first) // inner if inner else stop - start
+        return code.from_stream(found.stream(first, last), (count, *shape[1:]))
 
-    def scales(start: int, stop: int) -> np.ndarray:
-        return (one or found.grids(start * beside, stop * beside))[0].reshape(stop - start, *grids[1:])
-
-    def zeros(start: int, stop: int) -> np.ndarray:
-        part = (0, math.prod(counted)) if shared else (start * beside, stop * beside)
-        return (one or found.grids(*part))[1].reshape(stop - start, *own_zeros[1:])
+    def part(which: int, start: int, stop: int, like: tuple[int, ...]) -> np.ndarray:
+        if every is None:
+            values = found.grids(*groups(start, stop, like))[which]
+        else:
+            size = math.prod(like[1:])
+            values = every[which][start * size : stop * size]
+        return values.reshape(stop - start, *like[1:])
 
     zero_points = None
     if code.zero_points:
-        zero_points = build_sharded(own_zeros, info.column_dtype("zero_points"), laid.zero_point, zeros)
+        dtype_of_zeros = DTYPES[code.zero_dtype]
+        zero_points = build_sharded(
+            own_zeros, dtype_of_zeros, laid.zero_point, lambda start, stop: part(1, start, stop, own_zeros)
+        )
     return QTensor(
         build_sharded(codes, np.dtype(dtype), laid.codes, rows),
-        build_sharded(grids, info.column_dtype("scales"), laid.scale, scales),
+        build_sharded(grids, DTYPES[code.grid_dtype], laid.scale, lambda start, stop: part(0, start, stop, grids)),
         zero_points, spec, shape[-1], code.rows(shape),
     )  # fmt: skip
 

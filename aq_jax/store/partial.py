@@ -86,15 +86,14 @@ class PartialTensor:
 
     def grids(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the scales and zero points of requested groups, for a tensor with several grids."""
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        scales, zeros = [], []
         for row, offset in zip(self.rows, self._starts, strict=True):
             first = offset // self._group
-            if (grids := cut_grids(row, max(start - first, 0), max(stop - first, 0)))[0].size:
-                found.append(grids)
-        scales, zeros = ([grids[i] for grids in found] for i in range(2))
-        nothing = np.empty(0, self.info.column_dtype("zero_points"))
-        joined = self.info.code.join_zeros(zeros) if self.info.code and len(zeros) > 1 else (*zeros, nothing)[0]
-        return _joined(scales, self.info.column_dtype("scales")), joined
+            own = cut_grids(row, max(start - first, 0), max(stop - first, 0))
+            scales.append(own[0])
+            zeros.append(own[1])
+        kinds = self.info.column_dtype("scales"), self.info.column_dtype("zero_points")
+        return _joined(scales, kinds[0]), _joined(zeros, kinds[1])
 
     def _widened(self, part: Range) -> Range:
         start, stop = part

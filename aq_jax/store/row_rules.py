@@ -109,13 +109,13 @@ def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = No
             yield f"{column} holds {values.nbytes} bytes, {describe(row)} needs {wanted}"
         if wanted > MAX_VALUE_BYTES:
             yield f"{column} holds {wanted} bytes, one value may hold {MAX_VALUE_BYTES}; store pieces, see `pieces`"
-    if row.code is None or not row.scales.size:
+    if row.code is None or not row.scales.size + row.zero_points.size:
         return
     grids = [(row.scales, row.zero_points)]
     if looked_at is not None:
         grids = [cut_grids(row, start, stop) for start, stop in looked_at]
     for scales, zeros in grids:
-        if scales.size and (why := row.code.refuses_grids(scales, zeros)):
+        if scales.size + zeros.size and (why := row.code.refuses_grids(scales, zeros)):
             yield why
 
 

@@ -176,7 +176,12 @@ def parse_tensor(folder: Path, name: str, entry: Any) -> TensorEntry:
         raise impossible(folder, name, "codes", found)
     # A batch, made by `vmap`, has the grids of each of its tensors.
     batches, code, scale = range(len(shape)), spec.coding, arrays["scale"].abstract.shape
-    fitting = [batch for batch in batches if scale == (*shape[:batch], *scale_shape(shape[batch:], spec))]
+    fitting = [
+        batch
+        for batch in batches
+        if scale == (*shape[:batch], *scale_shape(shape[batch:], spec))
+        and not code.refuses_layout(shape[batch:], spec.quant_axis, spec.group_size)
+    ]
     wanted = {"scale": ({scale} if fitting else set(), code.grid_dtype)}
     if code.zero_points:
         zeros = {(*shape[:batch], *zero_shape(shape[batch:], spec)) for batch in fitting}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.codes import CODES, Levels, Nested
+from aq_jax.codes import CODES, Code, Levels, Nested
 from aq_jax.codes.nested import BLOCK
 from aq_jax.config import QuantSpec
 from aq_jax.conversion.prequantized import read_config
@@ -90,10 +90,23 @@ def _four_bits(tensors: Tensors, name: str, kind: str) -> Weight:
         tensors.expect(f"{name}.nested_absmax", (-(-blocks // size),), "float32")
         tensors.expect(f"{name}.nested_quant_map", (256,), "float32")
         parts += (f"{name}.nested_absmax", f"{name}.nested_quant_map")
-        if size == BLOCK and len(sizes) > 1:
+        if size == BLOCK and _stays_nested(CODES[f"{kind}_nested"], _nesting(tensors, name, found), sizes, block):
             kind += "_nested"
     read = partial(_read_four_bits, tensors, name, kind, count, found)
     return Weight(name, sizes, dtype, QuantSpec(4, group_size=block, code=kind), parts, read)
+
+
+def _nesting(tensors: Tensors, name: str, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the levels of scales, their offset, and the largest of each block."""
+    table, largest = (tensors.read(f"{name}.nested_{part}") for part in ("quant_map", "absmax"))
+    return table, np.array([state["nested_offset"]], np.float32), largest
+
+
+def _stays_nested(code: Code, nesting: tuple[np.ndarray, ...], shape: tuple[int, ...], block: int) -> bool:
+    """Tell whether a table holds these numbers, and each block has a scale above zero for groups of zeros."""
+    (table, offset, largest), numbers = nesting, np.concatenate(nesting)
+    refused = code.refuses_layout(shape, 0, block) or code.refuses_grids(numbers[:0], numbers)
+    return not refused and bool((table.max() * largest + offset > 0).all())
 
 
 def _read_four_bits(tensors: Tensors, name: str, kind: str, count: int, state: Mapping[str, Any]) -> Packed:
@@ -109,10 +122,9 @@ def _read_four_bits(tensors: Tensors, name: str, kind: str, count: int, state: M
     absmax, codes = tensors.read(f"{name}.absmax"), nibbles.reshape(-1)[:count]
     if absmax.dtype != np.uint8:
         return Packed(codes, absmax)
-    offset = np.float32(state["nested_offset"])
-    table, largest = (tensors.read(f"{name}.nested_{part}") for part in ("quant_map", "absmax"))
+    table, offset, largest = _nesting(tensors, name, state)
     if nested is not None:
-        return Packed(codes, absmax, np.concatenate([table, [offset], largest]))
+        return Packed(codes, absmax, np.concatenate([table, offset, largest]))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where the grids enter
         return Packed(codes, table[absmax] * np.repeat(largest, state["nested_blocksize"])[: absmax.size] + offset)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from aq_jax.codes import CODES, Grid, Levels, Nested
 from aq_jax.codes.bits import pack_codes, unpack_codes
+from aq_jax.codes.nested import LEVELS
 from aq_jax.codes.small_grids import Offset, PlainGrids
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream
@@ -82,9 +83,11 @@ def to_qtensor(packed: Packed, shape: tuple[int, ...], spec: QuantSpec, name: st
     code = spec.coding
     if isinstance(code, Nested):
         assert packed.zeros is not None  # noqa: S101
-        if why := code.refuses_grids(packed.scales, packed.zeros):
-            raise FormatError(f"{name}: its nested scales: {why}")
-        return from_stream(_stream(packed.codes, spec.bits), packed.scales, packed.zeros, shape, spec)
+        scales = code.scales(packed.scales, packed.zeros)
+        codes, positive = _without_zeros(replace(packed, scales=scales), code.base, spec.group_elements(shape))
+        _check_range(np.where(positive > 0, positive, np.nan), name)
+        numbers = np.where(positive == scales, packed.scales, packed.zeros[:LEVELS].argmax()).astype(np.uint8)
+        return from_stream(_stream(codes, spec.bits), numbers, packed.zeros, shape, spec)
     if spec.code and not isinstance(code, Levels):
         grids = packed.zeros if packed.zeros is not None else packed.offsets
         scales = packed.scales.reshape(-1)

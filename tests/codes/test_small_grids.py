@@ -32,7 +32,7 @@ COMPILED = (
     "int2_f16p",
     "f8_e4m3_bf16",
     "fp4_nested",
-    "nested.across",
+    "nested.many",
 )
 OTHERS = ("int8_bf16", "int4_f16m", "q2_k", "int3_f32i", "int2_f32p", "p.pieces", "f8_e4m3_f16", "nf4_nested",
           "nested.pieces")  # fmt: skip
@@ -71,6 +71,16 @@ def test_packed_tensors_mean_the_same_bit_for_bit(name: str, wanted: dict[str, n
     np.testing.assert_allclose(
         aq.qdot(x, q), x @ value.T, rtol=0, atol=2e-6 * float(np.abs(x).max() * np.abs(value).sum(1).max())
     )
+
+
+def test_a_table_of_a_table_has_its_rows(tmp_path: Path) -> None:
+    aq.convert(aq.ConversionConfig(str(FILES[4]), str(tmp_path / "m.arrow")))
+    with open_table(FILES[4]) as before, open_table(tmp_path / "m.arrow") as after:
+        for old, new in ((before.read_tensor(name), after.read_tensor(name)) for name in before.names):
+            if len(old) == 1:
+                assert old[0].quant_type == new[0].quant_type
+                assert all(getattr(old[0], part).tobytes() == getattr(new[0], part).tobytes()
+                           for part in ("data", "scales", "zero_points"))  # fmt: skip
 
 
 def test_torch_gets_the_same(wanted: dict[str, np.ndarray]) -> None:

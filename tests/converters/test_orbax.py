@@ -44,7 +44,6 @@ SPECS = {
     "empty": ((0, 8), QuantSpec(8, per_channel=True)),
     "bytes": ((6, 32), QuantSpec(4, group_size=16, code="int4_f16i")),  # zero points of another dtype than scales
     "packed": ((6, 32), QuantSpec(2, group_size=4, code="int2_f16p")),  # and of another shape
-    "nested": ((6, 32), QuantSpec(4, group_size=8, code="nf4_nested")),
 }
 
 

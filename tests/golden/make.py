@@ -261,9 +261,9 @@ def nested_rows() -> list[Row]:
     def nested(name: str, shape: tuple[int, ...], quant_type: str, group_size: int) -> Row:
         row = coded(name, shape, "int4", 0, group_size)
         numbers = np.arange(row.scales.size)
-        table = (np.arange(256, dtype=np.float32) - 100) / 127
-        largest = np.float32([0.6, 0.7, 0, -0.3])[: -(-numbers.size // 256)]
-        zeros = np.concatenate([table, np.float32([0.1]), largest])
+        table = np.arange(256, dtype=np.float32) / 127 - 1
+        largest = np.float32([0.6, 0.7, 0, -0.3, 0.5])[: -(-numbers.size // 256)]
+        zeros = np.concatenate([table, np.float32([0.9]), largest])
         scales = (numbers * 37 % 256).astype(np.uint8)
         return dataclasses.replace(row, quant_type=quant_type, scales=scales, zero_points=zeros, solver="bitsandbytes")
 
@@ -271,7 +271,7 @@ def nested_rows() -> list[Row]:
     every = dataclasses.replace(every, data=np.where(np.arange(256) % 128 == 127, 0, np.arange(256)).astype(np.uint8))
     rows = [coded("embed.weight", (9, 4), "int8", 0, 0)]
     rows += [nested("nf4_nested", (5, 64), "nf4_nested", 8), nested("fp4_nested", (6, 450), "fp4_nested", 9)]
-    rows += [nested("nested.across", (8, 258), "nf4_nested", 4), nested("nested.experts", (2, 3, 8), "fp4_nested", 4)]
+    rows += [nested("nested.many", (8, 258), "nf4_nested", 2), nested("nested.experts", (2, 3, 8), "fp4_nested", 4)]
     rows += in_pieces(nested("nested.pieces", (75, 8), "nf4_nested", 2), 512)
     for half, dtype in (("f16", "float16"), ("bf16", "bfloat16")):
         scales, kind = every.scales.astype(DTYPES[dtype]), f"f8_e4m3_{half}"

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "no blocks": (nf4(blocksize=0), BNB, "blocks of 0"),
     "nested without its numbers": (nf4() | {"a.weight.absmax": np.zeros(2, np.uint8)}, BNB, "nested_blocksize of"),
     "a nested offset beyond float32": (nested(-1e300), BNB, "nested_offset of .* is '-1e.300'; wanted a number"),
-    "nested scales beyond float32": (nested(1, 3e38), BNB, "a.weight: its nested scales: zero_points are not all fin"),
+    "nested scales beyond float32": (nested(1, 3e38), BNB, "a.weight: group 0 has the scale"),
     "other levels": (nf4() | {"a.weight.quant_map": np.zeros(16, np.float32)}, BNB, "other levels than nf4"),
     "a state that is no JSON": (
         nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)}, BNB, "not a JSON file"
@@ -182,27 +182,44 @@ def test_blocks_of_zeros_have_a_scale_of_one(tmp_path: Path) -> None:
 
 def test_nested_scales_are_kept_as_they_are(tmp_path: Path) -> None:
     """Bytes and levels; those of other blocks than 256, and of tensors without rows, become float32."""
-    arrays = nested(0.25, 0.5) | {"a.weight.absmax": np.uint8([3, 255])}
+    arrays = nested(0.25, 0.5) | {"a.weight.absmax": np.uint8([200, 255])}
     table = np.linspace(-1, 1, 256, dtype=np.float32)
     arrays["a.weight.nested_quant_map"] = table
-    scales = table[[3, 255]] * np.float32(0.5) + np.float32(0.25)
-    assert scales[0] < 0 < scales[1]
+    scales = table[[200, 255]] * np.float32(0.5) + np.float32(0.25)
     high, low = (codes(arrays["a.weight"][:, 0]) for codes in (lambda c: c >> 4, lambda c: c & 15))
     wanted = np.float32(NF4)[np.stack([high, low], 1)].reshape(2, 64) * scales[:, None]
-    for changes, kind in (({}, "nf4_nested"), ({"nested_blocksize": 128}, "nf4"), ({"shape": [128]}, "nf4")):
-        state = {"nested_offset": 0.25, "nested_blocksize": 256} | changes
+    cases = [({}, "nf4_nested"), ({"nested_blocksize": 128}, "nf4"), ({"shape": [128]}, "nf4")]
+    cases += [({"nested_offset": 1e-30}, "nf4"), ({"shape": [4, 32]}, "nf4")]  # a number too small; groups of two rows
+    for changes, kind in cases:
+        state = {"nested_offset": 0.25, "nested_blocksize": 256, "shape": [2, 64]} | changes
         own = arrays | {
             "a.weight.quant_state.bitsandbytes__nf4": nf4(**state)["a.weight.quant_state.bitsandbytes__nf4"]
         }
-        if kind == "nf4":  # whose scales are above zero
-            own["a.weight.absmax"], expected = np.uint8([255, 255]), wanted / scales[:, None] * scales[1]
-        else:
-            expected = wanted
+        expected = wanted / scales[:, None] * (table[[200, 255]] / 2 + np.float32(state["nested_offset"]))[:, None]
         write(tmp_path, own, {"quantization_config": BNB})
         with open_source(tmp_path, packed=True) as source:
             assert source.quantized == {"a.weight": kind}
             q = source.read("a.weight")
-        np.testing.assert_allclose(np.asarray(aq.dequantize(q)).reshape(2, 64), expected, rtol=2e-7, atol=0)
+        np.testing.assert_allclose(np.asarray(aq.dequantize(q)).reshape(2, 64), expected, rtol=4e-7, atol=0)
+        aq.save(tmp_path / "m.parquet", {"w": q})
+        assert aq.load(tmp_path / "m.parquet", packed=True)["w"].spec.quant_type == "nf4"
+
+
+def test_groups_of_zeros_have_a_nested_scale_above_zero(tmp_path: Path) -> None:
+    arrays = nested(0.25, 0.5) | {"a.weight.absmax": np.uint8([200, 3])}
+    arrays["a.weight.nested_quant_map"] = np.linspace(-1, 1, 256, dtype=np.float32)
+    state = nf4(shape=[2, 64], nested_offset=0.25, nested_blocksize=256)
+    arrays |= {name: value for name, value in state.items() if "state" in name}
+    write(tmp_path, arrays, {"quantization_config": BNB})
+    with pytest.raises(aq.FormatError, match="group 1 has the scale"), open_source(tmp_path, packed=True) as source:
+        source.read("a.weight")
+    arrays["a.weight"] = np.concatenate([arrays["a.weight"][:32], np.full((32, 1), 0x77, np.uint8)])
+    write(tmp_path, arrays, {"quantization_config": BNB})
+    with open_source(tmp_path, packed=True) as source:
+        q = source.read("a.weight")
+    assert isinstance(q, aq.QTensor)
+    assert (q.spec.quant_type, np.asarray(q.scale).reshape(-1).tolist()) == ("nf4_nested", [200, 255])
+    assert not np.asarray(aq.dequantize(q))[1].any()
 
 
 def arrays_of(parts: dict[str, Any]) -> Arrays:
