@@ -33,6 +33,7 @@ from aq_jax.quantizers.absmax import AbsMax
 from aq_jax.quantizers.candidates import Quantized
 from aq_jax.quantizers.compiled_tiles import GroupsPerTile
 from aq_jax.quantizers.native_groups import NativeGroups
+from aq_jax.quantizers.treatment import treat
 from aq_jax.store import DTYPES, Row
 from aq_jax.store.layout import group_count
 from aq_jax.store.row_rules import RowOrder, check
@@ -329,7 +330,8 @@ def large_rows(given: Input, config: QuantizationConfig | None, folder: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "quantize_pieces", quantize_pieces)
         patch.setattr(write, "to_float16", lambda array: empty(array.shape, "float16", folder))
-        return list(quantized_rows(NAME, array, config, ConversionResult("")))
+        treatment = treat(config, NAME, array.shape, array.dtype)
+        return list(quantized_rows(NAME, array, treatment, ConversionResult("")))
 
 
 def checked(rows: list[Row]) -> str:
