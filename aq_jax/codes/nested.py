@@ -94,7 +94,16 @@ class Nested(Elementwise):
         return max(prod(shape), 1)
 
     def scales(self, numbers: Any, zero_points: Any) -> Any:
-        """Compute the float32 scales of all groups of a tensor, of the shape of `numbers`."""
+        """Compute the float32 scales of all groups of a tensor, of the shape of `numbers`.
+
+        Raises:
+            ValueError: for grids that were cut.
+        """
+        if zero_points.size != (count := self.zero_count(numbers.size)):
+            raise ValueError(
+                f"{self.name}: {numbers.size} groups have {zero_points.size} zero points, wanted {count}: a tensor of "
+                "nested scales cannot be cut; save it as a table, and load that"
+            )
         xp = numbers.__array_namespace__()
         table, largest = zero_points[:LEVELS], zero_points[_HEAD:]
         product = table[numbers.reshape(-1)] * largest[xp.arange(numbers.size) // BLOCK]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from schemes import write
@@ -220,6 +221,8 @@ def test_groups_of_zeros_have_a_nested_scale_above_zero(tmp_path: Path) -> None:
     assert isinstance(q, aq.QTensor)
     assert (q.spec.quant_type, np.asarray(q.scale).reshape(-1).tolist()) == ("nf4_nested", [200, 255])
     assert not np.asarray(aq.dequantize(q))[1].any()
+    with pytest.raises(ValueError, match=r"1 groups have 257 zero points, wanted 258: .* cannot be cut"):
+        aq.dequantize(jax.tree.map(lambda leaf: leaf[1:], q))
 
 
 def arrays_of(parts: dict[str, Any]) -> Arrays:
