@@ -1,4 +1,4 @@
-"""Measure how fast SmolLM2 reads a prompt and writes: ours, transformers in torch, llama.cpp with the same GGUF.
+"""Measure how fast language models read a prompt and write: ours, transformers in torch, llama.cpp with the same GGUF.
 
 All read ids and write the likeliest token; llama.cpp's calls leave the choice of the token out.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import peers
+from benchmarks import language_models, peers
 from benchmarks.children import Child, ChildError
+from benchmarks.language_models import Subject
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch
 from benchmarks.suites.decode import words_of
-from benchmarks.suites.language import missing_source, source
 from benchmarks.timing import Line, Result, Skipped, Timing, race, ratio
 
 PREFILL, PROMPT, TOKENS = 512, 16, 64
@@ -79,11 +79,12 @@ def llama_cpp(gguf: str) -> Calls:
     return calls(extend)
 
 
-def ours(folder: Path) -> tuple[dict[str, Calls], list[np.ndarray]]:
+def ours(subject: Subject, folder: Path) -> tuple[dict[str, Calls], list[np.ndarray]]:
     """Return the calls of ours by model, and the arrays of the model that has the GGUF's codes.
 
     Args:
-        folder: The folder of the float model, beside which tables are written.
+        subject: The model.
+        folder: The folder of its float weights, beside which tables are written.
     """
     import aq_jax as aq
     from aq_jax.config import ConversionConfig
@@ -92,7 +93,7 @@ def ours(folder: Path) -> tuple[dict[str, Calls], list[np.ndarray]]:
     from aq_jax.nn.sampling import Sampling
 
     configs = {
-        PACKED: ConversionConfig(str(source()), "packed.arrow"),
+        PACKED: ConversionConfig(str(subject.path), "packed.arrow"),
         INTEGER: ConversionConfig(str(folder), "int8.arrow", aq.QuantizationConfig("int8", solver="absmax")),
         FLOAT: ConversionConfig(str(folder), "float32.arrow"),
     }
@@ -114,30 +115,35 @@ def ours(folder: Path) -> tuple[dict[str, Calls], list[np.ndarray]]:
     return found, arrays
 
 
-def smollm2(full: bool) -> Iterator[Line]:
+def generation(full: bool) -> Iterator[Line]:
     """Yield how long a prompt and a token take, ours beside the others."""
-    if missing := missing_source():
-        yield missing
-        return
+    for subject in language_models.present():
+        if isinstance(subject, Subject):
+            yield from _timed(subject, 7 if full else 3)
+        else:
+            yield subject
+
+
+def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
     import aq_jax as aq
 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch, "floats")
-        aq.dequantize_file(source(), folder)
-        contenders, arrays = ours(folder)
-        for name, target, argument in ((TORCH, "torch_model", folder), (LLAMA, "llama_cpp", source())):
+        aq.dequantize_file(subject.path, folder)
+        contenders, arrays = ours(subject, folder)
+        for name, target, argument in ((TORCH, "torch_model", folder), (LLAMA, "llama_cpp", subject.path)):
             try:
-                child = stack.enter_context(Child(f"benchmarks.suites.smollm2:{target}", str(argument)))
+                child = stack.enter_context(Child(f"benchmarks.suites.generation:{target}", str(argument)))
             except (peers.MissingLibrary, ChildError) as why:
-                yield Skipped(f"SmolLM2 by {name}", str(why))
+                yield Skipped(f"{subject.name} by {name}", str(why))
             else:
                 contenders[name] = {what: child.remote(what) for what in child.names}
-        rounds = 7 if full else 3
-        yield from prompts(race({name: each[READ] for name, each in contenders.items()}, rounds))
+        yield from prompts(subject, race({name: each[READ] for name, each in contenders.items()}, rounds))
         several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
         times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
         reading = times.pop("reading")
-        yield from tokens({name: a_token(times, name) for name in contenders}, reading, sum(a.nbytes for a in arrays))
+        written = {name: a_token(times, name) for name in contenders}
+        yield from tokens(subject, written, reading, sum(a.nbytes for a in arrays))
 
 
 def a_token(times: Mapping[str, Timing], name: str) -> Timing:
@@ -146,24 +152,25 @@ def a_token(times: Mapping[str, Timing], name: str) -> Timing:
     return Timing(tuple((every - first) / TOKENS for every, first in pairs), 0.0)
 
 
-def prompts(times: Mapping[str, Timing]) -> Iterator[Line]:
+def prompts(subject: Subject, times: Mapping[str, Timing]) -> Iterator[Line]:
     """Yield how fast a prompt is read."""
     for mine in (INTEGER, PACKED, FLOAT):
         for other, limits in ((TORCH, ("1.5", "3") if mine == INTEGER else ("", "")), (LLAMA, ("", ""))):
             if other in times:
                 found = ratio(times[other], times[mine])
                 figures = {"tokens/s": PREFILL / times[mine].median, "theirs": PREFILL / times[other].median}
+                case = f"{subject.name} {mine}, {cores()} cores: a prompt of {PREFILL} tokens"
                 yield Result(
-                    f"SmolLM2 {mine}, {cores()} cores: a prompt of {PREFILL} tokens", found.value, "x speed", *limits,
+                    case, found.value, "x speed", *limits,
                     peer=other, low=found.low, high=found.high, figures=figures,
                 )  # fmt: skip
 
 
-def tokens(times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[Line]:
+def tokens(subject: Subject, times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[Line]:
     """Yield how fast tokens are written, beside one pass over the packed weights' bytes, and beside the others."""
     found = ratio(times[PACKED], reading)
     yield Result(
-        f"SmolLM2 {PACKED}, {cores()} cores: a token", found.value, "x reading its weights", "<= 2.5", "<= 1.4",
+        f"{subject.name} {PACKED}, {cores()} cores: a token", found.value, "x reading its weights", "<= 2.5", "<= 1.4",
         low=found.low, high=found.high,
         figures={"ms a token": 1e3 * times[PACKED].median, "reading, GB/s": size / reading.median / 1e9},
     )  # fmt: skip
@@ -173,6 +180,6 @@ def tokens(times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[
                 found = ratio(times[other], times[mine])
                 figures = {"tokens/s": 1 / times[mine].median, "theirs": 1 / times[other].median}
                 yield Result(
-                    f"SmolLM2 {mine}, {cores()} cores: tokens after the first", found.value, "x speed", "", goal,
+                    f"{subject.name} {mine}, {cores()} cores: tokens after the first", found.value, "x speed", "", goal,
                     peer=other, low=found.low, high=found.high, figures=figures,
                 )  # fmt: skip
