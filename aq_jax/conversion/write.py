@@ -25,6 +25,7 @@ from aq_jax.quantizers.tiles import quantize_pieces
 from aq_jax.quantizers.treatment import Treatment, kept_notes, treat
 from aq_jax.quantizers.trellis import encoder
 from aq_jax.store import Row, TableWriter, pieces
+from aq_jax.store.schema import dtype_name
 
 if TYPE_CHECKING:
     from aq_jax.calibration.solve import SolvedWeights
@@ -160,7 +161,7 @@ def quantized_rows(
 ) -> Iterator[Row]:
     """Build the V2 rows of one tensor; those in `unsolved` by their quantizer's fallback."""
     policy, spec = treatment.policy, treatment.spec
-    dtype = array.dtype.name
+    dtype = dtype_name(array.dtype)
     if treatment.half:
         half = to_float16(array)
         if half.dtype == np.float16:
@@ -181,7 +182,7 @@ def quantized_rows(
                 )  # fmt: skip
             return
         done.kept[name] = results.why
-    yield from map(as_v2, plain_rows(name, array))
+    yield from plain_rows(name, array, quant_type="none")
 
 
 def solved_rows(

@@ -11,6 +11,7 @@ from aq_jax.core.frameworks import Framework, cast_floating, check_framework, to
 from aq_jax.core.torch_tensors import torch_module
 from aq_jax.errors import FormatError
 from aq_jax.store import Row, TableReader, aligned_copy, decode, pieces
+from aq_jax.store.schema import dtype_name
 
 _NO_BYTES = np.empty(0, np.uint8)
 
@@ -36,9 +37,10 @@ def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_typ
         raise FormatError(
             f"{name}: holds bytes other than 0 and 1, which are not bool; wanted only those, or dtype uint8"
         )
-    for start, stop in pieces(array.shape, array.dtype.name):
+    own = dtype_name(array.dtype)
+    for start, stop in pieces(array.shape, own):
         data = flat[start:stop].view(np.uint8) if stop > start else _NO_BYTES
-        yield Row(name, array.shape, dtype or array.dtype.name, data, stop - start, quant_type)
+        yield Row(name, array.shape, dtype or own, data, stop - start, quant_type)
 
 
 def as_v2(row: Row) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ class Refused:
         return f'{self.why}; repair it, or keep the tensor unquantized with on_nonfinite = "keep"'
 
 
+@cache
 def is_floating(dtype: np.dtype) -> bool:
     """Tell whether a dtype is one of weights. E8M0, which has neither zero nor sign, holds exponents of scales."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.name != "float8_e8m0fnu"

@@ -17,7 +17,7 @@ from aq_jax.store.schema import written_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from aq_jax.store.rows import Row, RowInfo
+    from aq_jax.store.rows import Row, RowInfo, Sealed
 
 _LENGTH = struct.Struct("<Q")
 _INT = struct.Struct("<q")
@@ -49,7 +49,7 @@ def row_digest(row: Row) -> bytes:
     return blake3(head, max_threads=threads).update(np.ascontiguousarray(row.data).data).digest()
 
 
-def statistics_digest(rows: Iterable[Row | RowInfo]) -> bytes:
+def statistics_digest(rows: Iterable[Row | RowInfo | Sealed]) -> bytes:
     """Hash solver, cosine and rel_mse of all rows in order into 32 bytes."""
     state = blake3()
     for row in rows:

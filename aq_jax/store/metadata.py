@@ -15,7 +15,7 @@ from aq_jax.store.schema import VERSIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from aq_jax.store.rows import Row, RowInfo
+    from aq_jax.store.rows import RowInfo, Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ _TYPES = {
 
 
 def compose_metadata(
-    version: int, config: Mapping[str, object], aliases: Mapping[str, str], rows: Sequence[Row | RowInfo]
+    version: int, config: Mapping[str, object], aliases: Mapping[str, str], rows: Sequence[Sealed]
 ) -> bytes:
     """Write the metadata JSON of a table whose rows have digests.
 

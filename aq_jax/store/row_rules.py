@@ -58,7 +58,7 @@ def _violations(row: Row | RowInfo) -> Iterator[str]:
         yield "layer_name must be a non-empty string of valid Unicode"
     if row.dtype not in DTYPES:
         yield f"unknown dtype {row.dtype!r}; known are {', '.join(DTYPES)}"
-    if row.quant_type not in (None, *CODES, *READ_TYPES):
+    if row.quant_type is not None and row.quant_type not in CODES and row.quant_type not in READ_TYPES:
         yield f"unknown quant_type {row.quant_type[:60]!r}; known are {', '.join((*CODES, *READ_TYPES))}"
     if len(shape) > MAX_AXES:
         yield f"shape has {len(shape)} axes, at most {MAX_AXES} are allowed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from aq_jax.codes import CODES, Code
 from aq_jax.store.layout import column_bytes, stored_dtype
 from aq_jax.store.schema import DTYPES
 
+_NO_FLOATS = np.empty(0, np.float32)
+
 
 def _no_floats() -> np.ndarray:
-    return np.empty(0, np.float32)
+    return _NO_FLOATS
 
 
 class _Derived:
@@ -98,6 +100,15 @@ class RowInfo(_Derived):
     cosine: float | None = None
     rel_mse: float | None = None
     digest: bytes | None = None
+
+
+class Sealed(NamedTuple):
+    """The cells of a written row that the table's metadata seals; see `digest.statistics_digest`."""
+
+    digest: bytes | None
+    solver: str | None
+    cosine: float | None
+    rel_mse: float | None
 
 
 class RowLike(Protocol):

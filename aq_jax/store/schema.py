@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -88,6 +89,12 @@ def parse_dtype(text: str) -> str:
     if name not in DTYPES:
         raise FormatError(f"unknown dtype {text[:60]!r}; known are {', '.join(DTYPES)}, with or without 'torch.'")
     return name
+
+
+@cache
+def dtype_name(dtype: np.dtype) -> str:
+    """Return the name of a dtype, which NumPy composes each time that it is asked."""
+    return dtype.name
 
 
 def written_dtype(name: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +12,15 @@ import pyarrow as pa
 from aq_jax.codes import CODES
 from aq_jax.config import Compression
 from aq_jax.errors import FormatError
+from aq_jax.store.batch import Batch
 from aq_jax.store.container import KINDS, Sink
 from aq_jax.store.digest import row_digest
 from aq_jax.store.files import EarlySync, atomic_write
 from aq_jax.store.folders import split_url
 from aq_jax.store.metadata import check_aliases, compose_metadata
 from aq_jax.store.row_rules import RowOrder, check
-from aq_jax.store.rows import Row, row_location
-from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version, written_dtype
+from aq_jax.store.rows import Row, Sealed, row_location
+from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version
 
 if TYPE_CHECKING:
     import os
@@ -87,11 +87,9 @@ class TableWriter:
         self._schema = V1 if version == 1 else V2
         self._aliases: dict[str, str] = {}
         self._order = RowOrder()
-        self._written: list[Row] = []
-        self._waiting: list[Row] = []
-        self._waiting_bytes = 0
+        self._written: list[Sealed] = []
         self._arena = np.empty(GROUP_BYTES, np.uint8)
-        self._arena_end = 0
+        self._waiting = Batch(self._schema, self._arena)
         self._sink: Sink | None = None
 
     def __enter__(self) -> Self:
@@ -125,20 +123,17 @@ class TableWriter:
         self._check_version(row, here)
         check(row, here)
         self._order.add(row, str(self.path), position)
-        row = replace(row, digest=row_digest(row))
+        digest = row_digest(row)
         size = row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
-        if self._waiting_bytes + size > GROUP_BYTES:
+        if self._waiting.nbytes + size > GROUP_BYTES:
             self._flush()
         if size > GROUP_BYTES:
-            self._write_batch([row], row.data)
+            alone = Batch(self._schema, np.ascontiguousarray(row.data))
+            alone.add(row, digest)
+            self._write_batch(alone)
         else:
-            # The row's bytes move once, here, into the memory that its batch will be made of.
-            start, self._arena_end = self._arena_end, self._arena_end + row.data.nbytes
-            self._arena[start : self._arena_end] = row.data
-            kept = self._arena[start : self._arena_end]
-            self._waiting.append(replace(row, data=kept, scales=row.scales.copy(), zero_points=row.zero_points.copy()))
-            self._waiting_bytes += size
-        self._written.append(replace(row, data=_NOTHING, scales=_NOTHING, zero_points=_NOTHING))
+            self._waiting.add(row, digest)  # the row's bytes move once, into the memory that its batch is made of
+        self._written.append(Sealed(digest, row.solver, row.cosine, row.rel_mse))
 
     def alias(self, name: str, stored_name: str) -> None:
         """Record that `name` is tied to the tensor stored as `stored_name`."""
@@ -148,19 +143,18 @@ class TableWriter:
     def _check_version(self, row: Row, here: str) -> None:
         if self._version == 1 and row.quant_type is not None:
             raise FormatError(f"{here}: a V1 table holds no {row.quant_type} rows; write version 2")
-        if self._version == 2 and row.quant_type not in (known := (*CODES, *PLAIN_TYPES)):
-            raise FormatError(
-                f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {', '.join(known)}"
-            )
+        if self._version == 2 and row.quant_type not in CODES and row.quant_type not in PLAIN_TYPES:
+            known = ", ".join((*CODES, *PLAIN_TYPES))
+            raise FormatError(f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {known}")
 
     def _flush(self) -> None:
         if self._waiting:
-            self._write_batch(self._waiting, self._arena[: self._arena_end])
-        self._waiting, self._waiting_bytes, self._arena_end = [], 0, 0
+            self._write_batch(self._waiting)
+        self._waiting = Batch(self._schema, self._arena)
 
-    def _write_batch(self, rows: list[Row], data: np.ndarray) -> None:
+    def _write_batch(self, rows: Batch) -> None:
         assert self._sink is not None  # noqa: S101
-        self._sink.write(pa.RecordBatch.from_arrays(_columns(rows, data, self._schema), schema=self._schema))
+        self._sink.write(rows.to_arrow())
         self._sync.start()
 
     def _finish(self) -> None:
@@ -204,26 +198,3 @@ def release_memory() -> None:
 def use_system_memory() -> None:
     """Let Arrow take memory from the system and give it back at once: for processes that must stay within a limit."""
     pa.set_memory_pool(pa.system_memory_pool())
-
-
-_NOTHING = np.empty(0, np.uint8)
-
-
-def _columns(rows: list[Row], data: np.ndarray, schema: pa.Schema) -> list[pa.Array]:
-    """Make Arrow columns over `data`, the concatenated bytes of the rows, without a copy."""
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([row.data.nbytes for row in rows], out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
-    values: dict[str, list[Any]] = {
-        "dtype": [written_dtype(row.dtype) for row in rows],
-        "scales": [row.scales.tobytes() for row in rows],
-        "zero_points": [row.zero_points.tobytes() for row in rows],
-    }
-    arrays: list[pa.Array] = []
-    for column in schema:
-        if column.name == "data":
-            arrays.append(pa.BinaryArray.from_buffers(pa.binary(), len(rows), buffers))
-        else:
-            cells = values.get(column.name) or [getattr(row, column.name) for row in rows]
-            arrays.append(pa.array(cells, column.type))
-    return arrays
