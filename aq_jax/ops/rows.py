@@ -59,6 +59,8 @@ def _qembed(
     check_rows(table)
     name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), weight=table)
     rows = table.shape[0]
+    if not ids.size or not rows:  # no id is inside, if there is one
+        return jnp.full((*ids.shape, table.shape[1]), jnp.nan, jnp.float32)
     if ids.dtype.itemsize < 4:  # may not be able to count the rows
         ids = ids.astype(jnp.int32)
     elif jnp.issubdtype(ids.dtype, jnp.unsignedinteger):

@@ -389,6 +389,15 @@ def test_qembed_of_any_batch(config: QuantizationConfig, shape: tuple[int, ...],
         assert np.array_equal(rows[at], values[ids[at]]) if inside else np.isnan(rows[at]).all(), at
 
 
+@pytest.mark.parametrize("rows", [0, 5])
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (3,)])
+def test_qembed_of_nothing_and_from_nothing(rows: int, shape: tuple[int, ...]) -> None:
+    q = quantize(jnp.ones((rows, 8)), "int8")
+    found = qembed(q, jnp.full(shape, rows, jnp.int32))
+    assert found.shape == (*shape, 8)
+    assert jnp.isnan(found).all()
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
 def test_qembed_takes_ids_of_any_integer_dtype(dtype: str, rng: np.random.Generator) -> None:
     # More rows than the smallest dtypes can count.
