@@ -12,8 +12,7 @@ import numpy as np
 from aq_jax.conversion.prequantized import read_config
 from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.converters.mapped_tensors import MappedTensors
-from aq_jax.core.frameworks import identity_key, to_numpy
-from aq_jax.core.torch_tensors import torch_module
+from aq_jax.converters.pickles import check_pickle, read_pickle
 from aq_jax.errors import FormatError
 from aq_jax.io.tensorfile import Extent, read_header
 from aq_jax.store import DTYPES
@@ -26,8 +25,6 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHTS = (SINGLE, INDEX, PICKLE, PICKLE_INDEX)
 # Tensors that models tie to their embedding: checkpoints may list their names without holding their values.
 _TIED = re.compile(r"(^|\.)((lm_head|embed_out|embed_tokens|output_embeddings)\.weight|decoder\.(weight|bias))$")
-# Before 2.10 a crafted pickle gets around weights_only (CVE-2025-32434, CVE-2026-24747).
-SAFE_TORCH = (2, 10)
 _EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|shared)\.weight$")
 _TIE_FIELD = "tie_word_embeddings"
 
@@ -89,8 +86,7 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
     """Open a Hugging Face folder: model.safetensors, else its shards, else, on request, pickles.
 
     Of safetensors only headers are read now, here or at a URL; tensors follow when they are asked for. The order is
-    that
-    of transformers: where a folder holds several of these, both read the same weights.
+    that of transformers: where a folder holds several of these, both read the same weights.
 
     Raises:
         FormatError: if the folder holds no weights, or files that are damaged, incomplete or of an unknown dtype.
@@ -106,7 +102,7 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
     elif folder.state(INDEX) is not None:
         _read_shards(INDEX, checkpoint, _read_safetensors)
     elif pickle := next((name for name in (PICKLE, PICKLE_INDEX) if folder.state(name) is not None), None):
-        _check_pickle(folder, pickle, allow_pickle)
+        check_pickle(folder, pickle, allow_pickle)
         if pickle == PICKLE:
             _read_pickle(PICKLE, checkpoint)
         else:
@@ -115,18 +111,6 @@ def open_checkpoint(location: str | Path | Folder, allow_pickle: bool = False) -
         raise FormatError(f"{folder}: holds none of {', '.join(WEIGHTS)}; name a folder of Hugging Face weights")
     checkpoint.drop_false_aliases()
     yield checkpoint
-
-
-def _check_pickle(folder: Folder, name: str, allowed: bool) -> None:
-    if not allowed:
-        raise FormatError(
-            f"{folder.join(name)}: is a pickle, which can run code when it is read; convert it to safetensors where it "
-            "comes from, or, if you trust its author, set allow_pickle = true"
-        )
-    if folder.local is None:
-        raise FormatError(
-            f"{folder.join(name)}: is not on this machine, where pickles are read; fetch the folder first"
-        )
 
 
 def _read_shards(index: str, checkpoint: Checkpoint, read: Callable[[str, Checkpoint], None]) -> None:
@@ -194,27 +178,9 @@ def _read_safetensors(file: str, checkpoint: Checkpoint) -> None:
 
 
 def _read_pickle(file: str, checkpoint: Checkpoint) -> None:
+    """Add the tensors of a pickle."""
     assert checkpoint.folder.local is not None  # noqa: S101
-    path, torch = checkpoint.folder.local / file, torch_module()
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < SAFE_TORCH:
-        raise FormatError(
-            f"{path}: torch {torch.__version__} can be made to run code by a crafted pickle (CVE-2026-24747); "
-            "install torch >= 2.10"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a hostile pickle makes torch raise is the file's fault
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"{path}: torch refuses it: {text[:200]}") from None
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not named or not all(isinstance(v, torch.Tensor) and v.layout == torch.strided for v in state.values()):
-        raise FormatError(f"{path}: holds something other than named tensors; save model.state_dict()")
-    tied: dict[object, str] = {}
-    for name, tensor in state.items():
-        if (stored := tied.setdefault(identity_key(tensor), name)) != name:
-            checkpoint.aliases[name] = stored
-            continue
-        if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:
-            raise FormatError(f"{path}: {name} has dtype {dtype}; known are {', '.join(DTYPES)}")
-        checkpoint.add_array(name, to_numpy(tensor, name), file)
+    arrays, aliases = read_pickle(checkpoint.folder.local / file)
+    for name, array in arrays.items():
+        checkpoint.add_array(name, array, file)
+    checkpoint.aliases |= aliases

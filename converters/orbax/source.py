@@ -17,7 +17,8 @@ from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
-from aq_jax.converters.orbax.checkpoint import (
+from aq_jax.converters.orbax.metadata import METADATA, AbstractArray, Metadata, shorten
+from aq_jax.converters.orbax.tensors import (
     ARRAYS,
     PLACEHOLDER,
     existing_folder,
@@ -28,7 +29,6 @@ from aq_jax.converters.orbax.checkpoint import (
     refuse_existing,
     write_tensors,
 )
-from aq_jax.converters.orbax.metadata import METADATA, AbstractArray, Metadata, shorten
 from aq_jax.converters.tables import cast_back, open_tables
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError

@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters import orbax
-from aq_jax.converters.orbax.checkpoint import read_arrays
+from aq_jax.converters.orbax.tensors import read_arrays
 from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
 from aq_jax.store import DTYPES, open_table
 from aq_jax.store.digest import table_digest
