@@ -71,7 +71,7 @@ class EarlySync:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         self._thread = ThreadPoolExecutor(1, "aq_jax sync")
-        self._running: Future[None] | None = None
+        self._syncs: list[Future[None]] = []  # under way, and waiting for that: at most one each
 
     def __enter__(self) -> Self:
         return self
@@ -79,19 +79,23 @@ class EarlySync:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._thread.shutdown()
         os.close(self._descriptor)
-        if kind is None and self._running is not None:
-            self._running.result()
+        if kind is None:
+            self._drop_done()
 
     def start(self) -> None:
-        """Sync what is written so far, unless a sync is under way.
+        """Sync what is written so far; if a sync is under way, which may have passed some of it, do so after that.
 
         Raises:
-            OSError: if the last one failed: the system may report an error once only.
+            OSError: if an earlier one failed: the system may report an error once only.
         """
-        if self._running is None or self._running.done():
-            if self._running is not None:
-                self._running.result()
-            self._running = self._thread.submit(getattr(os, "fdatasync", os.fsync), self._descriptor)
+        self._drop_done()
+        if all(sync.running() for sync in self._syncs):  # one that waits will see what is written so far
+            self._syncs.append(self._thread.submit(getattr(os, "fdatasync", os.fsync), self._descriptor))
+
+    def _drop_done(self) -> None:
+        for sync in [sync for sync in self._syncs if sync.done()]:
+            self._syncs.remove(sync)
+            sync.result()
 
 
 @contextmanager

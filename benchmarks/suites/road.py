@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.peers.numpy_vectorized import NumpyVectorized, cosine_and_error
 from benchmarks.suites.contenders import peer_children
-from benchmarks.timing import Line, Result, compare, race
+from benchmarks.timing import Line, Result, compare, race, seconds_of
 
 CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
 KINDS = (".parquet", ".arrow")
@@ -42,11 +41,28 @@ def quantize_all(peer: peers.Peer, bits: int, group: int) -> list[Any]:
     return [peer.quantize(peer.prepare(w), bits, group) for _, w in models.iter_matrices()]
 
 
-def road(full: bool) -> Iterator[Line]:
-    """Measure conversions; ours and NumPy's write a V2 table with digests and fit, others nothing.
+class NewFile:
+    """A contender that writes a file, which is removed before it is timed: giving back its memory is another matter.
 
-    Each call writes a new file: in the place of an old one, giving back its pages would take a tenth of the time.
+    Args:
+        path: The path of the file.
+        write: Writes it.
     """
+
+    def __init__(self, path: Path, write: Callable[[Path], None]) -> None:
+        self._path, self._write = path, write
+
+    def __call__(self) -> None:
+        self._write(self._path)
+
+    def seconds(self) -> float:
+        """Time a call."""
+        self._path.unlink(missing_ok=True)
+        return seconds_of(self)
+
+
+def road(full: bool) -> Iterator[Line]:
+    """Measure conversions; ours and NumPy's write a V2 table with digests and fit, others nothing."""
     import aq_jax as aq
 
     configs = {
@@ -61,16 +77,11 @@ def road(full: bool) -> Iterator[Line]:
         peer_children(target, modules=others) as (children, skipped),
     ):
         yield from skipped
-        count = itertools.count()
-
-        def new(kind: str) -> Path:
-            return Path(scratch, f"{next(count)}{kind}")
-
         for bits, config in configs.items():
             found: dict[str, Callable[[], object]] = {
-                kind: lambda config=config, kind=kind: convert_with_ours(new(kind), config) for kind in KINDS
+                kind: NewFile(Path(scratch, f"ours{kind}"), partial(convert_with_ours, config=config)) for kind in KINDS
             }
-            found["NumPy"] = lambda config=config: convert_with_numpy(new(".parquet"), config)
+            found["NumPy"] = NewFile(Path(scratch, "numpy.parquet"), partial(convert_with_numpy, config=config))
             notes = {}
             for child in children.values():
                 for name in child.names:
@@ -87,7 +98,8 @@ def road(full: bool) -> Iterator[Line]:
                     yield compare(case, peer, timing, mine, *limits, note=notes.get(peer, ""))
                 yield Result(f"{case}: first call longer by", mine.first, "s")
         fitted = aq.QuantizationConfig("int2", group_size=128)
-        times = race({"ours": lambda: convert_with_ours(new(".parquet"), fitted)}, 3 if full else 1)["ours"]
+        ours = NewFile(Path(scratch, "fitted.parquet"), partial(convert_with_ours, config=fitted))
+        times = race({"ours": ours}, 3 if full else 1)["ours"]
         first = {"first call longer by, s": times.first}
         yield Result("MiniLM int2 g128 mse, whole road", times.median, "s", "<= 8", "<= 3", figures=first)
 
