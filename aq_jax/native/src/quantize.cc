@@ -109,7 +109,8 @@ struct Sums {
   F ww, wd, dd;
 };
 
-template <Rounding ROUNDING, bool SUMS>
+// Codes of a group, and sums over it. If it is SOUND, its elements and its grid are finite, and no number can be NaN.
+template <Rounding ROUNDING, bool SUMS, bool SOUND>
 void encode(const float* x, int64_t count, const Levels& levels, const One& one, int8_t* codes, Sums& sums) {
   const F inverse = splat(one.inverse), base = splat(one.base);
   const F low = levels.low, high = levels.high, magic = levels.magic, nan = levels.nan;  // in registers
@@ -117,12 +118,14 @@ void encode(const float* x, int64_t count, const Levels& levels, const One& one,
     F q = (ROUNDING == Rounding::affine ? v - base : v) * inverse;
     const I number = q == q;
     if (ROUNDING == Rounding::mid_rise) q = floor(q);
-    return (number ? min(max(q, low), high) : nan) + magic;
+    q = min(max(q, low), high);
+    return (SOUND ? q : number ? q : nan) + magic;
   };
   auto add = [&](F v, F rounded, int64_t left) {
     const F code = (rounded - splat(0x1.8p23f)) + levels.first;
-    v = v == v ? min(max(v, splat(one.least)), splat(one.most)) : F{};  // as the search sees it
-    F s = v * splat(one.unit), d = (v - (code - splat(one.zero)) * splat(one.scale)) * splat(one.unit);
+    if (!SOUND) v = v == v ? min(max(v, splat(one.least)), splat(one.most)) : F{};  // as the search sees it
+    const F level = ROUNDING == Rounding::mid_tread ? code : code - splat(one.zero);
+    F s = v * splat(one.unit), d = (v - level * splat(one.scale)) * splat(one.unit);
     if (left < LANES) {
       float parts[2][LANES] = {};
       std::memcpy(parts[0], &s, 4 * left), std::memcpy(parts[1], &d, 4 * left);
@@ -131,6 +134,15 @@ void encode(const float* x, int64_t count, const Levels& levels, const One& one,
     sums.ww = fma(s, s, sums.ww), sums.wd = fma(s, d, sums.wd), sums.dd = fma(d, d, sums.dd);
   };
   int64_t i = 0;
+  for (; i + 4 * LANES <= count; i += 4 * LANES) {
+    I four[4];
+    for (int n = 0; n < 4; ++n) {
+      const F v = load<F>(x + i + n * LANES), rounded = round(v);
+      four[n] = as_int(rounded);
+      if (SUMS) add(v, rounded, LANES);
+    }
+    store_bytes(codes + i, four);
+  }
   for (; i + LANES <= count; i += LANES) {
     const F v = load<F>(x + i), rounded = round(v);
     store_bytes(codes + i, as_int(rounded));
@@ -212,25 +224,25 @@ class Writer {
   alignas(64) int8_t held_codes_[HELD];
 };
 
-template <Rounding ROUNDING, bool SUMS>
+template <Rounding ROUNDING, bool SUMS, bool SOUND>
 void write_group(const float* x, int64_t count, const Levels& levels, const One& one, Writer& writer, double* to) {
   double totals[3] = {};
   constexpr int64_t STEP = SUMS ? 64 * LANES : HELD;  // more numbers would not add up in float32
   for (int64_t at = 0; at < count; at += STEP) {
     const int64_t size = std::min(STEP, count - at);
     Sums sums = {};
-    encode<ROUNDING, SUMS>(x + at, size, levels, one, writer.room(size), sums);
+    encode<ROUNDING, SUMS, SOUND>(x + at, size, levels, one, writer.room(size), sums);
     if (SUMS) totals[0] += sum(sums.ww), totals[1] += sum(sums.wd), totals[2] += sum(sums.dd);
   }
   if (SUMS)
     for (int i = 0; i < 3; ++i) to[i] = totals[i] * one.unit_squared;
 }
 
-template <bool SUMS>
+template <bool SUMS, bool SOUND>
 auto choose(Rounding rounding) {
-  return rounding == Rounding::mid_tread  ? write_group<Rounding::mid_tread, SUMS>
-         : rounding == Rounding::mid_rise ? write_group<Rounding::mid_rise, SUMS>
-                                          : write_group<Rounding::affine, SUMS>;
+  return rounding == Rounding::mid_tread  ? write_group<Rounding::mid_tread, SUMS, SOUND>
+         : rounding == Rounding::mid_rise ? write_group<Rounding::mid_rise, SUMS, SOUND>
+                                          : write_group<Rounding::affine, SUMS, SOUND>;
 }
 
 }  // namespace
@@ -246,7 +258,8 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
   float* widened = scratch.take<float>(widest);
   float* elements = scratch.take<float>(searched);
   const Levels levels(in.bits, rounding, in.packed && in.bits < 8);
-  const auto write = in.sums ? choose<true>(rounding) : choose<false>(rounding);
+  const auto write_sound = in.sums ? choose<true, true>(rounding) : choose<false, true>(rounding);
+  const auto write_any = in.sums ? choose<true, false>(rounding) : choose<false, false>(rounding);
   Writer writer(in, first);
   int flags = 0;
   int64_t groups;
@@ -265,7 +278,8 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
       }
     }
     F low, high;
-    if (!ranges(x, groups, size, low, high)) flags |= UNSOUND;
+    const bool finite = ranges(x, groups, size, low, high);
+    if (!finite) flags |= UNSOUND;
     const Grid grid = searches                         ? search(in, x, groups, size, low, high, elements)
                       : in.method == Method::absmax ? absmax(low, high, in.bits)
                                                     : minmax(low, high, in.bits);
@@ -283,6 +297,7 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
       const double square = double(exponent[i]) * exponent[i];
       const One one = {lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i],
                        lanes[4][i], lanes[5][i], lanes[6][i], square};
+      const auto write = finite && grid.sound[i] ? write_sound : write_any;
       write(x + i * size, size, levels, one, writer, in.sums ? in.sums + 3 * (g + i) : nullptr);
     }
     writer.flush();

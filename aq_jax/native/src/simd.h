@@ -248,6 +248,18 @@ inline void store_bytes(int8_t* p, I v) {
 #endif
 }
 
+inline void store_bytes(int8_t* p, const I (&v)[4]) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  __m256i byte[4];
+  for (int n = 0; n < 4; ++n) byte[n] = _mm256_and_si256((__m256i)v[n], _mm256_set1_epi32(0xff));
+  const __m256i low = _mm256_packus_epi32(byte[0], byte[1]), high = _mm256_packus_epi32(byte[2], byte[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing keeps to the halves of a vector
+  store(p, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+#else
+  for (int n = 0; n < 4; ++n) store_bytes(p + n * LANES, v[n]);
+#endif
+}
+
 // The sum of the lanes, halves first: always in the same order.
 inline float sum(F v) {
   float a[LANES];
