@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 
 from aq_jax.errors import FormatError
 from aq_jax.store import Row, TableWriter, write_table, writer
+from aq_jax.store.files import EarlySync
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +119,25 @@ def test_leftovers_of_dead_writers_are_removed(tmp_path: Path) -> None:
     write_table(path, [row("r", 1)], version=1)
     assert not gone.exists()
     assert all(file.exists() for file in kept)
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="os.fdatasync is not everywhere")
+def test_what_is_written_during_a_sync_is_synced_once_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, begun, goes_on, seen = tmp_path / "file", threading.Event(), threading.Event(), []
+
+    def sync(descriptor: int) -> None:
+        seen.append(os.fstat(descriptor).st_size)
+        begun.set()
+        assert goes_on.wait(60)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    with path.open("wb", 0) as file, EarlySync(path) as early:
+        for _ in range(4):
+            file.write(b"x")
+            early.start()
+            assert begun.wait(60)
+        goes_on.set()
+    assert seen == [1, 4]
 
 
 @pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="os.fdatasync is not everywhere")
