@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aq_jax.cli.terminal import escape_lines, interrupted, print_line, print_note
-from aq_jax.errors import ConfigError
+from aq_jax.errors import AqError, ConfigError
 
 if TYPE_CHECKING:
     from aq_jax.nn.generator import Generator
@@ -23,12 +23,17 @@ def chat(
 ) -> None:
     """Answer the lines of the standard input until it ends; an interrupt ends an answer, which is kept as it is.
 
+    On a terminal, a message that cannot be answered is noted, and left out; elsewhere it ends the chat.
+
     Args:
         generator: The language model.
         system: The first message, which says what the model is to be; None for the template's own.
         max_tokens: The most tokens of an answer.
         options: The options of `Generator.generate`.
         as_json: Whether each answer is printed whole, as a message in a line of JSON.
+
+    Raises:
+        AqError: for a message that cannot be answered, and for a line that is not UTF-8.
     """
     messages = [{"role": "system", "content": system}] if system is not None else []
     first = len(messages)
@@ -42,6 +47,12 @@ def chat(
                     print(escape_lines(text), end="", flush=True)  # noqa: T201
         except KeyboardInterrupt:
             interrupted.clear()
+        except AqError as error:
+            if not on_terminal():
+                raise
+            print_note(str(error))
+            messages.pop()
+            continue
         messages.append({"role": "assistant", "content": answer})
         print_line(json.dumps(messages[-1]) if as_json else "")
         sys.stdout.flush()
@@ -53,14 +64,25 @@ def _answer(
     """Begin an answer; where the model does not take all messages, forget the first that are no system's."""
     from aq_jax.nn.generator import TooLongError
 
+    forgotten = 0
     while True:
+        kept = [*messages[:first], *messages[first + forgotten :]]
         try:
-            return generator.stream(messages=messages, max_tokens=max_tokens, **options)
+            answer = generator.stream(messages=kept, max_tokens=max_tokens, **options)
         except TooLongError:
-            if len(messages) < first + 3:
+            if len(kept) < first + 3:
                 raise
-            print_note(f"the conversation is too long for the model: it forgets {messages[first]['content']!r:.60}")
-            del messages[first : first + 2]
+            forgotten += 2
+            continue
+        for message in messages[first : first + forgotten : 2]:
+            print_note(f"the conversation is too long for the model: it forgets {message['content']!r:.60}")
+        messages[:] = kept
+        return answer
+
+
+def on_terminal() -> bool:
+    """Tell whether somebody types, and reads."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def read_lines() -> Iterator[str]:
@@ -69,7 +91,7 @@ def read_lines() -> Iterator[str]:
     Raises:
         ConfigError: for a line that is not UTF-8.
     """
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if on_terminal():
         yield from _ask()
         return
     for number, line in enumerate(sys.stdin.buffer, 1):

@@ -160,10 +160,13 @@ def check_token_ids(ids: Sequence[int], vocabulary: int, where: str) -> Int[np.n
     Raises:
         AqError: for anything but a list of integers, and for ids outside the vocabulary.
     """
-    found = np.asarray(ids)
+    wanted = f"wanted a list of integers from 0 to {vocabulary - 1}"
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        raise AqError(f"{where}: found ids that are lists and numbers, or lists of several lengths; {wanted}") from None
     if found.shape == (0,):
         return found.astype(np.int32)
-    wanted = f"wanted a list of integers from 0 to {vocabulary - 1}"
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise AqError(f"{where}: found ids of {found.dtype}, shape {list(found.shape)}; {wanted}")
     if not 0 <= found.min() <= found.max() < vocabulary:

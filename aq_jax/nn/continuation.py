@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import ConfigError
 
@@ -90,13 +90,15 @@ def special_ids(tokenizer: Tokenizer, stop: Sequence[str]) -> set[int]:
     return {number for number, token in added.items() if token.special and token.content in stop}
 
 
-def check_stop(stop: str | Sequence[str], where: str) -> tuple[str, ...]:
-    """Check stop strings, and return them as a tuple.
+def check_stop(stop: str | Sequence[str] | None, where: str) -> tuple[str, ...]:
+    """Check stop strings, of which there may be none, and return them as a tuple.
 
     Raises:
         ConfigError: for an empty one, which every text has, and for what is no string.
     """
-    found = (stop,) if isinstance(stop, str) else tuple(stop)
+    if stop is None:
+        return ()
+    found: tuple[Any, ...] = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     for each in found:
         if not isinstance(each, str) or not each:
             raise ConfigError(f"{where}: stop has {each!r}; wanted strings of one character or more")

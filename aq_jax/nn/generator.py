@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Unpack, cast, overload
 
 import numpy as np
@@ -108,11 +108,11 @@ class Generator:
         """
         request = read_request(options, self.sampling, self.eos_ids)
         if messages is None:
-            several = not isinstance(prompt, str)
-            ids = self._prompts(cast("Sequence[str]", prompt if several and prompt is not None else [prompt]))
+            several = isinstance(prompt, Iterable) and not isinstance(prompt, str | Mapping)
+            ids = self._prompts(cast("Sequence[str]", prompt if several else [prompt]))
         else:
             self._check_no_prompt(prompt)
-            several = len(messages) > 0 and not isinstance(messages[0], Mapping | str)
+            several = isinstance(messages, Sequence) and messages and not isinstance(messages[0], Mapping | str)
             ids = self._chats(cast("Sequence[Sequence[Message]]", messages if several else [messages]))
             request = request._replace(ends=self._ends_of_messages())
         found = self._texts(*self._fit(ids, max_tokens), request)

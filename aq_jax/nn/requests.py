@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     cache: CacheType
 
 
@@ -65,5 +65,5 @@ def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) ->
     chosen = dataclasses.replace(sampling, **given).check("generate")  # type: ignore[reportArgumentType]
     check_number("seed", seed, "generate")
     check_cache_type(cast(str, cache))
-    strings = check_stop(cast("str | Sequence[str]", stop), "generate")
+    strings = check_stop(cast("str | Sequence[str] | None", stop), "generate")
     return Request(chosen, int(cast(int, seed)), strings, cast(CacheType, cache), ends)

@@ -18,7 +18,7 @@ class Batch:
 
     Args:
         schema: The schema of the table.
-        data: The block for the rows' `data`, a byte array of one axis: as large as all of them, or larger.
+        data: The block of the rows' `data`, a byte array of one axis: as large as all of them, or larger.
     """
 
     def __init__(self, schema: pa.Schema, data: np.ndarray) -> None:
@@ -31,10 +31,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def add(self, row: Row, digest: bytes) -> None:
-        """Add a row with its digest; its `data` is copied, unless it is the block."""
+    def add(self, row: Row, digest: bytes, copy: bool = True) -> None:
+        """Add a row with its digest; its `data` is copied, unless it is in the block already."""
         start, stop = self._ends[-1], self._ends[-1] + row.data.nbytes
-        if row.data is not self._data:
+        if copy:
             self._data[start:stop] = row.data
         self._ends.append(stop)
         self.nbytes += row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes

@@ -89,7 +89,7 @@ class EarlySync:
             OSError: if an earlier one failed: the system may report an error once only.
         """
         self._drop_done()
-        if all(sync.running() for sync in self._syncs):  # one that waits will see what is written so far
+        if all(sync.running() or sync.done() for sync in self._syncs):  # one that waits will see what is written now
             self._syncs.append(self._thread.submit(getattr(os, "fdatasync", os.fsync), self._descriptor))
 
     def _drop_done(self) -> None:

@@ -129,7 +129,7 @@ class TableWriter:
             self._flush()
         if size > GROUP_BYTES:
             alone = Batch(self._schema, np.ascontiguousarray(row.data))
-            alone.add(row, digest)
+            alone.add(row, digest, copy=False)
             self._write_batch(alone)
         else:
             self._waiting.add(row, digest)  # the row's bytes move once, into the memory that its batch is made of

@@ -18,6 +18,7 @@ import small_llama
 from cli_run import Run, listing
 
 import aq_jax as aq
+from aq_jax.cli import chat
 from aq_jax.cli.terminal import escape_lines
 from aq_jax.errors import ConfigError
 from aq_jax.nn.generator import Generator
@@ -226,8 +227,27 @@ def test_a_chat_that_grows_too_long_forgets_its_beginning(
     status, out, err = run("chat", talker, "--max-tokens", "4")
     assert (status, out.count("\n")) == (0, 3)
     assert "the conversation is too long for the model: it forgets 'bbb" in err
-    lines(b"b" * 100)
-    assert run("chat", talker)[0] == 2
+    lines(b"\n".join([b"a", b"b" * 100]))
+    status, out, err = run("chat", talker, "--max-tokens", "4")
+    assert (status, out.count("\n")) == (2, 1)
+    assert "forgets" not in err  # which would not help
+
+
+def test_on_a_terminal_a_message_that_is_too_long_does_not_end_the_chat(
+    run: Run, talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = iter(["b" * 100, "a"])
+
+    def type_in(_: str) -> str:
+        if (text := next(typed, None)) is None:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr(chat, "on_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", type_in)
+    status, out, err = run("chat", talker, "--max-tokens", "4", "--json")
+    assert (status, json.loads(out.splitlines()[0])["role"]) == (0, "assistant")
+    assert "aq-jax: generate: the messages have" in err
 
 
 def test_chat_refuses_what_it_cannot_do(

@@ -145,6 +145,8 @@ def test_messages_that_cannot_be_answered_are_refused(generator: Generator) -> N
         generator.generate(messages=[{"role": "user", "content": "b" * 200}])
     with pytest.raises(aq.AqError, match="generate: found a prompt and messages; wanted one of them"):
         generator.generate("the", messages=CHAT)  # type: ignore[call-overload]
+    with pytest.raises(aq.AqError, match="messages: found '3'; wanted a list of one message or more"):
+        generator.generate(messages=3)  # type: ignore[call-overload]
     with pytest.raises(aq.AqError, match="generate: the prompt is NoneType; wanted a string"):
         generator.generate()  # type: ignore[call-overload]
     bare = Generator(generator.model, generator.tokenizer)

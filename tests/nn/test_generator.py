@@ -394,6 +394,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an id too large": ({"ids": [1, small_llama.VOCAB]}, f"ids from 1 to {small_llama.VOCAB}; wanted a list of inte"),
     "a negative id": ({"ids": [1, -1]}, "ids from -1 to 1; wanted a list of integers from 0 to"),
     "half an id": ({"ids": [1, 0.5]}, r"generate: found ids of float64, shape \[2\]; wanted a list of integers"),
+    "lists beside an id": ({"ids": [2, [1]]}, "generate: found ids that are lists and numbers"),
     "a temperature of NaN": ({"temperature": NAN}, "temperature = nan; wanted a finite number, 0 or more"),
     "a negative temperature": ({"temperature": -0.5}, r"temperature = -0\.5; wanted"),
     "an endless temperature": ({"temperature": float("inf")}, "temperature = inf; wanted"),
@@ -406,6 +407,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a cache of another type": ({"cache": "int4"}, "cache = 'int4'; wanted one of float32, bfloat16, int8"),
     "an empty stop": ({"stop": ["a", ""]}, "generate: stop has ''; wanted strings of one character or more"),
     "a stop that is a number": ({"stop": [3]}, "generate: stop has 3; wanted strings"),
+    "a number for a stop": ({"stop": 3}, "generate: stop has 3; wanted strings"),
     "a stop of ids": ({"stop": "a"}, "generate_ids: stop = .* wanted none, as ids have no text"),
     "a share as text": ({"top_p": "0.5"}, r"generate: top_p = '0\.5'; wanted a number above 0, at most 1"),
     "a share that is a truth": ({"top_p": True}, "top_p = True; wanted a number above 0"),
@@ -425,6 +427,11 @@ def test_numbers_out_of_range_are_refused(generator: Generator, what: str) -> No
 def test_what_is_no_text_is_refused(generator: Generator) -> None:
     with pytest.raises(aq.AqError, match="generate: the prompt is int; wanted a string"):
         generator.generate(["the", 3])  # type: ignore[list-item]
+    with pytest.raises(aq.AqError, match="generate: the prompt is int; wanted a string"):
+        generator.generate(3)  # type: ignore[arg-type]
+    with pytest.raises(aq.AqError, match="generate: the prompt is dict; wanted a string"):
+        generator.generate({"the": 3})  # type: ignore[arg-type]
+    assert generator.generate("the", 4, stop=None) == generator.generate("the", 4)
     with pytest.raises(TypeError, match=r"generate: unknown heat; known are temperature, top_k, .* seed, stop, cache"):
         generator.generate("the", heat=1)  # type: ignore[call-arg]
     with pytest.raises(aq.AqError, match="score: the text is int; wanted a string"):

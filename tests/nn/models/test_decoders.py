@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mistral": {
         "usual": {"sliding_window": 5}, "no window, wide heads": {"sliding_window": None, **WIDE},
-        "tied": {"tie_word_embeddings": True, "hidden_act": "gelu"},
+        "tied": {"tie_word_embeddings": True, "hidden_act": "gelu"}, "yarn": {"rope_parameters": YARN},
     },
     "qwen2": {
         "usual": {}, "windows": {**SLIDE, "max_window_layers": 1}, "tied": {"tie_word_embeddings": True},
@@ -67,13 +67,18 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "qwen3": {
         "usual": WIDE, "windows": {**SLIDE, "max_window_layers": 1, **WIDE},
         "tied, with biases": {"tie_word_embeddings": True, "attention_bias": True, **WIDE},
+        "llama3": {"rope_parameters": ROPES["llama3"], **WIDE},
     },
-    "gemma": {"usual": WIDE, "untied": {"tie_word_embeddings": False, "attention_bias": True, **WIDE}},
+    "gemma": {
+        "usual": WIDE, "untied": {"tie_word_embeddings": False, "attention_bias": True, **WIDE},
+        "linear": {"rope_parameters": ROPES["linear"], **WIDE},
+    },
     "gemma2": {
         "usual": {"sliding_window": 5, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0,
                   "final_logit_softcapping": 1.5, **WIDE},
         "no caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": TYPES[::-1],
                     "sliding_window": 5, "attention_bias": True, **WIDE},
+        "dynamic": {"rope_parameters": ROPES["dynamic"], **WIDE},
     },
     "gemma3_text": {
         "usual": {"sliding_window": 5, "query_pre_attn_scalar": 20, "layer_types": TYPES, **WIDE},
@@ -87,17 +92,24 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "phi3": {
         "usual": {}, "window": {"sliding_window": 5, "tie_word_embeddings": True},
         "part": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        "linear": {"rope_parameters": ROPES["linear"]},
     },
     "smollm3": {
         "usual": FOUR, "every second": {"no_rope_layer_interval": 2, "tie_word_embeddings": False, **BIASES},
-        "windows": {**SLIDE, "no_rope_layers": [0, 1]},
+        "windows": {**SLIDE, "no_rope_layers": [0, 1]}, "yarn": {"rope_parameters": YARN},
     },
-    "olmo2": {"usual": {}, "with biases": {"attention_bias": True, "tie_word_embeddings": True}},
-    "olmo3": {"usual": {"sliding_window": 5, **FOUR}, "types": {"sliding_window": 3, "layer_types": TYPES[::-1]}},
+    "olmo2": {
+        "usual": {}, "with biases": {"attention_bias": True, "tie_word_embeddings": True},
+        "dynamic": {"rope_parameters": ROPES["dynamic"]},
+    },
+    "olmo3": {
+        "usual": {"sliding_window": 5, **FOUR}, "types": {"sliding_window": 3, "layer_types": TYPES[::-1]},
+        "with biases": {"attention_bias": True, "sliding_window": 3},
+    },
     "granite": {
         "usual": {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.3,
                   "logits_scaling": 2.5},
-        "plain": {**BIASES, "tie_word_embeddings": True},
+        "plain": {**BIASES, "tie_word_embeddings": True}, "yarn": {"rope_parameters": YARN},
     },
 }  # fmt: skip
 # In a process of its own: transformers sets up warnings of its own when it is imported.
@@ -208,15 +220,16 @@ def test_states_logits_and_tokens_are_those_of_transformers(theirs: Path, tmp_pa
         np.testing.assert_allclose(hidden[i, : len(text)], wanted[f"hidden{i}"], atol=1e-4, rtol=1e-4)
     logits = np.log(np.exp(wanted["logits0"]) / np.exp(wanted["logits0"]).sum(-1, keepdims=True))
     np.testing.assert_allclose(found.log_probabilities(TEXTS[0]), logits[:-1], atol=1e-4)
-    for i, text in enumerate(TEXTS):
-        assert found.generate_ids(text, NEW) == wanted[f"new{i}"].tolist()
+    new = [wanted[f"new{i}"].tolist() for i in range(len(TEXTS))]
+    assert [found.generate_ids(text, NEW) for text in TEXTS] == new
+    assert found.generate_ids(TEXTS, NEW) == new
 
 
 # ------------------------------------------------------------------------------------------------ calibration
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma2", "phi3", "olmo3", "smollm3"])
+@pytest.mark.parametrize("kind", USUAL)
 def test_families_are_given_their_bits_calibrated_and_run_on_packed_weights(tmp_path: Path, kind: str) -> None:
     folder, fields = tmp_path / "model", SIZES | USUAL[kind][0] | {"tie_word_embeddings": True}
     folder.mkdir()
