@@ -31,7 +31,7 @@ VARIABLES = """environment variables:
   AQ_JAX_STORIES     for the suites stories and decode: a folder with stories260K.bin, tok512.bin and stories.txt, whose
                      stories <|endoftext|> divides
   AQ_JAX_LANGUAGE    for the suites language and generation: a folder with smollm2.gguf or gemma3.gguf, or both (as
-                     `make gguf` fetches them), and for the first two texts, of which neither holds lines of the other:
+                     `make gguf` fetches them). The suite language wants two texts there, too, that share no line:
                      calibration.txt and judged.txt
   AQ_JAX_GGML        llama.cpp's libggml-base, built from its sources, for blocks that its Python package cannot write
   MALLOC_...         of glibc: as they are set. Where they are not, all contenders keep the memory that they free, but

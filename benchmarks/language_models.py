@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.timing import Skipped
 
-VARIABLE = "AQ_JAX_LANGUAGE"  # a folder with files of models, and the texts calibration.txt and judged.txt
+VARIABLE = "AQ_JAX_LANGUAGE"  # a folder with files of models; `language` wants calibration.txt and judged.txt, too
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Subject:
 
 SUBJECTS = (
     Subject("SmolLM2", "smollm2.gguf", 96),
-    # Fewer windows, since it has five times as many tokens to choose from.
+    # Fewer windows, since its vocabulary is five times as large.
     Subject("Gemma 3 270M", "gemma3.gguf", 128, calibrating=16, judging=12),
 )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import language_models, peers
 from benchmarks.children import ChildError
-from benchmarks.language_models import Subject
+from benchmarks.language_models import Subject, text
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, Skipped
 
@@ -25,6 +25,7 @@ MODULES = ("torchao_peer", "hqq_peer", "ggml_peer")
 GROUPS = {3: 64, 2: 64}
 CONFIGS = ("int8", "int3", "tcq3", "int2", "tcq2")
 WINDOW = 512  # tokens
+TEXTS = CALIBRATION, JUDGED = "calibration.txt", "judged.txt"
 NAMES = ("torchao, HQQ scales", "hqq", "ggml Q3_K", "ggml Q2_K")  # the best of each library
 
 
@@ -74,9 +75,7 @@ class Judge:
         from aq_jax.validate.data import HeldOut
         from aq_jax.validate.outputs import GeneratorJudge
 
-        config = aq.CalibrationConfig(
-            language_models.text("judged.txt"), sentences=windows, joined=True, max_tokens=WINDOW
-        )
+        config = aq.CalibrationConfig(text(JUDGED), sentences=windows, joined=True, max_tokens=WINDOW)
         floats = aq.load_model(folder / "float.arrow")
         assert isinstance(floats, Generator)
         self._folder, self._tensors = folder, aq.load(folder / "float.arrow", "numpy")
@@ -97,7 +96,9 @@ class Judge:
 def language(full: bool) -> Iterator[Line]:
     """Yield a line for each way to quantize: its divergence, perplexity and agreement, with standard errors."""
     for subject in language_models.present():
-        if isinstance(subject, Subject):
+        if isinstance(subject, Subject) and (missing := [name for name in TEXTS if not Path(text(name)).is_file()]):
+            yield Skipped(subject.name, f"its folder lacks {', '.join(missing)}")
+        elif isinstance(subject, Subject):
             yield from _quantized(subject, full)
         else:
             yield subject
@@ -143,7 +144,7 @@ def _ours(subject: Subject, judge: Judge, folder: Path, name: str) -> Line:
         (
             f"source={subject.path}",
             f"output={path}",
-            f"calibration.text={language_models.text('calibration.txt')}",
+            f"calibration.text={text(CALIBRATION)}",
             f"calibration.sentences={subject.calibrating}",
         ),
     )

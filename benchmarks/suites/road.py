@@ -42,7 +42,7 @@ def quantize_all(peer: peers.Peer, bits: int, group: int) -> list[Any]:
 
 
 class NewFile:
-    """A contender that writes a file, which is removed before it is timed: giving back its memory is another matter.
+    """A contender that writes a new file: the old one is removed before a call is timed, and its cached pages with it.
 
     Args:
         path: The path of the file.

@@ -92,7 +92,6 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "phi3": {
         "usual": {}, "window": {"sliding_window": 5, "tie_word_embeddings": True},
         "part": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
-        "linear": {"rope_parameters": ROPES["linear"]},
     },
     "smollm3": {
         "usual": FOUR, "every second": {"no_rope_layer_interval": 2, "tie_word_embeddings": False, **BIASES},
