@@ -16,6 +16,7 @@ import safetensors.numpy
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import aq_jax as aq
+from aq_jax.calibration.text import read_text
 from aq_jax.converters import huggingface
 from aq_jax.nn.architecture import Architecture, read_architecture
 from aq_jax.nn.compiled import BoundProgram
@@ -24,6 +25,8 @@ from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.models.decoder_config import Attention
 from aq_jax.nn.rope import Rope
 from aq_jax.ops import Scores
+from aq_jax.validate.data import HeldOut
+from aq_jax.validate.outputs import GeneratorJudge
 
 VOCAB, NEW = 120, 32
 TEXTS = [[int(i) for i in np.random.default_rng(n).integers(3, VOCAB, n)] for n in (13, 7, 1)]
@@ -253,6 +256,11 @@ def test_families_are_given_their_bits_calibrated_and_run_on_packed_weights(tmp_
     found = aq.load_model(output)
     assert isinstance(found, Generator)
     np.testing.assert_allclose(found.log_probabilities(text), log[:-1], atol=1e-4)
+    huggingface.to_table(folder, tmp_path / "float" / "m.parquet")
+    floats = aq.load_model(tmp_path / "float" / "m.parquet")
+    assert isinstance(floats, Generator)
+    judged = GeneratorJudge(floats, HeldOut(read_text(calibration), 0, None), 12).outputs(found)
+    assert 0 < judged["kl"]["mean"] < 0.05
 
 
 # ------------------------------------------------------------------------------------------------ configs
