@@ -125,14 +125,13 @@ def quantize(
     """
     call = _function("aq_quantize_groups")
     assert call is not None  # noqa: S101
-    starts, sums = np.asarray(recipe.starts, np.float32), np.empty((scales.size, 3))
-    flags = np.zeros(1, np.int32)
+    starts, sums, flags = np.asarray(recipe.starts, np.float32), np.empty(3), np.zeros(1, np.int32)
     wrong = call(w.ctypes.data, w.dtype.itemsize == 2, w.size, group, bits, recipe.number, starts.ctypes.data,
                  starts.size, recipe.rounds, codes.dtype == np.uint8, cores(), codes.ctypes.data, scales.ctypes.data,
                  zeros.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
     if wrong is not None:
         raise ValueError(f"aq_quantize_groups: {wrong.decode()}")
-    return sums.sum(axis=0), not flags[0] & _UNSOUND
+    return sums, not flags[0] & _UNSOUND
 
 
 def encodes_trellis() -> bool:

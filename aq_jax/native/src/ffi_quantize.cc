@@ -34,10 +34,17 @@ const char* quantize_all(Pool& pool, const Groups& in, int& flags) {
   return nullptr;
 }
 
+// The sums of all groups, added in their order, whatever threads found them.
+void add_up(const Groups& in, double (&all)[3]) {
+  for (double& each : all) each = 0;
+  for (int64_t g = 0; g < ceil_div(in.count, in.group); ++g)
+    for (int i = 0; i < 3; ++i) all[i] += in.sums[3 * g + i];
+}
+
 double error_of(const Groups& in) {
-  double all = 0;
-  for (int64_t g = 0; g < ceil_div(in.count, in.group); ++g) all += in.sums[3 * g + 2];
-  return all;
+  double all[3];
+  add_up(in, all);
+  return all[2];
 }
 
 // Quantize by one method, or by the better of two: that with the smaller squared error of the whole tensor.
@@ -83,19 +90,20 @@ ffi::Error quantize(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> w, ffi::Result<f
 }  // namespace
 }  // namespace aq
 
-// Return what is wrong, or null.
+// Return what is wrong, or null; the sums are those of all groups.
 AQ_EXPORT const char* aq_quantize_groups(const void* w, int64_t is_half, int64_t count, int64_t group, int64_t bits,
                                          int64_t method, const float* starts, int64_t start_count, int64_t rounds,
                                          int64_t packed, int64_t threads, uint8_t* codes, float* scale, float* zero,
-                                         double* sums, int32_t* flags) {
+                                         double (*sums)[3], int32_t* flags) {
+  if (count < 0 || group <= 0) return "wanted groups";
   aq::OwnThreads pool(threads);
-  int found = 0;
-  const char* wrong = aq::quantize_all(
-      pool,
-      {is_half ? nullptr : static_cast<const float*>(w), is_half ? static_cast<const uint16_t*>(w) : nullptr, count,
-       group, int(bits), aq::Method(method), {starts, start_count, rounds}, packed != 0, codes, scale, zero, sums},
-      found);
-  *flags = found;
+  const std::unique_ptr<double[]> own(new double[3 * aq::ceil_div(count, group)]);
+  const aq::Groups in = {is_half ? nullptr : static_cast<const float*>(w),
+                         is_half ? static_cast<const uint16_t*>(w) : nullptr,
+                         count, group, int(bits), aq::Method(method), {starts, start_count, rounds}, packed != 0,
+                         codes, scale, zero, own.get()};
+  const char* const wrong = aq::quantize_all(pool, in, *flags);
+  if (!wrong) aq::add_up(in, *sums);
   return wrong;
 }
 

@@ -100,18 +100,33 @@ struct Levels {
   }
 };
 
+// Of a group. Times `unit`, weights are around 1, and levels `step` apart.
 struct One {
-  float inverse, base, scale, zero, unit, least, most;  // of a group; weights times `unit` are around 1
-  double unit_squared;                                  // of what such weights are multiples of
+  float inverse, base, zero, step, unit, least, most;
+  double unit_squared;  // of what such weights are multiples of
 };
 
 struct Sums {
   F ww, wd, dd;
 };
 
+// Weights that come next, in memory: fetched while others are encoded, since processors stop at the end of each page.
+struct Next {
+  uintptr_t address;
+  int64_t bytes;  // of a weight
+
+  void skip(int64_t count) { address += count * bytes; }
+
+  void fetch(int64_t first) const {
+    const uintptr_t from = address + first * bytes;
+    for (int64_t i = 0; i < 4 * LANES * bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(from + i));
+  }
+};
+
 // Codes of a group, and sums over it. If it is SOUND, its elements and its grid are finite, and no number can be NaN.
 template <Rounding ROUNDING, bool SUMS, bool SOUND>
-void encode(const float* x, int64_t count, const Levels& levels, const One& one, int8_t* codes, Sums& sums) {
+void encode(const float* x, int64_t count, const Levels& levels, const One& one, Next next, int8_t* codes,
+            Sums& sums) {
   const F inverse = splat(one.inverse), base = splat(one.base);
   const F low = levels.low, high = levels.high, magic = levels.magic, nan = levels.nan;  // in registers
   auto round = [=](F v) {
@@ -125,7 +140,7 @@ void encode(const float* x, int64_t count, const Levels& levels, const One& one,
     const F code = (rounded - splat(0x1.8p23f)) + levels.first;
     if (!SOUND) v = v == v ? min(max(v, splat(one.least)), splat(one.most)) : F{};  // as the search sees it
     const F level = ROUNDING == Rounding::mid_tread ? code : code - splat(one.zero);
-    F s = v * splat(one.unit), d = (v - level * splat(one.scale)) * splat(one.unit);
+    F s = v * splat(one.unit), d = s - level * splat(one.step);
     if (left < LANES) {
       float parts[2][LANES] = {};
       std::memcpy(parts[0], &s, 4 * left), std::memcpy(parts[1], &d, 4 * left);
@@ -136,6 +151,7 @@ void encode(const float* x, int64_t count, const Levels& levels, const One& one,
   int64_t i = 0;
   for (; i + 4 * LANES <= count; i += 4 * LANES) {
     I four[4];
+    next.fetch(i);
     for (int n = 0; n < 4; ++n) {
       const F v = load<F>(x + i + n * LANES), rounded = round(v);
       four[n] = as_int(rounded);
@@ -225,13 +241,15 @@ class Writer {
 };
 
 template <Rounding ROUNDING, bool SUMS, bool SOUND>
-void write_group(const float* x, int64_t count, const Levels& levels, const One& one, Writer& writer, double* to) {
+void write_group(const float* x, int64_t count, const Levels& levels, const One& one, Next next, Writer& writer,
+                 double* to) {
   double totals[3] = {};
   constexpr int64_t STEP = SUMS ? 64 * LANES : HELD;  // more numbers would not add up in float32
   for (int64_t at = 0; at < count; at += STEP) {
     const int64_t size = std::min(STEP, count - at);
     Sums sums = {};
-    encode<ROUNDING, SUMS, SOUND>(x + at, size, levels, one, writer.room(size), sums);
+    encode<ROUNDING, SUMS, SOUND>(x + at, size, levels, one, next, writer.room(size), sums);
+    next.skip(size);
     if (SUMS) totals[0] += sum(sums.ww), totals[1] += sum(sums.wd), totals[2] += sum(sums.dd);
   }
   if (SUMS)
@@ -272,11 +290,11 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
     if (in.floats) {
       x = in.floats + start;
     } else {
-      for (int64_t i = 0; i < count; ++i) {
-        const uint32_t bits = uint32_t(in.halves[start + i]) << 16;
-        std::memcpy(widened + i, &bits, 4);
-      }
+      for (int64_t i = 0; i < count; i += LANES)
+        store_part(widened + i, load_part(in.halves + start + i, count - i), count - i);
     }
+    const int64_t ahead = start + std::min(count, BLOCK);
+    Next next = in.floats ? Next{uintptr_t(in.floats + ahead), 4} : Next{uintptr_t(in.halves + ahead), 2};
     F low, high;
     const bool finite = ranges(x, groups, size, low, high);
     if (!finite) flags |= UNSOUND;
@@ -289,8 +307,9 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
     store_part(in.zero + g, grid.zero, groups);
     float lanes[7][LANES], tops[LANES], exponent[LANES];
     store(exponent, power);
-    store(lanes[0], inverse), store(lanes[1], grid.base), store(lanes[2], grid.scale), store(lanes[3], grid.zero);
-    store(lanes[4], unit), store(lanes[5], low), store(lanes[6], high), store(tops, top);
+    store(lanes[0], inverse), store(lanes[1], grid.base), store(lanes[2], grid.zero);
+    store(lanes[3], grid.scale * unit), store(lanes[4], unit), store(lanes[5], low), store(lanes[6], high);
+    store(tops, top);
     for (int64_t i = 0; i < groups; ++i) {
       if (!grid.sound[i]) flags |= UNSOUND;
       if (tops[i] == 0) flags |= ZEROS;
@@ -298,7 +317,8 @@ int quantize(const Groups& in, int64_t first, int64_t last) {
       const One one = {lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i],
                        lanes[4][i], lanes[5][i], lanes[6][i], square};
       const auto write = finite && grid.sound[i] ? write_sound : write_any;
-      write(x + i * size, size, levels, one, writer, in.sums ? in.sums + 3 * (g + i) : nullptr);
+      write(x + i * size, size, levels, one, next, writer, in.sums ? in.sums + 3 * (g + i) : nullptr);
+      next.skip(size);
     }
     writer.flush();
   }
