@@ -14,7 +14,7 @@ from aq_jax.errors import FormatError
 from aq_jax.io.tensorfile import Extent
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
-from aq_jax.store.mapping import map_file
+from aq_jax.store.mapping import map_file, release_pages
 
 
 class MappedTensors(Source):
@@ -74,6 +74,10 @@ class MappedTensors(Source):
                 raise FormatError(f"{self.folder.join(extent.file)}: has become shorter; {name} is past its end")
             raw = np.frombuffer(memory[extent.offset : extent.offset + extent.size], np.uint8)
         return raw.view(DTYPES[extent.dtype]).reshape(extent.shape)
+
+    def release(self) -> None:
+        for memory in self._maps.values():
+            release_pages(memory)
 
     def _mapped(self, name: str) -> memoryview:
         if name not in self._maps:

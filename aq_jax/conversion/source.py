@@ -63,6 +63,9 @@ class Source:
         """Read one tensor: a view where possible, a QTensor if it is quantized and kept as it is."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Give back the memory that reading took, where the source can; what is read again takes it again."""
+
     def nbytes(self, name: str) -> int:
         """Count the bytes of a tensor as it is read."""
         shape, dtype = self.shapes[name]

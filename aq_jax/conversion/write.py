@@ -136,6 +136,8 @@ def write_model(
                 progress(name, size, total)
         for alias, stored in source.aliases.items():
             table.alias(alias, stored)
+        table.flush()
+        source.release()  # while the disk writes the last rows: for a mapped file it takes as long as that
     done.bytes = os.stat(path).st_size
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
     return done

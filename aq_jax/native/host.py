@@ -107,7 +107,7 @@ def takes(recipe: Recipe, group: int) -> bool:
 
 def quantize(
     w: np.ndarray, group: int, bits: int, recipe: Recipe, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray
-) -> tuple[np.ndarray, bool]:
+) -> tuple[tuple[float, ...], bool]:
     """Quantize the groups of a flat array into arrays that are there.
 
     Args:
@@ -125,13 +125,14 @@ def quantize(
     """
     call = _function("aq_quantize_groups")
     assert call is not None  # noqa: S101
-    starts, sums, flags = np.asarray(recipe.starts, np.float32), np.empty(3), np.zeros(1, np.int32)
-    wrong = call(w.ctypes.data, w.dtype.itemsize == 2, w.size, group, bits, recipe.number, starts.ctypes.data,
-                 starts.size, recipe.rounds, codes.dtype == np.uint8, cores(), codes.ctypes.data, scales.ctypes.data,
-                 zeros.ctypes.data, sums.ctypes.data, flags.ctypes.data)  # fmt: skip
+    starts, count = (ctypes.c_float * len(recipe.starts))(*recipe.starts), len(recipe.starts)
+    sums, flags = (ctypes.c_double * 3)(), ctypes.c_int32()
+    wrong = call(w.ctypes.data, w.itemsize == 2, w.size, group, bits, recipe.number, starts, count, recipe.rounds,
+                 codes.dtype == np.uint8, cores(), codes.ctypes.data, scales.ctypes.data, zeros.ctypes.data, sums,
+                 ctypes.byref(flags))  # fmt: skip
     if wrong is not None:
         raise ValueError(f"aq_quantize_groups: {wrong.decode()}")
-    return sums, not flags[0] & _UNSOUND
+    return tuple(sums), not flags.value & _UNSOUND
 
 
 def encodes_trellis() -> bool:

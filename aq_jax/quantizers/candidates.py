@@ -38,15 +38,15 @@ class Candidate:
     data: np.ndarray
     scales: np.ndarray
     zero_points: np.ndarray
-    sums: np.ndarray  # float64: w.w, v.v, w.v, (w - v).(w - v), v being the decoded values
+    sums: tuple[float, ...]  # w.w, v.v, w.v, (w - v).(w - v), v being the decoded values
     sound: bool
     codes: np.ndarray | None  # int8, where groups do not end on bytes and the stream is packed at the end
     count: int
 
-    def add(self, sums: np.ndarray) -> None:
+    def add(self, ww: float, wd: float, dd: float, unit: float = 1.0) -> None:
         """Add the sums of a tile (see `tile_programs`)."""
-        ww, wd, dd, unit = (float(x) for x in sums)
-        self.sums += np.array([ww, ww - 2 * wd + dd, ww - wd, dd]) * unit**2
+        found = ww, ww - 2 * wd + dd, ww - wd, dd
+        self.sums = tuple(old + new * unit**2 for old, new in zip(self.sums, found, strict=True))
 
     def finish(self, code: Code) -> Quantized:
         data = self.data
@@ -54,7 +54,7 @@ class Candidate:
             data = pack_codes(self.codes, code.bits)
         elif spare := -self.count * code.bits % 8:
             data[-1] &= 0xFF >> spare
-        ww, vv, wv, ee = (float(s) for s in self.sums)
+        ww, vv, wv, ee = self.sums
         cosine = wv / math.sqrt(ww * vv) if ww and vv else float(ww == vv)
         zero_points = self.zero_points if code.zero_points else self.zero_points[:0]
         return Quantized(data, self.scales, zero_points, min(cosine, 1.0), ee / ww if ww else 0.0)
@@ -77,7 +77,7 @@ class TiledQuantizer:
             data=np.empty(-(-count * self.spec.bits // 8) if keep and whole_bytes else 0, np.uint8),
             scales=np.empty(groups, np.float32),
             zero_points=np.empty(groups, np.float32),
-            sums=np.zeros(4),
+            sums=(0.0,) * 4,
             sound=True,
             codes=np.empty(count, np.int8) if keep and not whole_bytes else None,
             count=count,

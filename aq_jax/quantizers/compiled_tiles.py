@@ -88,7 +88,7 @@ class GroupsPerTile(CompiledTiles):
             ):
                 candidate.scales[group : group + count] = scale[:count]
                 candidate.zero_points[group : group + count] = zero_point[:count]
-                candidate.add(sums)
+                candidate.add(*sums.tolist())
                 candidate.sound &= bool(sound[:count].all())
                 self._append_codes(candidate, first - start, packed, self.width, self.size, min(step, stop - first))
         return candidates
@@ -152,6 +152,6 @@ class TilesPerGroup(CompiledTiles):
         for at, tile, pads in stream.tiles():
             answers = encode_tile(tile, pads, grid[:4], self.spec.coding, grid.rounding, self.kernel)
             packed, sums = map(np.asarray, answers)
-            candidate.add(sums)
+            candidate.add(*sums.tolist())
             valid = TILE - int(pads[0])
             self._append_codes(candidate, position + at, packed, TILE, valid, valid)

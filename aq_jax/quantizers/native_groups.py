@@ -29,10 +29,10 @@ class NativeGroups(TiledQuantizer):
         # A multiple of 8 groups ends on a byte.
         step = max(1, min(NATIVE_TILE // self.size, MOST_GROUPS) // 8) * 8 * self.size
         codes = np.empty(0 if keep else min(step, stop - start), np.int8)
+        known = self.flat.dtype in (DTYPES["float32"], DTYPES["bfloat16"])
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            w = self.flat[first:last]
-            w = w if w.dtype in (np.float32, DTYPES["bfloat16"]) else to_float32(w)
+            w = self.flat[first:last] if known else to_float32(self.flat[first:last])
             groups = slice((first - start) // self.size, -(-(last - start) // self.size))
             for recipe, each in zip(self.recipes, found, strict=True):
                 if not keep:
@@ -44,6 +44,6 @@ class NativeGroups(TiledQuantizer):
                 sums, sound = host.quantize(
                     w, self.size, bits, recipe, to, each.scales[groups], each.zero_points[groups]
                 )
-                each.add(np.array([*sums, 1.0]))
+                each.add(*sums)
                 each.sound &= sound
         return found

@@ -47,6 +47,17 @@ def map_file(file: IO[bytes]) -> memoryview:
     return memoryview(owner).cast("B").toreadonly()
 
 
+def release_pages(view: memoryview) -> None:
+    """Give back the memory of a mapped file: pages that are accessed again are mapped again.
+
+    Args:
+        view: The view that `map_file` returned.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if isinstance(view.obj, ctypes.Array) and advice is not None:
+        _system().madvise(ctypes.addressof(view.obj), view.nbytes, advice)
+
+
 @cache
 def _system() -> Any:
     system = ctypes.CDLL(None, use_errno=True)
@@ -55,4 +66,5 @@ def _system() -> Any:
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
     )  # fmt: skip
     system.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    system.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     return system

@@ -5,6 +5,7 @@ Sizes are Python integers, so that no claim in a file can overflow, and they are
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from aq_jax.store.schema import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from aq_jax.codes import Code
     from aq_jax.store.rows import RowInfo, RowLike
 
 _LARGEST_ITEM = max(dtype.itemsize for dtype in DTYPES.values())
@@ -53,50 +55,65 @@ def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | No
 
 
 def _violations(row: Row | RowInfo) -> Iterator[str]:
-    shape, total = list(row.shape), element_count(row)
     if not _is_name(row.layer_name):
         yield "layer_name must be a non-empty string of valid Unicode"
-    if row.dtype not in DTYPES:
-        yield f"unknown dtype {row.dtype!r}; known are {', '.join(DTYPES)}"
-    if row.quant_type is not None and row.quant_type not in CODES and row.quant_type not in READ_TYPES:
-        yield f"unknown quant_type {row.quant_type[:60]!r}; known are {', '.join((*CODES, *READ_TYPES))}"
-    if len(shape) > MAX_AXES:
-        yield f"shape has {len(shape)} axes, at most {MAX_AXES} are allowed"
-    if not all(0 <= n < 2**31 for n in shape):
-        yield f"shape {shape} has an axis outside 0 to 2^31 - 1"
-    # An empty axis must not hide the size of the others: NumPy refuses such shapes too.
-    if prod(max(n, 1) for n in shape) * _LARGEST_ITEM >= 2**63:
-        yield f"shape {shape} is too large for any memory"
-    if not 0 < row.num_params <= total and row.num_params != total:
-        yield f"num_params is {row.num_params}, shape {shape} has {total} elements"
-    yield from _grouping_violations(row)
+    if len(row.shape) > MAX_AXES:
+        yield f"shape has {len(row.shape)} axes, at most {MAX_AXES} are allowed"
+    shape = tuple(row.shape)
+    if why := _layout_violation(
+        row.code, shape, row.dtype, row.num_params, row.quant_type, row.quant_axis, row.group_size, row.rotation
+    ):
+        yield why
     if row.digest is not None and len(row.digest) != 32:
         yield f"digest holds {len(row.digest)} bytes, not 32"
     if isinstance(row, Row):
         yield from _array_violations(row)
 
 
-def _grouping_violations(row: Row | RowInfo) -> Iterator[str]:
-    axis, size = row.quant_axis, row.group_size
-    if not row.quantized and (axis, size) != (-1, 0):
-        yield f"quant_axis is {axis} and group_size {size}, but an unquantized row has -1 and 0"
-    if row.quantized and not ((axis in (-1, 0) and size == 0) or (axis == 0 and size > 0)):
-        yield (
+@lru_cache(1024)  # a model's layers have few layouts, and each row is asked about
+def _layout_violation(
+    code: Code | None,
+    shape: tuple[int, ...],
+    dtype: str,
+    num_params: int,
+    quant_type: str | None,
+    axis: int,
+    size: int,
+    rotation: int,
+) -> str:
+    """Say which rule a row's small cells break, the first one; "" if none."""
+    total = prod(shape)
+    if dtype not in DTYPES:
+        return f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}"
+    if quant_type is not None and code is None and quant_type not in READ_TYPES:
+        return f"unknown quant_type {quant_type[:60]!r}; known are {', '.join((*CODES, *READ_TYPES))}"
+    if not all(0 <= n < 2**31 for n in shape):
+        return f"shape {list(shape)} has an axis outside 0 to 2^31 - 1"
+    # An empty axis must not hide the size of the others: NumPy refuses such shapes too.
+    if prod(max(n, 1) for n in shape) * _LARGEST_ITEM >= 2**63:
+        return f"shape {list(shape)} is too large for any memory"
+    if not 0 < num_params <= total and num_params != total:
+        return f"num_params is {num_params}, shape {list(shape)} has {total} elements"
+    if code is None:
+        if (axis, size) != (-1, 0):
+            return f"quant_axis is {axis} and group_size {size}, but an unquantized row has -1 and 0"
+        return f"rotation is {rotation}, which {quant_type} rows do not have" if rotation else ""
+    if not ((axis in (-1, 0) and size == 0) or (axis == 0 and size > 0)):
+        return (
             f"quant_axis is {axis} and group_size {size}: must be -1 and 0 (per tensor), 0 and 0 (per channel), "
             "or 0 and a positive size (per group)"
         )
-    if row.quantized and (axis, size) == (0, 0) and not row.shape:
-        yield "a tensor without axes cannot be quantized per channel; use quant_axis -1"
-    code = row.code
-    if code and (why := code.refuses_layout(row.shape, axis, size)):
-        yield why
-    if code and (code.name != code.plain_name or (row.rotation and code.name == code.rotated_name)):
-        length = row.shape[-1] if row.shape else 1
-        if row.rotation not in ROTATIONS or length % row.rotation:
+    if (axis, size) == (0, 0) and not shape:
+        return "a tensor without axes cannot be quantized per channel; use quant_axis -1"
+    if why := code.refuses_layout(shape, axis, size):
+        return why
+    if code.name != code.plain_name or (rotation and code.name == code.rotated_name):
+        length = shape[-1] if shape else 1
+        if rotation not in ROTATIONS or length % rotation:
             wanted = f"a power of two from {ROTATIONS[0]} to {ROTATIONS[-1]} that divides the last axis"
-            yield f"rotation is {row.rotation}, {row.quant_type} of shape {list(row.shape)} needs {wanted}"
-    elif row.rotation:
-        yield f"rotation is {row.rotation}, which {row.quant_type} rows do not have"
+            return f"rotation is {rotation}, {quant_type} of shape {list(shape)} needs {wanted}"
+        return ""
+    return f"rotation is {rotation}, which {quant_type} rows do not have" if rotation else ""
 
 
 def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = None) -> Iterator[str]:

@@ -126,7 +126,7 @@ class TableWriter:
         digest = row_digest(row)
         size = row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes
         if self._waiting.nbytes + size > GROUP_BYTES:
-            self._flush()
+            self.flush()
         if size > GROUP_BYTES:
             alone = Batch(self._schema, np.ascontiguousarray(row.data))
             alone.add(row, digest, copy=False)
@@ -147,7 +147,8 @@ class TableWriter:
             known = ", ".join((*CODES, *PLAIN_TYPES))
             raise FormatError(f"{here}: quant_type {row.quant_type!r} cannot be written; a V2 table has {known}")
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that wait for others now: the disk is busy with them while the caller does something else."""
         if self._waiting:
             self._write_batch(self._waiting)
         self._waiting = Batch(self._schema, self._arena)
@@ -161,8 +162,8 @@ class TableWriter:
         assert self._sink is not None  # noqa: S101
         self._order.finish(str(self.path))
         check_aliases(self._aliases, self._order.names, str(self.path))
+        self.flush()
         metadata = compose_metadata(self._version, self._config, self._aliases, self._written)
-        self._flush()
         self._sink.finish(metadata)
         self._sink = None
 

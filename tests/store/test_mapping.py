@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from aq_jax.store.mapping import map_file
+from aq_jax.config import QuantizationConfig
+from aq_jax.conversion.write import write_model
+from aq_jax.converters.checkpoint import open_checkpoint
+from aq_jax.store.mapping import map_file, release_pages
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="wants /proc")
 
@@ -48,6 +52,41 @@ def test_a_mapping_goes_with_its_last_view_and_holds_no_descriptor(tmp_path: Pat
     del views
     gc.collect()
     assert "mapped-here" not in Path("/proc/self/maps").read_text()
+
+
+def resident(name: str) -> int:
+    """Count the bytes of a mapped file that are in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        next(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))
+        for line in lines
+        if line.endswith(name)
+    )
+
+
+@linux
+def test_pages_that_were_released_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "released-here"
+    path.write_bytes(bytes(range(256)) * 4096)
+    with path.open("rb") as file:
+        view = map_file(file)
+    array = np.frombuffer(view, np.uint8)
+    total = int(array.sum())
+    assert resident("released-here") == array.nbytes
+    release_pages(view)
+    assert resident("released-here") == 0
+    assert int(array.sum()) == total
+    release_pages(memoryview(b""))  # as `map_file` gives for an empty file
+
+
+@linux
+def test_a_conversion_gives_back_what_it_has_read(tmp_path: Path) -> None:
+    weights = {"w": np.arange(1 << 18, dtype=np.float32).reshape(512, 512)}
+    safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as source:
+        write_model(source, tmp_path / "m.arrow", QuantizationConfig("int8"))
+        assert resident("model.safetensors") == 0
+        assert np.array_equal(source.read("w"), weights["w"])
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
