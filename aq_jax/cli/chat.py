@@ -35,6 +35,9 @@ def chat(
     Raises:
         AqError: for a message that cannot be answered, and for a line that is not UTF-8.
     """
+    from aq_jax.nn.prompt_cache import PromptCache
+
+    options = {**options, "prompt_cache": PromptCache()}
     messages = [{"role": "system", "content": system}] if system is not None else []
     first = len(messages)
     for line in read_lines():

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from aq_jax.nn.compiled import BoundProgram
 from aq_jax.nn.models import Cache, LanguageModel
+from aq_jax.nn.prompt_cache import Known, PromptCache, grown
 from aq_jax.nn.sampling import Sampling, draw
 from aq_jax.ops import CacheType
 
@@ -73,6 +74,7 @@ class Decoding:
         seed: int,
         cache: CacheType = "float32",
         piece: int = PIECE,
+        prompt_cache: PromptCache | None = None,
     ) -> Iterator[list[list[int]]]:
         """Yield the tokens that follow each prompt, the first alone, and then some at a time.
 
@@ -85,33 +87,62 @@ class Decoding:
             seed: The seed of the draws, which each text has for itself.
             cache: The type of the cache.
             piece: How many tokens are yielded at a time.
+            prompt_cache: What may know the beginning of a single prompt, and gets the text for the next.
         """
-        chunks = split_prompt(max(map(len, prompts)))
-        length, vocabulary = sum(chunks), self._model.config.vocab_size
+        known = prompt_cache.take(cache) if prompt_cache is not None else None
+        state, length, chunks = self._place(max(prompts, key=len), max(counts), len(prompts), cache, known)
         ids = np.zeros((len(prompts), length), np.int32)
-        seen = np.zeros((len(prompts), vocabulary), bool)
+        seen = np.zeros((len(prompts), self._model.config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = prompt
             seen[row, list(prompt)] = True
         first = np.array([length - len(prompt) for prompt in prompts], np.int32)
         of_numpy: Any = first, np.array(counts, np.int32), sampling.numbers(), np.uint32(seed)
         texts = Texts(*of_numpy)  # whose arrays become JAX's in a call
-        state = self._empty(len(prompts), cache_size(length + max(counts)), cache)
-        hidden, start = None, 0
-        for chunk in chunks:
-            state, hidden = self._read(state, ids[:, start : start + chunk], np.int32(start), first)
-            start += chunk
-        token, seen, over = self._begin(hidden, seen, texts)
-        yield [[int(each)] for each in np.asarray(token)]
-        done, last = 1, max(counts)
-        while done < last and not np.asarray(over).all():
-            steps = min(piece, last - done)
-            at = np.int32(start + done - 1)
-            (state, token, seen, over), tokens = self._decode(
-                (state, token, seen, over), texts, at, np.int32(done), np.int32(steps)
-            )
-            yield [[token for token in row if token != OVER] for row in np.asarray(tokens)[:, :steps].tolist()]
-            done += steps
+        start = length - sum(chunks)
+        inside = ids[0, first[0] : start].tolist()  # what the cache holds of the first text
+        try:
+            hidden = None
+            for chunk in chunks:
+                state, hidden = self._read(state, ids[:, start : start + chunk], np.int32(start), first)
+                start += chunk
+                inside = ids[0, first[0] : start].tolist()
+            token, seen, over = self._begin(hidden, seen, texts)
+            found = [[int(each)] for each in np.asarray(token)]
+            yield found
+            done, last = 1, max(counts)
+            while done < last and not np.asarray(over).all():
+                steps = min(piece, last - done)
+                at = np.int32(start + done - 1)
+                (state, token, seen, over), tokens = self._decode(
+                    (state, token, seen, over), texts, at, np.int32(done), np.int32(steps)
+                )
+                inside += found[0][-1:]
+                found = [[token for token in row if token != OVER] for row in np.asarray(tokens)[:, :steps].tolist()]
+                inside += found[0][:-1]
+                yield found
+                done += steps
+        finally:
+            if prompt_cache is not None:
+                prompt_cache.keep(Known(self._model, cache, inside, int(first[0]), state))
+
+    def _place(
+        self, prompt: Sequence[int], count: int, batch: int, kind: CacheType, known: Known | None
+    ) -> tuple[Cache, int, list[int]]:
+        """Find room for prompts, of which this is the longest.
+
+        Returns:
+            The cache, the position at which the prompts end, and the lengths of the chunks that are read before it.
+        """
+        if known is not None:
+            # The last token is read anew, and others where the rest is no whole chunk.
+            chunks = split_prompt(len(prompt) - min(known.shared(prompt), len(prompt) - 1))
+            length = known.first + len(prompt)
+            if sum(chunks) <= length:
+                return grown(known.cache, cache_size(length + count)), length, chunks
+        chunks = split_prompt(len(prompt))
+        length = sum(chunks)
+        return self._empty(batch, cache_size(length + count), kind), length, chunks
 
 
 def split_prompt(length: int) -> list[int]:

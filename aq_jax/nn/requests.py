@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict, cast
 
+from aq_jax.errors import ConfigError
 from aq_jax.nn.continuation import check_stop
+from aq_jax.nn.prompt_cache import PromptCache
 from aq_jax.nn.sampling import Sampling, check_number
 from aq_jax.ops import CacheType, check_cache_type
 
@@ -19,6 +21,8 @@ class Options(TypedDict, total=False):
         stop: A string that ends the text, which is cut before it, or several. One that is a special token ends it too.
         cache: The type in which keys and values of tokens are kept: "float32" (the default), "bfloat16", or "int8" with
             a scale a head and token.
+        prompt_cache: What keeps the text of one call for the next, which reads only what is new (see `PromptCache`);
+            of a single prompt.
     """
 
     temperature: float
@@ -29,6 +33,7 @@ class Options(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str] | None
     cache: CacheType
+    prompt_cache: PromptCache | None
 
 
 class Request(NamedTuple):
@@ -38,6 +43,7 @@ class Request(NamedTuple):
     seed: int
     stop: tuple[str, ...]
     cache: CacheType
+    prompt_cache: PromptCache | None
     ends: tuple[int, ...]
 
 
@@ -54,16 +60,19 @@ def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) ->
         ConfigError: for one that is out of its range, by name.
 
     >>> read_request({"temperature": 0.5, "stop": "END"}, Sampling(top_k=4), (2,))
-    Request(sampling=Sampling(temperature=0.5, top_k=4, ...), seed=0, stop=('END',), cache='float32', ends=(2,))
+    Request(sampling=Sampling(temperature=0.5, top_k=4, ...), seed=0, stop=('END',), cache='float32', ..., ends=(2,))
     """
     given = dict(options)
     seed, stop, cache = given.pop("seed", 0), given.pop("stop", ()), given.pop("cache", "float32")
+    prompt_cache = given.pop("prompt_cache", None)
     names = [field.name for field in dataclasses.fields(Sampling)]
     if unknown := sorted(given.keys() - set(names)):
-        known = ", ".join((*names, "seed", "stop", "cache"))
+        known = ", ".join((*names, "seed", "stop", "cache", "prompt_cache"))
         raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
     chosen = dataclasses.replace(sampling, **given).check("generate")  # type: ignore[reportArgumentType]
     check_number("seed", seed, "generate")
     check_cache_type(cast(str, cache))
+    if not isinstance(prompt_cache, PromptCache | None):
+        raise ConfigError(f"generate: prompt_cache is {type(prompt_cache).__name__}; wanted a PromptCache")
     strings = check_stop(cast("str | Sequence[str] | None", stop), "generate")
-    return Request(chosen, int(cast(int, seed)), strings, cast(CacheType, cache), ends)
+    return Request(chosen, int(cast(int, seed)), strings, cast(CacheType, cache), prompt_cache, ends)
