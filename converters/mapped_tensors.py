@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 
 from aq_jax.conversion.source import Opener, Source
-from aq_jax.errors import FormatError
+from aq_jax.converters.mapped_files import MappedFiles
 from aq_jax.io.tensorfile import Extent
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
-from aq_jax.store.mapping import map_file, release_pages
+from aq_jax.store.mapping import map_file
 
 
 class MappedTensors(Source):
@@ -38,7 +38,7 @@ class MappedTensors(Source):
         self.extents = dict(extents or {})
         shapes = {name: (extent.shape, DTYPES[extent.dtype]) for name, extent in self.extents.items()}
         super().__init__(folder, shapes, aliases)
-        self._maps: dict[str, memoryview] = {}
+        self._maps = MappedFiles(folder)
 
     def read_memory(self, name: str) -> int:
         return 0  # it is mapped
@@ -69,22 +69,11 @@ class MappedTensors(Source):
                 file.flush()
                 raw = np.frombuffer(map_file(file), np.uint8)
         else:
-            memory = self._mapped(extent.file)
-            if extent.offset + extent.size > len(memory):
-                raise FormatError(f"{self.folder.join(extent.file)}: has become shorter; {name} is past its end")
-            raw = np.frombuffer(memory[extent.offset : extent.offset + extent.size], np.uint8)
+            raw = self._maps.part(extent.file, extent.offset, extent.size, name)
         return raw.view(DTYPES[extent.dtype]).reshape(extent.shape)
 
     def release(self) -> None:
-        for memory in self._maps.values():
-            release_pages(memory)
-
-    def _mapped(self, name: str) -> memoryview:
-        if name not in self._maps:
-            assert self.folder.local is not None  # noqa: S101
-            with (self.folder.local / name).open("rb") as file:
-                self._maps[name] = map_file(file)
-        return self._maps[name]
+        self._maps.release()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Prompts of a batch are padded on their left to one length, and so to whole chunks: they all end at one position of the
 cache, and each begins at its own, before which nothing is seen. So programs depend on how many prompts there are, and
-on the size of the cache, a power of two; not on the length of a prompt, nor on the number of tokens.
+on the size of the cache, a power of two; not on the length of a prompt, nor on the number of tokens. A prompt whose
+beginning is known (`prompt_cache`) begins where that did; chunks are counted from its end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from aq_jax.errors import AqError
 from aq_jax.nn.compiled import BoundProgram
 from aq_jax.nn.models import Cache, LanguageModel
 from aq_jax.nn.prompt_cache import Known, PromptCache, grown
@@ -88,9 +90,13 @@ class Decoding:
             cache: The type of the cache.
             piece: How many tokens are yielded at a time.
             prompt_cache: What may know the beginning of a single prompt, and gets the text for the next.
+
+        Raises:
+            AqError: for a prompt cache and several prompts, or with a text of another model.
         """
-        known = prompt_cache.take(cache) if prompt_cache is not None else None
-        state, length, chunks = self._place(max(prompts, key=len), max(counts), len(prompts), cache, known)
+        if prompt_cache is not None and len(prompts) != 1:
+            raise AqError(f"generate: found a prompt_cache and {len(prompts)} prompts; wanted one prompt")
+        state, length, chunks = self._place(max(prompts, key=len), max(counts), len(prompts), cache, prompt_cache)
         ids = np.zeros((len(prompts), length), np.int32)
         seen = np.zeros((len(prompts), self._model.config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
@@ -99,16 +105,16 @@ class Decoding:
         first = np.array([length - len(prompt) for prompt in prompts], np.int32)
         of_numpy: Any = first, np.array(counts, np.int32), sampling.numbers(), np.uint32(seed)
         texts = Texts(*of_numpy)  # whose arrays become JAX's in a call
-        start = length - sum(chunks)
-        inside = ids[0, first[0] : start].tolist()  # what the cache holds of the first text
+        start = inside = length - sum(chunks)  # inside: where what the cache holds of the first text ends
+        text = list(prompts[0])
         try:
             hidden = None
             for chunk in chunks:
                 state, hidden = self._read(state, ids[:, start : start + chunk], np.int32(start), first)
-                start += chunk
-                inside = ids[0, first[0] : start].tolist()
+                start = inside = start + chunk
             token, seen, over = self._begin(hidden, seen, texts)
             found = [[int(each)] for each in np.asarray(token)]
+            text += found[0]
             yield found
             done, last = 1, max(counts)
             while done < last and not np.asarray(over).all():
@@ -117,29 +123,32 @@ class Decoding:
                 (state, token, seen, over), tokens = self._decode(
                     (state, token, seen, over), texts, at, np.int32(done), np.int32(steps)
                 )
-                inside += found[0][-1:]
                 found = [[token for token in row if token != OVER] for row in np.asarray(tokens)[:, :steps].tolist()]
-                inside += found[0][:-1]
+                text += found[0]
+                inside += len(found[0])
                 yield found
                 done += steps
         finally:
             if prompt_cache is not None:
-                prompt_cache.keep(Known(self._model, cache, inside, int(first[0]), state))
+                begin = int(first[0])
+                prompt_cache.keep(Known(self._model, cache, text[: max(0, inside - begin)], begin, state))
 
     def _place(
-        self, prompt: Sequence[int], count: int, batch: int, kind: CacheType, known: Known | None
+        self, prompt: Sequence[int], count: int, batch: int, kind: CacheType, prompt_cache: PromptCache | None
     ) -> tuple[Cache, int, list[int]]:
         """Find room for prompts, of which this is the longest.
 
         Returns:
             The cache, the position at which the prompts end, and the lengths of the chunks that are read before it.
         """
+        known = prompt_cache.take(self._model, kind) if prompt_cache is not None else None
         if known is not None:
             # The last token is read anew, and others where the rest is no whole chunk.
             chunks = split_prompt(len(prompt) - min(known.shared(prompt), len(prompt) - 1))
             length = known.first + len(prompt)
             if sum(chunks) <= length:
                 return grown(known.cache, cache_size(length + count)), length, chunks
+        known = None  # whose memory may be needed
         chunks = split_prompt(len(prompt))
         length = sum(chunks)
         return self._empty(batch, cache_size(length + count), kind), length, chunks

@@ -115,7 +115,7 @@ class Generator:
             several = isinstance(messages, Sequence) and messages and not isinstance(messages[0], Mapping | str)
             ids = self._chats(cast("Sequence[Sequence[Message]]", messages if several else [messages]))
             request = request._replace(ends=self._ends_of_messages())
-        found = self._texts(*self._fit(ids, max_tokens, request), request)
+        found = self._texts(*self._fit(ids, max_tokens), request)
         return found if several else found[0]
 
     def stream(
@@ -134,7 +134,7 @@ class Generator:
             self._check_no_prompt(prompt)
             ids = self._chats([messages])
             request = request._replace(ends=self._ends_of_messages())
-        return self._stream(*self._fit(ids, max_tokens, request), request)
+        return self._stream(*self._fit(ids, max_tokens), request)
 
     def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._tokenize(text, "generate: the prompt") for text in texts]
@@ -179,7 +179,7 @@ class Generator:
             raise ConfigError(f"generate_ids: stop = {request.stop}; wanted none, as ids have no text: use generate")
         several = len(ids) > 0 and np.ndim(ids[0]) > 0
         given = cast("Sequence[Sequence[int]]", ids if several else [ids])
-        prompts, counts = self._fit(given, max_tokens, request)
+        prompts, counts = self._fit(given, max_tokens)
         found: list[list[int]] = [[] for _ in prompts]
         for pieces in self._pieces(prompts, counts, request):
             for row, tokens in zip(found, pieces, strict=True):
@@ -187,18 +187,12 @@ class Generator:
         ended = [row[: next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))] for row in found]
         return ended if several else ended[0]
 
-    def _fit(
-        self, given: Sequence[Sequence[int]], max_tokens: int, request: Request
-    ) -> tuple[list[list[int]], list[int]]:
+    def _fit(self, given: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
         """Check prompts, cut those that are too long, and count the tokens that may follow each.
 
         Methods that are called from outside call it directly, so that the warning names the line that called them.
         """
         check_number("max_tokens", max_tokens, "generate")
-        if request.prompt_cache is not None:
-            if len(given) != 1:
-                raise AqError(f"generate: found a prompt_cache and {len(given)} prompts; wanted one prompt")
-            request.prompt_cache.check(self.model)
         limit, prompts = self.model.config.max_position_embeddings, []
         for each in given:
             ids = check_token_ids(each, self.model.config.vocab_size, "generate").tolist()

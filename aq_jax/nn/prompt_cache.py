@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +44,8 @@ class PromptCache:
     """The keys and values of the last text that was generated with it.
 
     Given to each call of a chat, as `generate(messages=messages, prompt_cache=cache)`, it lets the model read only what
-    is new. The answers are those that it gives without.
+    is new. The answers are those that it gives without, but for what rounding decides: keys and values of tokens that
+    were drawn one by one may differ in their last digits (or, of 8 bits, by a level) from those that are read together.
 
     >>> PromptCache().nbytes
     0
@@ -57,23 +59,20 @@ class PromptCache:
         """Count the bytes that it keeps in memory, or on the device."""
         return 0 if self._known is None else sum(each.nbytes for each in jax.tree.leaves(self._known.cache))
 
-    def check(self, model: LanguageModel) -> None:
-        """Refuse a text of another model.
+    def take(self, model: LanguageModel, kind: CacheType) -> Known | None:
+        """Take out what is known, if its type is this one: programs write over it.
 
         Raises:
-            ConfigError: if it holds one.
+            ConfigError: if it is a text of another model.
         """
         if self._known is not None and self._known.model is not model:
             raise ConfigError("generate: prompt_cache holds a text of another model; wanted one cache for each model")
-
-    def take(self, kind: CacheType) -> Known | None:
-        """Take out what is known, if its type is this one: programs write over it."""
         known, self._known = self._known, None
         return known if known is not None and known.kind == kind else None
 
     def keep(self, known: Known) -> None:
-        """Keep a text, unless a program that was interrupted has its memory."""
-        if not any(each.is_deleted() for each in jax.tree.leaves(known.cache)):
+        """Keep a text, unless a program that was interrupted has its memory, or Python ends."""
+        if not sys.is_finalizing() and not any(each.is_deleted() for each in jax.tree.leaves(known.cache)):
             self._known = known
 
 

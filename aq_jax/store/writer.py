@@ -116,8 +116,7 @@ class TableWriter:
         Raises:
             FormatError: if the row breaks a rule of the format, or its name already exists.
         """
-        if self._sink is None:
-            raise ValueError(f"{self.path}: the table is not open; use the writer in a `with` block")
+        self._opened()
         position = len(self._written)
         here = row_location(str(self.path), position, row.layer_name)
         self._check_version(row, here)
@@ -140,6 +139,11 @@ class TableWriter:
         if self._aliases.setdefault(name, stored_name) != stored_name:
             raise FormatError(f"{self.path}: alias {name!r} already leads to {self._aliases[name]!r}")
 
+    def _opened(self) -> Sink:
+        if self._sink is None:
+            raise ValueError(f"{self.path}: the table is not open; use the writer in a `with` block")
+        return self._sink
+
     def _check_version(self, row: Row, here: str) -> None:
         if self._version == 1 and row.quant_type is not None:
             raise FormatError(f"{here}: a V1 table holds no {row.quant_type} rows; write version 2")
@@ -149,22 +153,21 @@ class TableWriter:
 
     def flush(self) -> None:
         """Write the rows that wait for others now: the disk is busy with them while the caller does something else."""
+        self._opened()
         if self._waiting:
             self._write_batch(self._waiting)
         self._waiting = Batch(self._schema, self._arena)
 
     def _write_batch(self, rows: Batch) -> None:
-        assert self._sink is not None  # noqa: S101
-        self._sink.write(rows.to_arrow())
+        self._opened().write(rows.to_arrow())
         self._sync.start()
 
     def _finish(self) -> None:
-        assert self._sink is not None  # noqa: S101
         self._order.finish(str(self.path))
         check_aliases(self._aliases, self._order.names, str(self.path))
         self.flush()
         metadata = compose_metadata(self._version, self._config, self._aliases, self._written)
-        self._sink.finish(metadata)
+        self._opened().finish(metadata)
         self._sink = None
 
     def _close(self) -> None:

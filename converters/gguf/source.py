@@ -23,10 +23,10 @@ from aq_jax.converters.gguf.names import ARCHITECTURES, Change
 from aq_jax.converters.gguf.pooling import pooling_files
 from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
 from aq_jax.converters.gguf.types import READABLE
+from aq_jax.converters.mapped_files import MappedFiles
 from aq_jax.errors import FormatError
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
-from aq_jax.store.mapping import map_file
 
 if TYPE_CHECKING:
     from aq_jax.core.qtensor import QTensor
@@ -81,7 +81,7 @@ class GGUFTensors(Source):
                 else {"dtype": kind.dtype, "quant_type": "none"}
                 for name, kind in types.items()
             }
-        self._maps: dict[str, memoryview] = {}
+        self._maps = MappedFiles(folder)
 
     def read(self, name: str) -> np.ndarray | QTensor:
         """Read one tensor: a view of its file if it is plain, else a QTensor, or its values.
@@ -92,7 +92,9 @@ class GGUFTensors(Source):
         """
         extent, (shape, dtype) = self.extents[name], self.shapes[name]
         kind = extent.tensor.type
-        raw = _unchanged(self._bytes(extent), extent)
+        tensor = extent.tensor
+        size = kind.nbytes(tensor.shape)
+        raw = _unchanged(self._maps.part(extent.file, tensor.offset, size, tensor.name), extent)
         if not kind.quant_type:
             array = raw.view(dtype).reshape(shape)
             return array - dtype.type(1) if extent.change == "plus_one" else array
@@ -113,6 +115,9 @@ class GGUFTensors(Source):
             code.read(data, parts.scales, zeros, kind.group, shape, out)
         return out.reshape(shape)
 
+    def release(self) -> None:
+        self._maps.release()
+
     def nbytes(self, name: str) -> int:
         tensor = self.extents[name].tensor
         return tensor.type.nbytes(tensor.shape) if self._packed else super().nbytes(name)
@@ -128,21 +133,6 @@ class GGUFTensors(Source):
     def opener(self, names: Collection[str]) -> Opener:
         extents = {name: self.extents[name] for name in names}
         return partial(_open_extents, self.folder.absolute, extents, self._packed, self.aliases)
-
-    def _bytes(self, extent: Extent) -> np.ndarray:
-        size = extent.tensor.type.nbytes(extent.tensor.shape)
-        if not size:
-            return np.empty(0, np.uint8)
-        if extent.file not in self._maps:
-            assert self.folder.local is not None  # noqa: S101
-            with (self.folder.local / extent.file).open("rb") as file:
-                self._maps[extent.file] = map_file(file)
-        memory, start = self._maps[extent.file], extent.tensor.offset
-        if start + size > len(memory):
-            raise FormatError(
-                f"{self.folder.join(extent.file)}: has become shorter; {extent.tensor.name} is past its end"
-            )
-        return np.frombuffer(memory[start : start + size], np.uint8)
 
 
 def _unchanged(raw: np.ndarray, extent: Extent) -> np.ndarray:

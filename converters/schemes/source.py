@@ -77,6 +77,9 @@ class SchemeSource(Source):
         q = to_qtensor(weight.read(), weight.shape, weight.spec, f"{self.folder}: {name}")
         return q if self._packed else _dequantized(q, weight)
 
+    def release(self) -> None:
+        self._stored.release()
+
     def nbytes(self, name: str) -> int:
         return self._sizes[name] if self._packed and name in self._sizes else super().nbytes(name)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +17,7 @@ from hypothesis import strategies as st
 
 import aq_jax as aq
 from aq_jax.nn import Generator, PromptCache
-from aq_jax.nn.decoding import SMALL_CHUNK, Decoding
-from aq_jax.nn.prompt_cache import Known
+from aq_jax.nn.decoding import SMALL_CHUNK
 
 LONGEST, COUNT = 60, 6
 
@@ -112,12 +113,30 @@ def test_what_an_interrupted_program_has_is_not_kept(generator: Generator, monke
     assert generator.generate_ids([1, 5, 9], COUNT, prompt_cache=cache) == generator.generate_ids([1, 5, 9], COUNT)
 
 
-def test_what_it_cannot_be_used_for_is_refused(generator: Generator) -> None:
+def test_what_it_cannot_be_used_for_is_refused(generator: Generator, tmp_path: Path) -> None:
     cache = PromptCache()
     with pytest.raises(aq.ConfigError, match="generate: prompt_cache is dict; wanted a PromptCache"):
         generator.generate("the", prompt_cache={})  # type: ignore[typeddict-item]
     with pytest.raises(aq.AqError, match="generate: found a prompt_cache and 2 prompts; wanted one prompt"):
         generator.generate(["the", "a"], prompt_cache=cache)
-    cache.keep(Known(Decoding, "float32", [1], 0, []))  # type: ignore[arg-type]
+    stream = generator.stream("the", prompt_cache=cache)
+    aq.load_model(small_llama.make(tmp_path, seed=2)).generate("the", prompt_cache=cache)
     with pytest.raises(aq.ConfigError, match="prompt_cache holds a text of another model; wanted one cache for each"):
-        generator.generate("the", prompt_cache=cache)
+        next(stream)
+
+
+def test_of_a_text_that_begins_anew_no_cache_is_held_twice(generator: Generator) -> None:
+    cache = PromptCache()
+    generator.generate_ids([1, *[5] * 20], COUNT, prompt_cache=cache)
+    gc.collect()
+    before, kept = live_bytes(), cache.nbytes
+    for ids, count, more in (([1, 6, 6], COUNT, 0), ([1, *[6] * 40], 40, 1)):  # of 64 positions, and of 128
+        texts = generator._decoding.run([ids], [count], generator.sampling, 0, prompt_cache=cache)
+        next(texts)
+        gc.collect()
+        assert live_bytes() - before < (more + 0.5) * kept
+        texts.close()
+
+
+def live_bytes() -> int:
+    return sum(each.nbytes for each in jax.live_arrays())

@@ -99,8 +99,10 @@ def test_a_value_over_two_gigabytes_is_refused_before_it_is_written(tmp_path: Pa
 
 
 def test_a_writer_is_used_in_a_with_block(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"m\.parquet: the table is not open"):
-        TableWriter(tmp_path / "m.parquet", version=1).write(row("r", 1))
+    table = TableWriter(tmp_path / "m.parquet", version=1)
+    for call in (lambda: table.write(row("r", 1)), table.flush):
+        with pytest.raises(ValueError, match=r"m\.parquet: the table is not open"):
+            call()
     assert os.listdir(tmp_path) == []
 
 
