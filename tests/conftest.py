@@ -28,7 +28,7 @@ CHECKED = [
     "aq_jax.core",
     "aq_jax.codes",
     *(f"aq_jax.ops.{name}" for name in ("attention", "preparing", "product", "rows", "values", "xla", "xla_attention")),
-    *(f"aq_jax.quantizers.{name}" for name in ("apply", "measure", "screen", "stream", "tiles")),
+    *(f"aq_jax.quantizers.{name}" for name in ("apply", "stream", "tiles")),
     *(f"aq_jax.nn.{name}" for name in ("layers", "swap")),
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
