@@ -61,9 +61,7 @@ class MappedTensors(Source):
             OSError: if it cannot be read.
         """
         extent = self.extents[name]
-        if not extent.size:
-            raw = np.empty(0, np.uint8)
-        elif self.folder.local is None:
+        if extent.size and self.folder.local is None:
             with tempfile.TemporaryFile() as file:
                 self.folder.copy_range(extent.file, extent.offset, extent.size, file)
                 file.flush()

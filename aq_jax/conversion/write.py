@@ -137,7 +137,7 @@ def write_model(
         for alias, stored in source.aliases.items():
             table.alias(alias, stored)
         table.flush()
-        source.release()  # while the disk writes the last rows: for a mapped file it takes as long as that
+        source.release()  # unmapping a file takes about as long as the disk takes for the last rows
     done.bytes = os.stat(path).st_size
     done.seconds["write"] = time.perf_counter() - started - done.seconds["read"] - done.seconds["quantize"]
     return done

@@ -125,9 +125,9 @@ def quantize(
     """
     call = _function("aq_quantize_groups")
     assert call is not None  # noqa: S101
-    starts, count = (ctypes.c_float * len(recipe.starts))(*recipe.starts), len(recipe.starts)
+    starts = (ctypes.c_float * len(recipe.starts))(*recipe.starts)
     sums, flags = (ctypes.c_double * 3)(), ctypes.c_int32()
-    wrong = call(w.ctypes.data, w.itemsize == 2, w.size, group, bits, recipe.number, starts, count, recipe.rounds,
+    wrong = call(w.ctypes.data, w.itemsize == 2, w.size, group, bits, recipe.number, starts, len(starts), recipe.rounds,
                  codes.dtype == np.uint8, cores(), codes.ctypes.data, scales.ctypes.data, zeros.ctypes.data, sums,
                  ctypes.byref(flags))  # fmt: skip
     if wrong is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +60,7 @@ def _violations(row: Row | RowInfo) -> Iterator[str]:
         yield "layer_name must be a non-empty string of valid Unicode"
     if len(row.shape) > MAX_AXES:
         yield f"shape has {len(row.shape)} axes, at most {MAX_AXES} are allowed"
-    shape = tuple(map(int, row.shape))  # integers of NumPy would overflow, and be remembered as equal
+    shape = tuple(map(index, row.shape))  # integers of NumPy would overflow, and be remembered as equal
     if why := _layout_violation(
         row.code, shape, row.dtype, row.num_params, row.quant_type, row.quant_axis, row.group_size, row.rotation
     ):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aq_jax as aq
-from aq_jax.nn import Generator, PromptCache
+from aq_jax.nn import Generator, PromptCache, decoding
 from aq_jax.nn.decoding import SMALL_CHUNK
 
 LONGEST, COUNT = 60, 6
@@ -52,10 +52,13 @@ PROMPTS = st.lists(st.integers(3, small_llama.VOCAB - 1), min_size=1, max_size=8
 @given(start=PROMPTS, turns=st.lists(st.tuples(st.integers(0, LONGEST), PROMPTS), min_size=2, max_size=6))
 def test_any_texts_go_on_as_without(generator: Generator, start: list[int], turns: list[tuple[int, list[int]]]) -> None:
     cache, text = PromptCache(), start
-    for kept, new in turns:
-        found = generator.generate_ids(text, COUNT, prompt_cache=cache)
-        assert found == generator.generate_ids(text, COUNT)
-        text = [*text, *found][: max(1, kept)] + new
+    with pytest.MonkeyPatch.context() as patch:  # of larger chunks, most of such short texts would be read anew
+        patch.setattr(decoding, "SMALL_CHUNK", 4)
+        patch.setattr(decoding, "CHUNK", 16)
+        for kept, new in turns:
+            found = generator.generate_ids(text, COUNT, prompt_cache=cache)
+            assert found == generator.generate_ids(text, COUNT)
+            text = [*text, *found][: max(1, kept)] + new
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])

@@ -39,6 +39,7 @@ BROKEN = [
     (replace(GOOD, shape=(3, -7)), r"shape \[3, -7\] has an axis outside 0 to 2\^31 - 1"),
     (replace(GOOD, shape=(1,) * 65), "shape has 65 axes, at most 64"),
     (replace(GOOD, shape=(2**30, 2**30, 2**30)), "too large for any memory"),
+    (replace(GOOD, shape=(np.int64(2**31 - 1),) * 3), "too large for any memory"),  # whose product would overflow
     (replace(GOOD, shape=(0, 2**30, 2**30), num_params=0), "too large for any memory"),
     (replace(GOOD, num_params=22), r"num_params is 22, shape \[3, 7\] has 21 elements"),
     (replace(GOOD, num_params=0), r"num_params is 0, shape \[3, 7\] has 21 elements"),
