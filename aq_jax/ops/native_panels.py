@@ -33,6 +33,7 @@ from aq_jax.codes.records import Records
 from aq_jax.codes.small_grids import PlainGrids, SmallGrids
 from aq_jax.codes.trellis_numpy import row_sums
 from aq_jax.core.qtensor import QTensor
+from aq_jax.store import aligned_empty
 
 PANEL = 16
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -44,13 +45,14 @@ class Panels(NamedTuple):
 
     Args:
         codes: code + 2^(bits - 1), in planes; of trellis codes the format's bytes.
-        grids: The elements of scales, and of zero points, if there are any; of float32 always.
-        constants: The sum of each output's weights: what an offset of its inputs is multiplied by.
+        grids: The elements of scales, and then of zero points, if there are any.
+        constants: The sum of each output's weights, which an offset of its inputs is multiplied by; and the zero point
+            that its groups share, which is read instead of theirs, or NaN.
     """
 
     codes: UInt8[Array, "panels lines 16 4"] | UInt8[Array, "bytes"]
-    grids: Shaped[Array, "panels elements parts 16"]
-    constants: Float[Array, "panels 16"]
+    grids: Shaped[Array, "panels parts elements 16"]
+    constants: Float[Array, "panels 2 16"]
 
 
 class _Planes(NamedTuple):
@@ -88,7 +90,7 @@ def to_panels(q: QTensor) -> Panels:
     code = q.spec.coding
     if isinstance(code, Trellis):
         sums = code.levels(q).sum(-1, dtype=np.int32) if library is None else row_sums(code, np.asarray(codes), q.shape)
-        octets, sums = q.codes, sums[:, None]
+        octets, sums = jnp.asarray(q.codes), sums[:, None]
     elif library is None:
         unpacked = bits_jax.unpack(codes, q.spec.bits) if q.packed else codes
         lines, sums = _to_lines(unpacked.reshape(outputs, groups, -1), bits)
@@ -102,18 +104,20 @@ def to_panels(q: QTensor) -> Panels:
         zeros if grid is None else grid.reshape(-1, groups) for grid in code.float_grids(*(*parts, None)[:2])
     )
     wide, size = (np.float32 if xp is jnp else np.float64), inputs // groups
-    constants = (scale * (sums.astype(wide) - wide(size) * zero_point) + wide(size) * minimum).sum(1)
-    if code.grid_dtype == "float32" and len(parts) == 1:
-        parts.append(xp.zeros_like(parts[0]))
+    weights = (scale * (sums.astype(wide) - wide(size) * zero_point) + wide(size) * minimum).sum(1)
+    shared = xp.where((zero_point == zero_point[:, :1]).all(1), zero_point[:, 0], np.float32(np.nan))
     elements = q.scale.shape[-1] if q.by_row else 1
     if isinstance(code, PlainGrids) and code.packs_zeros:
         parts[1] = code.unpacked_zeros(parts[1])
     parts = [part.astype(parts[0].dtype).reshape(-1, elements) for part in parts]
     grids = xp.stack([xp.broadcast_to(part, (outputs, elements)) for part in parts])
-    grids = xp.pad(grids, ((0, 0), (0, more), (0, 0))).reshape(len(parts), -1, PANEL, elements).transpose(1, 3, 0, 2)
-    panels = Panels(octets, grids, xp.pad(constants.astype(np.float32), (0, more)).reshape(-1, PANEL))
+    grids = xp.pad(grids, ((0, 0), (0, more), (0, 0))).reshape(len(parts), -1, PANEL, elements).transpose(1, 0, 3, 2)
+    constants = xp.stack([weights.astype(np.float32), xp.broadcast_to(shared.astype(np.float32), (outputs,))])
+    constants = xp.pad(constants, ((0, 0), (0, more))).reshape(2, -1, PANEL).swapaxes(0, 1)
+    panels = Panels(octets, grids, constants)
     where = q.codes.sharding if xp is np and getattr(q.codes, "committed", False) else None
-    return jax.tree.map(jnp.asarray, panels) if where is None else jax.device_put(panels, where)
+    # Without a copy of what was turned here, which lies in large pages, since NumPy asks for them.
+    return jax.device_put(panels, where)
 
 
 def code_attributes(q: QTensor) -> dict[str, np.int64]:
@@ -155,9 +159,7 @@ def _turn(
     planes = _planes(bits)
     lines = -(-inputs // groups // (4 * planes.steps)) * planes.lines * groups
     panels = -(-outputs // PANEL)
-    spare = np.empty(panels * lines * PANEL * 4 + 64, np.uint8)
-    start = -spare.ctypes.data % 64  # where JAX takes it as it is
-    turned = spare[start : start + spare.size - 64].reshape(panels, lines, PANEL, 4)
+    turned = aligned_empty((panels, lines, PANEL, 4), np.uint8)
     sums = np.empty((outputs, groups), np.int32)
     codes = np.ascontiguousarray(codes)
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (codes, turned, sums))
@@ -201,8 +203,8 @@ def from_panels(panels: Panels, like: QTensor) -> QTensor:
     codes = (octets - np.uint8(2 ** (bits - 1))).view(np.int8)
     if like.packed:
         codes = bits_jax.pack(codes, like.spec.bits)
-    _, elements, parts, _ = panels.grids.shape
-    grids = panels.grids.transpose(2, 0, 3, 1).reshape(parts, -1, elements)[:, :outputs]
+    _, parts, elements, _ = panels.grids.shape
+    grids = panels.grids.transpose(1, 0, 3, 2).reshape(parts, -1, elements)[:, :outputs]
 
     def shaped(grid: Array, shape: tuple[int, ...]) -> Array:
         return (grid if grid.size == np.prod(shape) else grid[:1]).reshape(shape)  # one for all, or one for each

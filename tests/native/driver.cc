@@ -52,14 +52,21 @@ struct Sample {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     packed.resize(panels * groups * chunks * lines * 4 * PANEL);
     for (uint8_t& byte : packed) byte = uint8_t(127 * uniform());  // where no code is, too
-    grids.resize(panels * groups * 2 * PANEL), constants.resize(panels * PANEL);
-    if (form != Form::floats) make_small();
-    for (int64_t o = 0; o < outputs; ++o)
+    const bool plain = form == Form::floats;
+    grids.resize(panels * parts * groups * PANEL), constants.resize(panels * 2 * PANEL);
+    if (!plain) make_small();
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int64_t p = o / PANEL, lane = o % PANEL;
+      // Groups of every third panel share their zero points, so that nobody reads those in the grids; those of the next
+      // one do so for some outputs.
+      const bool unread = parts == 1 || (p % 3 == 1 && !w.adds());
+      const bool shared = unread || (plain && p % 3 == 2 && lane % 2 && !w.adds());
+      const float zero = constants[(2 * p + 1) * PANEL + lane] = shared ? 5 * uniform() : NAN;
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t p = o / PANEL, lane = o % PANEL;
-        float* grid = &grids[(p * groups + g) * 2 * PANEL + lane];
-        grid[0] = 0.01f * (1.1f + uniform()), grid[PANEL] = 5 * uniform();
-        if (form != Form::floats) grid[0] = small_grid(o, g, 0), grid[PANEL] = parts > 1 ? small_grid(o, g, 1) : 0;
+        const float scale = plain ? 0.01f * (1.1f + uniform()) : small_grid(o, g, 0);
+        const float offset = shared ? zero : plain ? 5 * uniform() : small_grid(o, g, 1);
+        if (plain) grids[number(o, g, 0)] = scale;
+        if (plain && parts == 2) grids[number(o, g, 1)] = unread ? NAN : offset;
         double sum = 0;
         for (int64_t k = 0; k < size; ++k) {
           const int64_t half = int64_t(1) << (bits - 1);
@@ -73,15 +80,16 @@ struct Sample {
             to = uint8_t((to & ~(1 << at)) | (code >> b & 1) << at);
           }
           const int64_t index = o * inputs + g * size + k;
-          const double scale = grid[0], offset = grid[PANEL], level = double(code - half + (w.adds() ? lift : 0));
-          values[index] = w.adds() ? scale * level + offset : scale * (level - offset);
-          exact[index] = w.adds() ? float(level) * grid[0] + grid[PANEL] : (float(level) - grid[PANEL]) * grid[0];
+          const float level = float(code - half + (w.adds() ? lift : 0));
+          values[index] = w.adds() ? double(scale) * level + offset : double(scale) * (double(level) - offset);
+          exact[index] = w.adds() ? level * scale + offset : (level - offset) * scale;
           sum += values[index];
         }
-        constants[p * PANEL + lane] += float(sum);
+        constants[2 * p * PANEL + lane] += float(sum);
       }
+    }
     w.codes = packed.data(), w.constants = constants.data();
-    w.grids = form == Form::floats ? static_cast<const void*>(grids.data()) : small.data();
+    w.grids = plain ? static_cast<const void*>(grids.data()) : small.data();
   }
 
   // Grids of any bits: halves of less than 1/4, brain floats from 2^-7 to 2^-5.
@@ -90,7 +98,7 @@ struct Sample {
     small.resize(numbers * width);
     for (uint8_t& byte : small) byte = uint8_t(std::lround(127.5f * uniform() + 127.5f));
     for (int64_t i = 0; i < numbers; ++i) {
-      const int64_t element = i / PANEL / w.parts % w.elements();
+      const int64_t element = i / PANEL % w.elements();
       if (w.form == Form::records && element % w.record_bytes() == 1) small[i] &= 0xb3;
       if (w.form == Form::halves) small[2 * i + 1] &= 0xb3;
       if (w.form == Form::brain_floats) small[2 * i + 1] = (small[2 * i + 1] & 0x80) | 0x3c;
@@ -103,13 +111,15 @@ struct Sample {
     return float(bits & 0x8000 ? -size : size);
   }
 
+  // Where an element of the grids is.
+  int64_t number(int64_t o, int64_t element, int64_t part) const {
+    return ((o / PANEL * w.parts + part) * w.elements() + element) * PANEL + o % PANEL;
+  }
+
   // The scale of a group, or its zero point or minimum, byte by byte.
   float small_grid(int64_t o, int64_t group, int64_t part) const {
-    auto number = [&](int64_t element) {
-      return ((o / PANEL * w.elements() + element) * w.parts + part) * PANEL + o % PANEL;
-    };
     if (w.form != Form::records) {
-      const int64_t at = 2 * number(group);
+      const int64_t at = 2 * number(o, group, part);
       const int bits = small[at] | small[at + 1] << 8;
       const float base = part ? float(w.zero_base) : 0;
       if (w.form == Form::halves) return half(bits) - base;
@@ -122,11 +132,11 @@ struct Sample {
     int integer = 0;
     for (int64_t b = 0; b < w.sub_bits; ++b) {
       const int64_t bit = index * w.sub_bits + b;
-      integer |= (small[number(first + 2 + bit / 8)] >> bit % 8 & 1) << b;
+      integer |= (small[number(o, first + 2 + bit / 8, part)] >> bit % 8 & 1) << b;
     }
     if (w.sub_bits == 8) integer = int8_t(integer);
     else if (!w.adds()) integer -= 1 << (w.sub_bits - 1);
-    const float size = half(small[number(first)] | small[number(first + 1)] << 8);
+    const float size = half(small[number(o, first, part)] | small[number(o, first + 1, part)] << 8);
     return (part ? -size : size) * float(integer);
   }
 
@@ -134,9 +144,9 @@ struct Sample {
   Sample(int64_t outputs, int64_t inputs, int64_t step_bits, int64_t step_rows, bool)
       : values(outputs * inputs),
         exact(outputs * inputs),
-        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 2, 0, -1, 0} {
+        w{nullptr, nullptr, nullptr, outputs, inputs, 1, 8, step_bits, step_rows, Form::floats, 1, 0, -1, 0} {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
-    grids.resize(panels * 2 * PANEL), constants.resize(panels * PANEL);
+    grids.resize(panels * PANEL), constants.resize(panels * 2 * PANEL);
     for (int64_t top = 0; top < outputs; top += 256) {
       const int64_t rows = std::min<int64_t>(256, outputs - top), steps = rows / step_rows * inputs;
       const size_t start = packed.size();
@@ -144,7 +154,7 @@ struct Sample {
       for (size_t i = start; i < packed.size(); ++i) packed[i] = uint8_t(std::lround(127.5f * uniform() + 127.5f));
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t o = top + r, p = o / PANEL, lane = o % PANEL;
-        const float scale = grids[p * 2 * PANEL + lane] = 0.01f * (1.1f + uniform());
+        const float scale = grids[o] = 0.01f * (1.1f + uniform());
         double sum = 0;
         for (int64_t k = 0; k < inputs; ++k) {
           uint32_t number = 0;
@@ -157,7 +167,7 @@ struct Sample {
           values[o * inputs + k] = double(scale) * level, exact[o * inputs + k] = float(level) * scale;
           sum += values[o * inputs + k];
         }
-        constants[p * PANEL + lane] = float(sum);
+        constants[2 * p * PANEL + lane] = float(sum);
       }
     }
     w.codes = packed.data(), w.grids = grids.data(), w.constants = constants.data();
@@ -239,7 +249,7 @@ static void tiles(const Kernels& kernels, int64_t rows, int64_t columns, int64_t
   stream.insert(stream.end(), second.packed.begin(), second.packed.end());
   std::vector<float> scale(2 * rows), out(2 * rows * columns), part(out.size());
   for (int64_t r = 0; r < 2 * rows; ++r)
-    scale[r] = (r < rows ? first : second).w.grid(r % rows / PANEL, 0)[r % rows % PANEL];
+    scale[r] = (r < rows ? first : second).grids[r % rows];
   const Tiles in = {stream.data(), rows, columns, step_bits, step_rows};
   if (!in.sound() || 2 * in.matrix_bytes() != int64_t(stream.size())) near(0, 1, 0, "the bytes of tiles", kernels.isa);
   kernels.decode_tiles(in, scale.data(), 0, 1, out.data());
@@ -400,8 +410,10 @@ int main() {
           for (int64_t rows : {0, 1, 4, 7, 33})
             for (int64_t outputs : {1, 16, 35, 83})
               if (outputs != 83 || inputs == 321)
-                for (bool floats : {false, true})
-                  product(**each, rows, Sample(outputs, inputs, groups, bits), floats, Act(count++ % 5));
+                for (bool floats : {false, true}) {
+                  const Act act = Act(count++ % 5);
+                  product(**each, rows, Sample(outputs, inputs, groups, bits, Form::floats, 1 + count / 2 % 2), floats, act);
+                }
         }
     auto small = [&](int64_t inputs, int64_t groups, int64_t bits, Form form, int64_t parts, int64_t sub_bits,
                      int64_t lift, int64_t zero_base = 0) {

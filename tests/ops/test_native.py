@@ -21,7 +21,7 @@ from aq_jax.codes.bits import unpack_codes
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.core.prepared import to_qtensor
 from aq_jax.core.qtensor import QTensor
-from aq_jax.ops import ACTS, Epilogue, Scores, attention, linear, xla, xla_attention
+from aq_jax.ops import ACTS, Epilogue, Scores, attention, linear, native_panels, xla, xla_attention
 from aq_jax.ops.native import Attention
 from aq_jax.ops.native_calls import quantize_rows
 
@@ -292,6 +292,33 @@ def test_panels_give_the_weight_back_bit_for_bit() -> None:
             for ours, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(q), strict=True):
                 assert ours.dtype == wanted.dtype
                 np.testing.assert_array_equal(ours, wanted)
+
+
+@each_isa
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zero_points_that_the_groups_of_a_panel_share_are_not_read(symmetric: bool) -> None:
+    rows = np.random.default_rng(0).normal(size=(48, 96)).astype(np.float32)
+    rows[20, 16:32] = 0  # a group whose zero point is not that of the others, in the second of three panels
+    config = QuantizationConfig("int2", group_size=16, symmetric=symmetric, solver="mse")
+    q, x, ids = quantize(rows, config), inputs_of(3, 96), np.arange(48)
+    shared = np.ptp(np.asarray(q.zero_point), axis=1) == 0
+    assert shared.tolist() == [symmetric and row != 20 for row in range(48)]
+    w = prepare(q)
+    poisoned = np.array(w.arrays.grids)
+    poisoned[[0, 2] if symmetric else [], 1] = np.nan
+    unread = dataclasses.replace(w, arrays=w.arrays._replace(grids=jnp.asarray(poisoned)))
+    for activations in ("float32", "int8"):
+        np.testing.assert_array_equal(qdot(x, unread, activations), qdot(x, w, activations))
+        np.testing.assert_allclose(qdot(x, w, activations), qdot(x, q, activations, kernel="xla"), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(qembed(unread, ids), qembed(q, ids))
+
+
+def test_panels_are_handed_to_jax_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    turn = native_panels._turn
+    monkeypatch.setattr(native_panels, "_turn", lambda *args: made.append(turn(*args)) or made[-1])
+    panels = prepare(weight(40, 96, 16)).arrays
+    assert panels.codes.unsafe_buffer_pointer() == made[0][0].ctypes.data
 
 
 # ---------------------------------------------------------------------------------------------- transformations

@@ -62,7 +62,7 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
   const bool known = w.bits == 8 || (w.bits >= 2 && w.bits <= 6);
   if (!known || grids.dimensions().size() != 4 || inputs <= 0 || w.groups <= 0 || inputs % w.groups) return w;
   if (w.lift < -1 || w.lift > 1 << (w.bits - 1)) return w;
-  w.parts = grids.dimensions()[2];
+  w.parts = grids.dimensions()[1];
   switch (grids.element_type()) {
     case ffi::F32: w.form = Form::floats; break;
     case ffi::F16: w.form = Form::halves; break;
@@ -74,21 +74,21 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
     if (inputs % Weight::RECORD || (w.size() != 16 && w.size() != 32)) return w;
     if (w.sub_bits != 4 && w.sub_bits != 6 && w.sub_bits != 8) return w;
   }
-  // One part: zeros beside scales, or two; floats have both. Minimums need theirs.
-  if (w.parts != 2 && (w.parts != 1 || w.form == Form::floats || w.adds())) return w;
+  // Scales alone, unless there are minimums; or with zero points.
+  if (w.parts != 2 && (w.parts != 1 || w.adds())) return w;
   const int64_t count = w.panels(), step_bits = w.step_bits;
   if (step_bits) {
     const Tiles tiles = w.tiles();
     if (w.bits != 8 || w.groups != 1 || w.form != Form::floats || !tiles.sound() || !has_shape(panels, {tiles.matrix_bytes()})) return w;
   }
   if ((step_bits || has_shape(panels, {count, w.groups * w.lines(), PANEL, 4})) &&
-      has_shape(grids, {count, w.elements(), w.parts, PANEL}) && has_shape(constants, {count, PANEL}))
+      has_shape(grids, {count, w.parts, w.elements(), PANEL}) && has_shape(constants, {count, 2, PANEL}))
     w.codes = panels.typed_data();
   return w;
 }
 
 constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes "
-                               "[panels, lines, 16, 4], grids [panels, elements, 1 or 2, 16], constants [panels, 16]; "
+                               "[panels, lines, 16, 4], grids [panels, 1 or 2, elements, 16], constants [panels, 2, 16]; "
                                "of trellis codes the bytes of their tiles";
 
 ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,

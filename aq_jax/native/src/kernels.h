@@ -37,13 +37,13 @@ enum class Form : int64_t { floats, halves, brain_floats, records };
 // of a group stands for (q - zero) * scale, or, if `lift` is not negative, for (q + lift) * scale + minimum.
 struct Weight {
   const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
-  const void* grids;       // [panels, elements, parts, 16]: scales, and zero points or minimums; see grids_of.h
-  const float* constants;  // [panels, 16]: the sum of an output's weights
+  const void* grids;       // [panels, parts, elements, 16]: scales, and zero points or minimums; see grids_of.h
+  const float* constants;  // [panels, 2, 16]: the sum of an output's weights; the zero point of its groups, NaN if several
   int64_t outputs, inputs, groups, bits;
   // Of trellis codes, which lie in `codes` as the format has them, and are levels of 8 bits; otherwise 0.
   int64_t step_bits, step_rows;
   Form form;
-  int64_t parts;     // 1: scales only
+  int64_t parts;     // 1: scales alone
   int64_t sub_bits;  // of an integer of a record
   int64_t lift;
   int64_t zero_base;  // halves: what the zero points of signed codes are less
@@ -62,9 +62,20 @@ struct Weight {
   int64_t record_bytes() const { return 2 + record_groups() * sub_bits / 8; }
   int64_t elements() const { return form == Form::records ? inputs / RECORD * record_bytes() : groups; }  // of a row
   bool adds() const { return lift >= 0; }
-  // Of floats.
-  const float* grid(int64_t panel, int64_t group) const {
-    return static_cast<const float*>(grids) + (panel * groups + group) * 2 * PANEL;
+  int64_t element_bytes() const { return form == Form::records ? 1 : form == Form::floats ? 4 : 2; }
+  // An element of 16 outputs.
+  template <class T>
+  const T* grid(int64_t panel, int64_t part, int64_t element) const {
+    const int64_t at = ((panel * parts + part) * elements() + element) * PANEL * element_bytes();
+    return reinterpret_cast<const T*>(static_cast<const char*>(grids) + at);
+  }
+  const float* sums(int64_t output) const { return constants + output / PANEL * 2 * PANEL + output % PANEL; }
+  const float* shared_zeros(int64_t panel) const { return constants + (2 * panel + 1) * PANEL; }
+  bool shares_zeros(int64_t panel) const {
+    const float* zeros = shared_zeros(panel);
+    bool all = !adds();
+    for (int i = 0; i < PANEL; ++i) all &= zeros[i] == zeros[i];
+    return parts == 1 || all;
   }
 };
 

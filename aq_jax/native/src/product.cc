@@ -3,7 +3,6 @@
 
 #include <optional>
 
-#include "grids_of.h"
 #include "math.h"
 #include "scratch.h"
 #include "tiles.h"
@@ -32,7 +31,7 @@ template <Act ACT, bool WHOLE>
 void follow(const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t rows, int64_t at, int64_t left,
             const float* totals, int64_t between, float* y) {
   auto read = [&](const float* p) { return WHOLE ? load<F>(p) : load_part(p, left); };
-  const F bias = after.bias ? read(after.bias + at) : F{}, constant = in.floats ? F{} : load<F>(w.constants + at);
+  const F bias = after.bias ? read(after.bias + at) : F{}, constant = in.floats ? F{} : load<F>(w.sums(at));
   int64_t to = row * w.outputs + at;
   for (int64_t r = row; r < row + rows; ++r, totals += between, to += w.outputs) {
     F value = load<F>(totals);
@@ -105,11 +104,11 @@ struct TrellisWeight {
   }
 };
 
-// Where a part of a weight is: codes of a panel lie `between` bytes apart, its grids `grids` floats.
+// Where a part of a weight is, of one panel or two, whose codes lie `between` bytes apart.
 struct PartOfWeight {
   const uint8_t* codes;
-  const float* grid;
-  int64_t count, between, grids;
+  GridAt grids[2];
+  int64_t count, between;
   int added, lift;
 };
 
@@ -133,8 +132,8 @@ void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const
   unroll<ROWS * N>([&](auto i) {
     constexpr int r = i / N, n = i % N;
     float* total = totals + r * WIDE + n * LANES;
-    const float* grid = w.grid + n / VECTORS * w.grids + n % VECTORS * LANES;
-    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, w.added, w.lift));
+    const GridAt grid = w.grids[n / VECTORS];
+    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, n % VECTORS * LANES, w.added, w.lift));
   });
 }
 
@@ -206,7 +205,7 @@ void multiply(const Operand<0>& x, int64_t at, int64_t part, int64_t rows, int64
         float* total = totals + (first + r) * WIDE + n;
         const F its[1] = {load<F>(dots + r * WIDE + n)};
         store(total, join<0>(load<F>(total), its, x.parts[part * rows + first + r],
-                             w.grid + n / PANEL * w.grids + n % PANEL, 0, w.lift));
+                             w.grids[n / PANEL], n % PANEL, 0, w.lift));
       }
   }
 }
@@ -227,10 +226,10 @@ void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, c
     GridsOf<2> grids(w, p, panels);
     for (int64_t g = 0, at = 0, part = 0; g < w.groups; ++g) {
       grids.next(g);
-      const int64_t apart = panels > 1 ? grids.at(1, g) - grids.at(0, g) : 0;
+      const GridAt first = grids.at(0, g), second = panels > 1 ? grids.at(1, g) : first;
       for (int64_t left = w.padded(), count; left > 0; left -= count, at += count, ++part) {
         count = std::min(left, Kind<DIGITS>::PART);
-        const PartOfWeight its = {codes, grids.at(0, g), count, w.bytes(), apart, added, int(w.lift)};
+        const PartOfWeight its = {codes, {first, second}, count, w.bytes(), added, int(w.lift)};
         multiply(x, at, part, rows, w.bits, trellis, its, p, panels, unpacked, totals);
         if (codes) codes += count * w.bits / 32 * LINE;
       }

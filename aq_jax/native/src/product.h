@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "codes.h"
+#include "grids_of.h"
 #include "set.h"
 #include "simd.h"
 
@@ -54,7 +55,7 @@ struct Operand {
 // lifted (by 0 or more), total + scale * scale of the inputs * dot + minimum * sum. `added` was added to the codes.
 template <int DIGITS>
 inline F join(F total, const typename Kind<DIGITS>::Sums (&dots)[Kind<DIGITS>::LINES], const Part<DIGITS>& part,
-              const float* grid, int added, int lift) {
+              GridAt grid, int64_t lane, int added, int lift) {
   F dot;
   if constexpr (DIGITS == 0) {
     dot = lift > 0 ? fma(splat(float(lift)), splat(part.sum), dots[0]) : dots[0];
@@ -63,9 +64,10 @@ inline F join(F total, const typename Kind<DIGITS>::Sums (&dots)[Kind<DIGITS>::L
     dot = to_float(dots[0] - added * part.digits[0]);
     for (int d = 1; d < DIGITS; ++d) dot = fma(dot, splat(256), to_float(dots[d] - added * part.digits[d]));
   }
-  const F scale = DIGITS == 1 ? load<F>(grid) : load<F>(grid) * splat(part.scale);
-  if (lift >= 0) return fma(scale, dot, fma(load<F>(grid + PANEL), splat(part.scale * part.sum), total));
-  return fma(scale, fma(load<F>(grid + PANEL), splat(-part.sum), dot), total);
+  const F scales = load<F>(grid.scale + lane), offset = load<F>(grid.offset + lane);
+  const F scale = DIGITS == 1 ? scales : scales * splat(part.scale);
+  if (lift >= 0) return fma(scale, dot, fma(offset, splat(part.scale * part.sum), total));
+  return fma(scale, fma(offset, splat(-part.sum), dot), total);
 }
 
 // Make y of the totals of rows, `between` floats apart, for `count` outputs from `at`, and compute what follows.

@@ -1,5 +1,4 @@
 // Products of few rows, one by one: codes go from memory into registers, of several panels at once.
-#include "grids_of.h"
 #include "product.h"
 
 namespace aq {
@@ -58,8 +57,8 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
         }
       }
       for (int n = 0; n < N; ++n) {
-        const float* grid = grids.at(n / VECTORS, g) + n % VECTORS * LANES;
-        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, P::ADDED, int(w.lift));
+        const GridAt grid = grids.at(n / VECTORS, g);
+        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, n % VECTORS * LANES, P::ADDED, int(w.lift));
       }
     }
   }

@@ -22,15 +22,15 @@ void row_of_table(const Weight& w, int64_t row, float* y) {
   GridsOf<1> grids(w, panel);
   for (int64_t g = 0; g < w.groups; ++g, y += w.size()) {
     grids.next(g);
-    const float* grid = grids.at(0, g) + lane;
-    const float scale = grid[0], zero = adds ? 0 : grid[PANEL], added = grid[PANEL];
+    const GridAt grid = grids.at(0, g);
+    const float scale = grid.scale[lane], offset = grid.offset[lane], zero = adds ? 0 : offset;
     for (int64_t at = 0; at < w.size(); at += 4 * P::STEPS, chunk += P::LINES * LINE) {
       float values[4 * P::STEPS];
       unroll<P::STEPS>([&](auto s) {
         const uint32_t codes = step_of<BITS, s, true, uint32_t>(chunk);
         for (int j = 0; j < 4; ++j) {
           const float value = (float(int(codes >> 8 * j & 255) - half) - zero) * scale;
-          values[4 * s + j] = adds ? value + added : value;
+          values[4 * s + j] = adds ? value + offset : value;
         }
       });
       std::copy_n(values, std::min<int64_t>(4 * P::STEPS, w.size() - at), y + at);
@@ -45,7 +45,7 @@ void rows_of_tiles(const Weight& w, const int32_t* ids, int64_t count, float* y)
     const bool known = ids[i] >= 0 && ids[i] < w.outputs;
     const int64_t row = known ? ids[i] : 0;
     const Tile tile = tile_of(tiles, w.codes, row);
-    const F scale = splat(known ? w.grid(row / PANEL, 0)[row % PANEL] : std::numeric_limits<float>::quiet_NaN());
+    const F scale = splat(known ? w.grid<float>(row / PANEL, 0, 0)[row % PANEL] : std::numeric_limits<float>::quiet_NaN());
     for (int64_t at = 0; at < w.inputs; at += LANES) {
       const I its = (I)levels.of_row(tile, at) - LEVEL_OFFSET;
       store_part(y + at, to_float(its) * scale, w.inputs - at);
