@@ -1,8 +1,13 @@
-"""Time contenders in turn, round by round, so that a machine that slows down slows all of them."""
+"""Time contenders in turn, round by round, so that a machine that slows down slows all of them.
+
+Each round has another order: whoever comes after a contender finds the caches as that one left them, which made a product
+with 45 MB up to a tenth faster than itself.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +65,7 @@ def race(
     for name, call in contenders.items():
         first[name] = _seconds(call)
     for number in range(rounds):
-        for name, call in contenders.items():
+        for name, call in random.Random(number).sample(list(contenders.items()), len(contenders)):
             if number == 0 or first[name] <= patience:
                 rest[name].append(_seconds(call))
     return {name: Timing(tuple(times), max(first[name] - float(np.median(times)), 0.0)) for name, times in rest.items()}
