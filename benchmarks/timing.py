@@ -1,7 +1,7 @@
 """Time contenders in turn, round by round, so that a machine that slows down slows all of them.
 
-Each round has another order: whoever comes after a contender finds the caches as that one left them, which made a product
-with 45 MB up to a tenth faster than itself.
+Each round has another order: whoever comes after a contender finds the caches as that one left them, which made a
+product with 45 MB up to a tenth faster than itself.
 """
 
 from __future__ import annotations

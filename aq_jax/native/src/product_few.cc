@@ -5,8 +5,10 @@ namespace aq {
 namespace AQ_ISA {
 namespace {
 
-// Panels at once: independent sums hide the latency of each.
-constexpr int AT_ONCE = std::max(1, 4 / VECTORS);
+// Panels at once: independent sums hide the latency of each, and processors read ahead of four streams better than of
+// two. Where four would not leave enough registers, it is two.
+template <int DIGITS, int BITS>
+constexpr int AT_ONCE = VECTORS == 2 && DIGITS == 1 && BITS % 4 == 0 ? 4 : std::max(1, 4 / VECTORS);
 
 // Four products more for each lane.
 template <int DIGITS, int BITS, int STEP, int N>
@@ -40,7 +42,10 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
   const Part<DIGITS>* part = x.parts + row;
   const uint8_t* chunk[N];
   for (int n = 0; n < N; ++n) chunk[n] = w.codes + (panel + n / VECTORS) * w.bytes() + n % VECTORS * (4 * LANES);
-  const int64_t ahead = PANELS * w.bytes();
+  // What is fetched ahead. Of four streams it is a little: processors do the rest, but they do not know that a panel's
+  // bytes end, and go on in the next panels. Of fewer, whose bytes come too slowly that way, it is the next panels.
+  const int64_t bytes = w.bytes(), ahead = PANELS < 4 ? bytes : 16 * LINE;
+  int64_t unread = bytes;
   F total[N] = {};
   GridsOf<PANELS> grids(w, panel);
   for (int64_t g = 0; g < w.groups; ++g) {
@@ -49,10 +54,11 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
       typename K::Sums sums[N][K::LINES] = {};
       for (int64_t c = std::min(left, K::PART) / (4 * P::STEPS); c > 0; --c, in += 4 * P::STEPS) {
         unroll<P::STEPS>([&](auto s) { step<DIGITS, BITS, s, N>(in, x.stride, chunk, sums); });
+        const int64_t next = ahead + (unread > ahead ? 0 : (PANELS - 1) * bytes);
+        unread -= P::LINES * LINE;
         for (int n = 0; n < N; ++n) {
-          // The codes of the next panels: those of a panel are too few for processors to read ahead by themselves.
           if (n % VECTORS == 0)
-            for (int l = 0; l < P::LINES; ++l) __builtin_prefetch(chunk[n] + ahead + l * LINE);
+            for (int l = 0; l < P::LINES; ++l) __builtin_prefetch(chunk[n] + next + l * LINE);
           chunk[n] += P::LINES * LINE;
         }
       }
@@ -71,13 +77,14 @@ template <int DIGITS>
 void product_few(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, const After& after, int64_t row,
                  int64_t rows, int64_t panel, int64_t panel_end, float* y) {
   with_bits(w.bits, [&](auto bits) {
-    float totals[AT_ONCE * PANEL];
+    constexpr int most = AT_ONCE<DIGITS, bits>;
+    float totals[most * PANEL];
     for (int64_t p = panel, count; p < panel_end; p += count) {
-      count = panel_end - p < AT_ONCE ? 1 : AT_ONCE;
-      const auto run = count == 1 ? panels_of_row<DIGITS, bits, 1> : panels_of_row<DIGITS, bits, AT_ONCE>;
+      count = panel_end - p < most ? 1 : most;
+      const auto run = count == 1 ? panels_of_row<DIGITS, bits, 1> : panels_of_row<DIGITS, bits, most>;
       for (int64_t r = 0; r < rows; ++r) {
         run(x, w, r, rows, p, totals);
-        finish(in, w, after, row + r, 1, p * PANEL, count * PANEL, totals, AT_ONCE * PANEL, y);
+        finish(in, w, after, row + r, 1, p * PANEL, count * PANEL, totals, most * PANEL, y);
       }
     }
   });
