@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import aq_jax as aq
 from aq_jax import QuantizationConfig, dequantize, native, prepare, qdot, qembed, quantize
 from aq_jax.codes.bits import unpack_codes
+from aq_jax.codes.bits_jax import pack
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.core.prepared import to_qtensor
 from aq_jax.core.qtensor import QTensor
@@ -124,6 +125,18 @@ def test_products_are_exact_up_to_the_last_places_of_floats(bits: int, shape: tu
     values = (scale * (codes_of(q).reshape(*scale.shape[:2], -1) - zeros)).reshape(shape[:2])
     most = np.abs(x).max(1, keepdims=True) * np.abs(values).sum(1)
     np.testing.assert_array_less(np.abs(qdot(x, w) - x.astype(np.float64) @ values.T), EPSILON * most + 1e-30)
+
+
+@each_isa
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_sums_of_the_largest_products_do_not_overflow(bits: int) -> None:
+    q, x = weight(16, 512, 512, bits=bits), np.full((7, 512), -1, np.float32)
+    codes = jnp.full(q.shape, 2 ** (bits - 1) - 1, jnp.int8)
+    q = dataclasses.replace(q, codes=pack(codes, bits) if q.packed else codes)
+    x[:, 0] = 1  # the others are codes of -128
+    w, (wanted, largest) = prepare(q), product_in_float64(x, q)
+    for rows in (1, 7):
+        np.testing.assert_array_less(np.abs(qdot(x[:rows], w, "int8") - wanted[:rows]), 4 * EPSILON * largest[:rows])
 
 
 @each_isa

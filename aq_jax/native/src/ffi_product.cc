@@ -79,7 +79,8 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
   const int64_t count = w.panels(), step_bits = w.step_bits;
   if (step_bits) {
     const Tiles tiles = w.tiles();
-    if (w.bits != 8 || w.groups != 1 || w.form != Form::floats || !tiles.sound() || !has_shape(panels, {tiles.matrix_bytes()})) return w;
+    if (w.bits != 8 || w.groups != 1 || w.form != Form::floats || !tiles.sound()) return w;
+    if (!has_shape(panels, {tiles.matrix_bytes()})) return w;
   }
   if ((step_bits || has_shape(panels, {count, w.groups * w.lines(), PANEL, 4})) &&
       has_shape(grids, {count, w.parts, w.elements(), PANEL}) && has_shape(constants, {count, 2, PANEL}))

@@ -38,7 +38,7 @@ enum class Form : int64_t { floats, halves, brain_floats, records };
 struct Weight {
   const uint8_t* codes;    // [panels, lines, 16, 4]: code + 2^(bits - 1), in planes of bits; see codes.h
   const void* grids;       // [panels, parts, elements, 16]: scales, and zero points or minimums; see grids_of.h
-  const float* constants;  // [panels, 2, 16]: the sum of an output's weights; the zero point of its groups, NaN if several
+  const float* constants;  // [panels, 2, 16]: the sum of an output's weights; its groups' zero point, NaN if several
   int64_t outputs, inputs, groups, bits;
   // Of trellis codes, which lie in `codes` as the format has them, and are levels of 8 bits; otherwise 0.
   int64_t step_bits, step_rows;

@@ -51,8 +51,8 @@ struct Operand {
   int64_t stride;
 };
 
-// total + scale of the weight * scale of the inputs * (dot - zero point * sum of inputs), of a part; or, where codes are
-// lifted (by 0 or more), total + scale * scale of the inputs * dot + minimum * sum. `added` was added to the codes.
+// total + scale of the weight * scale of the inputs * (dot - zero point * sum of inputs), of a part; or, where codes
+// are lifted (by 0 or more), total + scale * scale of the inputs * dot + minimum * sum. `added` was added to the codes.
 template <int DIGITS>
 inline F join(F total, const typename Kind<DIGITS>::Sums (&dots)[Kind<DIGITS>::LINES], const Part<DIGITS>& part,
               GridAt grid, int64_t lane, int added, int lift) {

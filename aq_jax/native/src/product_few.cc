@@ -10,6 +10,10 @@ namespace {
 template <int DIGITS, int BITS>
 constexpr int AT_ONCE = VECTORS == 2 && DIGITS == 1 && BITS % 4 == 0 ? 4 : std::max(1, 4 / VECTORS);
 
+// Chunks whose products are added in 16 bits; see PAIR_SUMS.
+template <int DIGITS, int BITS>
+constexpr int IN_PAIRS = DIGITS ? PAIR_SUMS<BITS> / Planes<BITS>::STEPS : 0;
+
 // Four products more for each lane.
 template <int DIGITS, int BITS, int STEP, int N>
 inline __attribute__((always_inline)) void step(const int8_t* x, int64_t stride, const uint8_t* const (&chunk)[N],
@@ -18,7 +22,11 @@ inline __attribute__((always_inline)) void step(const int8_t* x, int64_t stride,
   for (int d = 0; d < DIGITS; ++d) four[d] = splat4(x + d * stride + 4 * STEP);
   for (int n = 0; n < N; ++n) {
     const U codes = (U)step_of<BITS, STEP, true>(chunk[n]);
-    for (int d = 0; d < DIGITS; ++d) sums[n][d] = dot4<(BITS < 8)>(sums[n][d], codes, four[d]);
+    for (int d = 0; d < DIGITS; ++d)
+      if constexpr (IN_PAIRS<DIGITS, BITS> > 0)
+        sums[n][d] = add_pairs(sums[n][d], codes, four[d]);
+      else
+        sums[n][d] = dot4<(BITS < 8)>(sums[n][d], codes, four[d]);
   }
 }
 
@@ -51,20 +59,27 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
   for (int64_t g = 0; g < w.groups; ++g) {
     grids.next(g);
     for (int64_t left = w.padded(); left > 0; left -= K::PART, part += rows) {
-      typename K::Sums sums[N][K::LINES] = {};
-      for (int64_t c = std::min(left, K::PART) / (4 * P::STEPS); c > 0; --c, in += 4 * P::STEPS) {
-        unroll<P::STEPS>([&](auto s) { step<DIGITS, BITS, s, N>(in, x.stride, chunk, sums); });
-        const int64_t next = ahead + (unread > ahead ? 0 : (PANELS - 1) * bytes);
-        unread -= P::LINES * LINE;
-        for (int n = 0; n < N; ++n) {
-          if (n % VECTORS == 0)
-            for (int l = 0; l < P::LINES; ++l) __builtin_prefetch(chunk[n] + next + l * LINE);
-          chunk[n] += P::LINES * LINE;
+      constexpr int in_pairs = IN_PAIRS<DIGITS, BITS>;
+      typename K::Sums sums[N][K::LINES] = {}, wide[N][K::LINES] = {};
+      for (int64_t chunks = std::min(left, K::PART) / (4 * P::STEPS), c; chunks > 0; chunks -= c) {
+        c = in_pairs ? std::min<int64_t>(chunks, in_pairs) : chunks;
+        for (int64_t i = c; i > 0; --i, in += 4 * P::STEPS) {
+          unroll<P::STEPS>([&](auto s) { step<DIGITS, BITS, s, N>(in, x.stride, chunk, sums); });
+          const int64_t next = ahead + (unread > ahead ? 0 : (PANELS - 1) * bytes);
+          unread -= P::LINES * LINE;
+          for (int n = 0; n < N; ++n) {
+            if (n % VECTORS == 0)
+              for (int l = 0; l < P::LINES; ++l) __builtin_prefetch(chunk[n] + next + l * LINE);
+            chunk[n] += P::LINES * LINE;
+          }
         }
+        if constexpr (in_pairs > 0)
+          for (int n = 0; n < N; ++n)
+            for (int d = 0; d < DIGITS; ++d) wide[n][d] = add_widened(wide[n][d], sums[n][d]), sums[n][d] = I{};
       }
       for (int n = 0; n < N; ++n) {
         const GridAt grid = grids.at(n / VECTORS, g);
-        total[n] = join<DIGITS>(total[n], sums[n], *part, grid, n % VECTORS * LANES, P::ADDED, int(w.lift));
+        total[n] = join<DIGITS>(total[n], in_pairs ? wide[n] : sums[n], *part, grid, n % VECTORS * LANES, P::ADDED, int(w.lift));
       }
     }
   }

@@ -120,6 +120,24 @@ inline I splat4(const int8_t* x) {
   return I{} + four;
 }
 
+// AVX2 adds products of narrow codes in pairs, in 16 bits. These may be added, too, so many times before they overflow,
+// and are widened then. 0: they are widened at once, or there is an instruction for all of it.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+template <int BITS>
+constexpr int PAIR_SUMS = BITS < 8 ? 32767 / (2 * 128 * ((1 << BITS) - 1)) : 0;
+
+inline I add_pairs(I pairs, U w, I x) {
+  return (I)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+}
+inline I add_widened(I sums, I pairs) { return sums + (I)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)); }
+#else
+template <int BITS>
+constexpr int PAIR_SUMS = 0;
+
+I add_pairs(I pairs, U w, I x);
+I add_widened(I sums, I pairs);
+#endif
+
 // In each lane, sums + the products of four unsigned bytes with four signed ones. Bytes of less than 8 bits, if NARROW;
 // otherwise 128 - OFFSET is taken from them.
 template <bool NARROW>
