@@ -1,4 +1,4 @@
-"""Measure how fast language models read a prompt and write: ours, transformers in torch, llama.cpp with the same GGUF.
+"""Measure how fast a GGUF becomes a table, and language models read a prompt and write: ours, torch's, llama.cpp's.
 
 All read ids and write the likeliest token; llama.cpp's calls leave the choice of the token out.
 """
@@ -6,6 +6,7 @@ All read ids and write the likeliest token; llama.cpp's calls leave the choice o
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -128,6 +129,7 @@ def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
     import aq_jax as aq
 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        yield from conversion(subject, Path(scratch, "packed.parquet"), rounds)
         folder = Path(scratch, "floats")
         aq.dequantize_file(subject.path, folder)
         contenders, arrays = ours(subject, folder)
@@ -144,6 +146,22 @@ def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
         reading = times.pop("reading")
         written = {name: a_token(times, name) for name in contenders}
         yield from tokens(subject, written, reading, sum(a.nbytes for a in arrays))
+
+
+def conversion(subject: Subject, output: Path, rounds: int) -> Iterator[Line]:
+    """Yield how fast the file's tensors become a table, digests included, by processor seconds: disks differ."""
+    from aq_jax.conversion.write import write_model
+    from aq_jax.converters import open_source
+
+    speeds: list[float] = []
+    for _ in range(rounds):
+        started = time.process_time()  # of all threads
+        with open_source(subject.path, packed=True) as source:
+            write_model(source, output, None)
+        speeds.append(subject.path.stat().st_size / (time.process_time() - started) / 1e9)
+    low, value, high = np.quantile(speeds, (0.25, 0.5, 0.75))
+    case = f"{subject.name}, {cores()} cores: GGUF to a table"
+    yield Result(case, float(value), "GB of file/s of a core", "0.15", low=float(low), high=float(high))
 
 
 def a_token(times: Mapping[str, Timing], name: str) -> Timing:

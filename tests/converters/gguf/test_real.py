@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 
 import aq_jax as aq
 from aq_jax.config import ConversionConfig
-from aq_jax.conversion.write import write_model
-from aq_jax.converters import open_source
 from aq_jax.converters.gguf.names import ARCHITECTURES
 
 FOLDER = Path(__file__).parents[3] / "build" / "gguf"
@@ -25,8 +22,6 @@ TEXTS = (
     "a</s><|im_end|>b",
     "don't I'll we've",
 )
-BYTES_A_SECOND = 0.075e9
-"""Half of what is wanted, since a busy machine takes twice the seconds of a core. On an idle one Gemma has 0.31e9."""
 pytestmark = pytest.mark.slow
 
 
@@ -71,16 +66,8 @@ def test_every_tensor_is_gguf_pys(model: Path, table: Path, gguf: Any) -> None:
             assert found.tobytes() == wanted.tobytes(), ours
 
 
-def test_a_table_is_no_larger_and_soon_written(model: Path, table: Path, tmp_path: Path) -> None:
+def test_a_table_is_no_larger(model: Path, table: Path) -> None:
     assert table.stat().st_size < 1.05 * model.stat().st_size
-    seconds: list[float] = []
-    for _ in range(5):
-        started = time.process_time()  # of all threads, so that more cores are no help
-        with open_source(model, packed=True) as source:
-            write_model(source, tmp_path / "m.parquet", None)
-        seconds.append(time.process_time() - started)
-    speed = model.stat().st_size / min(seconds)
-    assert speed > BYTES_A_SECOND, f"{speed / 1e9:.3f} GB of file a second of a core"
 
 
 def test_texts_are_those_of_transformers(model: Path, table: Path, tmp_path: Path, gguf: Any) -> None:
