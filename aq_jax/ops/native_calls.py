@@ -100,8 +100,8 @@ def _product_by_library(
     elif rotation:
         inputs = (jax.ffi.ffi_call("aq_rotate_rows", jax.typeof(x))(x, block=np.int64(rotation)),)
     call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((x.shape[0], like.shape[0]), jnp.float32))
-    static = code_attributes(like) | {"act": np.int64(ACTS.index(act)), "eps": np.float32(epsilon)}
-    return call(*inputs, *rest, **static)
+    static = {"act": np.int64(ACTS.index(act)), "eps": np.float32(epsilon)}
+    return call(*inputs, *rest, weight=code_attributes(like), **static)
 
 
 def _product_by_xla(x: Array, *rest: Array, activations: Activations, act: str, epsilon: float, like: QTensor) -> Array:
@@ -117,7 +117,7 @@ def _product_by_xla(x: Array, *rest: Array, activations: Activations, act: str, 
 
 def _rows_by_library(ids: Array, *panels: Array, like: QTensor) -> Array:
     call = jax.ffi.ffi_call("aq_rows", jax.ShapeDtypeStruct((ids.shape[0], like.length), jnp.float32))
-    return call(ids, *panels, **code_attributes(like), outputs=np.int64(like.shape[0]))
+    return call(ids, *panels, weight=code_attributes(like), outputs=np.int64(like.shape[0]))
 
 
 def _rows_by_xla(ids: Array, *panels: Array, like: QTensor) -> Array:

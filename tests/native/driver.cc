@@ -48,7 +48,8 @@ struct Sample {
         exact(outputs * inputs),
         w{nullptr, nullptr, nullptr, outputs, inputs, groups, bits, 0, 0, form, parts, sub_bits, lift, zero_base} {
     const int64_t size = inputs / groups, main = bits == 8 ? 8 : bits >= 4 ? 4 : 2, rest = bits - main;
-    const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8, chunks = (size + 4 * steps - 1) / (4 * steps);
+    const int64_t steps = 8 / (rest ? rest : main), lines = steps * bits / 8;
+    const int64_t chunks = (size + 4 * steps - 1) / (4 * steps);
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     packed.resize(panels * groups * chunks * lines * 4 * PANEL);
     for (uint8_t& byte : packed) byte = uint8_t(127 * uniform());  // where no code is, too
@@ -412,7 +413,8 @@ int main() {
               if (outputs != 83 || inputs == 321)
                 for (bool floats : {false, true}) {
                   const Act act = Act(count++ % 5);
-                  product(**each, rows, Sample(outputs, inputs, groups, bits, Form::floats, 1 + count / 2 % 2), floats, act);
+                  const Sample matrix(outputs, inputs, groups, bits, Form::floats, 1 + count / 2 % 2);
+                  product(**each, rows, matrix, floats, act);
                 }
         }
     auto small = [&](int64_t inputs, int64_t groups, int64_t bits, Form form, int64_t parts, int64_t sub_bits,

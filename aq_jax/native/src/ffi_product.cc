@@ -4,6 +4,20 @@
 #include <utility>
 
 namespace aq {
+
+// What the arrays of a weight do not tell (ops/native_panels.py).
+struct Attributes {
+  int64_t bits, step_bits, step_rows, groups, sub_bits, lift, zero_base;
+};
+
+}  // namespace aq
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(aq::Attributes, StructMember<int64_t>("bits"), StructMember<int64_t>("step_bits"),
+                                      StructMember<int64_t>("step_rows"), StructMember<int64_t>("groups"),
+                                      StructMember<int64_t>("sub_bits"), StructMember<int64_t>("lift"),
+                                      StructMember<int64_t>("zero_base"));
+
+namespace aq {
 namespace {
 
 constexpr int64_t BLOCK = 64;  // rows whose inputs and outputs stay in a core's second cache
@@ -49,11 +63,6 @@ ffi::Error rotate_rows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Resul
   return ffi::Error::Success();
 }
 
-// What the arrays of a weight do not tell (ops/native_panels.py).
-struct Attributes {
-  int64_t bits, step_bits, step_rows, groups, sub_bits, lift, zero_base;
-};
-
 // A weight [outputs, inputs] of these arrays; its `codes` are null where shapes do not fit.
 Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, int64_t outputs,
                  int64_t inputs, const Attributes& a) {
@@ -88,9 +97,9 @@ Weight weight_of(ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids, ffi::Buffer<
   return w;
 }
 
-constexpr const char* WEIGHT = "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes "
-                               "[panels, lines, 16, 4], grids [panels, 1 or 2, elements, 16], constants [panels, 2, 16]; "
-                               "of trellis codes the bytes of their tiles";
+constexpr const char* WEIGHT =
+    "wanted bits 2 to 6 or 8, whole groups of inputs, the weight's codes [panels, lines, 16, 4], grids [panels, 1 or "
+    "2, elements, 16], constants [panels, 2, 16]; of trellis codes the bytes of their tiles";
 
 ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const Weight& w,
                     ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual,
@@ -131,12 +140,11 @@ ffi::Error multiply(ffi::ThreadPool& pool, const Inputs& in, int64_t rows, const
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> panels,
                    ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                    ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
-                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits, int64_t step_bits,
-                   int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base, int64_t act, float eps) {
+                   ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                   const Attributes& weight, int64_t act, float eps) {
   if (x.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted x [rows, inputs], y [rows, outputs]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1],
-                             {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], x.dimensions()[1], weight);
   const Inputs in = {x.typed_data(), nullptr, nullptr, nullptr};
   return multiply(pool, in, x.dimensions()[0], w, bias, factor, residual, gain, shift, y, act, eps);
 }
@@ -145,30 +153,27 @@ ffi::Error product_of_codes(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ff
                             ffi::Buffer<ffi::F32> offset, ffi::Buffer<ffi::U8> panels, ffi::AnyBuffer grids,
                             ffi::Buffer<ffi::F32> constants, ffi::Buffer<ffi::F32> bias,
                             ffi::Buffer<ffi::F32> factor, ffi::Buffer<ffi::F32> residual, ffi::Buffer<ffi::F32> gain,
-                            ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t bits,
-                            int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base,
-                            int64_t act, float eps) {
+                            ffi::Buffer<ffi::F32> shift, ffi::Result<ffi::Buffer<ffi::F32>> y,
+                            const Attributes& weight, int64_t act, float eps) {
   if (codes.dimensions().size() != 2 || y->dimensions().size() != 2)
     return invalid("product", "wanted codes [rows, inputs], y [rows, outputs]");
   const int64_t rows = codes.dimensions()[0];
   if (!has_shape(scale, {rows}) || !has_shape(offset, {rows}))
     return invalid("product", "wanted scale [rows], offset [rows]");
-  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1],
-                             {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
+  const Weight w = weight_of(panels, grids, constants, y->dimensions()[1], codes.dimensions()[1], weight);
   const Inputs in = {nullptr, codes.typed_data(), scale.typed_data(), offset.typed_data()};
   return multiply(pool, in, rows, w, bias, factor, residual, gain, shift, y, act, eps);
 }
 
 ffi::Error rows(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> ids, ffi::Buffer<ffi::U8> panels,
                 ffi::AnyBuffer grids, ffi::Buffer<ffi::F32> constants, ffi::Result<ffi::Buffer<ffi::F32>> y,
-                int64_t bits, int64_t step_bits, int64_t step_rows, int64_t groups, int64_t sub_bits, int64_t lift, int64_t zero_base,
-                int64_t outputs) {
+                const Attributes& weight, int64_t outputs) {
   const Kernels* const chosen = choice;
   if (!chosen) return invalid("rows", "no kernels for this processor");
   if (ids.dimensions().size() != 1 || y->dimensions().size() != 2 || y->dimensions()[0] != ids.dimensions()[0])
     return invalid("rows", "wanted ids [count], y [count, width]");
   const int64_t count = ids.dimensions()[0], width = y->dimensions()[1];
-  const Weight w = weight_of(panels, grids, constants, outputs, width, {bits, step_bits, step_rows, groups, sub_bits, lift, zero_base});
+  const Weight w = weight_of(panels, grids, constants, outputs, width, weight);
   if (!w.codes) return invalid("rows", WEIGHT);
   if (!count) return ffi::Error::Success();
   const Parts parts(count, threads_for(pool, 32 * count * width));
@@ -193,13 +198,7 @@ auto with_weight(Binding&& inputs) {
       .template Arg<Floats>()
       .template Arg<Floats>()
       .template Ret<Floats>()
-      .template Attr<int64_t>("bits")
-      .template Attr<int64_t>("step_bits")
-      .template Attr<int64_t>("step_rows")
-      .template Attr<int64_t>("groups")
-      .template Attr<int64_t>("sub_bits")
-      .template Attr<int64_t>("lift")
-      .template Attr<int64_t>("zero_base")
+      .template Attr<Attributes>("weight")
       .template Attr<int64_t>("act")
       .template Attr<float>("eps");
 }
@@ -249,11 +248,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aq_rows, aq::rows,
                                   .Arg<aq::ffi::AnyBuffer>()
                                   .Arg<aq::ffi::Buffer<aq::ffi::F32>>()
                                   .Ret<aq::ffi::Buffer<aq::ffi::F32>>()
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("step_bits")
-                                  .Attr<int64_t>("step_rows")
-                                  .Attr<int64_t>("groups")
-                                  .Attr<int64_t>("sub_bits")
-                                  .Attr<int64_t>("lift")
-                                  .Attr<int64_t>("zero_base")
+                                  .Attr<aq::Attributes>("weight")
                                   .Attr<int64_t>("outputs"));

@@ -30,8 +30,8 @@ AQ_EXPORT const char* aq_encode_trellis(const float* w, int64_t rows, int64_t co
                                         double start, int64_t rounds, int64_t threads, uint8_t* data,
                                         float* scale, double* sums, int32_t* flags) {
   int found = 0;
-  const char* wrong = aq::encode({w, rows, columns, tile_rows, int(bits), int(values), levels, h, u, float(start), rounds,
-                                  data, scale, sums},
+  const char* wrong = aq::encode({w, rows, columns, tile_rows, int(bits), int(values), levels, h, u, float(start),
+                                  rounds, data, scale, sums},
                                  threads, found);
   *flags = found;
   return wrong;

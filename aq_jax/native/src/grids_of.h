@@ -2,8 +2,8 @@
 //
 // Panels hold the scales of all groups, and then the others, as the table does, 16 outputs side by side: floats, which
 // are read where they are; halves; or records (codes/records.py), whose bytes are a half, then the integers of 8 or 16
-// groups in a stream of bits. Zero points that the groups of an output share are not read: as floats, they are a sixth of
-// int4 in groups of 32.
+// groups in a stream of bits. Zero points that the groups of an output share are not read: as floats, they are a sixth
+// of int4 in groups of 32.
 #pragma once
 
 #include <algorithm>

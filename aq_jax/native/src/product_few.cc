@@ -50,8 +50,9 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
   const Part<DIGITS>* part = x.parts + row;
   const uint8_t* chunk[N];
   for (int n = 0; n < N; ++n) chunk[n] = w.codes + (panel + n / VECTORS) * w.bytes() + n % VECTORS * (4 * LANES);
-  // What is fetched ahead. Of four streams it is a little: processors do the rest, but they do not know that a panel's
-  // bytes end, and go on in the next panels. Of fewer, whose bytes come too slowly that way, it is the next panels.
+  // How far ahead bytes are fetched. With four panels a little: the processor reads ahead of each by itself, but does
+  // not know that a panel's bytes end, where the fetch goes on in the next four. With fewer, whose bytes come too
+  // slowly that way, it is the same place in the panels that come next.
   const int64_t bytes = w.bytes(), ahead = PANELS < 4 ? bytes : 16 * LINE;
   int64_t unread = bytes;
   F total[N] = {};
@@ -79,7 +80,8 @@ void panels_of_row(const Operand<DIGITS>& x, const Weight& w, int64_t row, int64
       }
       for (int n = 0; n < N; ++n) {
         const GridAt grid = grids.at(n / VECTORS, g);
-        total[n] = join<DIGITS>(total[n], in_pairs ? wide[n] : sums[n], *part, grid, n % VECTORS * LANES, P::ADDED, int(w.lift));
+        total[n] = join<DIGITS>(total[n], in_pairs ? wide[n] : sums[n], *part, grid, n % VECTORS * LANES, P::ADDED,
+                                int(w.lift));
       }
     }
   }
@@ -95,8 +97,11 @@ void product_few(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, co
     constexpr int most = AT_ONCE<DIGITS, bits>;
     float totals[most * PANEL];
     for (int64_t p = panel, count; p < panel_end; p += count) {
-      count = panel_end - p < most ? 1 : most;
-      const auto run = count == 1 ? panels_of_row<DIGITS, bits, 1> : panels_of_row<DIGITS, bits, most>;
+      const int64_t left = panel_end - p;
+      count = left >= most ? most : left > 1 ? 2 : 1;
+      const auto run = count == most ? panels_of_row<DIGITS, bits, most>
+                       : count == 2  ? panels_of_row<DIGITS, bits, 2>
+                                     : panels_of_row<DIGITS, bits, 1>;
       for (int64_t r = 0; r < rows; ++r) {
         run(x, w, r, rows, p, totals);
         finish(in, w, after, row + r, 1, p * PANEL, count * PANEL, totals, most * PANEL, y);

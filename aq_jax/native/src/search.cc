@@ -39,7 +39,8 @@ constexpr float MAGIC = 0x1.8p23f;  // added to a number below 2^22, it leaves a
 inline F rounded(F x, F y) { return fma(x, y, splat(MAGIC)); }
 inline F rounded_down(F x, F y) {
 #if defined(__AVX512VNNI__)
-  return (F)_mm512_fmadd_round_ps((__m512)x, (__m512)y, (__m512)splat(MAGIC), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  constexpr int DOWN = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  return (F)_mm512_fmadd_round_ps((__m512)x, (__m512)y, (__m512)splat(MAGIC), DOWN);
 #else
   return floor(x * y) + splat(MAGIC);
 #endif

@@ -134,8 +134,8 @@ inline I add_widened(I sums, I pairs) { return sums + (I)_mm256_madd_epi16((__m2
 template <int BITS>
 constexpr int PAIR_SUMS = 0;
 
-I add_pairs(I pairs, U w, I x);
-I add_widened(I sums, I pairs);
+I add_pairs(I pairs, U w, I x) = delete;
+I add_widened(I sums, I pairs) = delete;
 #endif
 
 // In each lane, sums + the products of four unsigned bytes with four signed ones. Bytes of less than 8 bits, if NARROW;

@@ -45,7 +45,8 @@ void rows_of_tiles(const Weight& w, const int32_t* ids, int64_t count, float* y)
     const bool known = ids[i] >= 0 && ids[i] < w.outputs;
     const int64_t row = known ? ids[i] : 0;
     const Tile tile = tile_of(tiles, w.codes, row);
-    const F scale = splat(known ? w.grid<float>(row / PANEL, 0, 0)[row % PANEL] : std::numeric_limits<float>::quiet_NaN());
+    const float* scales = w.grid<float>(row / PANEL, 0, 0);
+    const F scale = splat(known ? scales[row % PANEL] : std::numeric_limits<float>::quiet_NaN());
     for (int64_t at = 0; at < w.inputs; at += LANES) {
       const I its = (I)levels.of_row(tile, at) - LEVEL_OFFSET;
       store_part(y + at, to_float(its) * scale, w.inputs - at);

@@ -1,7 +1,7 @@
 // Trellis codes of a matrix, tile by tile: a first pass column by column, and rounds that refine it.
 //
-// In the first pass the error of a column is made up for by the columns that follow (GPTQ), so that a column's codes are
-// chosen when all before it are known. The path goes on for LOOKAHEAD rows into what follows, and those choices are
+// In the first pass the error of a column is made up for by the columns that follow (GPTQ), so that a column's codes
+// are chosen when all before it are known. The path goes on for LOOKAHEAD rows into what follows, and those choices are
 // dropped: without them the last states of a column would be chosen as if nothing depended on them.
 //
 // A round then fits the scales by least squares, and finds the path of every window of a column's length again, given

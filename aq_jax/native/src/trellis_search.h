@@ -1,8 +1,8 @@
 // The cheapest path through a trellis: Viterbi over states of 12 bits, of which every step shifts in BITS new ones.
 //
-// A state s = new << (12 - BITS) | m follows from a state p if m = p >> BITS: the step's cost is that of the state's level
-// or, with VALUES = 2, of its two. What is kept of every step is the least cost of each m, which leads to all states that
-// end in it; which of the 2^BITS states before gave it is computed again on the way back, for one path only.
+// A state s = new << (12 - BITS) | m follows from a state p if m = p >> BITS: the step's cost is that of the state's
+// level or, with VALUES = 2, of its two. What is kept of every step is the least cost of each m, which leads to all
+// states that end in it; which of the 2^BITS states before gave it is computed again on the way back, for one path.
 //
 // Costs lie so that no lane is ever moved but in one shuffle a vector: numbers with the same low bits of m, which one
 // minimum runs over, are in vectors whose lanes are the new bits and, where these are fewer, the highest bits of m.
@@ -74,7 +74,7 @@ struct Trellis {
     }
   }
 
-  // From lanes (new bits, highest bits) to (lower new bits, highest bits; highest new bits), which are those of the next m.
+  // From lanes (new bits, highest bits) to (lower new bits, highest bits; highest new bits), those of the next m.
   static F turned(F v) {
     if constexpr (TOPS == 1) {
       return v;
