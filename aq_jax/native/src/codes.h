@@ -27,14 +27,14 @@ struct Planes {
   static constexpr int ADDED = BITS == 8 ? OFFSET : HALF;
 };
 
-// Four codes in the bytes of each lane; with what else is in a byte, unless CLEAN.
-template <int BITS, int STEP, bool CLEAN, class Words = W>
+// Four codes in the bytes of each lane.
+template <int BITS, int STEP, class Words = W>
 inline Words step_of(const uint8_t* chunk) {
   using P = Planes<BITS>;
   constexpr int each = 8 / P::MAIN;
   const Words word = load<Words>(chunk + STEP / each * LINE) >> (P::MAIN * (STEP % each));
   if constexpr (P::REST == 0) {
-    return !CLEAN || BITS == 8 ? word : word & (0x01010101u * ((1 << BITS) - 1));
+    return BITS == 8 ? word : word & (0x01010101u * ((1 << BITS) - 1));
   } else {
     constexpr int shift = P::REST * STEP - P::MAIN;
     const Words other = load<Words>(chunk + (P::LINES - 1) * LINE);
@@ -44,13 +44,31 @@ inline Words step_of(const uint8_t* chunk) {
   }
 }
 
-// Code J of four, signed, as a float: within the mantissa of a power of two whose last place is 1, which is taken away.
-template <int BITS, int J>
+// Four codes, signed, in the highest bits of the bytes of each lane.
+template <int BITS, int STEP>
+inline W signed_step_of(const uint8_t* chunk) {
+  using P = Planes<BITS>;
+  constexpr int each = 8 / P::MAIN;
+  if constexpr (P::REST) {
+    return (step_of<BITS, STEP>(chunk) << (8 - BITS)) ^ 0x80808080u;
+  } else {
+    constexpr uint32_t ones = 0xFFFFFFFFu / ((1u << BITS) - 1);  // the lowest bit of each code
+    const W word = load<W>(chunk + STEP / each * LINE) ^ (ones << (BITS - 1));
+    return BITS == 8 ? word : (word << (8 - BITS - BITS * (STEP % each))) & (0x01010101u * (256 - (1 << (8 - BITS))));
+  }
+}
+
+// Signed code J of four, times 2^(32 - bits), as a float: its byte becomes the highest of four, and the others zeros.
+template <int J>
 inline F float_of(W step) {
-  constexpr int at = 8 * (J % 2);
-  constexpr uint32_t mask = ((1u << BITS) - 1) << at, bits = uint32_t(127 + 23 - at) << 23;
-  constexpr float power = 1 << (23 - at);
-  return (F)(((J < 2 ? step : step >> 16) & mask) | bits) - splat(power + Planes<BITS>::HALF);
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  if constexpr (J == 1 || J == 2) {  // one instruction instead of two
+    const W from = (W{0, 4, 8, 12, 0, 4, 8, 12} + J) << 24 | 0x808080;
+    return to_float((I)_mm256_shuffle_epi8((__m256i)step, (__m256i)from));
+  }
+#endif
+  const W moved = step << (24 - 8 * J);
+  return to_float((I)(J ? moved & 0xFF000000 : moved));  // compilers would not see that the mask changes nothing
 }
 
 template <class Function, int... I>

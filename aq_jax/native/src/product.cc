@@ -50,18 +50,18 @@ void unpack(const uint8_t* chunk, int64_t chunks, uint8_t* __restrict to) {
   using P = Planes<BITS>;
   for (int64_t c = 0; c < chunks; ++c, chunk += P::LINES * LINE, to += P::STEPS * LINE)
     for (int at = 0; at < LINE; at += 4 * LANES)
-      unroll<P::STEPS>([&](auto s) { store(to + s * LINE + at, step_of<BITS, s, true>(chunk + at)); });
+      unroll<P::STEPS>([&](auto s) { store(to + s * LINE + at, step_of<BITS, s>(chunk + at)); });
 }
 
-// Signed codes as floats, [inputs][WIDE], of which a panel has 16.
+// Signed codes times 2^(32 - bits) as floats, [inputs][WIDE], of which a panel has 16.
 template <int BITS>
 void unpack(const uint8_t* chunk, int64_t chunks, float* __restrict to) {
   using P = Planes<BITS>;
   for (int64_t c = 0; c < chunks; ++c, chunk += P::LINES * LINE, to += 4 * P::STEPS * WIDE)
     for (int v = 0; v < VECTORS; ++v)
       unroll<P::STEPS>([&](auto s) {
-        const W codes = step_of<BITS, s, false>(chunk + v * (4 * LANES));
-        unroll<4>([&](auto j) { store(to + (4 * s + j) * WIDE + v * LANES, float_of<BITS, j>(codes)); });
+        const W codes = signed_step_of<BITS, s>(chunk + v * (4 * LANES));
+        unroll<4>([&](auto j) { store(to + (4 * s + j) * WIDE + v * LANES, float_of<j>(codes)); });
       });
 }
 
@@ -94,10 +94,10 @@ struct TrellisWeight {
     });
   }
 
-  // As floats, [inputs][WIDE].
+  // Times 2^24 as floats, [inputs][WIDE].
   void unpack(int64_t panel, int64_t at, int64_t count, float* to) const {
     each(panel, at, count, [&](int64_t c, const W (&its)[VECTORS]) {
-      for (int v = 0; v < VECTORS; ++v) store(to + c * WIDE + v * LANES, to_float((I)its[v] - LEVEL_OFFSET));
+      for (int v = 0; v < VECTORS; ++v) store(to + c * WIDE + v * LANES, to_float(((I)its[v] - LEVEL_OFFSET) << 24));
     });
     for (int64_t c = std::max<int64_t>(0, tiles.columns - at); c < count; ++c)
       std::fill_n(to + c * WIDE, PANEL, 0.0f);
@@ -238,8 +238,9 @@ void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, c
   }
 }
 
-// Parts of inputs, followed by zeros up to `padded`: copied, or made digits, which lie `stride` bytes apart.
-void read_part(const int8_t* x, int64_t size, int64_t padded, int64_t, int8_t* to, Part<1>& part) {
+// Parts of inputs, for codes of so many bits, followed by zeros up to `padded`: copied, divided by a scale, or made
+// digits, which lie `stride` bytes apart.
+void read_part(const int8_t* x, int64_t size, int64_t padded, int64_t, int64_t, int8_t* to, Part<1>& part) {
   int32_t sum = 0;
   for (int64_t i = 0; i < size; ++i) sum += x[i];
   part = {1, float(sum), {sum}};
@@ -247,15 +248,28 @@ void read_part(const int8_t* x, int64_t size, int64_t padded, int64_t, int8_t* t
   std::fill_n(to + size, padded - size, 0);
 }
 
-void read_part(const float* x, int64_t size, int64_t padded, int64_t, float* to, Part<0>& part) {
-  F total = F{};
-  for (int64_t i = 0; i < size; i += LANES) total += load_part(x + i, size - i);
-  part = {1, sum(total), {0}};
-  std::memcpy(to, x, size * sizeof(float));
-  std::fill_n(to + size, padded - size, 0.0f);
+void read_part(const float* x, int64_t size, int64_t padded, int64_t, int64_t bits, float* to, Part<0>& part) {
+  F most = F{}, total = F{};
+  for (int64_t i = 0; i < size; i += LANES) {
+    const F v = load_part(x + i, size - i);
+    most = max(v < 0 ? -v : v, most);
+  }
+  // The power of two below the largest number: divided by it, numbers are far from the ends of floats' range.
+  float scale = -least(-most);
+  uint32_t power;
+  std::memcpy(&power, &scale, 4);
+  power = std::clamp(power & 0x7F800000, 1u << 23, 253u << 23);
+  std::memcpy(&scale, &power, 4);
+  const float inverse = 1 / scale, less = 1 / float(int64_t(1) << (32 - bits));
+  for (int64_t i = 0; i < padded; i += LANES) {
+    const F v = i < size ? load_part(x + i, size - i) * inverse : F{};
+    total += v;
+    store_part(to + i, v * less, padded - i);
+  }
+  part = {scale, sum(total), {0}};
 }
 
-void read_part(const float* x, int64_t size, int64_t padded, int64_t stride, int8_t* to, Part<3>& part) {
+void read_part(const float* x, int64_t size, int64_t padded, int64_t stride, int64_t, int8_t* to, Part<3>& part) {
   F most = F{}, poison = F{};
   for (int64_t i = 0; i < size; i += LANES) {
     const F v = load_part(x + i, size - i);
@@ -303,7 +317,7 @@ void product_of(const T* x, const Inputs& in, const Weight& w, const After& afte
     for (int64_t g = 0, part = 0; g < w.groups; ++g)
       for (int64_t at = 0; at < padded; at += K::PART)
         read_part(x + r * w.inputs + g * size + at, std::min(K::PART, size - at), std::min(K::PART, padded - at),
-                  stride, copy + g * padded + at, parts[part++ * rows]);
+                  stride, w.bits, copy + g * padded + at, parts[part++ * rows]);
   if (!w.step_bits && rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
     return product_few(operand, in, w, after, row, rows, panel, panel_end, y);
   product_rows(operand, in, w, after, row, rows, panel, panel_end, scratch, y);

@@ -36,7 +36,8 @@ struct Kind<0> {
   static constexpr int LINES = 1;
 };
 
-// Inputs of a part: x ~ scale * digits; the sum of the numbers that these make, and the sum of each digit.
+// Inputs of a part: x ~ scale * digits; the sum of the numbers that these make, and the sum of each digit. Floats are
+// x / scale, and less by the power of two that their codes are multiplied by (float_of).
 template <int DIGITS>
 struct Part {
   float scale, sum;

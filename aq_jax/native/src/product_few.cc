@@ -21,7 +21,7 @@ inline __attribute__((always_inline)) void step(const int8_t* x, int64_t stride,
   I four[DIGITS];
   for (int d = 0; d < DIGITS; ++d) four[d] = splat4(x + d * stride + 4 * STEP);
   for (int n = 0; n < N; ++n) {
-    const U codes = (U)step_of<BITS, STEP, true>(chunk[n]);
+    const U codes = (U)step_of<BITS, STEP>(chunk[n]);
     for (int d = 0; d < DIGITS; ++d)
       if constexpr (IN_PAIRS<DIGITS, BITS> > 0)
         sums[n][d] = add_pairs(sums[n][d], codes, four[d]);
@@ -34,10 +34,10 @@ template <int DIGITS, int BITS, int STEP, int N>
 inline __attribute__((always_inline)) void step(const float* x, int64_t, const uint8_t* const (&chunk)[N],
                                                 F (&sums)[N][1]) {
   W codes[N];
-  for (int n = 0; n < N; ++n) codes[n] = step_of<BITS, STEP, false>(chunk[n]);
+  for (int n = 0; n < N; ++n) codes[n] = signed_step_of<BITS, STEP>(chunk[n]);
   unroll<4>([&](auto j) {
     const F one = splat(x[4 * STEP + j]);
-    for (int n = 0; n < N; ++n) sums[n][0] = fma(one, float_of<BITS, j>(codes[n]), sums[n][0]);
+    for (int n = 0; n < N; ++n) sums[n][0] = fma(one, float_of<j>(codes[n]), sums[n][0]);
   });
 }
 

@@ -27,7 +27,7 @@ void row_of_table(const Weight& w, int64_t row, float* y) {
     for (int64_t at = 0; at < w.size(); at += 4 * P::STEPS, chunk += P::LINES * LINE) {
       float values[4 * P::STEPS];
       unroll<P::STEPS>([&](auto s) {
-        const uint32_t codes = step_of<BITS, s, true, uint32_t>(chunk);
+        const uint32_t codes = step_of<BITS, s, uint32_t>(chunk);
         for (int j = 0; j < 4; ++j) {
           const float value = (float(int(codes >> 8 * j & 255) - half) - zero) * scale;
           values[4 * s + j] = adds ? value + offset : value;
