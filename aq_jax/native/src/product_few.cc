@@ -94,14 +94,14 @@ template <int DIGITS>
 void product_few(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, const After& after, int64_t row,
                  int64_t rows, int64_t panel, int64_t panel_end, float* y) {
   with_bits(w.bits, [&](auto bits) {
-    constexpr int most = AT_ONCE<DIGITS, bits>;
+    constexpr int most = AT_ONCE<DIGITS, bits>, pair = std::min(2, most);
     float totals[most * PANEL];
     for (int64_t p = panel, count; p < panel_end; p += count) {
       const int64_t left = panel_end - p;
-      count = left >= most ? most : left > 1 ? 2 : 1;
-      const auto run = count == most ? panels_of_row<DIGITS, bits, most>
-                       : count == 2  ? panels_of_row<DIGITS, bits, 2>
-                                     : panels_of_row<DIGITS, bits, 1>;
+      count = left >= most ? most : left >= pair ? pair : 1;
+      const auto run = count == most   ? panels_of_row<DIGITS, bits, most>
+                       : count == pair ? panels_of_row<DIGITS, bits, pair>
+                                       : panels_of_row<DIGITS, bits, 1>;
       for (int64_t r = 0; r < rows; ++r) {
         run(x, w, r, rows, p, totals);
         finish(in, w, after, row + r, 1, p * PANEL, count * PANEL, totals, most * PANEL, y);
