@@ -197,20 +197,17 @@ def merges_of(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> lis
     >>> merges_of({"a": 0, "b": 1, "ab": 2, "bab": 3}, {"a": 0, "b": 0, "ab": -1, "bab": -2})
     [('a', 'b'), ('b', 'ab')]
     """
-    found = []
-    for piece in vocabulary:
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(vocabulary, key=lambda piece: -scores[piece]):
         if not 1 < len(piece) <= _MAX_PIECE:
             continue
-        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocabulary]
-        splits = [(left, right) for left, right in splits if right in vocabulary]
-        found += [
-            (-scores[piece], index, left, right)
-            for index, (left, right) in enumerate(
-                sorted(splits, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-            )
+        splits = [
+            (left, right)
+            for i in range(1, len(piece))
+            if (left := piece[:i]) in vocabulary and (right := piece[i:]) in vocabulary
         ]
-    found.sort(key=lambda merge: merge[0])
-    return [(left, right) for _, _, left, right in found]
+        merges += sorted(splits, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges
 
 
 def _bert(words: Vocabulary) -> Tokenizer:
