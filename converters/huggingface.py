@@ -13,6 +13,7 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
+from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, side_files, weights_path
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
@@ -153,13 +154,14 @@ def write_source(
     target.check_writable(SINGLE)
     beside = found.origin or source.config_folder
     subfolder = weights_path(beside) if isinstance(beside, Folder) else ""
+    notes = [] if source.quantized else check_quantizable(source.shapes, source.folder, quantizes=False)
     done, started = ConversionResult(str(out / subfolder / SINGLE)), time.perf_counter()
     write_safetensors(source, Path(done.path), progress)
     copy_side_files(found, target)
     done.source_bytes = sum(map(source.nbytes, source.shapes))
     done.bytes = os.stat(done.path).st_size
     done.seconds["write"] = time.perf_counter() - started
-    done.notes += [*source.notes, *found.notes]
+    done.notes += [*source.notes, *found.notes, *notes]
     return done
 
 

@@ -99,13 +99,13 @@ def declared_method(config: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def declared_entry(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of config.json that declares quantized weights; nothing if there is none.
+def declared_entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the entries of config.json that declare quantized weights.
 
-    >>> declared_entry({"quantization": {"bits": 4, "group_size": 64}})
-    {'bits': 4, 'group_size': 64}
+    >>> declared_entries({"quantization": {"bits": 4, "group_size": 64}})
+    [{'bits': 4, 'group_size': 64}]
     """
-    return next((dict(found) for _, _, found in _declarations(config)), {})
+    return [dict(found) for _, _, found in _declarations(config)]
 
 
 def without_entries(folder: Folder, name: str) -> bytes:

@@ -17,6 +17,8 @@ from aq_jax.converters.gguf.header import T, field_of
 from aq_jax.converters.gguf.names import ARCHITECTURES
 from aq_jax.errors import FormatError
 
+Rows = Mapping[str, int]
+EMBEDDING = "token_embd.weight"
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The numbers of Llama 3.1's rule for rotary frequencies; a file has the factors that follow from them."""
 _GEMMA_LOCAL_BASE, _GEMMA_PATTERN, _GEMMA_27B = 10000.0, 6, 62
@@ -66,28 +68,29 @@ class Fields:
         return [key for key in self.all if key.startswith(f"{self.architecture}.") and key not in self.taken]
 
 
-def model_config(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+def model_config(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
     """Build the fields of config.json.
 
     Args:
         fields: The fields of the file.
-        vocabulary: The number of rows of the embedding.
+        rows: The number of rows of each matrix, by its name in the file.
         tied: Whether the head is the embedding.
         factors: The factors of rotary frequencies that the file holds, if it does.
 
     Raises:
         FormatError: for fields that are missing or impossible, and for a model that transformers does not have.
     """
-    return _BUILDERS[fields.architecture](fields, vocabulary, tied, factors) | {
+    return _BUILDERS[fields.architecture](fields, rows, tied, factors) | {
         "model_type": ARCHITECTURES[fields.architecture].model_type
     }
 
 
-def _decoder(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None, name: str) -> dict[str, Any]:
+def _decoder(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None, name: str) -> dict[str, Any]:
     width, heads = fields.number("embedding_length"), fields.number("attention.head_count")
     size = fields.number("attention.key_length", width // heads)
     if fields.number("attention.value_length", size) != size or fields.number("rope.dimension_count", size) != size:
         raise FormatError(f"{fields.where}: its heads have parts that are not rotated, or values of another length")
+    vocabulary = rows[EMBEDDING]
     fields.number("vocab_size", vocabulary)
     found = {
         "architectures": [name],
@@ -108,7 +111,7 @@ def _decoder(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | 
 
 
 def _scaling(fields: Fields, factors: np.ndarray | None, size: int, base: float) -> dict[str, Any]:
-    kind = fields.take("rope.scaling.type", str)
+    kind = fields.take("rope.scaling.type", str) or "linear"
     if factors is not None:
         factor = float(factors.max(initial=1))
         said = {"rope_type": "llama3", "factor": factor} | _LLAMA3
@@ -118,10 +121,12 @@ def _scaling(fields: Fields, factors: np.ndarray | None, size: int, base: float)
                 "no place for them"
             )
         return said
-    if kind in (None, "none"):
+    if kind == "none":
         return {}
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": fields.number("rope.scaling.factor", whole=False)}
+    if kind == "linear":  # as llama.cpp reads them: older files have another name, and neither 0 nor 1 scales
+        older = fields.number("rope.scale_linear", 1.0, whole=False)
+        factor = fields.number("rope.scaling.factor", older, whole=False)
+        return {} if factor in (0, 1) else {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         return {
             "rope_type": "yarn",
@@ -139,23 +144,23 @@ def _llama3_factors(size: int, base: float, factor: float) -> np.ndarray:
     return 1 / ((1 - smooth) / factor + smooth)
 
 
-def _llama(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+def _llama(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
     biases = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    return _decoder(fields, vocabulary, tied, factors, "LlamaForCausalLM") | biases
+    return _decoder(fields, rows, tied, factors, "LlamaForCausalLM") | biases
 
 
-def _qwen2(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    found = _decoder(fields, vocabulary, tied, factors, "Qwen2ForCausalLM")
+def _qwen2(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+    found = _decoder(fields, rows, tied, factors, "Qwen2ForCausalLM")
     return found | {"hidden_act": "silu", "use_sliding_window": False}
 
 
-def _qwen3(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    found = _decoder(fields, vocabulary, tied, factors, "Qwen3ForCausalLM")
+def _qwen3(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+    found = _decoder(fields, rows, tied, factors, "Qwen3ForCausalLM")
     return found | {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 
 
-def _gemma3(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    found = _decoder(fields, vocabulary, tied, factors, "Gemma3ForCausalLM")
+def _gemma3(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+    found = _decoder(fields, rows, tied, factors, "Gemma3ForCausalLM")
     layers, rope = found["num_hidden_layers"], found["rope_parameters"]
     local = fields.number("rope.freq_base_swa", _GEMMA_LOCAL_BASE, whole=False)
     # The largest model alone divides by the square root of another number than the size of a head.
@@ -174,18 +179,21 @@ def _gemma3(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | N
     }
 
 
-def _bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+def _bert(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
     if fields.take("attention.causal", bool):
         raise FormatError(f"{fields.where}: attention.causal is true; a BERT sees the whole text")
+    length = fields.number("context_length")
+    if (held := rows.get("position_embd.weight", length)) != length:
+        raise FormatError(f"{fields.where}: context_length is {length}, and position_embd.weight has {held} rows")
     return {
         "architectures": ["BertModel"],
         "hidden_size": fields.number("embedding_length"),
         "intermediate_size": fields.number("feed_forward_length"),
         "num_hidden_layers": fields.number("block_count"),
         "num_attention_heads": fields.number("attention.head_count"),
-        "vocab_size": vocabulary,
-        "max_position_embeddings": fields.number("context_length"),
-        "type_vocab_size": 2,
+        "vocab_size": rows[EMBEDDING],
+        "max_position_embeddings": length,
+        "type_vocab_size": rows.get("token_types.weight", 2),
         "layer_norm_eps": fields.number("attention.layer_norm_epsilon", whole=False),
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",
@@ -193,8 +201,8 @@ def _bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | Non
     }
 
 
-def _nomic_bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
-    found = _bert(fields, vocabulary, tied, factors)
+def _nomic_bert(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
+    found = _bert(fields, rows, tied, factors)
     del found["position_embedding_type"]
     theta = fields.number("rope.freq_base", _DEFAULT_BASE, whole=False)
     return found | {
@@ -204,7 +212,7 @@ def _nomic_bert(fields: Fields, vocabulary: int, tied: bool, factors: np.ndarray
     }
 
 
-_BUILDERS: Mapping[str, Callable[[Fields, int, bool, np.ndarray | None], dict[str, Any]]] = MappingProxyType(
+_BUILDERS: Mapping[str, Callable[[Fields, Rows, bool, np.ndarray | None], dict[str, Any]]] = MappingProxyType(
     {
         "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "gemma3": _gemma3, "bert": _bert, "nomic-bert": _nomic_bert,
     }

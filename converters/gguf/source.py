@@ -18,7 +18,7 @@ import numpy as np
 from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles, copy_side_files
 from aq_jax.conversion.source import Opener, Source
 from aq_jax.converters.gguf.header import Header, Tensor, read_header
-from aq_jax.converters.gguf.model_config import Fields, model_config
+from aq_jax.converters.gguf.model_config import EMBEDDING, Fields, model_config
 from aq_jax.converters.gguf.names import ARCHITECTURES, Change
 from aq_jax.converters.gguf.pooling import pooling_files
 from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
@@ -219,11 +219,13 @@ class GGUFModel(GGUFTensors):
         """
         name = str(self._fields["general.architecture"])
         fields = Fields(self._path, self._fields, name)
-        embedding, _ = self._architecture.find("token_embd.weight", self._path)
+        embedding, _ = self._architecture.find(EMBEDDING, self._path)
         if embedding not in self.shapes or len(self.shapes[embedding][0]) != 2:
-            raise FormatError(f"{self._path}: holds no token_embd.weight of two axes, without which no model can run")
+            raise FormatError(f"{self._path}: holds no {EMBEDDING} of two axes, without which no model can run")
         words = Vocabulary(self._path, self._fields)
-        config = model_config(fields, self.shapes[embedding][0][0], bool(self.aliases), self._factors)
+        tensors = [extent.tensor for extent in self.extents.values()]
+        rows = {tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) == 2}
+        config = model_config(fields, rows, bool(self.aliases), self._factors)
         if "attention_bias" in config and any(key.endswith("q_proj.bias") for key in self.shapes):
             config["attention_bias"] = True
         for key in ("bos", "eos", "pad"):

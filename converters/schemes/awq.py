@@ -33,7 +33,7 @@ class Awq:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "awq" or config.get("file") == self.files[0]
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
@@ -46,10 +46,10 @@ class Awq:
         modules = tensors.ending("qweight", "qzeros")
         biases = zero_biases(tensors, modules)
         for module in modules:
-            yield _weight(tensors, module, tuple(name for name in (f"{module}bias",) if name in biases))
+            yield _weight(tensors, module, config, tuple(name for name in (f"{module}bias",) if name in biases))
 
 
-def _weight(tensors: Tensors, module: str, dropped: tuple[str, ...]) -> Weight:
+def _weight(tensors: Tensors, module: str, config: Config, dropped: tuple[str, ...]) -> Weight:
     codes, zeros, scales = parts = tuple(f"{module}{leaf}" for leaf in ("qweight", "qzeros", "scales"))
     words, groups = tensors.shape(codes), (*tensors.shape(scales), 0)[0]
     if len(words) != 2 or min(words) < 1 or groups < 1 or words[0] % groups:
@@ -58,6 +58,7 @@ def _weight(tensors: Tensors, module: str, dropped: tuple[str, ...]) -> Weight:
             "each has as many of the inputs"
         )
     shape = words[1] * len(_OUTPUTS), words[0]
+    tensors.expect_group(codes, config.get("group_size", config.get("q_group_size")), shape[1], groups)
     tensors.expect(codes, words, "int32")
     tensors.expect(zeros, (groups, words[1]), "int32")
     dtype = tensors.expect(scales, (groups, shape[0]), *FLOATS)

@@ -43,7 +43,7 @@ class BitsAndBytes:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "bitsandbytes"
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:

@@ -43,8 +43,11 @@ class CompressedTensors:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") in ("compressed-tensors", "compressed_tensors") or "config_groups" in config
 
-    def leaves_out(self, name: str, config: Config) -> bool:
-        return _LEFT_OUT.search(name) is not None
+    def leaves_out(self, name: str, source: Source) -> bool:
+        module, _, leaf = name.rpartition(".")
+        weight = source.shapes.get(f"{module}.weight" if module else "weight")
+        dense = leaf in (_SCALE, _ZERO) and weight is not None and weight[1].name in FLOATS
+        return dense or _LEFT_OUT.search(name) is not None
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)
@@ -80,7 +83,7 @@ def _packed(tensors: Tensors, module: str, args: Args) -> Weight:
     spec = spec_of(args.bits, kind, dtype, group, shape)
     named += () if zeros is None else (zeros,)
     read = partial(_read_packed, tensors, named[0], f"{module}{_SCALE}", zeros, shape, args, dense)
-    return Weight(f"{module}weight", shape, dtype, spec, named, read)
+    return Weight(f"{module}weight", shape, dtype, spec, named, read, notes=args.notes)
 
 
 def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
@@ -100,10 +103,11 @@ def _plain(tensors: Tensors, module: str, args: Args) -> Iterator[Weight]:
             raise tensors.error(f"{zeros} is there; wanted no zero points of floats")
         spec = replace(spec_of(8, "", np.dtype(np.float32), group, shape), code=_FLOAT8[dtype.name])
         read = partial(_read_floats, tensors, name, named[1], shape, args.block)
-        yield Weight(name, shape, dtype, spec, named, read)
+        yield Weight(name, shape, dtype, spec, named, read, notes=args.notes)
         return
     spec = spec_of(8, kind, dtype, group, shape)
-    yield Weight(name, shape, dtype, spec, named, partial(_read_bytes, tensors, name, named[1], zeros))
+    read = partial(_read_bytes, tensors, name, named[1], zeros)
+    yield Weight(name, shape, dtype, spec, named, read, notes=args.notes)
 
 
 def _scales(tensors: Tensors, module: str, shape: tuple[int, ...], args: Args) -> tuple[tuple[int, ...], int, np.dtype]:

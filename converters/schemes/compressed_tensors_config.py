@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aq_jax.converters.schemes.entry import Config, Tensors
@@ -29,6 +29,7 @@ class Args:
         group: The inputs of a group.
         block: The rows and columns of a block.
         crosses: Whether codes cross words, where words hold no whole number of them.
+        notes: How inputs and outputs are quantized while the model runs, which no table says.
     """
 
     bits: int
@@ -38,6 +39,7 @@ class Args:
     group: int
     block: tuple[int, int]
     crosses: bool
+    notes: tuple[str, ...] = field(compare=False)
 
 
 class Groups:
@@ -46,6 +48,9 @@ class Groups:
     Args:
         tensors: The tensors of the checkpoint.
         config: The entry of config.json.
+
+    Raises:
+        FormatError: for groups, targets and formats that are not known, and for weights that were transformed.
     """
 
     def __init__(self, tensors: Tensors, config: Config) -> None:
@@ -53,6 +58,12 @@ class Groups:
         self._modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors.source.shapes))
         version = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.get("version")))
         self._crosses = version is None or (int(version[1]), int(version[2])) >= _DENSE
+        transforms = config.get("transform_config") or {}
+        if not isinstance(transforms, Mapping) or transforms.get("config_groups", transforms):
+            raise tensors.error(
+                "config.json has a transform_config: the weights are rotated, and their inputs must be rotated too, "
+                "for which a table has no place; dequantize it with compressed-tensors first"
+            )
         groups = config.get("config_groups")
         if not isinstance(groups, Mapping) or not groups:
             raise tensors.error("config.json has config_groups, of one group or more; fetch it again")
@@ -61,11 +72,20 @@ class Groups:
         self._named: dict[str, Args] = {}
         self._matched: dict[str, Args] = {}
         self._classes: set[Args] = set()
+        cache = _rounded("keys and values", config.get("kv_cache_scheme"))
         for name, group in groups.items():
-            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if not isinstance(group, Mapping):
+                raise tensors.error(
+                    f"{name} in config_groups is {str(group)[:80]}; wanted its `weights` and `targets`: "
+                    "those of a preset are not known here; write them out"
+                )
+            weights, inside = group.get("weights"), group.get("input_activations")
+            if weights is None:  # a group of activations alone
+                continue
             if not isinstance(weights, Mapping):
-                raise tensors.error(f"config.json says how the weights of {name} are stored; wanted an entry `weights`")
-            args = self._args(name, weights, group.get("format") or config.get("format"))
+                raise tensors.error(f"the weights of {name} are {str(weights)[:80]}; wanted how they are stored")
+            notes = *_rounded("inputs", inside), *_rounded("outputs", group.get("output_activations")), *cache
+            args = self._args(name, weights, group.get("format") or config.get("format"), notes)
             for target, found in self._targets(name, group.get("targets")):
                 if target.startswith("re:"):
                     self._matched |= {module: args for module in found if module not in self._matched}
@@ -90,7 +110,7 @@ class Groups:
             except FormatError as error:
                 raise self._tensors.error(str(error)) from None
 
-    def _args(self, name: str, weights: Mapping[str, Any], form: object) -> Args:
+    def _args(self, name: str, weights: Mapping[str, Any], form: object, notes: tuple[str, ...]) -> Args:
         tensors = self._tensors
         if form not in (None, *_READ):
             raise tensors.error(
@@ -120,7 +140,7 @@ class Groups:
                 raise tensors.error(f"{name} has block_structure {weights.get('block_structure')}; wanted two numbers")
             block = int(found[1]), int(found[2])
         symmetric = weights.get("symmetric", True) is True
-        return Args(bits, floating, symmetric, strategy, group, block, self._crosses)
+        return Args(bits, floating, symmetric, strategy, group, block, self._crosses, notes)
 
     def ignores(self, module: str) -> bool:
         """Tell whether a module, a name with its last dot, is left as it is."""
@@ -142,3 +162,11 @@ class Groups:
             groups = "several groups of classes" if self._classes else "no group"
             raise self._tensors.error(f"{module}{leaf} belongs to {groups} of config.json; wanted a target of its name")
         return found
+
+
+def _rounded(what: str, args: object) -> tuple[str, ...]:
+    """Say how something is rounded while the model runs."""
+    if not isinstance(args, Mapping):
+        return ()
+    said = f"{args.get('num_bits', 8)} bits, {args.get('type', 'int')}, {args.get('strategy', 'tensor')}"[:80]
+    return (f"config.json says that {what} are quantized while the model runs ({said}); a table does not say so",)

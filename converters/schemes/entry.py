@@ -30,6 +30,7 @@ class Weight:
         parts: The names of the tensors that it is made of; no other weight is made of them.
         read: A function that reads its codes and grids.
         dropped: The names of tensors beside it that say nothing, such as biases of zeros.
+        notes: What the checkpoint says of it that no table holds, such as how its inputs are quantized.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Weight:
     parts: tuple[str, ...]
     read: Callable[[], Packed]
     dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Scheme(Protocol):
@@ -68,7 +70,7 @@ class Scheme(Protocol):
         """
         ...
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         """Return whether a tensor belongs to no weight, and says nothing that a table holds."""
         ...
 
@@ -114,6 +116,21 @@ class Tensors:
                 "the other tensors of its layer, or config.json"
             )
         return dtype
+
+    def expect_group(self, name: str, said: object, inputs: int, groups: int) -> None:
+        """Check a layer's groups against the inputs of a group in config.json: -1 for all, None if it says nothing.
+
+        Raises:
+            FormatError: if these are others.
+        """
+        if said is None:
+            return
+        size = self.integer("group_size", said)
+        if (min(size, inputs) if size > 0 else inputs) * groups != inputs:
+            raise self.error(
+                f"{name} has {groups} groups of {inputs} inputs, and config.json says group_size = {size}; wanted "
+                "groups of that size, which divide the inputs"
+            )
 
     def integer(self, what: str, value: object) -> int:
         """Return an integer of config.json.

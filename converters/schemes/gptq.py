@@ -33,7 +33,7 @@ class Gptq:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "gptq" or config.get("file") == self.files[0]
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
@@ -88,6 +88,8 @@ class _Layer:
         if groups < 1 or inputs % groups:
             raise tensors.error(f"{self.scales} has {groups} rows; wanted groups of which each has as many of the "
                                 f"{inputs} inputs")  # fmt: skip
+        if not config.get("dynamic"):
+            tensors.expect_group(self.codes, config.get("group_size"), inputs, groups)
         self.dtype = tensors.expect(self.scales, (groups, outputs), *FLOATS)
         tensors.expect(self.zeros, (groups, dense_words(outputs, bits)), "int32")
         self.bits, self.group, self.shape = bits, inputs // groups, (outputs, inputs)

@@ -46,7 +46,7 @@ class Hqq:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "hqq"
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:

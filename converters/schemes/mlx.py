@@ -32,7 +32,7 @@ class Mlx:
     def recognizes(self, config: Config) -> bool:
         return not {"quant_method", "file", "config_groups"} & set(config) and {"bits", "group_size"} <= set(config)
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aq_jax.conversion.prequantized import declared_entry, read_config, without_entries
+from aq_jax.conversion.prequantized import declared_entries, read_config, recognize, without_entries
 from aq_jax.conversion.sidefiles import SideFiles, is_same_folder
 from aq_jax.conversion.source import Source
 from aq_jax.converters.checkpoint import open_checkpoint
@@ -38,7 +38,7 @@ class SchemeSource(Source):
         packed: Whether weights become QTensors; otherwise they are dequantized.
 
     Raises:
-        FormatError: as `Scheme.weights`.
+        FormatError: as `Scheme.weights`; for codes of another scheme beside these weights.
     """
 
     def __init__(self, stored: Source, scheme: Scheme, config: Config, packed: bool) -> None:
@@ -46,17 +46,24 @@ class SchemeSource(Source):
         parts = {part: weight.name for weight in found.values() for part in weight.parts}
         dropped = {name for weight in found.values() for name in weight.dropped}
         shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        others: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         left_out: list[str] = []
         for name, stored_as in stored.shapes.items():
             if weight := found.get(parts.get(name, "")):
                 shapes[weight.name] = weight.shape, weight.dtype
-            elif name in dropped or scheme.leaves_out(name, config):
+            elif name in dropped or scheme.leaves_out(name, stored):
                 left_out.append(name)
             else:
                 if name in found:
                     raise FormatError(f"{stored.folder}: {name} is there both packed and as floats; wanted it once")
-                shapes[name] = stored_as
-        super().__init__(stored.folder, shapes, stored.aliases, stored.files)
+                shapes[name] = others[name] = stored_as
+        if found and (other := recognize(others, {})):
+            raise FormatError(
+                f"{stored.folder}: its weights are quantized by {scheme.about}, and others in another way "
+                f"({other.kind}, known by {other.by}), which is not read beside it; dequantize it with the program "
+                "that wrote it"
+            )
+        super().__init__(stored.folder, shapes, _weights_tied(stored, parts, left_out), stored.files)
         self.config_folder = stored.config_folder
         self.quantized = {name: weight.spec.quant_type for name, weight in found.items()}
         self._stored, self._weights, self._packed, self._scheme = stored, found, packed, scheme
@@ -67,8 +74,9 @@ class SchemeSource(Source):
         self.notes = [*stored.notes]
         if left_out:
             more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
-            what = "zeros" if dropped else "of activations"
+            what = "zeros" if dropped else "of activations, or of weights that are plain"
             self.notes.append(f"left out, being {what}: {', '.join(left_out[:_SHOWN])}{more}")
+        self.notes += dict.fromkeys(note for weight in found.values() for note in weight.notes)
 
     def read(self, name: str) -> np.ndarray | QTensor:
         if name not in self._weights:
@@ -151,10 +159,42 @@ def open_weights(
         yield found if found is not None and found.quantized else stored
 
 
+def _weights_tied(stored: Source, parts: Mapping[str, str], left_out: Collection[str]) -> dict[str, str]:
+    """Return tied tensors, those that are parts of weights as these weights.
+
+    Raises:
+        FormatError: for a part that is tied, of a weight of which another is not, or is tied to something else.
+    """
+    aliases: dict[str, str] = {}
+    tied: dict[tuple[str, str], set[str]] = {}
+    for alias, kept in stored.aliases.items():
+        if kept in left_out:
+            continue
+        if kept not in parts:
+            aliases[alias] = kept
+            continue
+        weight = parts[kept]
+        stem = weight.removesuffix("weight")
+        module = alias.removesuffix(kept.removeprefix(stem))
+        if not kept.startswith(stem) or module == alias:
+            raise FormatError(f"{stored.folder}: {alias} is tied to {kept}; wanted the same part of a layer")
+        tied.setdefault((f"{module}weight", weight), set()).add(kept)
+    for (alias, weight), some in tied.items():
+        if missing := {part for part, of in parts.items() if of == weight} - some:
+            raise FormatError(
+                f"{stored.folder}: {alias} is tied to {weight}, of which {min(missing)} is not; wanted all of it tied"
+            )
+        aliases[alias] = weight
+    return aliases
+
+
 def _declared(stored: Source, schemes: Sequence[Scheme]) -> dict[str, Any]:
     """Read what declares quantized weights: config.json, or a file of an older program."""
-    if entry := declared_entry(read_config(stored.folder)):
-        return entry
+    entries = declared_entries(read_config(stored.folder))
+    # A converted checkpoint may keep the entry of what it was converted from.
+    known = [entry for entry in entries if any(scheme.recognizes(entry) for scheme in schemes)]
+    if entries:
+        return [*known, *entries][0]
     for file in dict.fromkeys(file for scheme in schemes for file in scheme.files):
         if stored.folder.state(file) is not None:
             return {"file": file} | (read_json(stored.folder, file, dict) or {})

@@ -11,6 +11,7 @@ Int4Tensor        qdata [out, in / 2], the first code in the low bits, signed; s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
 _QDATA = "_weight_qdata"
+_OF_INPUTS = ("activation_quantization", "act_quant_kwargs")
+_ROUNDED = "the file's metadata say that inputs are quantized while the model runs; a table does not say so"
 _BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 
 
@@ -36,7 +39,7 @@ class TorchAo:
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "torchao"
 
-    def leaves_out(self, name: str, config: Config) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return name.rpartition(".")[2] in ("_weight_act_quant_scale", "_weight_act_quant_zero_point")
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
@@ -53,10 +56,11 @@ class TorchAo:
             if f"{module}_weight_act_pre_scale" in tensors:
                 raise tensors.error(f"{module}weight has scales of its inputs, for which a table has no place")
             kind = str(found.get("_type"))
+            notes = (_ROUNDED,) if any(data.get(key) is not None for key in _OF_INPUTS) else ()
             if kind == "Int4Tensor":
-                yield _four_bits(tensors, module, data)
+                yield replace(_four_bits(tensors, module, data), notes=notes)
             elif kind in ("Int8Tensor", "IntxUnpackedToInt8Tensor"):
-                yield _bytes(tensors, module, data)
+                yield replace(_bytes(tensors, module, data), notes=notes)
             else:
                 raise tensors.error(
                     f"{module}weight is a {kind[:60]}, a layout of a device, or of floats; wanted Int8Tensor, "

@@ -242,7 +242,7 @@ def test_a_plain_table_is_a_copy_that_goes_back_and_is_not_quantized(tmp_path: P
     assert done.notes == [
         "quantized already (QuIP#, known by l.Qidxs, int64 [32, 8]): codes and scales are kept as they are"
     ]
-    huggingface.from_table(tmp_path / "v1" / "m.parquet", tmp_path / "back")
+    assert huggingface.write_folder(tmp_path / "v1" / "m.parquet", tmp_path / "back").notes == done.notes
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
     with pytest.raises(aq.FormatError, match=r"v1: is quantized already \(QuIP#"):

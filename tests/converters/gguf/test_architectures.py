@@ -138,15 +138,15 @@ def names(architecture: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {theirs: (ours, tuple(map(int, shape))) for theirs, ours, *shape in lines}
 
 
-def write(path: Path, architecture: str, values: Mapping[str, np.ndarray]) -> None:
-    """Write a model whose values have Hugging Face's names."""
+def write(path: Path, architecture: str, values: Mapping[str, np.ndarray], **more: Any) -> None:
+    """Write a model whose values have Hugging Face's names, and fields that others lack."""
     said = {"context_length": 16, "embedding_length": 8, "feed_forward_length": 6, "block_count": 1}
-    said |= {"attention.head_count": 2} | FIELDS[architecture]
+    said |= {"attention.head_count": 2} | FIELDS[architecture] | more
     fields = {"general.architecture": architecture} | {f"{architecture}.{key}": value for key, value in said.items()}
     fields |= {f"tokenizer.ggml.{key}": value for key, value in WORDS[architecture].items()}
     tensors = {
-        theirs: (shape, F32, values[ours].astype("<f4").tobytes())
-        for theirs, (ours, shape) in names(architecture).items()
+        theirs: (values[ours].shape, F32, values[ours].astype("<f4").tobytes())
+        for theirs, (ours, _) in names(architecture).items()
     }
     path.write_bytes(gguf_file.whole(fields, tensors))
 
@@ -186,6 +186,42 @@ def test_a_model_comes_out_as_it_went_in(architecture: str, tmp_path: Path) -> N
     assert tokenizer.encode("Cat cat").ids == [2, cat if architecture == "bert" else 99, cat, 3]
     said = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (said["cls_token"], said["sep_token"], said["pad_token"]) == ("[CLS]", "[SEP]", "[PAD]")
+
+
+def config_of(folder: Path, architecture: str, values: Mapping[str, np.ndarray], **more: Any) -> dict[str, Any]:
+    write(folder / "m.gguf", architecture, values, **more)
+    done = aq.convert(ConversionConfig(str(folder / "m.gguf"), str(folder / "out" / "m.arrow")))
+    assert not done.notes
+    return json.loads((folder / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("more", "scaling"),
+    [
+        ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),  # llama.cpp's default
+        ({"rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),  # of older files
+        ({"rope.scaling.type": "linear", "rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, {}),
+        ({"rope.scale_linear": 0.0}, {}),
+        ({"rope.scaling.type": "none"}, {}),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+        ),
+    ],
+)
+def test_rotations_are_scaled_as_llama_cpp_does(more: dict[str, Any], scaling: dict[str, Any], tmp_path: Path) -> None:
+    values = {ours: np.zeros(shape, np.float32) for ours, shape in names("qwen2").values()}
+    assert config_of(tmp_path, "qwen2", values, **more)["rope_parameters"] == ROPE | scaling
+
+
+def test_the_config_has_the_rows_that_embeddings_have(tmp_path: Path) -> None:
+    values = {ours: np.zeros(shape, np.float32) for ours, shape in names("bert").values()}
+    values["embeddings.token_type_embeddings.weight"] = np.zeros((1, 8), np.float32)
+    assert config_of(tmp_path, "bert", values)["type_vocab_size"] == 1
+    values["embeddings.position_embeddings.weight"] = np.zeros((12, 8), np.float32)
+    with pytest.raises(aq.FormatError, match=r"context_length is 16, and position_embd\.weight has 12 rows"):
+        config_of(tmp_path, "bert", values)
 
 
 @pytest.mark.slow

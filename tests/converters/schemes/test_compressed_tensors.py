@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from schemes import group, write
 
 import aq_jax as aq
@@ -40,7 +41,7 @@ def test_names_go_before_patterns_and_patterns_before_classes(tmp_path: Path) ->
     )
     with open_source(tmp_path, packed=True) as source:
         found = {name: source.read(name) for name in source.shapes}
-        assert source.notes == ["left out, being of activations: a.input_scale"]
+        assert source.notes == ["left out, being of activations, or of weights that are plain: a.input_scale"]
     sizes = {name: (q.spec.per_channel, q.spec.group_size) for name, q in found.items() if isinstance(q, aq.QTensor)}
     assert sizes == {"a.weight": (False, 16), "b.c.weight": (True, 0), "b.d.weight": (False, 8)}
     assert isinstance(found["e.weight"], np.ndarray)
@@ -60,6 +61,14 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "a pattern that takes for ever": (layer("a"), group(INT4, ignore=[r"re:(?=a+)+\1"]), "is not understood"),
     "too many patterns": (layer("a"), group(INT4, ignore=["re:a"] * 101), "more than 100 patterns"),
     "names that are none": (layer("a"), group(INT4, ignore=[1]), "ignore in config.json lists names"),
+    "rotated weights": (layer("a"), group(INT4, transform_config={"config_groups": {"a": {}}}), "weights are rotated"),
+    "a preset": (
+        layer("a"), {"quantization_config": {"config_groups": {"W4A16": ["Linear"]}}}, "of a preset are not known"),
+    "fused experts of another scheme": (
+        layer("a") | {
+            "b.experts.up_proj": np.ones((4, 8, 8), ml_dtypes.float8_e4m3fn),
+            "b.experts.up_proj_scale": np.ones((4, 8, 1), np.float32),
+        }, group(INT4), "others in another way .*, known by b.experts.up_proj, float8_e4m3fn"),
     "no groups": (layer("a"), {"quantization_config": {"quant_method": "compressed-tensors", "bits": 4}}, "_groups"),
     "a weight of bytes without scales": (
         {"a.weight": np.ones((4, 8), np.int8)}, group({"num_bits": 8, "strategy": "channel"}), "_scale is missing",
@@ -80,6 +89,43 @@ def test_what_a_table_cannot_hold_is_refused_by_name(what: str, tmp_path: Path) 
     write(tmp_path, tensors, config)
     with pytest.raises(aq.FormatError, match=text), open_source(tmp_path, packed=True) as source:
         source.read("a.weight")
+
+
+def test_what_runs_on_rounded_inputs_and_caches_is_noted(tmp_path: Path) -> None:
+    int8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    config = group(INT4, transform_config={}, kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})
+    groups = config["quantization_config"]["config_groups"]
+    groups["a"]["input_activations"] = int8
+    groups["cache"] = {"targets": ["re:.*attn"], "weights": None, "input_activations": int8}
+    write(tmp_path, layer("a") | layer("b"), config)
+    with open_source(tmp_path) as source:
+        inputs, cache = source.notes
+    assert "inputs are quantized while the model runs (8 bits, int, token)" in inputs
+    assert "keys and values are quantized while the model runs (8 bits, float, tensor)" in cache
+
+
+def test_scales_beside_plain_weights_are_left_out(tmp_path: Path) -> None:
+    dense = {"d.weight": np.ones((8, 32), np.float16), "d.weight_scale": np.ones((8, 2), np.float16)}
+    write(tmp_path, layer("a") | dense, group(INT4))
+    with open_source(tmp_path) as source:
+        assert set(source.shapes) == {"a.weight", "d.weight"}
+        assert source.notes == ["left out, being of activations, or of weights that are plain: d.weight_scale"]
+
+
+def test_parts_that_are_tied_are_a_weight_that_is(tmp_path: Path) -> None:
+    """As safetensors' `save_model` notes tensors that share their memory."""
+    tensors = layer("model.embed_tokens")
+    tied = {name.replace("model.embed_tokens", "lm_head"): name for name in tensors}
+    write(tmp_path / "whole", tensors, group(INT4), tied)
+    aq.dequantize_file(tmp_path / "whole", tmp_path / "plain")
+    found = safetensors.numpy.load_file(tmp_path / "plain" / "model.safetensors")
+    assert found["lm_head.weight"].tobytes() == found["model.embed_tokens.weight"].tobytes()
+    tied.popitem()
+    write(tmp_path / "part", tensors, group(INT4), tied)
+    with pytest.raises(
+        aq.FormatError, match=r"lm_head\.weight is tied to model\.embed_tokens\.weight, of which .* is not"
+    ):
+        aq.dequantize_file(tmp_path / "part", tmp_path / "none")
 
 
 def test_groups_that_are_runs_are_read(tmp_path: Path) -> None:

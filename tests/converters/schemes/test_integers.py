@@ -102,6 +102,14 @@ def test_biases_of_a_model_that_has_them_stay(tmp_path: Path) -> None:
         assert {"a.bias", "b.bias"} < set(source.shapes)
 
 
+def test_an_entry_of_the_original_hides_no_weights(tmp_path: Path) -> None:
+    """MLX's converter keeps what the original's config.json said of codes that are gone."""
+    stale = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    write(tmp_path, mlx(), stale | {"quantization": MLX})
+    with open_source(tmp_path, packed=True) as source:
+        assert set(source.quantized) == {"a.weight"}
+
+
 REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
     "groups that are no runs": (gptq() | {"a.g_idx": RUNS[::-1]}, GPTQ, "no runs of inputs .desc_act."),
     "desc_act": (gptq() | {"a.g_idx": RUNS[::-1]}, GPTQ | {"desc_act": True}, "no runs of inputs .desc_act."),
@@ -116,6 +124,11 @@ REFUSED: dict[str, tuple[Arrays, dict[str, Any], str]] = {
         {k: v for k, v in gptq().items() if k != "a.g_idx"} | {"a.scales": np.ones((3, 16), np.float16)}, GPTQ,
         "a.scales has 3 rows",
     ),
+    "groups of another size": (
+        {k: v for k, v in gptq().items() if k != "a.g_idx"}, GPTQ | {"group_size": 48},
+        "a.qweight has 2 groups of 64 inputs, and config.json says group_size = 48",
+    ),
+    "awq in groups of another size": (awq(), AWQ | {"group_size": -1}, "2 groups of 64 inputs, and .* group_size = -1"),
     "another kernel's layout": (awq(), AWQ | {"version": "gemv"}, "version is 'gemv', the layout of another kernel"),
     "awq of three bits": (awq(), AWQ | {"bits": 3}, "have 3 bits; wanted 4"),
     "another mode": (mlx(), MLX | {"mode": "mxfp4"}, "in mode 'mxfp4'"),

@@ -167,7 +167,7 @@ class Toy:
     def recognizes(self, config: Any) -> bool:
         return config.get("file") == "toy.json"
 
-    def leaves_out(self, name: str, config: Any) -> bool:
+    def leaves_out(self, name: str, source: Source) -> bool:
         return False
 
     def weights(self, source: Source, config: Any) -> Iterator[Weight]:
