@@ -3,6 +3,10 @@
 Each message names where it happened, what was found, what was wanted, and what to do next.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class AqError(ValueError):
     """Base of every error raised on purpose by aq_jax; raised itself when tensor values are refused."""
@@ -18,3 +22,13 @@ class FormatError(AqError):
 
 class IntegrityError(AqError):
     """A file is well formed, but its bytes are not the bytes that were written."""
+
+
+def some_of(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """List names for a message, and how many are left out of it.
+
+    >>> some_of(["q", "k", "v", "o"], 2)
+    'q, k and 2 more'
+    """
+    more = len(names) - most
+    return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -28,7 +28,7 @@ from aq_jax.cli.terminal import (
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
 from aq_jax.converters.inspection import inspect
-from aq_jax.errors import ConfigError, FormatError
+from aq_jax.errors import ConfigError, FormatError, some_of
 from aq_jax.store.inspection import Layer
 from aq_jax.store.verify import verify_table
 
@@ -154,7 +154,7 @@ def run_verify(args: argparse.Namespace) -> int:
     elif not verdict.good and not damaged:
         print_line(f"{escape(args.file)}: damaged; no tensor of it can be read")
     else:
-        names = ", ".join(damaged[:SHOWN]) + (f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else "")
+        names = some_of(damaged, SHOWN)
         tensors = f"{len(verdict.good)} of {len(verdict.good) + len(damaged)} tensors are whole ({rows})"
         print_line(f"{escape(args.file)}: damaged; {tensors}" + (f"; damaged: {escape(names)}" if names else ""))
     return DONE if verdict.ok else NO

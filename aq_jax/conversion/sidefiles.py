@@ -7,7 +7,7 @@ is never imported.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -19,7 +19,7 @@ from aq_jax.conversion.model_files import (
     is_weight,
     reason_to_leave,
 )
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.store.folders import FileState, Folder
 from aq_jax.store.modules import MODELS, read_modules
 
@@ -29,7 +29,6 @@ _MAX_ENTRIES = 20_000
 """The most names that are looked at."""
 RECORD = "side_files"
 """The entry of a table's config that lists what was copied beside it."""
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,11 @@ class SideFiles:
     @property
     def notes(self) -> list[str]:
         """List what was left behind, a line for each reason."""
-        notes = [f"left behind, {reason}: {_joined(names)}" for reason, names in self.left_behind.items()]
+        notes = [f"left behind, {reason}: {some_of(names)}" for reason, names in self.left_behind.items()]
         if self.pickles:
             notes.append(
                 f"copied as they are, but no model is loaded with them, because they are pickles: "
-                f"{_joined(self.pickles)}; save them as model.safetensors"
+                f"{some_of(self.pickles)}; save them as model.safetensors"
             )
         return notes
 
@@ -251,11 +250,6 @@ def copy_side_files(found: SideFiles, target: Folder) -> None:
     for name in found.names:
         if not target.holds(name):
             target.write(name, origin.read(name))
-
-
-def _joined(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_equal(a: Folder | GeneratedFiles, b: Folder, name: str) -> bool:

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from aq_jax.core.frameworks import cast_floating, to_jax_dtype
 from aq_jax.core.qtensor import QTensor, group_shape, scale_shape, zero_shape
 from aq_jax.core.sharding import build_sharded, local_rows, qtensor_shardings, shard_counts
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.io.qtensors import join_grids, spec_of
 from aq_jax.store import DTYPES, PartialTensor, RowInfo, TableReader
 
@@ -101,7 +101,7 @@ def check_names(table: TableReader, shardings: Mapping[str, Sharding]) -> None:
         if alias in shardings and stored in shardings and shardings[alias] != shardings[stored]
     ]
     wrong = [
-        f"{what}: {_some(names)}"
+        f"{what}: {some_of(names, 20)}"
         for what, names in (
             ("lack a sharding", lacking), ("are no layers", unknown), ("are tied, and want one sharding", untied)
         )
@@ -109,7 +109,3 @@ def check_names(table: TableReader, shardings: Mapping[str, Sharding]) -> None:
     ]  # fmt: skip
     if wrong:
         raise FormatError(f"{table.path}: shardings must name every layer, and no other; " + "; ".join(wrong))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

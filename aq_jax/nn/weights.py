@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from aq_jax.core.dispatch import Activations
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.nn.swap import quantized_layer
 from aq_jax.ops import dequantize
 
@@ -88,8 +88,8 @@ def fill(model: M, tensors: Mapping[str, Any], names: Sequence[NameRule], activa
         where: The file's name, for errors.
 
     Raises:
-        FormatError: naming every tensor that no pattern or several match, every parameter that no tensor or several
-            fill, and every shape that does not fit.
+        FormatError: naming tensors that no pattern or several match, parameters that no tensor or several fill, and
+            shapes that do not fit.
     """
     targets, wrong = match_names(tensors, names)
     empty = {".".join(map(str, path)): value for path, value in nnx.iter_graph(model) if isinstance(value, nnx.Param)}
@@ -116,7 +116,7 @@ def fill(model: M, tensors: Mapping[str, Any], names: Sequence[NameRule], activa
                 continue
         wrong.append(f"{name}: shape {list(shape)} does not fit {target}, which wants {list(wanted)}")
     if wrong:
-        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the model: " + "; ".join(sorted(wrong)))
+        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the model: {some_of(sorted(wrong), 20, '; ')}")
     return model
 
 

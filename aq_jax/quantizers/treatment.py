@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig, QuantSpec
+from aq_jax.errors import some_of
 from aq_jax.quantizers import Entry
 from aq_jax.quantizers.eligibility import is_floating
 from aq_jax.quantizers.lookup import candidates, quantizer_of
@@ -21,7 +22,6 @@ from aq_jax.store.schema import GROUP_BYTES
 # Flax calls weights kernel and embedding, wherever they are: a norm that is computed from something has them, too.
 _NORM = re.compile(r"norm|(?<![a-z])ln(?![a-z])", re.IGNORECASE)
 _WEIGHTS = ("kernel", "embedding")
-_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +148,12 @@ def kept_notes(treatments: Mapping[str, Treatment]) -> list[str]:
     if kept := [name for name, found in treatments.items() if found.vector]:
         notes.append(
             "kept as they are, being norms or biases by their names, though of two axes or more: "
-            f"{_some(kept)}; an override with a quant_type quantizes them"
+            f"{some_of(kept, 20)}; an override with a quant_type quantizes them"
         )
     for asked in dict.fromkeys(found.instead_of for found in treatments.values() if found.instead_of):
         others = {name: found.quant_type for name, found in treatments.items() if found.instead_of == asked}
         notes.append(
             f"{', '.join(dict.fromkeys(others.values()))} instead of {asked}, which their shapes cannot have: "
-            f"{_some(list(others))}"
+            f"{some_of(list(others), 20)}"
         )
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from aq_jax.conversion.sidefiles import module_folders
-from aq_jax.errors import ConfigError, FormatError
+from aq_jax.errors import ConfigError, FormatError, some_of
 from aq_jax.store.folders import Folder
 from aq_jax.store.modules import MODELS
 
@@ -26,7 +26,6 @@ _GGUF, _PART = ".gguf", re.compile(r"-\d{5}(-of-\d{5}\.gguf)$")
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = "pytorch_model*.bin*"
 _WITHOUT_WEIGHTS = ("Pooling", "Normalize")
-_SHOWN = 5
 _SECONDS = 10
 
 
@@ -52,9 +51,8 @@ def snapshot(folder: Path) -> Path:
     if main.is_file() and main.stat().st_size < 1000 and (commit := main.read_text().strip()) in found:
         return folder / "snapshots" / commit
     if len(found) != 1:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise FormatError(
-            f"{folder}: holds the snapshots {', '.join(found[:_SHOWN])}{more}, none of them main's; name one, as "
+            f"{folder}: holds the snapshots {some_of(found)}, none of them main's; name one, as "
             "FOLDER/snapshots/REVISION"
         )
     return folder / "snapshots" / found[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aq_jax.converters.formats.hub import HUB, HubName, list_files
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.store.urls import is_url
 
 _SHOWN = 40
@@ -46,7 +46,7 @@ def _on_the_hub(location: str, path: str | None, abouts: Sequence[str]) -> FileN
     above = f"{model.inside}/" if model.inside else ""
     inside = [name for name in names if f"{name}/".startswith(above)]
     if not inside and above:
-        hint = _hint(names, model.of) or f"holds {_joined(names) or 'nothing'}"
+        hint = _hint(names, model.of) or f"holds {some_of(names, _SHOWN) or 'nothing'}"
         return FileNotFoundError(f"{location}: {where} has no such file or folder; it {hint}")
     if path is not None and os.path.isfile(path):
         return FormatError(f"{location}: is of no known format; wanted one of these: {'; '.join(abouts)}")
@@ -60,22 +60,17 @@ def _hint(names: Sequence[str], named: Callable[[str], str]) -> str:
     hints, names = [], [name for name in names if name.isprintable()]
     if ggufs := [name for name in names if name.endswith(".gguf")]:
         ggufs = [name for name in ggufs if not _LATER_PART.search(name)] or ggufs  # any part stands for all
-        hints.append(f"holds {_joined(ggufs)}; name one, as {named(ggufs[0])}")
+        hints.append(f"holds {some_of(ggufs, _SHOWN)}; name one, as {named(ggufs[0])}")
     if pickle := next(filter(_PICKLE.fullmatch, names), None):
         hints.append(
             f"holds {pickle}, a pickle, which can run code when it is read; if you trust its author, set "
             "allow_pickle = true"
         )
     if folders := [name.rpartition("/")[0] for name in names if name.endswith(_INNER)]:
-        hints.append(f"holds weights in {_joined(folders)}; name one, as {named(folders[0])}")
+        hints.append(f"holds weights in {some_of(folders, _SHOWN)}; name one, as {named(folders[0])}")
     elif others := [name for name in names if name.endswith(".safetensors")]:
         hints.append(
-            f"holds {_joined(others)}, and wanted is model.safetensors, or shards that a model.safetensors.index.json "
-            "lists; if it is the weights, give it that name"
+            f"holds {some_of(others, _SHOWN)}, and wanted is model.safetensors, or shards that a "
+            "model.safetensors.index.json lists; if it is the weights, give it that name"
         )
     return "; ".join(hints)
-
-
-def _joined(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -24,7 +24,7 @@ from aq_jax.converters.gguf.pooling import pooling_files
 from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
 from aq_jax.converters.gguf.types import READABLE
 from aq_jax.converters.mapped_files import MappedFiles
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _FACTORS = "rope_freqs.weight"
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +284,8 @@ def _refuse_unreadable(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse types that no table holds, by name."""
     found = [tensor for tensor in tensors.values() if tensor.type.name not in READABLE]
     if found:
-        shown = ", ".join(f"{tensor.name} ({tensor.type.name})" for tensor in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        shown = some_of([f"{tensor.name} ({tensor.type.name})" for tensor in found])
         raise FormatError(
-            f"{path}: holds {shown}{more}, of types that no table holds; wanted {', '.join(READABLE)}: convert the "
+            f"{path}: holds {shown}, of types that no table holds; wanted {', '.join(READABLE)}: convert the "
             "original, or quantize it to one of these"
         )

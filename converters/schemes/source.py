@@ -19,13 +19,12 @@ from aq_jax.converters.schemes.grids import to_qtensor
 from aq_jax.converters.tables import cast_back
 from aq_jax.core.bitstream import to_stream
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, some_of
 from aq_jax.store.folders import FileState, Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.layout import column_bytes
 
 _CONFIG = "config.json"
-_SHOWN = 5
 
 
 class SchemeSource(Source):
@@ -73,9 +72,8 @@ class SchemeSource(Source):
             self.provenance = {"quantized_by": {"scheme": scheme.about, "config": dict(config)}}
         self.notes = [*stored.notes]
         if left_out:
-            more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
             what = "zeros" if dropped else "of activations, or of weights that are plain"
-            self.notes.append(f"left out, being {what}: {', '.join(left_out[:_SHOWN])}{more}")
+            self.notes.append(f"left out, being {what}: {some_of(left_out)}")
         self.notes += dict.fromkeys(note for weight in found.values() for note in weight.notes)
 
     def read(self, name: str) -> np.ndarray | QTensor:

@@ -134,7 +134,8 @@ def test_every_name_has_one_place() -> None:
     twice = TENSORS | {spelled(name): array for name, array in TENSORS.items()}
     with pytest.raises(aq.FormatError, match=f"m.parquet: {len(TENSORS)} tensors do not fit the model") as caught:
         filled(twice, CONFIG)
-    assert all(f"{spelled(name)}: fills " in str(caught.value) for name in TENSORS)
+    assert str(caught.value).count(": fills ") == 20
+    assert str(caught.value).endswith(f" and {len(TENSORS) - 20} more")
 
 
 # --- all-MiniLM-L6-v2 -------------------------------------------------------------------------------------------------
