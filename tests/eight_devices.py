@@ -283,6 +283,15 @@ def test_what_a_sharded_qtensor_computes_is_what_a_whole_one_does(line: Mesh, tm
             np.testing.assert_allclose(aq.qdot(x, found, "float32"), wanted, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("quant_type", ["int4", "tcq2"])
+def test_a_quantized_tensor_lies_where_its_weight_does(quant_type: str) -> None:
+    device = jax.devices()[1]
+    config = aq.QuantizationConfig(quant_type, solver="viterbi" if quant_type == "tcq2" else "mse")
+    q = aq.quantize(jax.device_put(np.eye(16, dtype=np.float32), device), config)
+    assert isinstance(q, aq.QTensor)
+    assert q.codes.devices() == q.scale.devices() == {device}
+
+
 @pytest.mark.parametrize("name", ["m.parquet", "m.arrow"])
 def test_bytes_are_read_once_and_not_once_a_device(tmp_path: Path, line: Mesh, grid: Mesh, name: str) -> None:
     FILES[name](tmp_path / name)

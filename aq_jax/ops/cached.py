@@ -40,7 +40,7 @@ class Cached(NamedTuple):
         return cls(jnp.zeros(shape, stored), jnp.zeros((batch, scales, heads), jnp.float32))
 
     def put(self, x: Float[Array, "batch tokens heads size"], at: Int[Array, ""]) -> Cached:
-        """Write tokens from a position on."""
+        """Write tokens from a position on; they must fit: compiled code refuses nothing, and would write earlier."""
         put = jax.lax.dynamic_update_slice_in_dim
         if self.numbers.dtype == jnp.uint16:
             bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)

@@ -25,8 +25,8 @@ quantizers that have recipes; `formulation(w)` is XLA's way to its result.
 
 A kernel of products or rows may want its weights in another form: see `Preparing`. It may be the first for weights that
 are prepared; others go first to kernels that take them as they are, since preparing in every call is slow. To add a
-kernel, assign it: `KERNELS["product"]["mine"] = Mine()`. Entries are hashable, as plain objects are: programs are
-compiled for them.
+kernel, assign it: `KERNELS["product"]["mine"] = Mine()`. Programs are compiled for entries, and prepared weights hold
+theirs: they are hashable and equal to their copies, as frozen dataclasses are.
 """
 
 from __future__ import annotations

@@ -163,8 +163,15 @@ def make_primitive(
     compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads", "scores"))
 
     def run(*args: Array, **params: Any) -> Array:
-        with jax.disable_jit(False):  # or the call would come back here
-            return compiled(*args, **params)
+        asked = (jax.config.jax_debug_nans, jnp.isnan), (jax.config.jax_debug_infs, jnp.isinf)
+        wrong = [is_it for flag, is_it in asked if flag]
+        # Or the call would come back here: JAX runs a program whose result is wrong once more, without `jit`.
+        with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
+            found = compiled(*args, **params)
+            for leaf in jax.tree.leaves(found) if wrong else ():
+                if jnp.issubdtype(leaf.dtype, jnp.floating) and any(is_it(leaf).any() for is_it in wrong):
+                    raise FloatingPointError(f"invalid value (nan or inf) encountered in {primitive}")
+        return found
 
     primitive.def_impl(run)
 

@@ -65,7 +65,7 @@ class Dequantize:
 
     def run(self, w: QTensor, dtype: DTypeLike) -> Float[Array, "*shape"]:
         check_layout(w)
-        return _decode(w).astype(dtype)
+        return xla.saturated(_decode(w), dtype)
 
 
 @jax.custom_jvp

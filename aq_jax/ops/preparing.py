@@ -9,6 +9,7 @@ from jax.core import Tracer
 from aq_jax.core.dispatch import Activations
 from aq_jax.core.prepared import Prepared, prepare_weight, to_qtensor
 from aq_jax.core.qtensor import QTensor
+from aq_jax.ops.arguments import check_weight
 from aq_jax.ops.kernels import choose_kernel
 from aq_jax.ops.product import check_product
 from aq_jax.ops.rows import check_rows
@@ -36,7 +37,7 @@ def prepare(
         operation: "rows" for a table that `qembed` will look rows up in.
 
     Raises:
-        ValueError, ConfigError: as for `qdot` and `qembed`.
+        TypeError, ValueError, ConfigError: as for `qdot` and `qembed`; for an unknown operation.
 
     >>> import jax.numpy as jnp
     >>> from aq_jax import prepare, qdot, quantize
@@ -45,12 +46,17 @@ def prepare(
     >>> qdot(jnp.array([3.0, 4.0, 5.0]), w).round(2).tolist(), w.shape
     ([3.0, 4.0, 5.0], (3, 3))
     """
+    if operation not in ("product", "rows"):
+        raise ValueError(f"prepare: operation={operation!r}; wanted 'product' or 'rows'")
+    check_weight("prepare: q", q)
     q = to_qtensor(q)
+    spread = not isinstance(q.codes, Tracer) and len(getattr(q.codes, "devices", set)()) > 1
+    if spread and kernel is None:
+        kernel = "xla"  # takes it as it is
     if operation == "rows":
         check_rows(q)
         name, entry = choose_kernel("rows", kernel, q)
     else:
         check_product(q, activations)
         name, entry = choose_kernel("product", kernel, q, activations)
-    spread = not isinstance(q.codes, Tracer) and len(getattr(q.codes, "devices", set)()) > 1
     return prepare_weight(None if spread else entry, name, q)

@@ -17,6 +17,7 @@ from aq_jax.codes.rotation_jax import rotate
 from aq_jax.core.dispatch import ACTIVATIONS, Activations
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
+from aq_jax.ops.arguments import check_numbers, check_weight
 from aq_jax.ops.epilogue import ACTS, Epilogue
 from aq_jax.ops.kernels import Kernel, choices, choose_kernel
 from aq_jax.ops.xla import float32_dot
@@ -46,12 +47,14 @@ def qdot(
             (vector-wise quantization of LLM.int8(), arXiv:2208.07339, on the row's range as in minmax), and
             multiplies it by the codes of W as integers; the relative error of a product is then about 1 %.
         kernel: The name of a kernel in `ops.KERNELS["product"]`; by default the one that W was prepared for, or else
-            the first that takes it as it is. The choice changes no more than the order of sums. In your own function
-            under `jit`, the kernel is chosen when the function is traced.
+            the first that takes it as it is. The choice changes no more than the order of sums, as long as no product
+            and no sum is out of float32's range. In your own function under `jit`, the kernel is chosen when the
+            function is traced.
 
     Raises:
         ValueError: if W does not have two axes, or x has another length; for unknown activations; for "int8" if the
             groups of W cross its rows, or a sum has over 131071 products.
+        TypeError: for an x of no real numbers, and a W that is not quantized.
         ConfigError: for an unknown kernel, and for one that does not take this weight.
 
     >>> import jax.numpy as jnp
@@ -68,6 +71,8 @@ def qdot(
 def _qdot(
     x: Real[Array, "*batch inputs"], w: QTensor | Prepared, activations: str, kernel: str | None, chosen: Hashable
 ) -> Float[Array, "*batch outputs"]:
+    check_weight("qdot: W", w)
+    check_numbers("qdot: x", x)
     if w.ndim != 2 or x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"qdot: x of shape {list(x.shape)} and W of shape {list(w.shape)}: wanted [..., n] and [m, n]")
     check_product(w, activations)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Integer
 from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.core.prepared import Prepared, abstract_qtensor, for_kernel, unrotated
 from aq_jax.core.qtensor import QTensor, check_layout
+from aq_jax.ops.arguments import check_numbers, check_weight
 from aq_jax.ops.kernels import choices, choose_kernel
 
 
@@ -29,6 +30,7 @@ def qembed(
 
     Raises:
         ValueError: if the table does not have two axes.
+        TypeError: for ids that are no integers, and a table that is not quantized.
         ConfigError: for an unknown kernel, or if none takes this table: its groups cross rows, and it has over 2^31
             elements.
 
@@ -37,6 +39,10 @@ def qembed(
     >>> qembed(quantize(jnp.eye(3), "int8"), jnp.array([2, 0])).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
+    if isinstance(ids, np.ndarray) and ids.dtype.itemsize == 8 and ids.dtype.kind in "iu":
+        # JAX would keep their lower halves, unless it computes in 64 bits. No table has as many rows.
+        most = np.iinfo(np.int32)
+        ids = np.clip(ids, 0 if ids.dtype.kind == "u" else most.min, most.max).astype(np.int32)
     return _qembed(table, ids, kernel, choices("rows"))
 
 
@@ -56,6 +62,8 @@ def check_rows(table: QTensor | Prepared) -> None:
 def _qembed(
     table: QTensor | Prepared, ids: Integer[Array, "*batch"], kernel: str | None, chosen: Hashable
 ) -> Float[Array, "*batch width"]:
+    check_weight("qembed: the table", table)
+    check_numbers("qembed: ids", ids, whole=True)
     check_rows(table)
     name, entry = choose_kernel("rows", kernel, abstract_qtensor(table), weight=table)
     rows = table.shape[0]

@@ -13,6 +13,7 @@ from aq_jax.codes.rotation_jax import unrotate
 from aq_jax.core.prepared import Prepared, to_qtensor, unrotated
 from aq_jax.core.qtensor import QTensor
 from aq_jax.ops.kernels import choices, choose_kernel
+from aq_jax.ops.xla import saturated
 
 
 def dequantize(
@@ -22,7 +23,7 @@ def dequantize(
 
     Args:
         q: The quantized tensor, or the result of `prepare`.
-        dtype: The dtype that the values are rounded to at the end.
+        dtype: The dtype that the values are rounded to at the end; beyond its largest number, they become that.
         kernel: The name of a kernel in `ops.KERNELS["dequantize"]`; by default the first that takes the tensor.
 
     Raises:
@@ -47,4 +48,4 @@ def _dequantize(
     _, entry = choose_kernel("dequantize", kernel, q)
     if not q.spec.rotation:
         return entry.run(q, dtype)
-    return unrotate(entry.run(unrotated(q), jnp.float32), q.spec.rotation).astype(dtype)
+    return saturated(unrotate(entry.run(unrotated(q), jnp.float32), q.spec.rotation), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from aq_jax.core.qtensor import QTensor, check_layout
 from aq_jax.ops.epilogue import Epilogue
 
 
+@dataclass(frozen=True)
 class Product:
     """x @ W.T: of floats with the dequantized weight, of integers with its codes."""
 
@@ -30,6 +32,7 @@ class Product:
         return after.apply({"float32": float32_dot, "bfloat16": _bfloat16_dot, "int8": _int8_dot}[activations](x, w))
 
 
+@dataclass(frozen=True)
 class Rows:
     """Rows of a table: their codes are gathered, then dequantized."""
 
@@ -47,6 +50,7 @@ class Rows:
         return table.spec.coding.take(table, ids, inside)
 
 
+@dataclass(frozen=True)
 class Quantize:
     """Codes of groups on their grids; packing does the last rounding (see `Code.encode_unrounded`)."""
 
@@ -57,6 +61,7 @@ class Quantize:
         return code.encode_unrounded(w, grid)
 
 
+@dataclass(frozen=True)
 class Dequantize:
     """Values of codes."""
 
@@ -72,7 +77,13 @@ def decode_qtensor(w: QTensor, dtype: DTypeLike = jnp.float32) -> Float[Array, "
     """Decode a QTensor in float32, a rotation left in it, and round the values to `dtype`."""
     if w.size:
         check_layout(w)
-    return w.spec.coding.values(w).astype(dtype)
+    return saturated(w.spec.coding.values(w), dtype)
+
+
+def saturated(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
+    """Round to a dtype, and finite numbers beyond its largest to that: levels lie a little further out than weights."""
+    most = float(jnp.finfo(dtype).max)
+    return (jnp.clip(x, -most, most) if most < float(jnp.finfo(x.dtype).max) else x).astype(dtype)
 
 
 def float32_dot(x: Float[Array, "rows inputs"], w: QTensor) -> Float[Array, "rows outputs"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from aq_jax.ops.scores import PLAIN, Scores
 MIN_COLUMNS = 32  # keys in a product
 
 
+@dataclass(frozen=True)
 class Attention:
     """softmax(q k / sqrt(d) + bias) v, heads and batch together as one axis, products of `dtype`, sums of float32."""
 
@@ -39,6 +42,7 @@ class Attention:
         def split(x: Array) -> Array:
             return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3).reshape(batch * heads, tokens, size)
 
+        value = jnp.where(mask[..., None], value, 0)  # no weight hides NaN
         q, k, v = split(query * scores.factor(size)).astype(dtype), split(key).astype(dtype), split(value).astype(dtype)
         # Keys as columns, and 32 of them or more: otherwise XLA sums in another order for other numbers of tokens
         # where vectors are 512 bits wide.
@@ -53,7 +57,7 @@ class Attention:
             seen = seen & scores.near(at, at)[None, None]
         scored = jnp.where(seen, scored, -jnp.inf)
         # A sentence of padding only, which fills up a batch, has no largest score.
-        weights = exp(scored - jnp.maximum(scored.max(-1, keepdims=True), jnp.finfo(jnp.float32).min))
+        weights = exp(scored - jnp.maximum(scored.max(-1, keepdims=True, initial=-jnp.inf), jnp.finfo(jnp.float32).min))
         weights = weights.reshape(batch * heads, tokens, tokens).astype(dtype)
         # Their sums come out of the product as well: as a reduction they would be rounded otherwise in other shapes,
         # and so would a product that is one column wider (see `exp`).
@@ -63,6 +67,7 @@ class Attention:
         return mixed.reshape(batch, heads, tokens, size).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
 
 
+@dataclass(frozen=True)
 class CachedAttention:
     """softmax(q k / sqrt(d)) v; a token sees positions up to its own. Keys and values are decoded whole."""
 

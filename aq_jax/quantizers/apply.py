@@ -20,7 +20,7 @@ from aq_jax.core.bitstream import from_stream
 from aq_jax.core.frameworks import to_jax
 from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
 from aq_jax.core.quantize import assemble_qtensor
-from aq_jax.errors import AqError
+from aq_jax.errors import AqError, ConfigError
 from aq_jax.ops import dequantize
 from aq_jax.ops.kernels import Kernel, choose_kernel
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float16
@@ -124,7 +124,7 @@ def _straight_through(w: Float[Array, "*shape"], seen: Float[Array, "*shape"]) -
 
 @_straight_through.defjvp
 def _straight_through_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return values[1], tangents[0]
+    return _straight_through(*values), tangents[0]  # so that its derivative is w's again
 
 
 def quantize_on_host(host: np.ndarray, policy: QuantizationConfig, name: str, kept: Any) -> Any:
@@ -133,7 +133,9 @@ def quantize_on_host(host: np.ndarray, policy: QuantizationConfig, name: str, ke
     if isinstance(result, Refused):
         return kept
     spec = policy.spec_for(host.shape, name)
-    return jax.device_put(from_stream(result.data, result.scales, result.zero_points, host.shape, spec))
+    q = from_stream(result.data, result.scales, result.zero_points, host.shape, spec)
+    devices = kept.devices() if isinstance(kept, Array) and kept.committed else set()
+    return jax.device_put(q, *devices) if len(devices) == 1 else jax.device_put(q)
 
 
 def _floating_array(w: Any, name: str) -> Array:
@@ -156,6 +158,8 @@ def _to_float16(w: Array) -> Array:
 
 def policy_of(config: QuantizationConfig | str) -> QuantizationConfig:
     """Return the config, or that of a quant_type, once its quantizer is known."""
+    if not isinstance(config, QuantizationConfig | str):
+        raise ConfigError(f"config = {str(config)[:80]}: wanted a QuantizationConfig, or a quant_type, such as 'int8'")
     policy = QuantizationConfig(quant_type=config) if isinstance(config, str) else config
     check_policy(policy)
     return policy

@@ -59,8 +59,8 @@ class Paths:
     def find(self, steps: Steps, first: Int[Array, "tiles"], last: Int[Array, "tiles"]) -> Int[Array, "steps tiles"]:
         """Find the states of paths that follow the end `first`, and end in `last`; -1 for any."""
         tiles = first.shape[0]
-        ends = jnp.arange(self.ends, dtype=jnp.int32)
-        start = jnp.where((first[:, None] == ends) | (first[:, None] < 0), 0.0, FAR).astype(jnp.float32)
+        ends = jnp.arange(self.ends, dtype=jnp.int32)[None]
+        start = jnp.where((first[:, None] == ends) | (first[:, None] < 0), np.float32(0), np.float32(FAR))
 
         def advance(costs: Array, step: Steps) -> tuple[Array, Array]:
             before = costs.reshape(tiles, self.high, self.new).transpose(2, 0, 1)[:, :, None]
@@ -73,7 +73,7 @@ class Paths:
         def retreat(end: Array, given: tuple[Array, Steps]) -> tuple[Array, Array]:
             costs, step = given
             new, high = end // self.high, end % self.high
-            ends = high[:, None] * self.new + jnp.arange(self.new, dtype=jnp.int32)
+            ends = high[:, None] * self.new + jnp.arange(self.new, dtype=jnp.int32)[None]
             states = (new[:, None] << (STATE_BITS - self.bits)) | ends
             sums = jnp.take_along_axis(costs, ends, axis=1)
             sums += self._distances(jnp.asarray(self.levels)[:, states], step, (slice(None), None))
@@ -155,7 +155,7 @@ class _Tiles:
         at = (start + jnp.arange(count, dtype=jnp.int32)) % self.count
         column, step = at // self.each, at % self.each
         x = (targets / self.scale[:, None]).reshape(self.tiles, self.count, -1)[:, at]
-        own = weight[:, step, 0] * column_weight[column]
+        own = weight[:, step, 0] * column_weight[column][None]
         ratio = jnp.clip(own / jnp.roll(own, -1, axis=1), 1 / LARGEST_RATIO, LARGEST_RATIO).at[:, -1].set(1.0)
         second = jnp.clip(weight[:, step, -1] / weight[:, step, 0], LEAST_WEIGHT, 1 / LEAST_WEIGHT)
         return Steps(x.swapaxes(0, 1), second.T, ratio.T)
@@ -253,10 +253,10 @@ class _Tiles:
     def _pack(self, states: Int[Array, "tiles steps"]) -> UInt8[Array, "tiles bytes"]:
         """Write the bits that each step shifts in; the stream begins with the first state."""
         bits = self.paths.bits
-        new = (states >> (STATE_BITS - bits))[..., None] >> jnp.arange(bits, dtype=jnp.int32) & 1
+        new = (states >> (STATE_BITS - bits))[..., None] >> jnp.arange(bits, dtype=jnp.int32)[None, None] & 1
         stream = jnp.roll(new.reshape(self.tiles, -1), STATE_BITS - bits, axis=1)
         stream = jnp.pad(stream, ((0, 0), (0, -stream.shape[1] % 8))).reshape(self.tiles, -1, 8)
-        return jnp.sum(stream << jnp.arange(8, dtype=jnp.int32), axis=2).astype(jnp.uint8)
+        return jnp.sum(stream << jnp.arange(8, dtype=jnp.int32)[None, None], axis=2).astype(jnp.uint8)
 
 
 def encode(

@@ -77,6 +77,12 @@ def with_a_weight(kind: str) -> Any:
     }
 
 
+def with_a_trellis() -> Any:
+    """As a program computes one; an array that is there is quantized on the host."""
+    quantized = jax.jit(lambda w: aq.quantize(w, QuantizationConfig("tcq3", solver="viterbi")))
+    return quantized(W[:2, :8].astype(np.float32))
+
+
 def with_channels() -> Any:
     """The least of all that."""
     q = aq.quantize(W, "int8")
@@ -108,6 +114,7 @@ def with_a_model(kind: str, activations: Activations) -> Any:
 CASES: Mapping[str, Callable[[], Any]] = {
     "least": with_channels,
     **{kind: functools.partial(with_a_weight, kind) for kind in KINDS},
+    "trellis": with_a_trellis,
     **{f"gptq, {name}": functools.partial(with_gptq, name) for name in SPECS},
     **{f"bert, {how}": functools.partial(with_a_model, "bert", how) for how in ACTIVATIONS},
     **{f"llama, {how}": functools.partial(with_a_model, "llama", how) for how in ACTIVATIONS},

@@ -283,12 +283,26 @@ def test_attention_depends_neither_on_the_batch_nor_on_padding() -> None:
 def test_attention_hides_no_nan_and_sees_none_that_is_masked() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 9, 8)).astype(np.float32) for _ in range(3))
-    mask = np.arange(9)[None] != 4
-    wanted = np.asarray(attention(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
-    k[0, 4], q[0, 2] = np.nan, np.nan
-    found = np.asarray(attention(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
-    assert np.isnan(found[0, 2]).all()
-    np.testing.assert_array_equal(np.delete(found, 2, 1), np.delete(wanted, 2, 1))
+    mask = (np.arange(9)[None] != 4) & (np.arange(9)[None] < 7)
+    for kernel in (Attention(), xla_attention.Attention()):
+        wanted = np.asarray(kernel.run(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
+        bad_q, bad_k, bad_v = q.copy(), k.copy(), v.copy()
+        bad_k[0, 4], bad_v[0, 7:], bad_q[0, 2] = np.nan, np.inf, np.nan
+        found = np.asarray(kernel.run(*map(jnp.asarray, (bad_q, bad_k, bad_v, mask)), 2, jnp.float32))
+        assert np.isnan(found[0, 2]).all()
+        np.testing.assert_array_equal(np.delete(found, 2, 1), np.delete(wanted, 2, 1))
+        nothing = (jnp.asarray(array[:, :0]) for array in (q, k, v, mask))
+        assert kernel.run(*nothing, 2, jnp.float32).shape == (1, 0, 8)
+
+
+def test_numbers_that_are_none_are_found_where_jax_looks_for_them() -> None:
+    table = prepare(weight(17, 50, 50), operation="rows")
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+        qembed(table, jnp.array([99]))
+    with jax.debug_infs(True), pytest.raises(FloatingPointError, match="inf"):
+        qdot(jnp.full((1, 50), 3e38), table)
+    with jax.debug_nans(True):
+        assert qembed(table, jnp.array([3])).shape == (1, 50)
 
 
 def test_panels_give_the_weight_back_bit_for_bit() -> None:
@@ -375,8 +389,10 @@ def test_it_runs_without_jit_and_over_nothing(call: Callable[[Any], Any]) -> Non
 def test_a_copy_is_the_same_tree_and_scales_may_be_traced_alone() -> None:
     q, x = weight(17, 50, 50), inputs_of(3, 50)
     w = prepare(q, activations="int8")
-    for copied in (copy.deepcopy(w), pickle.loads(pickle.dumps(w))):
-        assert jax.tree.structure(copied) == jax.tree.structure(w)
+    for each in (w, prepare(q, kernel="xla"), prepare(q, kernel="xla", operation="rows")):
+        for copied in (copy.deepcopy(each), pickle.loads(pickle.dumps(each))):
+            assert jax.tree.structure(copied) == jax.tree.structure(each)
+            assert hash(jax.tree.structure(copied)) == hash(jax.tree.structure(each))
 
     def loss(scale: Any, kernel: str | None) -> Any:
         w = dataclasses.replace(q, scale=scale)

@@ -18,6 +18,7 @@ from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, qdot, qem
 from aq_jax.core import dispatch
 from aq_jax.core.qtensor import scale_shape
 from aq_jax.ops import MAX_PRODUCTS
+from aq_jax.ops.arguments import check_numbers, check_weight
 from aq_jax.ops.xla import quantize_rows
 
 CONFIGS = [
@@ -405,6 +406,27 @@ def test_qembed_takes_ids_of_any_integer_dtype(dtype: str, rng: np.random.Genera
     signed = dtype.startswith("int")
     ids = np.array([0, 7, 100, -1 if signed else 255], dtype)
     assert np.array_equal(qembed(table, jnp.asarray(ids)), dequantize(table)[ids.astype(int)])
+
+
+@pytest.mark.parametrize("bad", [2**32 + 1, 2**32 - 1, -(2**40), np.uint64(2**63 + 1)])
+def test_qembed_of_ids_that_32_bits_do_not_hold(bad: int, weight: np.ndarray) -> None:
+    """NumPy has them; JAX would keep their lower halves."""
+    q = quantize(weight, "int8")
+    found = np.asarray(qembed(q, np.array([bad])))
+    assert np.isnan(found).all()
+    assert np.array_equal(qembed(q, np.array([1, -1])), dequantize(q)[np.array([1, -1])])
+
+
+def test_what_is_no_array_is_refused_by_what_it_is(weight: np.ndarray) -> None:
+    q = quantize(weight, "int8")
+    for bad, found in (([1.0], "a list"), (q, "a QTensor"), (jnp.ones(2, jnp.complex64), "an array of complex64")):
+        with pytest.raises(TypeError, match=f"qdot: x is {found}; wanted an array of real numbers"):
+            check_numbers("qdot: x", bad)
+    for bad, found in ((jnp.ones(2), "an array of float32"), (np.array([True]), "an array of bool")):
+        with pytest.raises(TypeError, match=f"ids is {found}; wanted an array of integers"):
+            check_numbers("ids", bad, whole=True)
+    with pytest.raises(TypeError, match="W is a float32 array; wanted a QTensor"):
+        check_weight("W", weight)
 
 
 def test_qembed_under_jit_and_vmap(weight: np.ndarray) -> None:

@@ -126,6 +126,28 @@ def test_fake_quant_is_exactly_what_quantize_gives(
     assert np.array_equal(jax.grad(lambda w: (3 * fake_quant(w, config)).sum())(w), jnp.full_like(w, 3))
 
 
+def test_fake_quant_has_second_derivatives() -> None:
+    w = jnp.array([[0.5, -1.0, 0.25]])
+    seen = fake_quant(w, "int8")
+    hessian = jax.hessian(lambda w: (fake_quant(w, "int8") ** 3).sum())(w)
+    np.testing.assert_allclose(hessian.reshape(3, 3), np.diag(6 * seen[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("config", ["int3", "int4", QuantizationConfig("int4", group_size=4, rotate=True)], ids=str)
+def test_levels_beyond_a_dtype_are_its_largest_number(config: QuantizationConfig | str, dtype: str) -> None:
+    """The lowest of evenly spaced levels lies further out than the weights."""
+    most = float(jnp.finfo(dtype).max)
+    whole = jnp.array([[-1, 1, 0.5, -0.25]], dtype) * jnp.asarray(most, dtype)
+    for w in (whole, -whole):
+        found = np.asarray(fake_quant(w, config), np.float32)
+        assert np.isfinite(found).all()
+        assert np.array_equal(dequantize(quantize(w, config), dtype).astype(np.float32), found)
+    assert np.isnan(
+        np.asarray(dequantize(quantize(jnp.ones((1, 2)), "int8"), dtype) * jnp.asarray(jnp.nan, dtype))
+    ).all()
+
+
 def test_fake_quant_refuses_what_quantize_does_but_no_values(weight: np.ndarray) -> None:
     for config in ("int8", "fp16", "none"):
         with pytest.raises(AqError, match="weight: dtype int32 is not floating"):
