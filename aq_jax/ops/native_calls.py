@@ -163,7 +163,7 @@ def make_primitive(
     compiled = jax.jit(primitive.bind, static_argnames=("activations", "act", "epsilon", "like", "heads", "scores"))
 
     def run(*args: Array, **params: Any) -> Array:
-        asked = (jax.config.jax_debug_nans, jnp.isnan), (jax.config.jax_debug_infs, jnp.isinf)
+        asked = (jax.debug_nans.value, jnp.isnan), (jax.debug_infs.value, jnp.isinf)
         wrong = [is_it for flag, is_it in asked if flag]
         # Or the call would come back here: JAX runs a program whose result is wrong once more, without `jit`.
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
