@@ -75,7 +75,7 @@ def run_convert(args: argparse.Namespace) -> int:
             with progress_bar(args.json) as progress:
                 found = allocate(config, progress)
             record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
-        return print_dry_run(config.output, dry_run(config), args.json, record)
+        return print_dry_run(config, dry_run(config), args.json, record)
     with progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
         done = convert(config, progress)
     return print_result(done, args.json)

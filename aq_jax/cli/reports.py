@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aq_jax.cli.terminal import DONE, escape, format_shape, print_line, print_table
 
 if TYPE_CHECKING:
+    from aq_jax.config import ConversionConfig
     from aq_jax.conversion.dry_run import ExpectedRow
     from aq_jax.conversion.write import ConversionResult
 
@@ -66,12 +67,16 @@ def print_allocation(record: Mapping[str, Any]) -> None:
 
 
 def print_dry_run(
-    output: str, rows: list[ExpectedRow], as_json: bool, allocation: Mapping[str, Any] | None = None
+    config: ConversionConfig, rows: list[ExpectedRow], as_json: bool, allocation: Mapping[str, Any] | None = None
 ) -> int:
     from aq_jax.quantizers.treatment import kept_notes
+    from aq_jax.quantizers.unused import unused_notes
 
     total = sum(row.bytes for row in rows)
-    notes = kept_notes({row.name: row.treatment for row in rows})
+    treatments, output = {row.name: row.treatment for row in rows}, config.output
+    notes = kept_notes(treatments)
+    if config.quantization is not None:
+        notes += unused_notes(config.quantization, treatments)
     if as_json:
         listed = [{k: getattr(row, k) for k in ("name", "shape", "quant_type", "bytes")} for row in rows]
         report = {"output": output, "bytes": total, "rows": listed, "notes": notes}

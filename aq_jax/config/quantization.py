@@ -130,6 +130,8 @@ class QuantizationConfig:
         # TOML and most callers give lists; a config must be hashable.
         object.__setattr__(self, "mixed_precision_layers", tuple(self.mixed_precision_layers))
         object.__setattr__(self, "overrides", tuple(self.overrides))
+        if "" in self.mixed_precision_layers:
+            raise ConfigError("mixed_precision_layers has an empty text, which is in every name; wanted parts of names")
         check_choice("quant_type", self.quant_type, (*widths(), "fp16", "none"))
         check_choice("on_nonfinite", self.on_nonfinite, ("error", "keep"))
         if self.solver is not None and not isinstance(_solver_name(self.solver), str):
@@ -199,7 +201,7 @@ class QuantizationConfig:
 
     def overrides_type(self, name: str) -> bool:
         """Return whether an override of this config sets a tensor's quant_type."""
-        override = self._override(name)
+        override = self.override_of(name)
         return override is not None and override.quant_type is not None
 
     @property
@@ -226,14 +228,15 @@ class QuantizationConfig:
         if not self.overrides and not self.mixed_precision_layers:
             return self
         plain = dataclasses.replace(self, overrides=(), mixed_precision_layers=())
-        override = self._override(name)
+        override = self.override_of(name)
         if override is not None:
             plain = plain._overridden(override)
         if not self.overrides_type(name) and any(k in name for k in self.mixed_precision_layers):
             return dataclasses.replace(plain, quant_type="fp16")
         return plain
 
-    def _override(self, name: str) -> Override | None:
+    def override_of(self, name: str) -> Override | None:
+        """Return the override that holds for a tensor: the first whose pattern matches its name."""
         return next((override for override in self.overrides if re.search(override.pattern, name)), None)
 
     def _overridden(self, override: Override) -> QuantizationConfig:

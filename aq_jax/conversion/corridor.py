@@ -28,6 +28,8 @@ from aq_jax.conversion.write import ConversionResult, write_model
 from aq_jax.errors import ConfigError, FormatError
 from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated, check_conversion, check_policy
+from aq_jax.quantizers.treatment import treat
+from aq_jax.quantizers.unused import unused_notes
 from aq_jax.store import check_table
 from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
@@ -81,7 +83,10 @@ def to_table(
         config = widths.config
         if goal.save:
             widths.save(goal.save)
-    if config is not None and calibrated(config):
+    runs = config is not None and calibrated(config)
+    if calibration != CalibrationConfig() and goal is None and not runs:
+        notes.append("calibration: without effect, as no solver runs the model; its text is not read")
+    if config is not None and runs:
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
     with ExitStack() as stack:
         path = target.local / name if target.local is not None else stack.enter_context(target.atomic_write(name))
@@ -131,6 +136,9 @@ def check_source(
     beside = source.side_files(target)
     check_side_files(beside, target)
     notes = source.notes + beside.notes
+    if config is not None:
+        treatments = {name: treat(config, name, *found) for name, found in source.shapes.items()}
+        notes += unused_notes(config, treatments, source.aliases)
     if not source.quantized:  # else the source knows which tensors are
         notes += check_quantizable(source.shapes, source.folder, config is not None)
     elif config is not None:

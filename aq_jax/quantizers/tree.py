@@ -18,6 +18,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.torch_tensors import is_torch
 from aq_jax.quantizers.apply import policy_of, quantize, quantize_on_host
 from aq_jax.quantizers.treatment import Treatment, kept_notes, treat
+from aq_jax.quantizers.unused import unused_notes
 from aq_jax.store import DTYPES
 
 
@@ -62,7 +63,7 @@ def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str 
         return leaf if found is turned else _turned(name, found)  # back, what is float16
 
     made = map_named(quantized, params, lambda x: isinstance(x, kept))
-    for note in kept_notes(treatments):
+    for note in kept_notes(treatments) + unused_notes(policy, treatments):
         warnings.warn(f"quantize_tree: {note}", stacklevel=2)
     return made
 
