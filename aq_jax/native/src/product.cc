@@ -154,11 +154,15 @@ void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const
   } else {
     add_steps(x, stride, w.codes, w.between, steps, acc, dot4<ADD == Add::narrow>);
   }
-  unroll<ROWS * N>([&](auto i) {
-    constexpr int r = i / N, n = i % N;
-    float* total = totals + r * WIDE + n * LANES;
-    const GridAt grid = w.grids[n / VECTORS];
-    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, n % VECTORS * LANES, w.added, w.lift));
+  // Copies, which no store to totals may change: they are read once.
+  const GridAt grids[] = {w.grids[0], w.grids[1]};
+  const int added = w.added, lift = w.lift;
+  unroll<ROWS>([&](auto r) {
+    const Part<DIGITS> part = parts[r];
+    unroll<N>([&](auto n) {
+      float* total = totals + r * WIDE + n * LANES;
+      store(total, join<DIGITS>(load<F>(total), acc[r][n], part, grids[n / VECTORS], n % VECTORS * LANES, added, lift));
+    });
   });
 }
 
