@@ -332,6 +332,14 @@ void read_part(const float* x, int64_t size, int64_t padded, int64_t stride, int
   part.sum = float(int64_t(part.digits[0]) * 65536 + part.digits[1] * 256 + part.digits[2]);
 }
 
+// Rows up to which a product is one of few: of about so many both take the same time.
+template <int DIGITS>
+constexpr int64_t few_rows(int64_t bits) {
+  if (DIGITS == 3) return 4;
+  if (DIGITS == 1 && PAIR_ROWS > 0) return pair_sums(bits) ? 2 : 1;
+  return bits < 8 ? 3 : 1;
+}
+
 template <int DIGITS, class T>
 void product_of(const T* x, const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t row_end,
                 int64_t panel, int64_t panel_end, float* y) {
@@ -351,7 +359,7 @@ void product_of(const T* x, const Inputs& in, const Weight& w, const After& afte
       for (int64_t at = 0; at < padded; at += K::PART)
         read_part(x + r * w.inputs + g * size + at, std::min(K::PART, size - at), std::min(K::PART, padded - at),
                   stride, w.bits, copy + g * padded + at, parts[part++ * rows]);
-  if (!w.step_bits && rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
+  if (!w.step_bits && rows <= few_rows<DIGITS>(w.bits))
     return product_few(operand, in, w, after, row, rows, panel, panel_end, y);
   product_rows(operand, in, w, after, row, rows, panel, panel_end, scratch, y);
 }
