@@ -108,39 +108,68 @@ struct TrellisWeight {
 struct PartOfWeight {
   const uint8_t* codes;
   GridAt grids[2];
-  int64_t count, between;
+  int64_t count, between, pair_sums;
   int added, lift;
+
+  PartOfWeight of_panel(int64_t p) const {
+    return {codes + p * between, {grids[p], grids[p]}, count, between, pair_sums, added, lift};
+  }
 };
 
-// totals[ROWS][WIDE] += products with a part of PANELS panels, whose codes are bytes; narrow or not, as for dot4.
-template <int ROWS, int DIGITS, int PANELS, bool NARROW>
-void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const PartOfWeight& w, float* totals) {
-  constexpr int N = PANELS * VECTORS;
-  I acc[ROWS][N][DIGITS] = {};
-  const uint8_t* codes = w.codes;
-  int64_t steps = w.count / 4;
+// How products are added: in pairs, widened after pair_sums, or by dot4, of codes that are narrow or not.
+enum class Add { pairs, narrow, wide };
+
+// sums = add(sums, codes, inputs), for four inputs a step.
+template <int ROWS, int N, int DIGITS, class Function>
+inline __attribute__((always_inline)) void add_steps(const int8_t* x, int64_t stride, const uint8_t* codes,
+                                                     int64_t between, int64_t steps, I (&sums)[ROWS][N][DIGITS],
+                                                     const Function& add) {
   do {  // GCC spills sums that may come from before a loop
     U its[N];
-    for (int n = 0; n < N; ++n) its[n] = load<U>(codes + n / VECTORS * w.between + n % VECTORS * (4 * LANES));
+    for (int n = 0; n < N; ++n) its[n] = load<U>(codes + n / VECTORS * between + n % VECTORS * (4 * LANES));
     for (int r = 0; r < ROWS; ++r)
       for (int d = 0; d < DIGITS; ++d) {
         const I four = splat4(x + (r * DIGITS + d) * stride);
-        for (int n = 0; n < N; ++n) acc[r][n][d] = dot4<NARROW>(acc[r][n][d], its[n], four);
+        for (int n = 0; n < N; ++n) sums[r][n][d] = add(sums[r][n][d], its[n], four);
       }
     x += 4, codes += LINE;
   } while (--steps);
-  unroll<ROWS * N>([&](auto i) {
-    constexpr int r = i / N, n = i % N;
-    float* total = totals + r * WIDE + n * LANES;
-    const GridAt grid = w.grids[n / VECTORS];
-    store(total, join<DIGITS>(load<F>(total), acc[r][n], parts[r], grid, n % VECTORS * LANES, w.added, w.lift));
+}
+
+// totals[ROWS][WIDE] += products with a part of PANELS panels, whose codes are bytes.
+template <int ROWS, int DIGITS, int PANELS, Add ADD>
+void byte_tile(const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const PartOfWeight& w, float* totals) {
+  constexpr int N = PANELS * VECTORS;
+  I acc[ROWS][N][DIGITS] = {};
+  const int64_t steps = w.count / 4;
+  if constexpr (ADD == Add::pairs) {
+    for (int64_t at = 0, some; at < steps; at += some) {
+      some = std::min(steps - at, w.pair_sums);
+      I pairs[ROWS][N][DIGITS] = {};
+      add_steps(x + 4 * at, stride, w.codes + at * LINE, w.between, some, pairs, add_pairs);
+      for (int r = 0; r < ROWS; ++r)
+        for (int n = 0; n < N; ++n)
+          for (int d = 0; d < DIGITS; ++d) acc[r][n][d] = add_widened(acc[r][n][d], pairs[r][n][d]);
+    }
+  } else {
+    add_steps(x, stride, w.codes, w.between, steps, acc, dot4<ADD == Add::narrow>);
+  }
+  // Copies, which no store to totals may change: they are read once.
+  const GridAt grids[] = {w.grids[0], w.grids[1]};
+  const int added = w.added, lift = w.lift;
+  unroll<ROWS>([&](auto r) {
+    const Part<DIGITS> part = parts[r];
+    unroll<N>([&](auto n) {
+      float* total = totals + r * WIDE + n * LANES;
+      store(total, join<DIGITS>(load<F>(total), acc[r][n], part, grids[n / VECTORS], n % VECTORS * LANES, added, lift));
+    });
   });
 }
 
-template <int DIGITS, int PANELS, bool NARROW, int... R>
+template <int DIGITS, int PANELS, Add ADD, int... R>
 void byte_rows(int64_t rows, const int8_t* x, int64_t stride, const Part<DIGITS>* parts, const PartOfWeight& w,
                float* totals, std::integer_sequence<int, R...>) {
-  constexpr decltype(&byte_tile<1, DIGITS, PANELS, NARROW>) tiles[] = {byte_tile<R + 1, DIGITS, PANELS, NARROW>...};
+  constexpr decltype(&byte_tile<1, DIGITS, PANELS, ADD>) tiles[] = {byte_tile<R + 1, DIGITS, PANELS, ADD>...};
   constexpr int64_t most = sizeof...(R);
   const int64_t high = tile_height(rows, most);
   for (int64_t first = 0; first < rows; first += high)
@@ -148,14 +177,14 @@ void byte_rows(int64_t rows, const int8_t* x, int64_t stride, const Part<DIGITS>
                                             totals + first * WIDE);
 }
 
-// Call f(narrow as a constant), in one instance where the instruction set has one way for both.
+// Call f(how products with codes of so many bits are added, as a constant); one instance for each way that there is.
 template <class Function>
-void with_narrow(bool narrow, const Function& f) {
-#if defined(__AVX512VNNI__)
-  return f(std::false_type{});
-#else
-  return narrow ? f(std::true_type{}) : f(std::false_type{});
-#endif
+void with_add(int64_t bits, const Function& f) {
+  if constexpr (PAIR_ROWS > 0)
+    if (pair_sums(bits)) return f(std::integral_constant<Add, Add::pairs>{});
+  if constexpr (NARROW_DIFFERS)
+    if (bits < 8) return f(std::integral_constant<Add, Add::narrow>{});
+  f(std::integral_constant<Add, Add::wide>{});
 }
 
 // totals[rows][WIDE] += products with a part of some panels of a weight, unpacked first, if need be.
@@ -176,12 +205,16 @@ void multiply(const Operand<DIGITS>& x, int64_t at, int64_t part, int64_t rows, 
     });
     w.codes = unpacked, w.between = between;
   }
-  using Heights = std::make_integer_sequence<int, std::max(1, MAX_ROWS / DIGITS)>;
-  with_narrow(bits < 8, [&](auto narrow) {
-    if (panels == 1)
-      byte_rows<DIGITS, 1, narrow>(rows, x.x + at, x.stride, parts, w, totals, Heights{});
+  with_add(bits, [&](auto add) {
+    using Heights = std::make_integer_sequence<int, std::max(1, (add == Add::pairs ? PAIR_ROWS : MAX_ROWS) / DIGITS)>;
+    const auto* in = x.x + at;
+    if constexpr (add == Add::pairs)
+      for (int64_t p = 0; p < panels; ++p)
+        byte_rows<DIGITS, 1, add>(rows, in, x.stride, parts, w.of_panel(p), totals + p * PANEL, Heights{});
+    else if (panels == 1)
+      byte_rows<DIGITS, 1, add>(rows, in, x.stride, parts, w, totals, Heights{});
     else
-      byte_rows<DIGITS, 2, narrow>(rows, x.x + at, x.stride, parts, w, totals, Heights{});
+      byte_rows<DIGITS, 2, add>(rows, in, x.stride, parts, w, totals, Heights{});
   });
 }
 
@@ -229,7 +262,7 @@ void product_rows(const Operand<DIGITS>& x, const Inputs& in, const Weight& w, c
       const GridAt first = grids.at(0, g), second = panels > 1 ? grids.at(1, g) : first;
       for (int64_t left = w.padded(), count; left > 0; left -= count, at += count, ++part) {
         count = std::min(left, Kind<DIGITS>::PART);
-        const PartOfWeight its = {codes, {first, second}, count, w.bytes(), added, int(w.lift)};
+        const PartOfWeight its = {codes, {first, second}, count, w.bytes(), pair_sums(w.bits), added, int(w.lift)};
         multiply(x, at, part, rows, w.bits, trellis, its, p, panels, unpacked, totals);
         if (codes) codes += count * w.bits / 32 * LINE;
       }
@@ -299,6 +332,14 @@ void read_part(const float* x, int64_t size, int64_t padded, int64_t stride, int
   part.sum = float(int64_t(part.digits[0]) * 65536 + part.digits[1] * 256 + part.digits[2]);
 }
 
+// Rows up to which a product is one of few: of about so many both take the same time.
+template <int DIGITS>
+constexpr int64_t few_rows(int64_t bits) {
+  if (DIGITS == 3) return 4;
+  if (DIGITS == 1 && PAIR_ROWS > 0) return pair_sums(bits) ? 2 : 1;
+  return bits < 8 ? 3 : 1;
+}
+
 template <int DIGITS, class T>
 void product_of(const T* x, const Inputs& in, const Weight& w, const After& after, int64_t row, int64_t row_end,
                 int64_t panel, int64_t panel_end, float* y) {
@@ -318,7 +359,7 @@ void product_of(const T* x, const Inputs& in, const Weight& w, const After& afte
       for (int64_t at = 0; at < padded; at += K::PART)
         read_part(x + r * w.inputs + g * size + at, std::min(K::PART, size - at), std::min(K::PART, padded - at),
                   stride, w.bits, copy + g * padded + at, parts[part++ * rows]);
-  if (!w.step_bits && rows <= (DIGITS == 3 ? 4 : w.bits < 8 ? 3 : 1))  // where both take the same time
+  if (!w.step_bits && rows <= few_rows<DIGITS>(w.bits))
     return product_few(operand, in, w, after, row, rows, panel, panel_end, y);
   product_rows(operand, in, w, after, row, rows, panel, panel_end, scratch, y);
 }

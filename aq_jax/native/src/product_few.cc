@@ -10,9 +10,9 @@ namespace {
 template <int DIGITS, int BITS>
 constexpr int AT_ONCE = VECTORS == 2 && DIGITS == 1 && BITS % 4 == 0 ? 4 : std::max(1, 4 / VECTORS);
 
-// Chunks whose products are added in 16 bits; see PAIR_SUMS.
+// Chunks whose products are added in 16 bits; see pair_sums.
 template <int DIGITS, int BITS>
-constexpr int IN_PAIRS = DIGITS ? PAIR_SUMS<BITS> / Planes<BITS>::STEPS : 0;
+constexpr int IN_PAIRS = DIGITS ? pair_sums(BITS) / Planes<BITS>::STEPS : 0;
 
 // Four products more for each lane.
 template <int DIGITS, int BITS, int STEP, int N>

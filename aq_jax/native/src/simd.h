@@ -121,21 +121,32 @@ inline I splat4(const int8_t* x) {
 }
 
 // AVX2 adds products of narrow codes in pairs, in 16 bits. These may be added, too, so many times before they overflow,
-// and are widened then. 0: they are widened at once, or there is an instruction for all of it.
+// and are widened then. 0: they are widened at once (of 6 bits two sums would fit, which gains nothing), or there is an
+// instruction for all of it.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-template <int BITS>
-constexpr int PAIR_SUMS = BITS < 8 ? 32767 / (2 * 128 * ((1 << BITS) - 1)) : 0;
+constexpr int PAIR_ROWS = 6;  // rows of a tile of such sums: with two vectors a row, all but four of 16 registers
+constexpr int pair_sums(int64_t bits) { return bits < 6 ? 32767 / (2 * 128 * ((1 << bits) - 1)) : 0; }
 
-inline I add_pairs(I pairs, U w, I x) {
-  return (I)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+inline I add_pairs(I sums, U w, I x) {
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+  // An instruction by name: where it is an intrinsic, GCC 12 spills the sums of a tile.
+  asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(pairs));
+  return sums;
 }
 inline I add_widened(I sums, I pairs) { return sums + (I)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)); }
 #else
-template <int BITS>
-constexpr int PAIR_SUMS = 0;
+constexpr int PAIR_ROWS = 0;
+constexpr int pair_sums(int64_t) { return 0; }
 
-I add_pairs(I pairs, U w, I x) = delete;
-I add_widened(I sums, I pairs) = delete;
+I add_pairs(I sums, U w, I x);  // not there, and not called
+I add_widened(I sums, I pairs);
+#endif
+
+// Whether dot4 is another one for narrow codes.
+#if defined(__AVX512VNNI__)
+constexpr bool NARROW_DIFFERS = false;
+#else
+constexpr bool NARROW_DIFFERS = true;
 #endif
 
 // In each lane, sums + the products of four unsigned bytes with four signed ones. Bytes of less than 8 bits, if NARROW;
