@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict, cast
 
@@ -11,6 +12,8 @@ from aq_jax.nn.continuation import check_stop
 from aq_jax.nn.prompt_cache import PromptCache
 from aq_jax.nn.sampling import Sampling, check_number
 from aq_jax.ops import CacheType, check_cache_type
+
+_OF_DRAWS = ("top_k", "top_p", "min_p", "seed")
 
 
 class Options(TypedDict, total=False):
@@ -55,6 +58,8 @@ def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) ->
         sampling: How tokens are chosen where they do not say.
         ends: The ids that end a text.
 
+    Options that say how to draw, where nothing is drawn and no temperature is given, are warned of.
+
     Raises:
         TypeError: for an option that is unknown.
         ConfigError: for one that is out of its range, by name.
@@ -71,6 +76,13 @@ def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) ->
         raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
     chosen = dataclasses.replace(sampling, **given).check("generate")  # type: ignore[reportArgumentType]
     check_number("seed", seed, "generate")
+    if (
+        not chosen.temperature
+        and "temperature" not in options
+        and (idle := [key for key in _OF_DRAWS if key in options])
+    ):
+        text = f"generate: {', '.join(idle)}: without effect at temperature 0, which takes the likeliest token"
+        warnings.warn(text, stacklevel=3)
     check_cache_type(cast(str, cache))
     if not isinstance(prompt_cache, PromptCache | None):
         raise ConfigError(f"generate: prompt_cache is {type(prompt_cache).__name__}; wanted a PromptCache")

@@ -438,3 +438,9 @@ def test_what_is_no_text_is_refused(generator: Generator) -> None:
         generator.score(3)  # type: ignore[arg-type]
     with pytest.raises(aq.AqError, match="score: the text has 1 tokens; wanted 2 to 96"):
         generator.score("")
+
+
+def test_options_of_draws_without_a_temperature_are_warned_of(generator: Generator) -> None:
+    with pytest.warns(UserWarning, match="generate: top_p, seed: without effect at temperature 0"):
+        generator.generate("the", 2, top_p=0.5, seed=3)
+    assert generator.generate("the", 2, temperature=0, top_p=0.5) == generator.generate("the", 2)
