@@ -192,6 +192,8 @@ def allocate(
             f"[allocate]: overrides fix the quant_type of every tensor of {folder}, and leave nothing to choose; "
             "take a quant_type out of one, or leave [allocate] out"
         )
+    most_lines = min(calibration.sentences + (1 + JUDGE_FACTOR) * goal.sentences, 2**24)
+    lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
     weights = read_float_weights(source, names)
     samples = {path: sample_rows(np.asarray(weights[names[path]])) for path in shapes}
     found = {
@@ -211,8 +213,6 @@ def allocate(
             f"{most:.3f} bits a weight, scales and tensors of a fixed quant_type included; ask for more, or take "
             "narrower widths or larger groups"
         )
-    most_lines = min(calibration.sentences + (1 + JUDGE_FACTOR) * goal.sentences, 2**24)
-    lines = read_text(dataclasses.replace(calibration, sentences=most_lines)).lines
     ids, sentences = tokenize_lines(lines, folder, architecture, calibration)
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
     held_out = len(others) >= FEWEST_OTHERS

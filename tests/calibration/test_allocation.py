@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import aq_jax as aq
 from aq_jax import AllocationConfig, ConfigError, QuantizationConfig, QuantSpec
+from aq_jax.calibration import allocation
 from aq_jax.calibration.allocation import Allocation, WidthChoice
 from aq_jax.calibration.knapsack import pareto_frontier
 from aq_jax.calibration.ladder import calibrated_widths, width_options
@@ -319,6 +320,8 @@ def test_what_cannot_be_is_refused(
     run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, text: str
 ) -> None:
     monkeypatch.chdir(folder)
+    if assignment.startswith("calibration."):  # before any weight is read
+        monkeypatch.setattr(allocation, "read_float_weights", pytest.fail)
     status, out, err = run("convert", "c.toml", "--set", assignment, "--set", "output=refused.parquet")
     assert (status, out) == (2, "")
     assert err.startswith("aq-jax: ")
