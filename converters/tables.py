@@ -21,6 +21,8 @@ from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, read_manifest
 from aq_jax.store.rows import row_bytes
 
+# The entries of a table's config that say how its codes were made.
+_OF_CODES = ("quantization", "quantized_by", "calibration", "allocation", "training", "encoder", RECORD)
 # The fields that the pieces of one tensor share; each piece has its own cosine and error.
 _TENSOR_FIELDS = ("dtype", "quant_type", "solver")
 _ROW_FIELDS = (*_TENSOR_FIELDS, "cosine", "rel_mse")
@@ -45,8 +47,9 @@ class TableSource(Source):
         sizes = {name: sum(sum(row_bytes(piece).values()) for piece in pieces) for name, pieces in infos.items()}
         self._sizes = sizes if packed else {}
         self._config = table.config
+        # What is of codes goes with them; what else a table says stays.
+        self.provenance = {key: value for key, value in self._config.items() if packed or key not in _OF_CODES}
         if packed:
-            self.provenance = self._config
             self.row_metadata = {name: _row_metadata(pieces) for name, pieces in infos.items()}
 
     def read(self, name: str) -> np.ndarray | QTensor:

@@ -38,7 +38,7 @@ class Source:
         quantized: The quant_type of tensors that are quantized already, by name.
         row_metadata: A table's fields of each tensor that is kept as it is: the dtype before quantization, quant_type,
             solver, cosine, rel_mse. Empty for plain arrays.
-        provenance: The table's record of how those tensors were made.
+        provenance: The table's entries of metadata that go with them, such as how codes were made.
         reopen: A function that opens the source again; set by `converters.formats.open_source`.
     """
 

@@ -131,6 +131,18 @@ def test_aliases_must_lead_somewhere(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["m.parquet"]
 
 
+def test_what_users_wrote_into_a_table_stays_and_what_is_of_codes_goes_with_them(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / f"{name}.parquet" for name in ("one", "two", "three"))
+    said = {"made": "by hand", "lr": 3}
+    aq.save(one, {"w": weights(4, 8)}, config=said)
+    aq.quantize_file(one, two, "int8")
+    aq.dequantize_file(two, three)
+    with open_table(two) as table:
+        assert table.config == said | {"quantization": QuantizationConfig("int8").to_dict()}
+    with open_table(three) as table:
+        assert table.config == said
+
+
 def test_a_table_is_a_source_in_the_dtypes_that_were(tmp_path: Path) -> None:
     write_model(
         Tensors({"q": weights(4, 8).astype(np.float16), "half": weights(4), "n": np.arange(3)}),
