@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from aq_jax.conversion.sidefiles import RECORD, SideFiles, is_same_folder, side_files, side_files_beside
@@ -17,6 +16,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.io.qtensors import stored_tensor
 from aq_jax.store import DTYPES, RowInfo, TableReader, decode, open_table
+from aq_jax.store.casts import saturated
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, read_manifest
 from aq_jax.store.rows import row_bytes
@@ -59,8 +59,8 @@ class TableSource(Source):
         if self._packed and rows[0].quant_type == "fp16":
             data = np.concatenate([row.data for row in rows])
             return data.view(np.float16).reshape(rows[0].shape)
-        array = decode(rows)
-        return array if self._packed else cast_back(array, self.shapes[name][1])
+        array = decode(rows, self._table.path)
+        return array if self._packed else saturated(array, self.shapes[name][1])
 
     def nbytes(self, name: str) -> int:
         return self._sizes[name] if self._packed else super().nbytes(name)
@@ -96,15 +96,3 @@ def open_tables(path: str | os.PathLike[str], packed: bool = False) -> Iterator[
 def _row_metadata(pieces: Sequence[RowInfo]) -> dict[str, Any]:
     fields = _TENSOR_FIELDS if len(pieces) > 1 else _ROW_FIELDS
     return {key: value for key in fields if (value := getattr(pieces[0], key)) is not None}
-
-
-def cast_back(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast dequantized values to their dtype before quantization; an outermost level may exceed its largest number."""
-    if array.dtype == dtype:
-        return array
-    if dtype.kind in "iub":  # another writer quantized integers
-        return np.rint(array).astype(dtype)
-    if dtype.itemsize < 4:
-        most = ml_dtypes.finfo(dtype)
-        array = np.clip(array, np.float32(most.min), np.float32(most.max))
-    return array.astype(dtype)

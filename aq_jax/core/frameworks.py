@@ -13,6 +13,7 @@ from aq_jax.core.qtensor import QTensor
 from aq_jax.core.torch_tensors import from_torch, is_torch, to_torch, torch_module
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.store import DTYPES
+from aq_jax.store.casts import find_lost, saturated
 
 Framework = Literal["jax", "torch", "numpy"]
 FRAMEWORKS = ("jax", "torch", "numpy")
@@ -56,18 +57,29 @@ def to_jax_dtype(array: np.ndarray, name: str) -> np.ndarray:
     import jax
 
     target = jax.dtypes.canonicalize_dtype(array.dtype)
-    if target == array.dtype:
+    advice = "which JAX takes while x64 is off; set jax_enable_x64, or load with framework='numpy'"
+    return checked_cast(array, target, name, advice)
+
+
+def checked_cast(array: np.ndarray, dtype: np.dtype, name: str, advice: str) -> np.ndarray:
+    """Cast an array to a dtype that holds all of its values, if need be rounded.
+
+    Args:
+        array, dtype: The array and the dtype.
+        name: The array's name, for errors.
+        advice: The end of an error: why it is that dtype, and what to do.
+
+    Raises:
+        AqError: naming the first value that would wrap, or become an infinity or NaN.
+    """
+    if array.dtype == dtype:
         return array
-    with np.errstate(over="ignore"):
-        narrow = array.astype(target)
-    lost = narrow != array if array.dtype.kind in "iu" else np.isinf(narrow) & ~np.isinf(array)
-    if lost.any():
-        at = [int(i) for i in np.argwhere(lost)[0]]
-        raise AqError(
-            f"{name}: {array.dtype} value {array[tuple(at)]} at {at} does not fit {target}, which JAX takes while x64 "
-            "is off; set jax_enable_x64, or load with framework='numpy'"
-        )
-    return narrow
+    cast = np.empty(array.shape, dtype)
+    found = find_lost(array.reshape(-1), dtype, cast.reshape(-1))
+    if found is not None:
+        at = tuple(int(i) for i in np.unravel_index(found, array.shape))
+        raise AqError(f"{name}: {array.dtype} value {array[at]} at {list(at)} does not fit {dtype}, {advice}")
+    return cast
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
@@ -182,20 +194,35 @@ def identity_key(value: Any) -> object:
     return (*memory, value.dtype, value.device, value.is_conj(), value.is_neg())
 
 
-def cast_floating(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Cast a floating array to another floating dtype; arrays of other dtypes, and dtype None, change nothing.
+def floating_dtype(dtype: Any) -> np.dtype | None:
+    """Find the dtype that floating tensors are to be converted to, by any of its names; None stays None.
 
     Raises:
-        ConfigError: if the dtype is unknown, or not floating.
+        ConfigError: if it is unknown, or not floating, or E8M0, which has neither zero nor sign.
     """
     if dtype is None:
-        return array
+        return None
     name = str(dtype).removeprefix("torch.") if not isinstance(dtype, type | np.dtype) else np.dtype(dtype).name
-    if name not in DTYPES or "float" not in name:
-        known = ", ".join(known for known in DTYPES if "float" in known)
-        raise ConfigError(f"dtype = {dtype!r}: wanted None or a floating dtype: {known}")
-    target = DTYPES[name]
-    if "float" not in array.dtype.name or array.dtype == target:
+    known = [known for known in DTYPES if "float" in known and known != "float8_e8m0fnu"]
+    if name not in known:
+        raise ConfigError(f"dtype = {dtype!r}: wanted None or a floating dtype: {', '.join(known)}")
+    return DTYPES[name]
+
+
+def cast_floating(array: np.ndarray, dtype: np.dtype | None, name: str, dequantized: bool) -> np.ndarray:
+    """Cast a floating array to another floating dtype; arrays of other dtypes, and dtype None, change nothing.
+
+    Args:
+        array: The array.
+        dtype: What `floating_dtype` gives.
+        name: The array's name, for errors.
+        dequantized: Whether its values are levels: those beyond the dtype's largest number become that number.
+
+    Raises:
+        AqError: naming the first value that the dtype does not hold, if they are no levels.
+    """
+    if dtype is None or "float" not in array.dtype.name:
         return array
-    with np.errstate(over="ignore"):
-        return array.astype(target)
+    if dequantized:
+        return saturated(array, dtype)
+    return checked_cast(array, dtype, name, "which dtype asks for; wanted a wider dtype, or None")

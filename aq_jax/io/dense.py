@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aq_jax.core.frameworks import Framework, cast_floating, check_framework, to_framework
+from aq_jax.core.frameworks import Framework, cast_floating, check_framework, floating_dtype, to_framework
 from aq_jax.core.torch_tensors import torch_module
-from aq_jax.errors import FormatError
 from aq_jax.store import Row, TableReader, aligned_copy, decode, pieces
+from aq_jax.store.decode import check_values
 from aq_jax.store.schema import dtype_name
 
 _NO_BYTES = np.empty(0, np.uint8)
@@ -26,21 +27,34 @@ def load_dense(table: TableReader, name: str, framework: Framework, dtype: Any, 
 
 def read_dense(table: TableReader, name: str, dtype: Any, copy: bool) -> np.ndarray:
     """Read one tensor as a NumPy array; see `WeightLoader.get_layer`."""
-    array = cast_floating(decode(table.read_tensor(name)), dtype)
+    target = floating_dtype(dtype)
+    array = decode_as(table.read_tensor(name), target, table.path)
     return aligned_copy(array) if copy and not array.flags.writeable else array
 
 
+def decode_as(rows: Sequence[Row], dtype: np.dtype | None, path: Path) -> np.ndarray:
+    """Decode all rows of one tensor of a table, and cast it to a floating dtype, if it is floating and there is one.
+
+    Raises:
+        FormatError: as for `decode`.
+        AqError: naming the first value of an unquantized tensor that the dtype does not hold.
+    """
+    return cast_floating(decode(rows, path), dtype, rows[0].layer_name, rows[0].quantized)
+
+
 def plain_rows(name: str, array: np.ndarray, dtype: str | None = None, quant_type: str | None = None) -> Iterator[Row]:
-    """Make the rows of a tensor that is stored as it is: one, or several of at most 1 GiB."""
+    """Make the rows of a tensor that is stored as it is: one, or several of at most 1 GiB.
+
+    Raises:
+        FormatError: as for `check_values`.
+    """
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:  # which no reader would load
-        raise FormatError(
-            f"{name}: holds bytes other than 0 and 1, which are not bool; wanted only those, or dtype uint8"
-        )
     own = dtype_name(array.dtype)
     for start, stop in pieces(array.shape, own):
         data = flat[start:stop].view(np.uint8) if stop > start else _NO_BYTES
-        yield Row(name, array.shape, dtype or own, data, stop - start, quant_type)
+        row = Row(name, array.shape, dtype or own, data, stop - start, quant_type)
+        check_values(row, name)  # no reader would load others
+        yield row
 
 
 def as_v2(row: Row) -> Row:

@@ -114,14 +114,18 @@ class WeightLoader:
         Args:
             name: The tensor's name, or an alias.
             framework: "jax", "torch" or "numpy".
-            dtype: The dtype that floating tensors are converted to.
+            dtype: The dtype that floating tensors are converted to. Values of quantized ones beyond its largest number
+                become that number.
             copy: Whether the array has its own memory. False lets unquantized tensors alias the file where the
                 framework and the alignment allow: NumPy views are read-only, JAX arrays cannot be written to, and
                 torch still gets a copy, because it would write through.
 
         Raises:
             KeyError: for an unknown name, naming the nearest.
+            ConfigError: if the framework is unknown, or the dtype is unknown or not floating.
+            FormatError: if the row's bytes are not values of its dtype.
             IntegrityError: if the row's bytes were changed.
+            AqError: naming the first value of an unquantized tensor that the dtype, or JAX's, does not hold.
             ImportError: if torch is asked for and not installed.
             ValueError: if the loader is closed.
 
@@ -142,7 +146,7 @@ class WeightLoader:
             copy: See `get_layer`.
 
         Raises:
-            KeyError, IntegrityError, ValueError: as for `get_layer`.
+            KeyError, FormatError, IntegrityError, AqError, ValueError: as for `get_layer`.
 
         >>> import numpy as np, tempfile
         >>> import aq_jax as aq
@@ -173,12 +177,12 @@ class WeightLoader:
                 them call this.
             packed: Whether a quantized tensor becomes a QTensor instead of float32. Its codes, scales and zero points
                 are sharded on the same axes; scales are replicated along an axis that is not cut into whole groups.
-            dtype: The dtype that floating tensors are converted to.
+            dtype: See `get_layer`.
 
         Raises:
-            FormatError: naming the tensor, if the sharding does not fit its shape, or cuts through a byte of codes.
-            ConfigError: if the dtype is unknown, or not floating.
-            KeyError, IntegrityError, ValueError: as for `get_layer`.
+            FormatError: naming the tensor, if the sharding does not fit its shape, or cuts through a byte of codes; and
+                as for `get_layer`.
+            ConfigError, KeyError, IntegrityError, AqError, ValueError: as for `get_layer`.
 
         >>> import jax, numpy as np, tempfile
         >>> import aq_jax as aq
@@ -205,7 +209,7 @@ class WeightLoader:
         Args:
             framework: "jax", "torch" or "numpy".
             packed: Whether quantized tensors become QTensors (framework "jax" only).
-            dtype: The dtype that floating tensors are converted to.
+            dtype: See `get_layer`.
             copy: See `get_layer`; shards always have memory of their own.
             shardings: The shardings by name (framework "jax" only; see `load_sharded`). All stored names must be there;
                 tied names may be, with the sharding of the stored name.
@@ -213,7 +217,7 @@ class WeightLoader:
         Raises:
             FormatError: if packed QTensors, or shards, are asked for in another framework than JAX; if shardings lack
                 names or have others, and as `load_sharded`.
-            IntegrityError, ImportError, ValueError: as `get_layer`.
+            ConfigError, IntegrityError, ImportError, AqError, ValueError: as `get_layer`.
 
         >>> import numpy as np, tempfile
         >>> import aq_jax as aq
@@ -265,7 +269,8 @@ def load(
         framework, packed, dtype, copy, shardings: The arguments of `WeightLoader.load_weights`.
 
     Raises:
-        FileNotFoundError, FormatError, IntegrityError, ImportError: as for `WeightLoader` and its methods.
+        FileNotFoundError, FormatError, IntegrityError, ImportError, ConfigError, AqError: as for `WeightLoader` and its
+            methods.
 
     >>> import numpy as np, tempfile
     >>> import aq_jax as aq

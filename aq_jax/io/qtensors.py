@@ -10,20 +10,22 @@ import numpy as np
 
 from aq_jax.config import QuantSpec
 from aq_jax.core.bitstream import from_stream, to_stream
-from aq_jax.core.frameworks import cast_floating, to_jax_dtype, to_numpy
+from aq_jax.core.frameworks import floating_dtype, to_jax_dtype, to_numpy
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
-from aq_jax.store import Row, RowInfo, TableReader, aligned_copy, cut_grids, decode, pieces
+from aq_jax.io.dense import decode_as
+from aq_jax.store import Row, RowInfo, TableReader, aligned_copy, cut_grids, pieces
 
 
 def read_packed(table: TableReader, name: str, dtype: Any = None, *, copy: bool = True) -> Any:
     """Read one tensor as a QTensor of NumPy leaves, or as an array if it is not quantized, ready for one transfer."""
+    target = floating_dtype(dtype)
     rows = table.read_tensor(name)
     keep = aligned_copy if copy else np.asarray
     if rows[0].quantized:
         return packed_tensor(rows, keep)
-    array = to_jax_dtype(decode(rows), name)
-    return cast_floating(array if array.flags.writeable else keep(array), dtype)
+    array = to_jax_dtype(decode_as(rows, target, table.path), name)
+    return array if array.flags.writeable else keep(array)
 
 
 def packed_tensor(rows: Sequence[Row], keep: Callable[[np.ndarray], np.ndarray] = np.asarray) -> QTensor:

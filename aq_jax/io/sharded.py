@@ -10,19 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from aq_jax.core.frameworks import cast_floating, to_jax_dtype
+from aq_jax.core.frameworks import cast_floating, floating_dtype, to_jax_dtype
 from aq_jax.core.qtensor import QTensor, group_shape, scale_shape, zero_shape
 from aq_jax.core.sharding import build_sharded, local_rows, qtensor_shardings, shard_counts
 from aq_jax.errors import FormatError, some_of
 from aq_jax.io.qtensors import join_grids, spec_of
 from aq_jax.store import DTYPES, PartialTensor, RowInfo, TableReader
 
-_NO_FLOATS = np.empty(0, np.float32)
-
 
 def load_sharded(table: TableReader, name: str, sharding: Sharding, packed: bool, dtype: Any) -> jax.Array | QTensor:
     """Read this process's part of one tensor; see `WeightLoader.load_sharded`."""
-    cast_floating(_NO_FLOATS, dtype)  # refused before anything is read
+    target = floating_dtype(dtype)  # refused before anything is read
     info = table.pieces(name)[0]
     if packed and info.quantized:
         return _load_codes(table, info, sharding)
@@ -31,13 +29,15 @@ def load_sharded(table: TableReader, name: str, sharding: Sharding, packed: bool
     ranges = [(start * inner, stop * inner) for start, stop in local_rows(sharding, info.shape)]
     found = PartialTensor(table, info.layer_name, ranges)
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        array = cast_floating(found.values(start * inner, stop * inner), dtype)
-        part = name if not start else f"{name}, from row {start} on"
-        return to_jax_dtype(array.reshape(stop - start, *info.shape[1:]), part)
+    def cast(array: np.ndarray, part: str) -> np.ndarray:
+        return to_jax_dtype(cast_floating(array, target, part, info.quantized), part)
 
-    kept = np.empty(0, np.float32 if info.quantized else DTYPES[info.dtype])
-    return build_sharded(info.shape, to_jax_dtype(cast_floating(kept, dtype), name).dtype, sharding, rows)
+    def rows(start: int, stop: int) -> np.ndarray:
+        part = name if not start else f"{name}, from row {start} on"
+        return cast(found.values(start * inner, stop * inner).reshape(stop - start, *info.shape[1:]), part)
+
+    empty = np.empty(0, np.float32 if info.quantized else DTYPES[info.dtype])
+    return build_sharded(info.shape, cast(empty, name).dtype, sharding, rows)
 
 
 def _load_codes(table: TableReader, info: RowInfo, sharding: Sharding) -> QTensor:

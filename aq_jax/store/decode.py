@@ -17,12 +17,14 @@ import numpy as np
 
 from aq_jax.codes.rotation import unrotate_rows
 from aq_jax.errors import FormatError
+from aq_jax.store.casts import find_lost
 from aq_jax.store.layout import group_length, stored_dtype
 from aq_jax.store.rows import element_count
 from aq_jax.store.schema import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from aq_jax.store.rows import Row
 
@@ -69,20 +71,23 @@ def dequantize_rows(pieces: Sequence[Row]) -> np.ndarray:
     return flat.reshape(first.shape)
 
 
-def raw_array(pieces: Sequence[Row]) -> np.ndarray:
+def raw_array(pieces: Sequence[Row], path: Path | None = None) -> np.ndarray:
     """Give unquantized rows their dtype and shape.
 
     A single row whose bytes need no cast becomes a read-only view of them; all else becomes new memory.
+
+    Args:
+        pieces: All rows of one tensor, in order.
+        path: The table, for errors.
 
     Raises:
         FormatError: if the bytes are not values of that dtype.
     """
     first = pieces[0]
     stored, wanted = DTYPES[stored_dtype(first.dtype, first.quant_type)], DTYPES[first.dtype]
-    for row in pieces:
-        if stored == np.bool_ and row.data.size and row.data.max() > 1:
-            raise FormatError(f"{row.layer_name}: holds bytes other than 0 and 1, which are not bool")
+    where = first.layer_name if path is None else f"{path}: {first.layer_name}"
     if len(pieces) == 1 and stored == wanted:
+        check_values(first, where)
         view = first.data.view(stored).reshape(first.shape)
         if view.flags.aligned:
             view.flags.writeable = False
@@ -90,15 +95,50 @@ def raw_array(pieces: Sequence[Row]) -> np.ndarray:
     result = aligned_empty((element_count(first),), wanted)
     start = 0
     for row in pieces:
-        values = row.data.view(stored)
-        if wanted.kind in "iub" and stored != wanted and not np.isfinite(values).all():
-            raise FormatError(f"{row.layer_name}: holds NaN or infinity, which {first.dtype} cannot hold")
-        with np.errstate(over="ignore"):
-            result[start : start + row.num_params] = values
+        out = result[start : start + row.num_params]
+        check_values(row, where, out)
         start += row.num_params
     return result.reshape(first.shape)
 
 
-def decode(pieces: Sequence[Row]) -> np.ndarray:
-    """Decode all rows of one tensor: to float32 if it is quantized, else to its own dtype."""
-    return dequantize_rows(pieces) if pieces[0].quantized else raw_array(pieces)
+def check_values(row: Row, where: str, out: np.ndarray | None = None) -> None:
+    """Refuse an unquantized row whose bytes are not values of its dtype; all codes are values.
+
+    Args:
+        row: The row.
+        where: The row's file and name, for errors.
+        out: Memory for its values, in its dtype.
+
+    Raises:
+        FormatError: if a byte is no bool, or its dtype does not hold a value of an `fp16` or `fp32` row.
+    """
+    if row.quantized:
+        return
+    kept = stored_dtype(row.dtype, row.quant_type)
+    stored, wanted = DTYPES[kept], DTYPES[row.dtype]
+    if stored == np.bool_ and row.data.size and row.data.max() > 1:
+        raise FormatError(
+            f"{where}: holds bytes other than 0 and 1, which are not bool; wanted only those, or dtype uint8"
+        )
+    values = row.data.view(stored)
+    if stored != wanted:
+        at = find_lost(values, wanted, out)
+        if at is not None:
+            raise FormatError(
+                f"{where}: holds the {kept} value {values[at]}, which {row.dtype} cannot hold; "
+                f"wanted only values of {row.dtype}, or dtype {kept}"
+            )
+    elif out is not None:
+        out[...] = values
+
+
+def decode(pieces: Sequence[Row], path: Path | None = None) -> np.ndarray:
+    """Decode all rows of one tensor: to float32 if it is quantized, else to its own dtype.
+
+    Args:
+        pieces, path: The arguments of `raw_array`.
+
+    Raises:
+        FormatError: as for `raw_array`.
+    """
+    return dequantize_rows(pieces) if pieces[0].quantized else raw_array(pieces, path)

@@ -42,6 +42,7 @@ class PartialTensor:
 
     def __init__(self, table: TableReader, name: str, ranges: Iterable[Range], *, groups: Iterable[Range] = ()) -> None:
         infos = table.pieces(name)
+        self._path = table.path
         self.info: RowInfo = infos[0]
         self._total = element_count(self.info)
         # Codes that can be read by themselves, and whole blocks of a rotation.
@@ -67,12 +68,16 @@ class PartialTensor:
             start = stop
 
     def values(self, start: int, stop: int) -> np.ndarray:
-        """Decode elements into a read-only view of the file, or new memory."""
+        """Decode elements into a read-only view of the file, or new memory.
+
+        Raises:
+            FormatError: as for `decode`.
+        """
         first, last = self._widened((start, stop))
         rows = self._cut(first, last)
         if not rows:
             return np.empty(0, np.float32 if self.info.quantized else DTYPES[self.info.dtype])
-        return decode(rows).reshape(-1)[start - first : stop - first]
+        return decode(rows, self._path).reshape(-1)[start - first : stop - first]
 
     def codes(self, start: int, stop: int) -> np.ndarray:
         """Unpack codes of a quantized tensor to int8."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import AqError, FormatError, IntegrityError
 from aq_jax.store.columns import all_views, to_python
+from aq_jax.store.decode import check_values
 from aq_jax.store.digest import row_digest
 from aq_jax.store.limits import translate_errors
 from aq_jax.store.manifest import ShardEntry, check_entry
@@ -206,6 +207,7 @@ class FileVerifier:
                     f"{here}: its bytes have digest {digest.hex()}; wanted {row.digest.hex()}: "
                     f"{self._cause(group, needs)}"
                 )
+            check_values(row, here)
         except AqError as error:
             self._findings.add(found.file, str(error), found.row, found.info.layer_name)
         else:

@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
         FormatError: if it is no checkpoint of this format, or of a later version; for shardings of unknown leaves, or
             that do not fit.
         IntegrityError: if metadata or arrays cannot be read, or were damaged or changed.
-        AqError: for an int64 that does not fit JAX's int32.
+        AqError: for a value that does not fit its dtype, an int64 that does not fit JAX's int32, say.
 
     >>> import jax.numpy as jnp, tempfile
     >>> import aq_jax as aq
@@ -97,7 +97,8 @@ def load(path: str | os.PathLike[str], shardings: Any = None) -> Any:
     host = read_tensors(folder, metadata, metadata.tensors)
     wanted = {(stored, on.get(name)) for name, stored in metadata.leaves.items()}
     for name, value in host.items():
-        host[name] = value if isinstance(value, QTensor) else to_jax_dtype(metadata.tensors[name].upcast(value), name)
+        if not isinstance(value, QTensor):
+            host[name] = to_jax_dtype(metadata.tensors[name].upcast(value, name), name)
     unsharded = [name for name in host if (name, None) in wanted]
     # One transfer for all leaves: each costs more than its bytes do.
     arrays = jax.device_put([host[name] for name in unsharded])

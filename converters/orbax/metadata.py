@@ -14,7 +14,7 @@ import numpy as np
 from aq_jax._version import __version__
 from aq_jax.codes import CODES
 from aq_jax.config import QuantSpec
-from aq_jax.core.frameworks import identity_key, unwrap_variable
+from aq_jax.core.frameworks import checked_cast, identity_key, unwrap_variable
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
 from aq_jax.errors import AqError, FormatError, IntegrityError
@@ -82,10 +82,13 @@ class TensorEntry:
             return DTYPES[self.row.get("dtype", "float32")]
         return self.arrays["array"].abstract.dtype
 
-    def upcast(self, array: np.ndarray) -> np.ndarray:
-        """Cast an array to that dtype."""
-        with np.errstate(over="ignore"):
-            return array.astype(self.dtype, copy=False)
+    def upcast(self, array: np.ndarray, name: str) -> np.ndarray:
+        """Cast an array to that dtype.
+
+        Raises:
+            AqError: naming the first value that it does not hold.
+        """
+        return checked_cast(array, self.dtype, name, "its dtype before it was float16; write the checkpoint again")
 
 
 @dataclass(frozen=True, slots=True)

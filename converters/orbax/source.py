@@ -29,13 +29,14 @@ from aq_jax.converters.orbax.tensors import (
     refuse_existing,
     write_tensors,
 )
-from aq_jax.converters.tables import cast_back, open_tables
+from aq_jax.converters.tables import open_tables
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.tree import path_name
 from aq_jax.store import DTYPES
+from aq_jax.store.casts import saturated
 from aq_jax.store.folders import Folder
 
 BATCH_BYTES = 256 << 20
@@ -199,8 +200,8 @@ def _open_ours(folder: Path, metadata: Metadata, packed: bool) -> OrbaxSource:
 
     def plain(name: str, value: np.ndarray | QTensor) -> np.ndarray:
         if isinstance(value, QTensor):
-            return cast_back(np.asarray(dequantize(value)), tensors[name].dtype)
-        return tensors[name].upcast(value)
+            return saturated(np.asarray(dequantize(value)), tensors[name].dtype)
+        return tensors[name].upcast(value, name)
 
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     aliases = {name: stored for name, stored in metadata.leaves.items() if name != stored}

@@ -16,10 +16,10 @@ from aq_jax.conversion.source import Source
 from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.schemes.entry import Config, Scheme, Weight
 from aq_jax.converters.schemes.grids import to_qtensor
-from aq_jax.converters.tables import cast_back
 from aq_jax.core.bitstream import to_stream
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError, some_of
+from aq_jax.store.casts import saturated
 from aq_jax.store.folders import FileState, Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.layout import column_bytes
@@ -214,4 +214,4 @@ def _dequantized(q: QTensor, weight: Weight) -> np.ndarray:
     stream, scales, zeros = to_stream(q)
     out = np.empty(math.prod(weight.shape), np.float32)
     weight.spec.coding.read(stream, scales, zeros, weight.spec.group_elements(weight.shape), weight.shape, out)
-    return cast_back(out, weight.dtype).reshape(weight.shape)
+    return saturated(out, weight.dtype).reshape(weight.shape)

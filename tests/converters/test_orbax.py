@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.converters import orbax
+from aq_jax.converters.orbax.metadata import AbstractArray, ArrayEntry, TensorEntry
 from aq_jax.converters.orbax.tensors import read_arrays
 from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
 from aq_jax.store import DTYPES, open_table
@@ -620,6 +621,20 @@ def test_quantized_tensors_are_not_rounded_twice(table: Path, tmp_path: Path) ->
 
 
 @failed_loads
+def test_a_table_s_float16_is_refused_where_its_dtype_does_not_hold_it() -> None:
+    half = np.array([[1, 2], [-300, 4]], np.float16)
+    like = AbstractArray(half.shape, half.dtype)
+    for dtype, held in (("float32", True), ("bfloat16", True), ("int8", False), ("float8_e4m3fnuz", False)):
+        entry = TensorEntry({"array": ArrayEntry(like, like, "")}, None, 0, {"quant_type": "fp16", "dtype": dtype})
+        if held:
+            assert entry.upcast(half, "w").astype(np.float16).tolist() == half.tolist()
+        else:
+            with pytest.raises(
+                aq.AqError, match=rf"^w: float16 value -300\.0 at \[1, 0\] does not fit {dtype}, its dtype"
+            ):
+                entry.upcast(half, "w")
+
+
 def test_a_damaged_tensor_does_not_get_into_a_table(small: Path, tmp_path: Path) -> None:
     raw = ocp.load(small, checkpointable_name="aq_jax_arrays")
     rewrite(small, raw | {"w.b": np.array(raw["w.b"]) + 1})

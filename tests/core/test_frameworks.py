@@ -99,9 +99,19 @@ def test_an_array_that_is_on_a_device_or_wants_a_gradient_is_read() -> None:
     assert to_numpy(half, "w").dtype == ml_dtypes.bfloat16
 
 
-def test_a_narrower_dtype_saturates_to_infinity_without_a_warning() -> None:
-    assert np.isinf(cast_floating(np.array([1e30], np.float32), "float16"))
-    assert cast_floating(np.array([1.5], np.float32), None).dtype == np.float32
+def test_a_narrower_dtype_refuses_what_it_does_not_hold_but_of_levels_takes_its_largest_number() -> None:
+    half = np.dtype(np.float16)
+    large = np.array([[1, np.inf], [np.nan, -1e6]], np.float32)
+    with pytest.raises(
+        AqError, match=r"^w: float32 value -1000000\.0 at \[1, 1\] does not fit float16, which dtype asks"
+    ):
+        cast_floating(large, half, "w", dequantized=False)
+    assert cast_floating(large[:1], half, "w", dequantized=False).tolist() == [[1, np.inf]]
+    with pytest.raises(AqError, match=r"^w: float32 value inf at \[0\] does not fit float8_e4m3fn"):
+        cast_floating(large[0, 1:], DTYPES["float8_e4m3fn"], "w", dequantized=False)
+    assert cast_floating(large[1, 1:], half, "w", dequantized=True).tolist() == [-65504]
     same = np.ones(1, np.float16)
-    assert cast_floating(same, "float16") is same
-    assert cast_floating(np.ones(1, ml_dtypes.bfloat16), "float32").dtype == np.float32
+    for dequantized in (False, True):
+        assert cast_floating(large, None, "w", dequantized) is large
+        assert cast_floating(same, half, "w", dequantized) is same
+        assert cast_floating(np.ones(1, ml_dtypes.bfloat16), DTYPES["float32"], "w", dequantized).dtype == np.float32

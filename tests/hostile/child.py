@@ -50,7 +50,7 @@ def table(path: Path) -> Any:
         statistics = [(info.solver, info.cosine, info.rel_mse, info.quant_type) for info in found.infos]
         tensors = []
         for name in found.names:
-            array = decode(found.read_tensor(name))
+            array = decode(found.read_tensor(name), path)
             tensors.append((name, array.dtype.name, array.shape, array.tobytes()))
     return head, statistics, tensors
 
@@ -82,7 +82,9 @@ def verdict(path: Path) -> Any:
     found = verify_table(path)
     try:
         with open_table(path) as opened:
-            names, rows = opened.names, len(list(opened.rows()))
+            names, rows = opened.names, len(opened.infos)
+            for name in names:
+                decode(opened.read_tensor(name), path)
     except AqError as error:
         if not found.problems:
             raise AssertionError(f"nothing is wrong, but a loader says: {error}") from error

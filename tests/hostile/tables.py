@@ -301,6 +301,20 @@ ROWS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Of the row "none.float8_e4m3fn", of shape [2, 3], of the table "v2": what its dtype does not hold.
+VALUES: dict[str, dict[str, Any]] = {
+    "bytes that are no bool": {"dtype": "bool", "data": bytes(range(6))},
+    "NaN as int8": {"dtype": "int8", "quant_type": "fp32", "data": np.full(6, np.nan, "<f4").tobytes()},
+    "300 as int8": {"dtype": "int8", "quant_type": "fp16", "data": np.full(6, 300, "<f2").tobytes()},
+    "0.5 as int64": {"dtype": "int64", "quant_type": "fp32", "data": np.full(6, 0.5, "<f4").tobytes()},
+    "2^31 as int32": {"dtype": "int32", "quant_type": "fp32", "data": np.full(6, 2.0**31, "<f4").tobytes()},
+    "2 as bool": {"dtype": "bool", "quant_type": "fp32", "data": np.full(6, 2, "<f4").tobytes()},
+    "1e6 as float16": {"dtype": "float16", "quant_type": "fp32", "data": np.full(6, 1e6, "<f4").tobytes()},
+    "infinities as float8": {
+        "dtype": "float8_e4m3fn", "quant_type": "fp16", "data": np.full(6, np.inf, "<f2").tobytes(),
+    },
+}  # fmt: skip
+
 
 _TABLE = np.concatenate([np.zeros(257), np.ones(1)]).astype("<f4")
 # Rows of golden tables by their name: q4_k has shape [2, 512] in 4 records, those of the table "nested" [5, 64] and
@@ -392,6 +406,9 @@ def row_lies(suffix: str) -> Iterator[Case]:
     cells = bare(GOLDEN / "v2.parquet")
     for what, changes in ROWS.items():
         yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes), suffix)})
+    row = cells["layer_name"].to_pylist().index("none.float8_e4m3fn")
+    for what, changes in VALUES.items():
+        yield Case(f"{suffix}: {what}", {f"m.{suffix}": stored(edited(cells, changes, row), suffix)})
     stems = {"int4_f16i": "integers", "int4_f32": "addends", "int4_bf16a": "addends"}
     stems |= dict.fromkeys(("int2_f16p", "f8_e4m3_f16", "nf4_nested"), "nested")
     for name, lies in GRIDS.items():

@@ -410,9 +410,31 @@ def test_dtype_converts_floating_tensors_only(path: Path) -> None:
     packed = aq.load(path, packed=True, dtype="float16")
     assert packed["w"].dtype == np.float16
     assert isinstance(packed["q"], aq.QTensor)
-    for dtype in ("int32", "nonsense", torch.int8, np.bool_):
-        with pytest.raises(aq.ConfigError, match="wanted None or a floating dtype"):
-            aq.load(path, "numpy", dtype=dtype)
+    for dtype in ("int32", "nonsense", torch.int8, np.bool_, "float8_e8m0fnu"):
+        for packed in (False, True):
+            with pytest.raises(aq.ConfigError, match="wanted None or a floating dtype"):
+                aq.load(path, packed=packed, dtype=dtype)
+
+
+def test_dtype_makes_no_infinities(path: Path) -> None:
+    """A plain number that it does not hold is refused; a level, as `dequantize` has it, becomes its largest number."""
+    q = aq.quantize(np.full((2, 8), -1e6, np.float32), "int8")
+    aq.save(path, {"w": np.array([[1, -1], [0, 1e6]], np.float32), "q": q})
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with aq.WeightLoader(path) as loader:
+        for dtype in ("float16", "float8_e4m3fn"):
+            roads = [
+                *(functools.partial(loader.get_layer, framework=framework) for framework in ("jax", "torch", "numpy")),
+                functools.partial(loader.load_sharded, sharding=one_device),
+            ]
+            for load in roads:
+                with pytest.raises(aq.AqError, match=rf"^w: float32 value 1000000\.0 at \[1, 1\] does not fit {dtype}"):
+                    load("w", dtype=dtype)
+                assert bits(load("q", dtype=dtype)) == bits(aq.dequantize(q, dtype))
+            for packed in (False, True):
+                with pytest.raises(aq.AqError, match=r"^w: float32 value"):
+                    loader.load_weights(packed=packed, dtype=dtype)
+        assert loader.get_layer("w", dtype="bfloat16").tolist() == [[1, -1], [0, 999424]]
 
 
 def test_unknown_layers_name_the_nearest(path: Path) -> None:

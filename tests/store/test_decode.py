@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import oracle
 import pytest
 
 from aq_jax.codes.bits import unpack_codes
 from aq_jax.errors import FormatError
-from aq_jax.store import Row, aligned_empty, decode, dequantize_rows, raw_array
+from aq_jax.store import DTYPES, Row, aligned_empty, decode, dequantize_rows, raw_array
+from aq_jax.store.casts import saturated
 
 SHAPES = ((), (0,), (5,), (0, 4), (3, 0), (3, 7), (4, 32), (2, 3, 5), (3, 40000))
 rng = np.random.default_rng(0)
@@ -96,8 +100,58 @@ def test_half_rows_take_the_dtype_column_s_dtype() -> None:
         assert found.dtype.name == dtype
         assert found.astype(np.float32).tolist() == [0.5, 1.5, -2]
     assert raw_array([raw(half * 2, "int64", "fp16")]).tolist() == [1, 3, -4]
-    with pytest.raises(FormatError, match="b: holds NaN or infinity"):
-        raw_array([raw(half * np.float16(np.nan), "int64", "fp16")])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "held", "lost"),
+    [
+        ("int8", [-128, 127, -0.0], [300.7, 1.5, 128, -129, np.nan, np.inf]),
+        ("uint8", [0, 255], [-1, 256]),
+        ("int32", [-(2.0**31), 2.0**31 - 128], [2.0**31, -(2.0**31) - 256]),
+        ("int64", [-(2.0**63)], [2.0**63]),
+        ("uint64", [2.0**63], [2.0**64]),
+        ("bool", [0, 1], [2, 0.5, -1]),
+        ("float16", [65519, np.inf, np.nan, 1e-30], [65520, -1e6]),
+        ("bfloat16", [3e38, np.inf], [3.4e38]),
+        ("float8_e4m3fn", [-464, np.nan], [465, np.inf]),
+        ("float8_e8m0fnu", [0.5, 2, np.nan], [0, -1]),
+        ("complex64", [-1.5, np.inf], []),
+    ],
+)
+def test_a_row_of_floats_holds_only_what_its_dtype_does(dtype: str, held: list[float], lost: list[float]) -> None:
+    wanted = DTYPES[dtype]
+    assert (
+        raw_array([raw(np.array(held, np.float32), dtype, "fp32")]).tobytes() == np.array(held).astype(wanted).tobytes()
+    )
+    for value in lost:
+        values = np.resize(np.array([1, 0.5] if wanted.kind not in "iub" else [1], np.float32), 100_000)
+        values[-1] = value  # beyond a block
+        what = rf"^m: b: holds the float32 value {re.escape(f'{values[-1]}')}, which {dtype} cannot hold; wanted only"
+        with pytest.raises(FormatError, match=what):
+            raw_array([raw(values, dtype, "fp32")], Path("m"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "wanted"),
+    [
+        ("int8", [12700, -12800, 300, 2.5, -1.6], [127, -128, 127, 2, -2]),
+        ("uint8", [-3, 255.4, 256], [0, 255, 255]),
+        ("int32", [2.0**31, 2.0**31 - 128, -(2.0**40)], [2**31 - 1, 2**31 - 128, -(2**31)]),
+        ("int64", [2.0**63, -1e30], [2**63 - 1, -(2**63)]),
+        ("uint64", [2.0**64, -1], [2**64 - 1, 0]),
+        ("bool", [-100, 0.4, 0.6, 3], [False, False, True, True]),
+        ("float16", [1e6, -1e6, 0.5], [65504, -65504, 0.5]),
+        ("float8_e4m3fn", [1e6, -1e6, 0.5], [448, -448, 0.5]),
+        ("float64", [1e30], [np.float64(np.float32(1e30))]),
+    ],
+)
+def test_dequantized_values_become_the_nearest_that_their_dtype_has(
+    dtype: str, values: list[float], wanted: list[float]
+) -> None:
+    for shape in ((len(values),), (1, len(values), 1)):
+        found = saturated(np.array(values, np.float32).reshape(shape), DTYPES[dtype])
+        assert (found.dtype, found.shape, found.reshape(-1).tolist()) == (DTYPES[dtype], shape, wanted)
+    assert saturated(np.array(values[0], np.float32), DTYPES[dtype]).shape == ()
 
 
 def test_bytes_that_are_no_bool_are_refused() -> None:
