@@ -192,6 +192,7 @@ def run_embed(args: argparse.Namespace) -> int:
             prompt=args.prompt,
             precision=args.precision,
             truncate_dim=args.truncate_dim,
+            inputs=() if args.input == "-" else (args.input,),
         )
     if args.json:
         print_line(json.dumps(dataclasses.asdict(done)))
