@@ -38,6 +38,7 @@ def check_table(path: str | os.PathLike[str], compression: Compression = "none")
     Raises:
         FormatError: if the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
             compressed.
+        ConfigError: for a path that is not UTF-8.
         OSError: if its folder cannot be written to, or cannot be made.
     """
     file = Path(path)
@@ -66,7 +67,7 @@ class TableWriter:
         compression: The compression of the `data` column.
 
     Raises:
-        FormatError, OSError: for an unknown version, and as for `check_table`.
+        FormatError, ConfigError, OSError: for an unknown version, and as for `check_table`.
     """
 
     def __init__(

@@ -517,6 +517,25 @@ def test_a_user_without_a_home_has_no_cache(run: Run, v1: Path, monkeypatch: pyt
     assert not set(CACHE) & set(os.environ)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_no_traceback(run: Run, v1: Path, tmp_path: Path) -> None:
+    odd, folder = os.fsdecode(b"r\xe9"), tmp_path / "hf"
+    safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, tmp_path / "w")
+    folder.mkdir()
+    (tmp_path / "w").rename(folder / "model.safetensors")
+    (folder / f"{odd}.txt").write_text("beside the weights")
+    for number, (command, output) in enumerate(
+        (("quantize", "m.parquet"), ("quantize", "m.arrow"), ("dequantize", ""))
+    ):
+        status, out, err = run(command, folder, tmp_path / str(number) / output)
+        assert (status, err, "left behind, names that are not plain: r\\udce9.txt" in out) == (0, "", True)
+        status, _, err = run(command, v1, tmp_path / f"{odd}{number}" / output)
+        assert (status, f"r\\udce9{number}" in err, "is not UTF-8; wanted names that are" in err) == (2, True, True)
+    (tmp_path / f"{odd}.parquet").write_bytes(v1.read_bytes())
+    assert run("inspect", tmp_path / f"{odd}.parquet")[2].endswith(": rename it, or name another\n")
+    assert not list(tmp_path.glob(f"{odd}[0-9]*"))
+
+
 # ------------------------------------------------------------------------------------------------ processes
 
 
