@@ -591,6 +591,26 @@ def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
     assert child.wait(30) == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="other systems have no such file")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_are_closed_or_full_are_one_line(v2: Path, unbuffered: str) -> None:
+    full, closed = "standard output: No space left on device", "standard output: is closed"
+    for arguments, wanted in (
+        ('inspect "$0" >&-', closed),
+        ("--version >/dev/full", full),
+        ('inspect "$0" >/dev/full', full),
+        ('rank "$0" query --input - <&-', "the standard input is closed"),
+        ('inspect "$0" 2>&-', ""),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "{sys.executable}" -m aq_jax.cli {arguments}', str(v2)],
+            capture_output=True, text=True, timeout=60, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if wanted else (0, 0)), done.stderr
+        assert wanted in done.stderr
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "hf").mkdir()
