@@ -13,6 +13,7 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
+from aq_jax.conversion.model_files import is_weight
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, side_files, weights_path
 from aq_jax.conversion.source import Source
@@ -80,8 +81,8 @@ def from_table(
 
     Args:
         path: The path of a table of schema V1 or V2.
-        out_dir: The folder to write; model.safetensors in it appears whole, or not at all. One that aq_jax wrote is
-            replaced.
+        out_dir: The folder to write, with a / at its end if its name is as that of a file of weights;
+            model.safetensors in it appears whole, or not at all. One that aq_jax wrote is replaced.
         config_from: A model's folder, from which all files but weights are copied; by default the table's folder, from
             which the files are copied that came with the table (`write_folder` notes what is left behind).
 
@@ -147,8 +148,13 @@ def write_source(
         FormatError, OSError: as `from_table`.
     """
     out = Path(out_dir)
-    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+    if out.exists() and not out.is_dir():
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
+    if is_weight(out.name) and not os.fspath(out_dir).endswith("/"):
+        raise FormatError(
+            f"{out}: is a name of a file of weights; wanted a folder, in which model.safetensors and its config files "
+            "are written: for one of that name, end it with /"
+        )
     target = Folder(out)
     found = source.side_files(target) if config_from is None else side_files(source_folder(config_from), target)
     check_side_files(found, target)

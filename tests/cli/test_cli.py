@@ -349,6 +349,9 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("quantize", v1, text / "o.parquet"), "text.txt"),
         (("quantize", v1, "/proc/no/o.parquet"), "/proc/no"),
         (("dequantize", v2, text), "wanted a folder"),
+        (("dequantize", v2, tmp_path / "X.ARROW"), "is a name of a file of weights; wanted a folder"),
+        (("dequantize", v2, tmp_path / ".parquet"), "is a name of a file of weights; wanted a folder"),
+        (("dequantize", v2, tmp_path / "m.gguf"), "m.gguf: is a name of a file of weights"),
         (("dequantize", v2, "/proc/no"), "/proc/no"),
         (("convert", tmp_path / "missing.toml"), "missing.toml: No such file or directory"),
         (("convert", tmp_path), "Is a directory"),
@@ -370,6 +373,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("convert", toml, "--set", "quantization=int8"), "wanted a table of keys"),
         (("convert", toml, "--set", "source=/missing"), "/missing: does not exist"),
         (("convert", toml, "--set", "source=package:missing/model"), "no package 'missing' is installed"),
+        (("convert", toml, "--set", "source=package:"), "names no package; wanted package:NAME/FOLDER"),
         (
             ("convert", toml, "--set", f"source={tmp_path / 'empty'}", "--dry-run"),
             "a Hugging Face folder, which",
