@@ -14,7 +14,7 @@ from aq_jax.conversion.sidefiles import SideFiles, side_files
 from aq_jax.converters.mapped_tensors import MappedTensors
 from aq_jax.converters.pickles import check_pickle, read_pickle
 from aq_jax.errors import FormatError
-from aq_jax.io.tensorfile import Extent, read_header
+from aq_jax.io.tensorfile import WRITER, Extent, read_header
 from aq_jax.store import DTYPES
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
@@ -164,9 +164,10 @@ def _read_safetensors(file: str, checkpoint: Checkpoint) -> None:
     checkpoint.metadata |= notes
     for name, extent in extents.items():
         checkpoint.add(name, extent)
-    # safetensors stores a tied tensor once, and notes the name that it dropped as {dropped: kept}; "format" is its own.
+    # safetensors stores a tied tensor once, and notes the name that it dropped as {dropped: kept}; "format" is its own,
+    # and the writer is ours.
     for alias, kept in notes.items():
-        if kept not in extents or alias in extents or alias == "format":
+        if kept not in extents or alias in extents or alias == "format" or (alias, kept) == WRITER:
             continue
         if checkpoint.aliases.setdefault(alias, kept) != kept:
             # Two files whose notes differ mean something else by them.

@@ -164,7 +164,8 @@ def dequantize_file(
 
     Args:
         source: The path of a table, or of a folder of them; or any location that `converters.FORMATS` recognizes.
-        output: The path to write; it appears whole, or not at all, and may be the source.
+        output: The path to write; it appears whole, or not at all, and may be the source. A folder with the name of a
+            file of weights, such as m.gguf, has a / at its end.
         compression: "zstd" compresses the weights too (.parquet only).
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 

@@ -13,16 +13,17 @@ import numpy as np
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
+from aq_jax.conversion.model_files import is_weight
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import check_side_files, copy_side_files, side_files, weights_path
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
-from aq_jax.converters.checkpoint import SINGLE
+from aq_jax.converters.checkpoint import INDEX, SINGLE
 from aq_jax.converters.formats.locations import resolve_source, source_folder
 from aq_jax.converters.schemes import open_folder
 from aq_jax.converters.tables import open_tables
 from aq_jax.errors import FormatError
-from aq_jax.io.tensorfile import SAFETENSORS_DTYPES
+from aq_jax.io.tensorfile import SAFETENSORS_DTYPES, WRITER, read_header
 from aq_jax.progress import Progress
 from aq_jax.store.files import atomic_write
 from aq_jax.store.folders import Folder
@@ -80,7 +81,8 @@ def from_table(
 
     Args:
         path: The path of a table of schema V1 or V2.
-        out_dir: The folder to write; model.safetensors in it appears whole, or not at all.
+        out_dir: The folder to write, with a / at its end if its name is as that of a file of weights;
+            model.safetensors in it appears whole, or not at all. One that aq_jax wrote is replaced.
         config_from: A model's folder, from which all files but weights are copied; by default the table's folder, from
             which the files are copied that came with the table (`write_folder` notes what is left behind).
 
@@ -90,7 +92,7 @@ def from_table(
     Raises:
         FileNotFoundError: if there is no such table.
         FormatError: for an invalid table or folder, a dtype that safetensors does not have, and a folder that holds
-            another model's config or tokenizer files.
+            another model's config or tokenizer files, or weights that aq_jax did not write.
         IntegrityError: if a row was damaged or changed.
         OSError: for a folder that cannot be written to.
 
@@ -146,14 +148,20 @@ def write_source(
         FormatError, OSError: as `from_table`.
     """
     out = Path(out_dir)
-    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+    if out.exists() and not out.is_dir():
         raise FormatError(f"{out}: wanted a folder, in which model.safetensors and its config files are written")
+    if is_weight(out.name) and not os.fspath(out_dir).endswith("/"):
+        raise FormatError(
+            f"{out}: is a name of a file of weights; wanted a folder, in which model.safetensors and its config files "
+            "are written: for one of that name, end it with /"
+        )
     target = Folder(out)
     found = source.side_files(target) if config_from is None else side_files(source_folder(config_from), target)
     check_side_files(found, target)
     target.check_writable(SINGLE)
     beside = found.origin or source.config_folder
     subfolder = weights_path(beside) if isinstance(beside, Folder) else ""
+    _check_weights(Folder(out / subfolder))
     notes = [] if source.quantized else check_quantizable(source.shapes, source.folder, quantizes=False)
     done, started = ConversionResult(str(out / subfolder / SINGLE)), time.perf_counter()
     write_safetensors(source, Path(done.path), progress)
@@ -165,13 +173,35 @@ def write_source(
     return done
 
 
+def _check_weights(folder: Folder) -> None:
+    """Refuse to write into a folder of weights that aq_jax did not write: they may be the only originals.
+
+    Raises:
+        FormatError: naming the file.
+    """
+    for name in (SINGLE, INDEX):
+        if folder.holds(name) and not _is_own(folder, name):
+            raise FormatError(
+                f"{folder.join(name)}: already exists, and aq_jax did not write it: these may be the only original "
+                "weights; write to another folder, or remove it"
+            )
+
+
+def _is_own(folder: Folder, name: str) -> bool:
+    """Return whether aq_jax wrote a file of safetensors."""
+    try:
+        return folder.state(name) is not None and WRITER in read_header(folder, name)[1].items()
+    except FormatError:  # damaged, or no safetensors: no file that aq_jax wrote
+        return False
+
+
 def write_safetensors(source: Source, path: Path, progress: Progress | None = None) -> None:
     """Stream a source into a safetensors file; tied tensors are written under each of their names.
 
     The library's own writer wants all tensors in memory at once.
     """
     stored = {name: name for name in source.shapes} | dict(source.aliases)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict([WRITER])}
     end = 0
     for name, origin in stored.items():
         shape, dtype = source.shapes[origin]

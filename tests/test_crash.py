@@ -29,7 +29,9 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="needs Linux: SIGKILL, and descriptors of processes"
 )
 
-OLD = b"what was there before"
+# What was there before: safetensors without tensors, for `dequantize` replaces none but those that aq_jax wrote.
+_HEADER = b'{"__metadata__":{"writer":"aq_jax"}}'
+OLD = len(_HEADER).to_bytes(8, "little") + _HEADER
 LITTER = re.compile(r"\.(.+)\.\d+\.[0-9a-f]{8}\.tmp")
 # Job -> the file that it is about. The first four compute nothing, and take milliseconds.
 CHEAP = {"save.parquet": "m.parquet", "save.arrow": "m.arrow", "convert plain": "out/m.parquet",

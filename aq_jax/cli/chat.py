@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from aq_jax.cli.terminal import escape_lines, interrupted, print_line, print_note
+from aq_jax.cli.terminal import escape_lines, flush_output, interrupted, print_line, print_note, read_input
 from aq_jax.errors import AqError, ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def chat(
             for text in _answer(generator, messages, first, max_tokens, options):
                 answer += text
                 if not as_json:
-                    print(escape_lines(text), end="", flush=True)  # noqa: T201
+                    print_line(escape_lines(text), end="")
+                    flush_output()
         except KeyboardInterrupt:
             interrupted.clear()
         except AqError as error:
@@ -58,7 +59,7 @@ def chat(
             continue
         messages.append({"role": "assistant", "content": answer})
         print_line(json.dumps(messages[-1]) if as_json else "")
-        sys.stdout.flush()
+        flush_output()
 
 
 def _answer(
@@ -85,19 +86,19 @@ def _answer(
 
 def on_terminal() -> bool:
     """Tell whether somebody types, and reads."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def read_lines() -> Iterator[str]:
     """Read messages, one a line, with a prompt on a terminal; an interrupt there does nothing.
 
     Raises:
-        ConfigError: for a line that is not UTF-8.
+        ConfigError: for a line that is not UTF-8, and for an input that is closed.
     """
     if on_terminal():
         yield from _ask()
         return
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number, line in enumerate(read_input(), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:

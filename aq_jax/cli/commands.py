@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from aq_jax.cli.terminal import (
     print_line,
     print_table,
     progress_bar,
+    read_input,
     warnings_as_notes,
 )
 from aq_jax.config import CalibrationConfig, QuantizationConfig
@@ -192,6 +192,7 @@ def run_embed(args: argparse.Namespace) -> int:
             prompt=args.prompt,
             precision=args.precision,
             truncate_dim=args.truncate_dim,
+            inputs=() if args.input == "-" else (args.input,),
         )
     if args.json:
         print_line(json.dumps(dataclasses.asdict(done)))
@@ -236,7 +237,7 @@ def _options(args: argparse.Namespace) -> Any:
 
 def _read_lines(name: str) -> list[str]:
     """Read one text a line; an empty last line does not count."""
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    data = read_input().read() if name == "-" else Path(name).read_bytes()
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

@@ -43,6 +43,7 @@ def embed(
     prompt: str | None = None,
     precision: Precision = "float32",
     truncate_dim: int | None = None,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> EmbeddingResult:
     """Write the embedding of each text to a file.
 
@@ -50,20 +51,22 @@ def embed(
         model: The path of a table with config.json and tokenizer files beside it (see `load_model`).
         texts: The texts in the order in which they are written.
         path: The path of a .npy (the array) or .parquet file (columns text and embedding); it appears whole, or not at
-            all.
+            all. It may not be the model, or a .parquet file that holds anything but embeddings.
         activations: See `load_model`.
         progress: A callback that gets a word, how many texts were just done, and how many there are.
         prompt_name, prompt, precision, truncate_dim: See `Encoder.encode`.
+        inputs: The files that the texts come from, which `path` may not be.
 
     Raises:
-        FormatError, ConfigError: as `load_model`; for a model that is no encoder, or a path of another suffix.
+        FormatError, ConfigError: as `load_model`; for a model that is no encoder; for a path of another suffix, or of
+            a file that is not to be replaced.
         AqError: for a prompt that the model does not have.
     """
     from aq_jax.nn import Encoder, load_model
     from aq_jax.nn.models import model_types
     from aq_jax.store.embeddings import check_embeddings_path, write_embeddings
 
-    check_embeddings_path(path)
+    check_embeddings_path(path, (model, *inputs))
     start = time.perf_counter()
     encoder = load_model(model, activations)
     if not isinstance(encoder, Encoder):

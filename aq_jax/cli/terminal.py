@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -9,13 +10,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+
+from aq_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from aq_jax.progress import Progress
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: done, the answer is no, bad input, interrupted."""
+OUTPUT = "standard output"
+"""What errors call it."""
 interrupted = threading.Event()
 
 
@@ -98,8 +103,38 @@ def error_line(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def print_line(text: str) -> None:
-    print(text)  # noqa: T201
+def print_line(text: str, end: str = "\n") -> None:
+    with _naming_output():
+        print(text, end=end)  # noqa: T201
+
+
+def flush_output() -> None:
+    with _naming_output():
+        sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Drop what the standard output has not taken; else Python would try again when it exits, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _naming_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # which names no file
+        raise OSError(error.errno, error.strerror, OUTPUT) from error
+
+
+def read_input() -> BinaryIO:
+    """Return the standard input.
+
+    Raises:
+        ConfigError: if it is closed.
+    """
+    if sys.stdin is None:
+        raise ConfigError("-: the standard input is closed; wanted lines of text from a file or a pipe")
+    return sys.stdin.buffer
 
 
 def fail(text: str, status: int) -> int:

@@ -147,6 +147,8 @@ class ConversionConfig:
             raise ConfigError(
                 f"[shards]: output = {self.output!r} is a single file; name a folder, or leave [shards] out"
             )
+        if (name := PurePath(self.output).name) in (".parquet", ".arrow") and self.output[-1] != "/":
+            raise ConfigError(f"output = {self.output!r}: wanted a name before {name}, such as model{name}")
         if self.in_shards and re.fullmatch(r"\.[A-Za-z]\w*", PurePath(self.output).suffix) and self.output[-1] != "/":
             raise ConfigError(
                 f"output = {self.output!r}: a table's name ends in .parquet or .arrow; for a folder of that name, end "

@@ -21,6 +21,7 @@ from aq_jax.config import (
     TrainingConfig,
 )
 from aq_jax.config.schema import load_plan
+from aq_jax.conversion.model_files import is_weight
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import SideFiles, check_side_files, copy_side_files, side_file_record
 from aq_jax.conversion.source import Source
@@ -168,7 +169,8 @@ def allocate(
     """Choose the width of each tensor by its effect on the running model; no table is written.
 
     Raises:
-        ConfigError: if allocate.save names a folder; as `calibration.allocation.allocate`.
+        ConfigError: if allocate.save names a folder, or weights, such as the output; as
+            `calibration.allocation.allocate`.
         OSError: if the plan cannot be written.
     """
     from aq_jax.calibration import allocation
@@ -178,6 +180,11 @@ def allocate(
     if goal.save:
         if Path(goal.save).is_dir():
             raise ConfigError(f"allocate.save = {goal.save!r}: is a folder; wanted the name of a file")
+        if is_weight(Path(goal.save).name):  # as the output's is, and the source's may be
+            raise ConfigError(
+                f"allocate.save = {goal.save!r}: is a name of weights, which a plan is not to replace; wanted another, "
+                "such as plan.toml"
+            )
         check_writable(Path(goal.save))
     with source.model_folder() as folder:
         return allocation.allocate(source, folder, config, calibration, goal, progress, output, compression)

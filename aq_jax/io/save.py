@@ -10,9 +10,11 @@ from aq_jax.config import Compression
 from aq_jax.core.frameworks import identity_key, to_numpy, unwrap_variable
 from aq_jax.core.prepared import Prepared, to_qtensor
 from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
 from aq_jax.io.dense import as_v2, plain_rows
 from aq_jax.io.qtensors import packed_rows
 from aq_jax.store import TableWriter
+from aq_jax.store.row_rules import is_name
 
 
 def save(
@@ -37,7 +39,8 @@ def save(
 
     Raises:
         AqError: for a value that is not a tensor, a masked array, and a shape without values.
-        FormatError: for a file name, a tensor name or a shape that the format does not allow.
+        FormatError: for a file name, a tensor name or a shape that the format does not allow, and a config that is no
+            mapping.
         ValueError: for a batch of QTensors whose groups cross rows.
 
     >>> import jax.numpy as jnp, tempfile
@@ -49,6 +52,9 @@ def save(
     """
     # Once: where a mapping makes its values when asked, their ids would mean nothing.
     tensors = {name: unwrap_variable(value) for name, value in tensors.items()}
+    for name in tensors:
+        if not is_name(name):
+            raise FormatError(f"{path}: found the tensor name {name!r:.60}; wanted a non-empty string of valid Unicode")
     quantized = any(isinstance(value, QTensor | Prepared) for value in tensors.values())
     seen: dict[object, str] = {}
     with TableWriter(path, version=2 if quantized else 1, config=config, compression=compression) as table:

@@ -25,6 +25,8 @@ SAFETENSORS_DTYPES: Mapping[str, str] = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
+WRITER = ("writer", "aq_jax")
+"""The entry of a file's metadata that says that aq_jax wrote it."""
 # The most bytes of JSON: each becomes up to fifteen of memory, here and in the library, whose own limit is 100 MB.
 _MAX_HEADER = 8 << 20
 

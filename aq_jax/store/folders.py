@@ -55,7 +55,8 @@ class Folder:
         location: A path, or a URL such as `s3://bucket/model` or `file:///data/model`.
 
     Raises:
-        ConfigError: for a URL of a filesystem that pyarrow does not know.
+        ConfigError: for a URL of a filesystem that pyarrow does not know; by all methods but those that list, for a
+            path that is not UTF-8, which pyarrow does not open.
 
     >>> import tempfile
     >>> folder = Folder(tempfile.mkdtemp())
@@ -143,9 +144,11 @@ class Folder:
         """Refuse a name that cannot be written on this machine; nothing is left behind.
 
         Raises:
+            ConfigError: for a path that is not UTF-8.
             OSError: naming the file, or its folder where that cannot be made.
         """
         if self.local is not None:
+            _check_utf8(str(self.local / name))
             check_writable(self.local / name)
 
     def glob(self, pattern: str) -> list[str]:
@@ -234,7 +237,9 @@ class Folder:
                 self._system.delete_dir(self._path(name))
 
     def _path(self, name: str) -> str:
-        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+        path = f"{self._base.rstrip('/')}/{name}" if name else self._base
+        _check_utf8(path)
+        return path
 
     def _info(self, name: str) -> fs.FileInfo:
         with self._translate_errors(name):
@@ -245,6 +250,13 @@ class Folder:
             return self._system.get_file_info(fs.FileSelector(self._path(name), allow_not_found=True))
 
     def _list(self, name: str) -> list[tuple[str, bool]]:
+        """List the names in a folder, and which are files'; what is neither a file nor a folder is left out."""
+        if self.local is not None:  # pyarrow lists no folder that holds a name which is not UTF-8
+            try:
+                paths = [self.local / name / each for each in os.listdir(self.local / name)]
+            except FileNotFoundError:
+                return []
+            return [(path.name, os.path.isfile(path)) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
         kinds = (fs.FileType.File, fs.FileType.Directory)
         return [(info.base_name, info.type == kinds[0]) for info in self._infos(name) if info.type in kinds]
 
@@ -261,6 +273,15 @@ class Folder:
             if isinstance(error, OSError) and error.filename is not None:
                 raise
             raise OSError(error.errno or 5 if isinstance(error, OSError) else 5, str(error), self.join(name)) from error
+
+
+def _check_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{path}: is not UTF-8; wanted names that are, above it too: rename it, or name another"
+        ) from None
 
 
 def _linked_size(folder: Path, link: Path) -> int | None:

@@ -56,7 +56,7 @@ def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | No
 
 
 def _violations(row: Row | RowInfo) -> Iterator[str]:
-    if not _is_name(row.layer_name):
+    if not is_name(row.layer_name):
         yield "layer_name must be a non-empty string of valid Unicode"
     if len(row.shape) > MAX_AXES:
         yield f"shape has {len(row.shape)} axes, at most {MAX_AXES} are allowed"
@@ -137,7 +137,8 @@ def _array_violations(row: Row, looked_at: Sequence[tuple[int, int]] | None = No
             yield why
 
 
-def _is_name(name: object) -> bool:
+def is_name(name: object) -> bool:
+    """Return whether a tensor may have that name."""
     try:
         return isinstance(name, str) and bool(name) and bool(name.encode())
     except UnicodeEncodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,7 +25,7 @@ from aq_jax.store.schema import GROUP_BYTES, PLAIN_TYPES, V1, V2, Version
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from types import TracebackType
 
 
@@ -38,6 +39,7 @@ def check_table(path: str | os.PathLike[str], compression: Compression = "none")
     Raises:
         FormatError: if the name ends in neither `.parquet` nor `.arrow`, or is a folder's, or an `.arrow` is to be
             compressed.
+        ConfigError: for a path that is not UTF-8.
         OSError: if its folder cannot be written to, or cannot be made.
     """
     file = Path(path)
@@ -66,7 +68,8 @@ class TableWriter:
         compression: The compression of the `data` column.
 
     Raises:
-        FormatError, OSError: for an unknown version, and as for `check_table`.
+        FormatError, ConfigError, OSError: for an unknown version, a config that is no mapping, and as for
+            `check_table`.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class TableWriter:
         self.path = Path(path)
         if version not in (1, 2):
             raise FormatError(f"{self.path}: version {version!r} must be 1 or 2")
+        if config is not None and not isinstance(config, Mapping):
+            raise FormatError(f"{self.path}: config is {config!r:.80}; wanted a dict of plain JSON, or None")
         check_table(path, compression)  # now, before minutes are spent on the contents
         self._version: Version = version
         self._compression: Compression = compression
@@ -118,7 +123,7 @@ class TableWriter:
         """
         self._opened()
         position = len(self._written)
-        here = row_location(str(self.path), position, row.layer_name)
+        here = row_location(str(self.path), position, str(row.layer_name))
         self._check_version(row, here)
         check(row, here)
         self._order.add(row, str(self.path), position)

@@ -150,7 +150,9 @@ class ValidationConfig:
                 raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
         for key in ("folder", "text", "labels"):
             if "\0" in getattr(self, key) or (key == "folder" and not self.folder):
-                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted the name of a {key == 'folder' or 'file'}")
+                raise ConfigError(
+                    f"{key} = {getattr(self, key)!r}: wanted the name of a {'folder' if key == 'folder' else 'file'}"
+                )
         if len(self.label_columns) != 3 or len(set(self.label_columns)) != 3:
             raise ConfigError(f"label_columns = {list(self.label_columns)}: wanted two sentences' and the score's")
         names = [case.name.casefold() for case in self.cases]  # some file systems do not tell a from A

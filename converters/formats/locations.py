@@ -25,7 +25,7 @@ def resolve_source(source: str | os.PathLike[str], allow_pickle: bool = False) -
         allow_pickle: Whether to fetch a model's pickles, if it has nothing safer.
 
     Raises:
-        ConfigError: if the package is not installed, or the name is none of the hub's.
+        ConfigError: if no package is named, or it is not installed, or the name is none of the hub's.
         FileNotFoundError: if the model is neither in the cache nor fetched.
         FormatError: if the model's folder holds several snapshots, none of them main's.
     """
@@ -35,6 +35,8 @@ def resolve_source(source: str | os.PathLike[str], allow_pickle: bool = False) -
     if not text.startswith(PACKAGE):
         return snapshot(Path(text))
     package, _, inside = text.removeprefix(PACKAGE).partition("/")
+    if not package:
+        raise ConfigError(f"source = {text!r}: names no package; wanted {PACKAGE}NAME/FOLDER")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
     except (ImportError, ValueError):

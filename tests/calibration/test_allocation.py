@@ -306,6 +306,8 @@ REFUSED = [
     ('allocate.widths="int8"', "widths = 'int8': wanted a list of strings"),
     ("allocate.sentences=0", "sentences = 0: wanted 1 to"),
     ("allocate.save=model", "allocate.save = 'model': is a folder; wanted the name of a file"),
+    ("allocate.save=model/model.safetensors", "is a name of weights, which a plan is not to replace"),
+    ("allocate.save=out/m.arrow", "allocate.save = 'out/m.arrow': is a name of weights"),
     ("allocate.sentence=1", "unknown key 'sentence'; known are target_bpw, min_cosine, widths, sentences, save"),
     ("quantization.solver=mse", "[allocate]: found solver = 'mse'; widths are chosen by what they do to"),
     ("plan=plan.toml", "plan = 'plan.toml' and [allocate]: a plan is used or made; leave one of them out"),

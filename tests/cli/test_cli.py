@@ -349,6 +349,9 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("quantize", v1, text / "o.parquet"), "text.txt"),
         (("quantize", v1, "/proc/no/o.parquet"), "/proc/no"),
         (("dequantize", v2, text), "wanted a folder"),
+        (("dequantize", v2, tmp_path / "X.ARROW"), "is a name of a file of weights; wanted a folder"),
+        (("dequantize", v2, tmp_path / ".parquet"), "is a name of a file of weights; wanted a folder"),
+        (("dequantize", v2, tmp_path / "m.gguf"), "m.gguf: is a name of a file of weights"),
         (("dequantize", v2, "/proc/no"), "/proc/no"),
         (("convert", tmp_path / "missing.toml"), "missing.toml: No such file or directory"),
         (("convert", tmp_path), "Is a directory"),
@@ -370,6 +373,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("convert", toml, "--set", "quantization=int8"), "wanted a table of keys"),
         (("convert", toml, "--set", "source=/missing"), "/missing: does not exist"),
         (("convert", toml, "--set", "source=package:missing/model"), "no package 'missing' is installed"),
+        (("convert", toml, "--set", "source=package:"), "names no package; wanted package:NAME/FOLDER"),
         (
             ("convert", toml, "--set", f"source={tmp_path / 'empty'}", "--dry-run"),
             "a Hugging Face folder, which",
@@ -517,6 +521,25 @@ def test_a_user_without_a_home_has_no_cache(run: Run, v1: Path, monkeypatch: pyt
     assert not set(CACHE) & set(os.environ)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_no_traceback(run: Run, v1: Path, tmp_path: Path) -> None:
+    odd, folder = os.fsdecode(b"r\xe9"), tmp_path / "hf"
+    safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, tmp_path / "w")
+    folder.mkdir()
+    (tmp_path / "w").rename(folder / "model.safetensors")
+    (folder / f"{odd}.txt").write_text("beside the weights")
+    for number, (command, output) in enumerate(
+        (("quantize", "m.parquet"), ("quantize", "m.arrow"), ("dequantize", ""))
+    ):
+        status, out, err = run(command, folder, tmp_path / str(number) / output)
+        assert (status, err, "left behind, names that are not plain: r\\udce9.txt" in out) == (0, "", True)
+        status, _, err = run(command, v1, tmp_path / f"{odd}{number}" / output)
+        assert (status, f"r\\udce9{number}" in err, "is not UTF-8; wanted names that are" in err) == (2, True, True)
+    (tmp_path / f"{odd}.parquet").write_bytes(v1.read_bytes())
+    assert run("inspect", tmp_path / f"{odd}.parquet")[2].endswith(": rename it, or name another\n")
+    assert not list(tmp_path.glob(f"{odd}[0-9]*"))
+
+
 # ------------------------------------------------------------------------------------------------ processes
 
 
@@ -570,6 +593,26 @@ def test_a_reader_that_has_seen_enough_is_no_error(v2: Path) -> None:
     assert child.stderr.read() == b""
     child.stderr.close()
     assert child.wait(30) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="other systems have no such file")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_are_closed_or_full_are_one_line(v2: Path, unbuffered: str) -> None:
+    full, closed = "standard output: No space left on device", "standard output: is closed"
+    for arguments, wanted in (
+        ('inspect "$0" >&-', closed),
+        ("--version >/dev/full", full),
+        ('inspect "$0" >/dev/full', full),
+        ('rank "$0" query --input - <&-', "the standard input is closed"),
+        ('inspect "$0" 2>&-', ""),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "{sys.executable}" -m aq_jax.cli {arguments}', str(v2)],
+            capture_output=True, text=True, timeout=60, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if wanted else (0, 0)), done.stderr
+        assert wanted in done.stderr
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

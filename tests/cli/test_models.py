@@ -165,6 +165,23 @@ def test_generate_refuses_numbers_out_of_range(run: Run, llama: Path) -> None:
         assert text in err
 
 
+def test_embed_never_replaces_its_model_its_input_or_a_table(run: Run, bert: Path, tmp_path: Path) -> None:
+    aq.save(tmp_path / "m.parquet", {"w": np.ones(2, np.float32)})
+    (tmp_path / "other.parquet").write_bytes((tmp_path / "m.parquet").read_bytes())
+    (tmp_path / "model.npy").symlink_to(bert)
+    (tmp_path / "in.npy").write_text("a\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for model, output, text in (
+        (tmp_path / "m.parquet", "m.parquet", "m.parquet that is read"),
+        (bert, "model.npy", "m.arrow that is read"),
+        (bert, "in.npy", "in.npy that is read"),
+        (bert, "other.parquet", "already exists and holds no embeddings"),
+    ):
+        status, _, err = run("embed", model, "--input", tmp_path / "in.npy", "--output", tmp_path / output)
+        assert (status, text in err) == (2, True), err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "e.parquet"
     write_embeddings(path, ["a"], np.ones((1, 2), np.float32))

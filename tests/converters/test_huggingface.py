@@ -77,7 +77,24 @@ def test_weights_and_side_files_go_to_a_table_and_back(folder: Path, tmp_path: P
         assert tensor.dtype == original
         assert torch.equal(tensor, wanted[name].to(original)), name
     with safetensors.safe_open(back / "model.safetensors", "numpy") as file:
-        assert file.metadata() == {"format": "pt"}  # transformers refuses a file that does not say so
+        # transformers refuses a file that does not say its format
+        assert file.metadata() == {"format": "pt", "writer": "aq_jax"}
+
+
+def test_weights_that_aq_jax_did_not_write_are_never_replaced(folder: Path, tmp_path: Path) -> None:
+    table, originals = folder / "int8.parquet", (folder / "model.safetensors").read_bytes()
+    huggingface.to_table(folder, table, CONFIG)
+    with pytest.raises(
+        aq.FormatError, match=r"model\.safetensors: already exists.* write to another folder, or remove"
+    ):
+        huggingface.from_table(table, folder)
+    assert (folder / "model.safetensors").read_bytes() == originals
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(aq.FormatError, match=r"index\.json: already exists"):
+        huggingface.from_table(table, folder)
+    (folder / "model.safetensors.index.json").unlink()
+    assert huggingface.from_table(table, folder) == huggingface.from_table(table, folder)  # its own is replaced
 
 
 def test_plain_tables_are_bit_exact_both_ways(folder: Path, tmp_path: Path) -> None:
@@ -157,8 +174,6 @@ def test_a_table_may_lie_in_the_folder_of_its_weights(folder: Path) -> None:
     before = listing(folder)
     huggingface.to_table(folder, folder / "m.parquet", CONFIG)
     assert listing(folder) == sorted([*before, "m.parquet"])
-    huggingface.from_table(folder / "m.parquet", folder)  # over the weights themselves
-    assert listing(folder) == sorted([*before, "m.parquet"])
     assert (folder / "config.json").read_text() == SIDE_FILES["config.json"]
 
 
@@ -189,5 +204,5 @@ def test_a_folder_inside_a_package_is_found_without_importing_it(
 
 @pytest.mark.parametrize("name", ["no_such_package", "sys", "a.b", "", "../x", "json.decoder"])
 def test_a_package_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(aq.ConfigError, match=r"no package '.*' is installed"):
+    with pytest.raises(aq.ConfigError, match=r"no package '.+' is installed" if name else "names no package; wanted"):
         huggingface.resolve_source(f"package:{name}/model")

@@ -243,8 +243,10 @@ def test_a_plain_table_is_a_copy_that_goes_back_and_is_not_quantized(tmp_path: P
         "quantized already (QuIP#, known by l.Qidxs, int64 [32, 8]): codes and scales are kept as they are"
     ]
     assert huggingface.write_folder(tmp_path / "v1" / "m.parquet", tmp_path / "back").notes == done.notes
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    assert (tmp_path / "back" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    before, after = (safetensors.numpy.load_file(each / "model.safetensors") for each in (folder, tmp_path / "back"))
+    assert list(before) == list(after)
+    assert all((before[n].dtype, before[n].tobytes()) == (a.dtype, a.tobytes()) for n, a in after.items())
     with pytest.raises(aq.FormatError, match=r"v1: is quantized already \(QuIP#"):
         aq.quantize_file(tmp_path / "v1" / "m.parquet", tmp_path / "v2.parquet", "int8")
     assert not (tmp_path / "v2.parquet").exists()

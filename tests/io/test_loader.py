@@ -236,6 +236,20 @@ def test_what_is_no_tensor_is_refused_by_name(path: Path, value: object) -> None
     assert not list(path.parent.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("tensors", "config", "wanted"),
+    [
+        ({1: np.ones(2)}, None, "found the tensor name 1; wanted a non-empty string"),
+        (dict.fromkeys(("a", 1), np.ones(2)), None, "found the tensor name 1; wanted a non-empty string"),
+        ({"a": np.ones(2)}, "text", "config is 'text'; wanted a dict of plain JSON"),
+    ],
+)
+def test_names_and_configs_that_cannot_be_are_refused(path: Path, tensors: Any, config: Any, wanted: str) -> None:
+    with pytest.raises(aq.FormatError, match=wanted):
+        aq.save(path, tensors, config=config)
+    assert list(path.parent.iterdir()) == []
+
+
 def test_jax_values_that_have_no_bytes_of_their_own_are_refused_by_name(path: Path) -> None:
     for value in (jnp.zeros(2, jnp.int4), jax.random.key(0)):
         with pytest.raises(aq.AqError, match=r"^some\.name: .* cannot be stored"):

@@ -56,7 +56,7 @@ def test_the_suite_for_minilm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sentences = '100'\n" + CASE, "sentences = '100': wanted an integer"),
         ("sentences = 10\n" + CASE, "sentences = 10: wanted 50 to"),
         ("seed = -1\n" + CASE, "seed = -1: wanted 0 to"),
-        ("folder = ''\n" + CASE, "folder = '': wanted"),
+        ("folder = ''\n" + CASE, "folder = '': wanted the name of a folder"),
         ("label_columns = ['a', 'a', 'b']\n" + CASE, "label_columns = .*: wanted two sentences' and the score's"),
         ("", "found no \\[\\[case\\]\\]"),
         ("case = 3", "case must be \\[\\[case\\]\\] tables"),

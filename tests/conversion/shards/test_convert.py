@@ -328,6 +328,8 @@ def test_an_unknown_place_is_refused(source: Path, tmp_path: Path, location: str
     ("change", "error"),
     [
         ({"output": "out/m.txt"}, r"ends in .parquet or .arrow; for a folder of that name, end it with /"),
+        ({"output": "out/.parquet"}, r"output = 'out/.parquet': wanted a name before .parquet, such as model.parquet"),
+        ({"output": ".arrow"}, r"wanted a name before .arrow"),
         ({"output": "out/m.parquet"}, r"\[shards\]: output = 'out/m.parquet' is a single file"),
         ({"quantization": aq.QuantizationConfig("int4", solver="gptq")}, "solver = 'gptq' runs it"),
         ({"allow_pickle": True}, "is written from safetensors only"),
