@@ -305,10 +305,13 @@ def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:
 
     >>> split_url("build/m.parquet")[1], split_url("file:///build/my%20model.parquet")[1]
     ('m.parquet', 'my model.parquet')
+    >>> str(split_url("file:///m.parquet")[0])
+    'file:///'
     """
     text = os.fspath(location)
     if not is_url(text):
         return Folder(Path(text).parent), Path(text).name
     above, _, name = text.rpartition("/")
+    above += "/" if above.endswith("//") else ""  # file:///m.parquet is in the root
     verbatim = is_fsspec(text.partition("://")[0])
     return Folder(above), name if verbatim else urllib.parse.unquote(name)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,10 @@ class ValidationConfig:
                 )
         if len(self.label_columns) != 3 or len(set(self.label_columns)) != 3:
             raise ConfigError(f"label_columns = {list(self.label_columns)}: wanted two sentences' and the score's")
+        plain = {field.name: field.default for field in fields(self)}
+        for key, needs in (("label_columns", "labels"), ("max_tokens", "joined")):
+            if getattr(self, key) != plain[key] and not getattr(self, needs):
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: without effect, as there is no {needs}")
         names = [case.name.casefold() for case in self.cases]  # some file systems do not tell a from A
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"case {twice[0]!r}: found more than one of that name; wanted a table for each")

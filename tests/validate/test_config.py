@@ -58,6 +58,8 @@ def test_the_suite_for_minilm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("seed = -1\n" + CASE, "seed = -1: wanted 0 to"),
         ("folder = ''\n" + CASE, "folder = '': wanted the name of a folder"),
         ("label_columns = ['a', 'a', 'b']\n" + CASE, "label_columns = .*: wanted two sentences' and the score's"),
+        ("label_columns = ['a', 'b', 'c']\n" + CASE, "label_columns = .*: without effect, as there is no labels"),
+        ("max_tokens = 64\n" + CASE, "max_tokens = 64: without effect, as there is no joined"),
         ("", "found no \\[\\[case\\]\\]"),
         ("case = 3", "case must be \\[\\[case\\]\\] tables"),
         ("case = [3]", "case 1: wanted a table of keys, found 3"),
