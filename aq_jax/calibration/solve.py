@@ -33,7 +33,7 @@ from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.lookup import calibrated_quantizer, fallback_of, with_fallback
 from aq_jax.quantizers.treatment import is_weight
-from aq_jax.quantizers.tree import quantize_tree
+from aq_jax.quantizers.tree import quantize_leaves
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
@@ -137,7 +137,7 @@ def solve_model(
     model = architecture.fill(weights, "float32", str(folder))
     dequantized = {
         name: dequantize(value) if isinstance(value, QTensor) else value
-        for name, value in quantize_tree(others, config).items()
+        for name, value in quantize_leaves(others, config)[0].items()
     }
     quantized = architecture.fill(weights | dequantized, "float32", str(folder))
 
@@ -147,7 +147,7 @@ def solve_model(
 
     def fallback_value(path: str) -> Array:
         name = names[path]
-        value = quantize_tree({name: weights[name]}, with_fallback(asked[name]))[name]
+        value = quantize_leaves({name: weights[name]}, with_fallback(asked[name]))[0][name]
         return dequantize(value) if isinstance(value, QTensor) else value
 
     done = calibrate(model, quantized, solvable, pad_batches(ids), calibration, fallback_value, report)
@@ -158,7 +158,8 @@ def solve_model(
         dtypes = {path: source.shapes[name][1] for path, name in names.items()}
 
         def round_as_stored(vectors: dict[str, Array]) -> dict[str, Array]:
-            kept = quantize_tree({names[p]: np.asarray(each).astype(dtypes[p]) for p, each in vectors.items()}, config)
+            stored = {names[p]: np.asarray(each).astype(dtypes[p]) for p, each in vectors.items()}
+            kept, _ = quantize_leaves(stored, config)
             return {path: jnp.asarray(np.asarray(kept[names[path]], np.float32)) for path in vectors}
 
         held, taught = (tokenize_lines(each.lines, folder, architecture, calibration)[0] for each in further)

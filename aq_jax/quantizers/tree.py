@@ -28,7 +28,7 @@ def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str 
     A leaf's name, which the config's patterns see, is its path joined by dots: {"a": {"b": w}} has "a.b". A variable of
     Flax NNX has its own path, and nothing of it adds to the name: a kernel of `nnx.state(model)` ends in ".kernel".
     Stacked norms and biases, of two axes, are left as they are, with a warning that names them, unless an override says
-    otherwise (see `treat`).
+    otherwise (see `treat`). What the config says that holds for no leaf is warned of, too.
     Concrete leaves stream through tiles of one shape, so that a tree of many shapes compiles no more often than a
     small one; traced and abstract leaves are quantized where they are.
 
@@ -51,6 +51,20 @@ def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str 
     >>> tree["dense"]["kernel"].shape, tree["dense"]["kernel"].spec.bits, tree["dense"]["bias"].dtype
     ((2, 8), 8, dtype('float32'))
     """
+    made, treatments = quantize_leaves(params, config, layout)
+    for note in kept_notes(treatments) + unused_notes(policy_of(config), treatments):
+        warnings.warn(f"quantize_tree: {note}", stacklevel=2)
+    return made
+
+
+def quantize_leaves(
+    params: Any, config: QuantizationConfig | str, layout: str = "out_in"
+) -> tuple[Any, dict[str, Treatment]]:
+    """Do what `quantize_tree` does, of a part of a model, too; return what became of each leaf instead of warning.
+
+    Raises:
+        ConfigError, AqError: as `quantize_tree`.
+    """
     check_choice("layout", layout, ("out_in", "in_out"))
     policy, treatments = policy_of(config), dict[str, Treatment]()
     kept = (QTensor, Prepared)
@@ -62,10 +76,7 @@ def quantize_tree(params: Any, config: QuantizationConfig | str, *, layout: str 
             return found
         return leaf if found is turned else _turned(name, found)  # back, what is float16
 
-    made = map_named(quantized, params, lambda x: isinstance(x, kept))
-    for note in kept_notes(treatments) + unused_notes(policy, treatments):
-        warnings.warn(f"quantize_tree: {note}", stacklevel=2)
-    return made
+    return map_named(quantized, params, lambda x: isinstance(x, kept)), treatments
 
 
 def _turned(name: str, leaf: Any) -> Any:
