@@ -84,11 +84,10 @@ def to_table(
         config = widths.config
         if goal.save:
             widths.save(goal.save)
-    runs = config is not None and calibrated(config)
-    if calibration != CalibrationConfig() and goal is None and not runs:
-        notes.append("calibration: without effect, as no solver runs the model; its text is not read")
-    if config is not None and runs:
+    if config is not None and calibrated(config):
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
+    elif goal is None and calibration != CalibrationConfig():
+        notes.append("calibration: without effect, as no solver runs the model; its text is not read")
     with ExitStack() as stack:
         path = target.local / name if target.local is not None else stack.enter_context(target.atomic_write(name))
         done = write_model(
