@@ -281,6 +281,9 @@ def test_what_a_sharded_qtensor_computes_is_what_a_whole_one_does(line: Mesh, tm
             found = loader.load_sharded("w", NamedSharding(line, spec), packed=True)
             atol = 2e-6 * float(jnp.abs(wanted).max())
             np.testing.assert_allclose(aq.qdot(x, found, "float32"), wanted, rtol=0, atol=atol)
+            prepared = aq.prepare(found)
+            assert (prepared.kernel, prepared.arrays) == ("xla", None)  # which takes it as it is, in every call
+            np.testing.assert_allclose(aq.qdot(x, prepared), wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("quant_type", ["int4", "tcq2"])

@@ -142,6 +142,16 @@ def test_zero_points_that_are_integers_become_bytes(tmp_path: Path) -> None:
         source.read("a.weight")
 
 
+def test_inputs_that_torchao_quantizes_while_the_model_runs_are_noted(tmp_path: Path) -> None:
+    arrays, notes = integers(np.zeros((4, 2), np.int8))
+    for value, wanted in ((None, 0), ("int8_asym_per_token", 1)):
+        said = json.loads(notes["a.weight"])
+        said["_data"]["activation_quantization"] = value
+        write(tmp_path, arrays, {"quantization_config": AO}, {"a.weight": json.dumps(said)})
+        with open_source(tmp_path) as source:
+            assert sum("inputs are quantized while the model runs" in note for note in source.notes) == wanted
+
+
 def test_offsets_of_torchao_are_kept_as_they_are(tmp_path: Path) -> None:
     """Halves, of code 0; float32 ones become zero points."""
     codes = np.random.default_rng(0).integers(0, 256, (4, 16), np.uint8).view(np.int8)
