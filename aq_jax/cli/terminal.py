@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: done, the answer is no, bad input, interrupted."""
 OUTPUT = "standard output"
-"""What errors call it."""
+"""The name of it in errors."""
 interrupted = threading.Event()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from aq_jax.store.folders import Entry
+from aq_jax.store.entries import Entry
 from aq_jax.store.manifest import MANIFEST
 from aq_jax.store.modules import MODELS
 

@@ -76,11 +76,8 @@ def read_request(options: Options, sampling: Sampling, ends: tuple[int, ...]) ->
         raise TypeError(f"generate: unknown {', '.join(unknown)}; known are {known}")
     chosen = dataclasses.replace(sampling, **given).check("generate")  # type: ignore[reportArgumentType]
     check_number("seed", seed, "generate")
-    if (
-        not chosen.temperature
-        and "temperature" not in options
-        and (idle := [key for key in _OF_DRAWS if key in options])
-    ):
+    idle = [key for key in _OF_DRAWS if key in options]
+    if idle and not chosen.temperature and "temperature" not in options:
         text = f"generate: {', '.join(idle)}: without effect at temperature 0, which takes the likeliest token"
         warnings.warn(text, stacklevel=3)
     check_cache_type(cast(str, cache))

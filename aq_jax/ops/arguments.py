@@ -21,7 +21,9 @@ def check_weight(what: str, w: Any) -> None:
     TypeError: qdot: W is a list; wanted a QTensor, which quantize makes, or what prepare makes of one
     """
     if not isinstance(w, QTensor | Prepared):
-        raise TypeError(f"{what} is a {_kind(w)}; wanted a QTensor, which quantize makes, or what prepare makes of one")
+        raise TypeError(
+            f"{what} is {_described(w)}; wanted a QTensor, which quantize makes, or what prepare makes of one"
+        )
 
 
 def check_numbers(what: str, x: Any, *, whole: bool = False) -> None:
@@ -34,13 +36,15 @@ def check_numbers(what: str, x: Any, *, whole: bool = False) -> None:
     Traceback (most recent call last):
     TypeError: qembed: ids is an array of float32; wanted an array of integers
     """
-    array = not isinstance(x, QTensor | Prepared) and hasattr(x, "shape") and hasattr(x, "dtype")
     kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating, jnp.bool_)
-    if not array or not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
-        found = f"an array of {x.dtype}" if array else f"a {_kind(x)}"
-        raise TypeError(f"{what} is {found}; wanted an array of {'integers' if whole else 'real numbers'}")
+    if not _is_array(x) or not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+        wanted = "integers" if whole else "real numbers"
+        raise TypeError(f"{what} is {_described(x)}; wanted an array of {wanted}")
 
 
-def _kind(x: Any) -> str:
-    named = isinstance(x, QTensor | Prepared) or not hasattr(x, "dtype")
-    return type(x).__name__ if named else f"{x.dtype} array"
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "dtype") and not isinstance(x, QTensor | Prepared)
+
+
+def _described(x: Any) -> str:
+    return f"an array of {x.dtype}" if _is_array(x) else f"a {type(x).__name__}"

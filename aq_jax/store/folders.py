@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import secrets
-import stat
 import urllib.parse
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from aq_jax.errors import ConfigError, FormatError
+from aq_jax.store.entries import Entry, local_entries
 from aq_jax.store.files import atomic_write, check_writable
 from aq_jax.store.urls import is_fsspec, is_url, quoted
 
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 8 << 20
-_BLOBS, _SNAPSHOTS = "blobs", "snapshots"
-"""The folders of a model in the cache of Hugging Face's hub: its files, and folders of links to them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of a folder: a file and its size, a folder, or something that is not to be read.
-
-    A link counts as the file that it leads to, if that is in the folder or belongs to it in the hub's cache; as
-    "outside" if it leads elsewhere, to a folder or nowhere. "other" is anything else, or not readable.
-    """
-
-    name: str
-    kind: Literal["file", "folder", "outside", "other"]
-    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +102,13 @@ class Folder:
     def entries(self, name: str = "") -> list[Entry]:
         """List its entries, or those of a folder in it, by name; `Entry` says which links are followed."""
         if self.local is not None:
-            with os.scandir(self.local / name) as found:
-                return sorted((self._entry(item, name) for item in found), key=lambda entry: entry.name)
+            return local_entries(self.local, name)
         infos = self._infos(name)
         kinds: dict[fs.FileType, Literal["file", "folder"]] = {
             fs.FileType.File: "file", fs.FileType.Directory: "folder",
         }  # fmt: skip
         entries = (Entry(info.base_name, kinds.get(info.type, "other"), int(info.size or 0)) for info in infos)
         return sorted(entries, key=lambda entry: entry.name)
-
-    def _entry(self, item: os.DirEntry[str], above: str) -> Entry:
-        readable = os.access(item.path, os.R_OK)
-        if item.is_symlink():
-            assert self.local is not None  # noqa: S101
-            size = _linked_size(self.local, self.local / above / item.name)
-            return (
-                Entry(item.name, "outside") if size is None else Entry(item.name, "file" if readable else "other", size)
-            )
-        if item.is_dir():
-            return Entry(item.name, "folder")
-        return (
-            Entry(item.name, "file", item.stat().st_size) if item.is_file() and readable else Entry(item.name, "other")
-        )
 
     def check_writable(self, name: str) -> None:
         """Refuse a name that cannot be written on this machine; nothing is left behind.
@@ -253,10 +223,10 @@ class Folder:
         """List the names in a folder, and which are files'; what is neither a file nor a folder is left out."""
         if self.local is not None:  # pyarrow lists no folder that holds a name which is not UTF-8
             try:
-                paths = [self.local / name / each for each in os.listdir(self.local / name)]
+                with os.scandir(self.local / name) as found:
+                    return [(item.name, item.is_file()) for item in found if item.is_file() or item.is_dir()]
             except FileNotFoundError:
                 return []
-            return [(path.name, os.path.isfile(path)) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
         kinds = (fs.FileType.File, fs.FileType.Directory)
         return [(info.base_name, info.type == kinds[0]) for info in self._infos(name) if info.type in kinds]
 
@@ -282,22 +252,6 @@ def _check_utf8(path: str) -> None:
         raise ConfigError(
             f"{path}: is not UTF-8; wanted names that are, above it too: rename it, or name another"
         ) from None
-
-
-def _linked_size(folder: Path, link: Path) -> int | None:
-    """Return the size of the file that a link in a folder leads to; None unless the file belongs to the folder.
-
-    The files in a folder belong to it and, to a folder MODEL/snapshots/REVISION of the hub's cache, those in
-    MODEL/blobs, unless that is a link itself.
-    """
-    try:
-        root, target = folder.resolve(strict=True), link.resolve(strict=True)
-        found = target.stat()
-    except (OSError, RuntimeError):  # the link leads nowhere, or to itself
-        return None
-    stored = root.parent.name == _SNAPSHOTS and target.parent == root.parent.parent / _BLOBS  # both without links
-    own = stored or target.is_relative_to(root)
-    return found.st_size if own and stat.S_ISREG(found.st_mode) else None
 
 
 def split_url(location: str | os.PathLike[str]) -> tuple[Folder, str]:

@@ -78,7 +78,7 @@ def with_a_weight(kind: str) -> Any:
 
 
 def with_a_trellis() -> Any:
-    """As a program computes one; an array that is there is quantized on the host."""
+    """Quantize as a program does; an array that is there is quantized on the host."""
     quantized = jax.jit(lambda w: aq.quantize(w, QuantizationConfig("tcq3", solver="viterbi")))
     return quantized(W[:2, :8].astype(np.float32))
 

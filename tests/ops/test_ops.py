@@ -425,7 +425,7 @@ def test_what_is_no_array_is_refused_by_what_it_is(weight: np.ndarray) -> None:
     for bad, found in ((jnp.ones(2), "an array of float32"), (np.array([True]), "an array of bool")):
         with pytest.raises(TypeError, match=f"ids is {found}; wanted an array of integers"):
             check_numbers("ids", bad, whole=True)
-    with pytest.raises(TypeError, match="W is a float32 array; wanted a QTensor"):
+    with pytest.raises(TypeError, match="W is an array of float32; wanted a QTensor"):
         check_weight("W", weight)
 
 

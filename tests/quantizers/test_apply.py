@@ -26,6 +26,7 @@ from aq_jax import (
     quantize_tree,
 )
 from aq_jax.ops.kernels import VARIABLE
+from aq_jax.ops.xla import saturated
 
 ABSMAX = QuantizationConfig(quant_type="int4", group_size=32, solver="absmax")
 MINMAX = QuantizationConfig(quant_type="int2", group_size=32, symmetric=False, solver="minmax")
@@ -143,9 +144,7 @@ def test_levels_beyond_a_dtype_are_its_largest_number(config: QuantizationConfig
         found = np.asarray(fake_quant(w, config), np.float32)
         assert np.isfinite(found).all()
         assert np.array_equal(dequantize(quantize(w, config), dtype).astype(np.float32), found)
-    assert np.isnan(
-        np.asarray(dequantize(quantize(jnp.ones((1, 2)), "int8"), dtype) * jnp.asarray(jnp.nan, dtype))
-    ).all()
+    assert np.isnan(np.asarray(saturated(jnp.array([jnp.nan]), dtype))).all()  # as `qembed` has it of no row
 
 
 def test_fake_quant_refuses_what_quantize_does_but_no_values(weight: np.ndarray) -> None:

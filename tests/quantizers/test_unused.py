@@ -1,4 +1,4 @@
-"""What a config says that holds for no tensor is said, by every way to quantize a model."""
+"""Notes of what a config says that holds for no tensor, by every way to quantize a model."""
 
 from __future__ import annotations
 

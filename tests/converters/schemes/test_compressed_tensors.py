@@ -113,7 +113,7 @@ def test_scales_beside_plain_weights_are_left_out(tmp_path: Path) -> None:
 
 
 def test_parts_that_are_tied_are_a_weight_that_is(tmp_path: Path) -> None:
-    """As safetensors' `save_model` notes tensors that share their memory."""
+    """Tensors that share their memory, as safetensors' `save_model` notes them."""
     tensors = layer("model.embed_tokens")
     tied = {name.replace("model.embed_tokens", "lm_head"): name for name in tensors}
     write(tmp_path / "whole", tensors, group(INT4), tied)
