@@ -134,12 +134,19 @@ def test_fake_quant_has_second_derivatives() -> None:
     np.testing.assert_allclose(hessian.reshape(3, 3), np.diag(6 * seen[0]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
-@pytest.mark.parametrize("config", ["int3", "int4", QuantizationConfig("int4", group_size=4, rotate=True)], ids=str)
-def test_levels_beyond_a_dtype_are_its_largest_number(config: QuantizationConfig | str, dtype: str) -> None:
-    """The lowest of evenly spaced levels lies further out than the weights."""
-    most = float(jnp.finfo(dtype).max)
-    whole = jnp.array([[-1, 1, 0.5, -0.25]], dtype) * jnp.asarray(most, dtype)
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [
+        ("float16", QuantizationConfig("int3")),
+        ("float16", QuantizationConfig("int3", group_size=4, rotate=True)),
+        ("float8_e4m3fn", QuantizationConfig("int4", symmetric=False)),
+    ],
+    ids=["int3", "rotated", "float8"],
+)
+def test_levels_beyond_a_dtype_are_its_largest_number(config: QuantizationConfig, dtype: str) -> None:
+    """The outermost of evenly spaced levels may lie further out than the weights."""
+    parts = jnp.array([[1 / 448, 2 / 448, -3 / 448, 0.5 / 448, 1, -1, 320 / 448, -0.25]])
+    whole = (parts * float(jnp.finfo(dtype).max)).astype(dtype)
     for w in (whole, -whole):
         found = np.asarray(fake_quant(w, config), np.float32)
         assert np.isfinite(found).all()
