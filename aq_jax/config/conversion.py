@@ -130,6 +130,8 @@ class ConversionConfig:
             path = getattr(self, key)
             if not path or "\0" in path:
                 raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
+            if path == "~" or path.startswith("~/"):
+                raise ConfigError(f"{key} = {path!r}: only a shell knows what ~ stands for; wanted the whole path")
         if "\0" in self.plan:
             raise ConfigError(f"plan = {self.plan!r}: wanted the name of a file")
         if self.plan and self.allocate is not None:

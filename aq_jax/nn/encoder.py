@@ -85,8 +85,8 @@ class Encoder:
                 a number of dimensions that is none.
         """
         check_precision(precision)
-        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
-            raise AqError(f"encode: truncate_dim = {truncate_dim!r}; wanted a positive integer, or None")
+        if truncate_dim is not None and (type(truncate_dim) is not int or not 1 <= truncate_dim <= self._width):
+            raise AqError(f"encode: truncate_dim = {truncate_dim!r}; wanted 1 to {self._width}, or None")
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise AqError(f"encode: wanted a list of strings, found {type(texts).__name__}")
         texts = list(texts)  # once: it may be a generator
@@ -135,11 +135,16 @@ class Encoder:
             lambda padded, lengths: self._embed(padded, lengths, *prompt), [texts], self.sentences.max_tokens,
             self._tokens, progress,
         )  # fmt: skip
-        width = dataclasses.replace(self.sentences, truncate_dim=None).width(self.model.config.hidden_size)
+        width = self._width
         kept = min(width, truncate_dim or self.sentences.truncate_dim or width)
         if kept == width and len(parts) == len(texts) == 1 and len(parts[0][1].devices()) == 1:
             return parts[0][1]  # to copy one text there and back takes as long as a tenth of its layers
         return jax.device_put(in_order(parts, len(texts), width)[:, :kept])
+
+    @property
+    def _width(self) -> int:
+        """The numbers of an embedding before any are left out."""
+        return dataclasses.replace(self.sentences, truncate_dim=None).width(self.model.config.hidden_size)
 
 
 def run_in_batches(

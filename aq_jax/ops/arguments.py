@@ -42,6 +42,25 @@ def check_numbers(what: str, x: Any, *, whole: bool = False) -> None:
         raise TypeError(f"{what} is {_described(x)}; wanted an array of {wanted}")
 
 
+def check_texts(what: str, shape: tuple[int, ...], mask: Any, heads: int) -> None:
+    """Refuse a mask that is not of bools [batch, tokens], and heads that do not divide the width; `shape` has all three.
+
+    Raises:
+        TypeError: for a mask of anything else.
+        ValueError: for one of another shape, and for such heads.
+
+    >>> check_texts("attention", (2, 5, 6), jnp.ones((2, 5), bool), heads=4)
+    Traceback (most recent call last):
+    ValueError: attention: a width of 6 in 4 heads; wanted a number of heads that divides it
+    """
+    if not _is_array(mask) or mask.dtype != bool:
+        raise TypeError(f"{what}: mask is {_described(mask)}; wanted an array of bool, True where a key is seen")
+    if mask.shape != shape[:2]:
+        raise ValueError(f"{what}: mask has shape {mask.shape}; wanted [batch, tokens], here {shape[:2]}")
+    if heads < 1 or shape[2] % heads:
+        raise ValueError(f"{what}: a width of {shape[2]} in {heads} heads; wanted a number of heads that divides it")
+
+
 def _is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and not isinstance(x, QTensor | Prepared)
 

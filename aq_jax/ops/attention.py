@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from aq_jax.ops.arguments import check_texts
 from aq_jax.ops.cached import Cached
 from aq_jax.ops.kernels import choose_kernel
 from aq_jax.ops.scores import PLAIN, Scores
@@ -26,7 +27,12 @@ def attention(
     """Compute softmax(q k / sqrt(d) + bias) v over whole texts, with products of `dtype` and sums of float32.
 
     Masked keys have no weight at all, so that a sentence does not depend on its padding.
+
+    Raises:
+        TypeError: for a mask that is not of bools.
+        ValueError: for one of another shape than the texts, and heads that do not divide the width.
     """
+    check_texts("attention", query.shape, mask, heads)
     _, kernel = choose_kernel("attention", None, query, heads, dtype, scores, bias is not None)
     return kernel.run(query, key, value, mask, heads, dtype, scores, bias)
 

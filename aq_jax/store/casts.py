@@ -24,12 +24,16 @@ def find_lost(flat: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) 
     >>> find_lost(np.array([1, -128, 127, 2.5], np.float32), np.dtype("int8"))
     3
     """
+    # Two reductions take a fifth of the time that looking at each number does; a NaN is within no bounds.
+    within = _outermost(dtype) if flat.dtype in (np.float32, np.float64) and dtype.kind not in "iubc" else None
     for start in range(0, flat.size, _BLOCK):
         values = flat[start : start + _BLOCK]
         with np.errstate(over="ignore", invalid="ignore"):
             cast = values.astype(dtype)
         if out is not None:
             out[start : start + _BLOCK] = cast
+        if within is not None and within[0] <= float(values.min()) and float(values.max()) <= within[1]:
+            continue
         lost = _lost(values, cast)
         if lost.any():
             return start + int(lost.argmax())
@@ -52,8 +56,7 @@ def saturated(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         # Bounds may be no float32: the nearest lies beyond, and would wrap.
         return np.where(whole >= float(high), dtype.type(high), np.where(whole <= float(low), dtype.type(low), cast))
     if dtype.itemsize < 4:
-        most = ml_dtypes.finfo(dtype)
-        array = np.asarray(np.clip(array, np.float32(most.min), np.float32(most.max)))
+        array = np.asarray(np.clip(array, *_outermost(dtype)))
     return array.astype(dtype)
 
 
@@ -68,6 +71,12 @@ def _lost(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
     low, high = _bounds(cast.dtype)
     wide = values.astype(np.promote_types(values.dtype, np.float32), copy=False)  # float16 has no 2^31
     return ~((wide == np.rint(wide)) & (wide >= float(low)) & (wide < float(high) + 1))
+
+
+def _outermost(dtype: np.dtype) -> tuple[float, float]:
+    """Return the outermost numbers of a floating dtype."""
+    most = ml_dtypes.finfo(dtype)
+    return float(most.min), float(most.max)
 
 
 def _bounds(dtype: np.dtype) -> tuple[int, int]:

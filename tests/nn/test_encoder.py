@@ -213,6 +213,14 @@ def test_what_is_no_list_of_strings_is_refused(encoder: Encoder, texts: object, 
         encoder.encode(texts)
 
 
+@pytest.mark.parametrize("dim", [0, 33, 2.0, True])
+def test_more_dimensions_than_there_are_and_none_are_refused(encoder: Encoder, dim: object) -> None:
+    width = encoder.model.config.hidden_size
+    assert width == 32
+    with pytest.raises(aq.AqError, match=f"truncate_dim = {dim}; wanted 1 to {width}, or None"):
+        encoder.encode(["the sea"], truncate_dim=dim)
+
+
 @pytest.mark.parametrize(
     ("ids", "found"),
     [

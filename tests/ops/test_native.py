@@ -287,7 +287,7 @@ def test_attention_hides_no_nan_and_sees_none_that_is_masked() -> None:
     for kernel in (Attention(), xla_attention.Attention()):
         wanted = np.asarray(kernel.run(*map(jnp.asarray, (q, k, v, mask)), 2, jnp.float32))
         bad_q, bad_k, bad_v = q.copy(), k.copy(), v.copy()
-        bad_k[0, 4], bad_v[0, 7:], bad_q[0, 2] = np.nan, np.inf, np.nan
+        bad_k[0, 4], bad_v[0, [4, 7, 8]], bad_q[0, 2] = np.nan, np.inf, np.nan
         found = np.asarray(kernel.run(*map(jnp.asarray, (bad_q, bad_k, bad_v, mask)), 2, jnp.float32))
         assert np.isnan(found[0, 2]).all()
         np.testing.assert_array_equal(np.delete(found, 2, 1), np.delete(wanted, 2, 1))

@@ -13,12 +13,13 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
+from jaxtyping import TypeCheckError
 
 from aq_jax import QTensor, QuantizationConfig, QuantSpec, dequantize, qdot, qembed, quantize
 from aq_jax.core import dispatch
 from aq_jax.core.qtensor import scale_shape
-from aq_jax.ops import MAX_PRODUCTS
-from aq_jax.ops.arguments import check_numbers, check_weight
+from aq_jax.ops import MAX_PRODUCTS, attention
+from aq_jax.ops.arguments import check_numbers, check_texts, check_weight
 from aq_jax.ops.xla import quantize_rows
 
 CONFIGS = [
@@ -427,6 +428,24 @@ def test_what_is_no_array_is_refused_by_what_it_is(weight: np.ndarray) -> None:
             check_numbers("ids", bad, whole=True)
     with pytest.raises(TypeError, match="W is an array of float32; wanted a QTensor"):
         check_weight("W", weight)
+
+
+@pytest.mark.parametrize(
+    ("mask", "heads", "error", "found"),
+    [
+        (np.ones((2, 5), np.int32), 2, TypeError, "mask is an array of int32; wanted an array of bool"),
+        ([[True] * 5] * 2, 2, TypeError, "mask is a list"),
+        (np.ones((2, 6), bool), 2, ValueError, r"mask has shape \(2, 6\); wanted \[batch, tokens\], here \(2, 5\)"),
+        (np.ones((2, 5), bool), 4, ValueError, "a width of 6 in 4 heads"),
+        (np.ones((2, 5), bool), 0, ValueError, "a width of 6 in 0 heads"),
+    ],
+)
+def test_attention_says_what_it_wants(mask: object, heads: int, error: type[Exception], found: str) -> None:
+    with pytest.raises(error, match=found):
+        check_texts("attention", (2, 5, 6), mask, heads)
+    if isinstance(mask, np.ndarray) and mask.dtype == bool:
+        with pytest.raises((error, TypeCheckError)):
+            attention(*[jnp.ones((2, 5, 6))] * 3, jnp.asarray(mask), heads, jnp.float32)
 
 
 def test_qembed_under_jit_and_vmap(weight: np.ndarray) -> None:

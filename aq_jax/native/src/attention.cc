@@ -80,7 +80,8 @@ void attention(const Heads& h) {
   const int64_t seen = end - begin, keys = padded(seen), wide = padded(size);
   const bool floats = h.stored == Stored::float32;
   const float* const v = floats ? static_cast<const float*>(h.v) + begin * h.k_width : nullptr;
-  const bool copied = !floats || wide != size || rows > MAX_ROWS;  // several tiles read the values
+  const bool holes = h.mask && std::find(h.mask + begin, h.mask + end, false) != h.mask + end;
+  const bool copied = !floats || wide != size || rows > MAX_ROWS || holes;  // several tiles read the values
   Scratch scratch(Scratch::bytes<float>(size * keys) + Scratch::bytes<float>(copied * seen * wide) +
                   Scratch::bytes<float>(keys) + Scratch::bytes<float>(MAX_ROWS * keys) +
                   2 * Scratch::bytes<float>(MAX_ROWS * wide));
@@ -97,6 +98,8 @@ void attention(const Heads& h) {
     case Stored::bfloat16: decode<uint16_t>(h, begin, seen, columns, keys, values, wide); break;
     case Stored::int8: decode<int8_t>(h, begin, seen, columns, keys, values, wide); break;
   }
+  for (int64_t j = 0; holes && j < seen; ++j)  // no weight hides NaN
+    if (!h.mask[begin + j]) std::fill_n(values + j * wide, wide, 0.0f);
   for (int64_t j = 0; j < keys; ++j) hidden[j] = j < seen && (!h.mask || h.mask[j]) ? 0 : -inf;
   auto at = [&](int64_t r) { return r / h.shared * h.q_width + r % h.shared * size; };
   const int64_t high = tile_height(rows);
