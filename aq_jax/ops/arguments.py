@@ -43,7 +43,13 @@ def check_numbers(what: str, x: Any, *, whole: bool = False) -> None:
 
 
 def check_texts(what: str, shape: tuple[int, ...], mask: Any, heads: int) -> None:
-    """Refuse a mask that is not of bools [batch, tokens], and heads that do not divide the width; `shape` has all three.
+    """Refuse a mask that is not of bools, and heads that do not divide the width.
+
+    Args:
+        what: The operation, for messages.
+        shape: The queries' [batch, tokens, width].
+        mask: The keys that are seen, [batch, tokens].
+        heads: The number of heads.
 
     Raises:
         TypeError: for a mask of anything else.
