@@ -687,9 +687,10 @@ def test_an_ordinary_checkpoint_becomes_a_table(
     assert len(seen) == reads
     assert sorted(done.notes) == ["note: is no array, and was left out", "step: is no array, and was left out"]
 
-    if batch > 1:
-        return
-    config = QuantizationConfig("int4", group_size=16)
+
+def test_an_ordinary_checkpoint_is_quantized_as_its_table_is(tmp_path: Path) -> None:
+    tree, config = foreign(), QuantizationConfig("int4", group_size=16)
+    ocp.save(tmp_path / "c", tree)
     done = orbax.to_table(tmp_path / "c", tmp_path / "q.parquet", config)
     assert set(done.quantized) == {"encoder.layers.0.kernel", "encoder.layers.1.kernel"}
     assert any("encoder.bias; an override" in note for note in done.notes)
