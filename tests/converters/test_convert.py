@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+from helpers import listing
 
 import aq_jax as aq
 from aq_jax.config import ConversionConfig, Override, QuantizationConfig
@@ -56,11 +57,6 @@ def rows(path: Path) -> list[Row]:
 
 def types(path: Path) -> dict[str, str | None]:
     return {row.layer_name: row.quant_type for row in rows(path)}
-
-
-def listing(folder: Path) -> list[str]:
-    """Every file below a folder, hidden ones too."""
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
 CONFIG = QuantizationConfig(

@@ -15,6 +15,7 @@ from pathlib import Path
 import llama2c_oracle as oracle
 import numpy as np
 import pytest
+from helpers import listing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -38,10 +39,6 @@ NAMES = {
     "w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj",
 }  # fmt: skip
 SIDE_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*"))
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "unshared"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import bert_oracle as oracle
 import jax
 import numpy as np
 import pytest
+from helpers import compilations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,28 +19,11 @@ from aq_jax.nn.encoder import Encoder, make_batches
 from aq_jax.nn.layers import batch_tokens
 from aq_jax.nn.load import load_model
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 # Every program is compiled for a second or more: there is one layer, and sentences are short or long.
 CONFIG = {**oracle.CONFIG, "num_hidden_layers": 1}
 LONGEST = CONFIG["max_position_embeddings"]
 SHORT, LONG = (3, 16), (200, 250)
 CLS, SEP = 2, 3
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Collects one entry for each program that XLA compiles."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == COMPILED:
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module")
