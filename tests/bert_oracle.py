@@ -126,6 +126,11 @@ def embed(
     return np.stack(out)
 
 
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
 def tokenizer() -> Tokenizer:
     """WordPiece over VOCAB: a word that is no entry is spelled in its letters."""
     out = Tokenizer(models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]"))

@@ -59,3 +59,9 @@ def moment(width: int, seed: int = 1) -> np.ndarray:
     sizes = np.exp(0.5 * np.random.default_rng(seed).standard_normal(width))
     distance = np.abs(np.arange(width)[:, None] - np.arange(width))
     return (sizes[:, None] * 0.8**distance * sizes).astype(np.float32)
+
+
+def inputs_of(rows: int, inputs: int) -> np.ndarray:
+    """Rows of any sizes, whose mean is not zero."""
+    rng = np.random.default_rng(rows)
+    return (rng.normal(size=(rows, inputs)) + 0.5).astype(np.float32)

@@ -24,7 +24,6 @@ from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.layers import PreparedWeight
 from aq_jax.ops import KERNELS
-from aq_jax.ops.kernels import VARIABLE
 
 P = PartitionSpec
 KINDS: dict[str, aq.QuantizationConfig | None] = {
@@ -90,11 +89,11 @@ def specs(model: nnx.Module) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.sharding for path, leaf in leaves}
 
 
+@pytest.mark.usefixtures("unforced")
 @pytest.mark.parametrize("bert", ["int4h"], indirect=True)
 def test_weights_over_several_devices_are_not_prepared(bert: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     up = encoder(bert).model.layers[0].up
     assert isinstance(up, QLinear)
-    monkeypatch.delenv(VARIABLE, raising=False)  # all of the tests may run with a kernel forced
     monkeypatch.setitem(KERNELS, "product", {NAME: Panels()} | KERNELS["product"])
     for options, kind in (({}, PreparedWeight), ({"mesh": mesh}, nnx.Param)):
         found = encoder(bert, **options).model.layers[0].up

@@ -79,11 +79,6 @@ def batch_of(length: int) -> tuple[int, int]:
     return max(1, TOKENS[backend()] // length), length
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
 def test_embeddings_come_in_the_order_of_the_sentences(encoder: Encoder, exact: Callable) -> None:
     texts = [text for pair in zip(sentences(20, SHORT), sentences(20, LONG), strict=True) for text in pair]
     found = encoder.encode(texts)
@@ -127,7 +122,7 @@ def test_padding_changes_rounding_only(each: Encoder) -> None:
     rows = [[CLS, *range(20, 20 + n), SEP] for n in (0, 1)] + [[CLS, *range(50, 50 + n), SEP] for n in (7, 13)]
     short = np.asarray(each._embed(*by_hand(rows, batch_of(16))))[:4]
     pairs = [each._embed(*by_hand(rows[i : i + 2], batch_of(256)))[:2] for i in (0, 2)]
-    assert cosines(short, np.concatenate(pairs)).min() >= 0.9999
+    assert oracle.cosines(short, np.concatenate(pairs)).min() >= 0.9999
     ids, lengths = by_hand(rows[2:], batch_of(256))
     ids[np.arange(256) >= lengths[:, None]] = 77  # what stands in the padding means nothing
     assert np.asarray(each._embed(ids, lengths))[:2].tobytes() == np.asarray(pairs[1]).tobytes()
@@ -139,13 +134,13 @@ def test_a_short_sentence_beside_long_ones(encoders: dict[str, Encoder], how: st
     short = sentences(8, (3, 12), seed=3)
     alone = np.concatenate([np.asarray(each.encode([text])) for text in short])
     beside = np.asarray(each.encode([*short, *sentences(5, LONG)]))[: len(short)]
-    assert cosines(alone, beside).min() >= 0.9999
+    assert oracle.cosines(alone, beside).min() >= 0.9999
 
 
 def test_rounded_activations_stay_near(encoders: dict[str, Encoder], exact: Callable) -> None:
     texts = sentences(100, SHORT)
     for how, least in (("float32", 1 - 1e-9), ("bfloat16", 0.9995), ("int8", 0.998)):
-        near = cosines(encoders[how].encode(texts), exact(texts))
+        near = oracle.cosines(encoders[how].encode(texts), exact(texts))
         assert near.min() >= least, (how, near.min())
         assert (near.min() < 1 - 1e-7) == (how != "float32"), f"{how} rounds nothing"
 

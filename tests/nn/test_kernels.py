@@ -23,6 +23,7 @@ from aq_jax.ops.kernels import VARIABLE
 INT4 = aq.QuantizationConfig("int4", group_size=16, solver="absmax")
 CONFIG = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
 IDS = [[2, 7, 9, 4], [5, 6]]
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     aq.save(folder / "m.parquet", aq.quantize_tree(bert_oracle.weights(CONFIG), INT4))
     llama = small_llama.make(tmp_path_factory.mktemp("llama") / "model", INT4, shared=True)
     return {"bert": folder / "m.parquet", "llama": llama}
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the tests may run with a kernel forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @pytest.fixture

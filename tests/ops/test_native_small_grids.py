@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import inputs_of
 from jax import export
 
 import aq_jax as aq
@@ -84,11 +85,6 @@ def weight(kind: str, shape: tuple[int, int], size: int) -> QTensor:
         zeros = rng.integers(0, 256, code.zero_count(elements), dtype=np.uint8)
     spec = QuantSpec(code.bits, size == shape[1], 0 if size == shape[1] else size, 0, kind)
     return jax.device_put(from_stream(stream, scale, zeros, shape, spec))
-
-
-def inputs_of(rows: int, inputs: int) -> np.ndarray:
-    rng = np.random.default_rng(rows)
-    return (rng.normal(size=(rows, inputs)) + 0.5).astype(np.float32)
 
 
 @pytest.mark.usefixtures("isa")

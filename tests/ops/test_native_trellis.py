@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import inputs_of
 
 import aq_jax as aq
 from aq_jax import native
@@ -35,11 +36,6 @@ def weight(kind: str, shape: tuple[int, int], rotation: int = 0) -> aq.QTensor:
     stream = rng.integers(0, 256, code.data_bytes(int(np.prod(shape)), shape), dtype=np.uint8)
     scales = rng.uniform(0.5, 1.5, shape[0]).astype(np.float32)
     return jax.device_put(from_stream(stream, scales, scales[:0], shape, QuantSpec(code.bits, True, 0, rotation, kind)))
-
-
-def inputs_of(rows: int, inputs: int) -> np.ndarray:
-    rng = np.random.default_rng(rows)
-    return (rng.normal(size=(rows, inputs)) + 0.5).astype(np.float32)
 
 
 @pytest.mark.usefixtures("isa")
