@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 CONFIG: Mapping[str, Any] = {
@@ -163,3 +164,9 @@ def write_side_files(
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     chosen = {f"pooling_mode_{mode}": mode.partition("_")[0] == pooling and "sqrt" not in mode for mode in modes}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config["hidden_size"], **chosen})
+
+
+def write_source(folder: Path, config: Mapping[str, Any] = CONFIG) -> None:
+    """The random weights, and the files beside them."""
+    write_side_files(folder, config)
+    safetensors.numpy.save_file(weights(config), folder / "model.safetensors")

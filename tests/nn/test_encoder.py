@@ -9,6 +9,7 @@ import bert_oracle as oracle
 import jax
 import numpy as np
 import pytest
+import small_bert
 from helpers import compilations
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,10 +30,7 @@ CLS, SEP = 2, 3
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With eight bits, one grid a channel."""
-    folder = tmp_path_factory.mktemp("bert")
-    oracle.write_side_files(folder, CONFIG)
-    aq.save(folder / "m.parquet", aq.quantize_tree(oracle.weights(CONFIG), "int8"))
-    return folder / "m.parquet"
+    return small_bert.make(tmp_path_factory.mktemp("bert"), "int8", CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +225,7 @@ def test_progress_is_told(encoder: Encoder) -> None:
 def test_many_lengths_are_few_programs(tmp_path: Path) -> None:
     """As XLA and the encoder count them: one program for each padded length, and for each of single sentences."""
     config = {**CONFIG, "hidden_size": 16, "num_attention_heads": 1}
-    tensors = oracle.weights(config)
-    oracle.write_side_files(tmp_path, config)
-    aq.save(tmp_path / "m.parquet", tensors)
-    encoder = load_model(tmp_path / "m.parquet")
+    encoder = load_model(small_bert.make(tmp_path, None, config))
     texts = sentences(1200, (3, LONGEST))
     ids = [encoding.ids for encoding in oracle.tokenizer().encode_batch(texts)]
     lengths = set(map(len, ids))
@@ -246,7 +241,8 @@ def test_many_lengths_are_few_programs(tmp_path: Path) -> None:
             encoder.encode([text])
         assert encoder.compiles == len(programs) == batched + 1
     some = [0, 500, 1199]
-    np.testing.assert_allclose(found[some], oracle.embed(tensors, [ids[i] for i in some], config), atol=2e-6)
+    wanted = oracle.embed(oracle.weights(config), [ids[i] for i in some], config)
+    np.testing.assert_allclose(found[some], wanted, atol=2e-6)
 
 
 calls = given(
