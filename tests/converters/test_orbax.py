@@ -462,7 +462,7 @@ def test_what_is_no_checkpoint_is_named(small: Path, tmp_path: Path) -> None:
 SHARDED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_orbax import SPECS, assert_same, quantized
 import aq_jax as aq
 from aq_jax.config import QuantSpec
@@ -539,7 +539,7 @@ def test_a_checkpoint_goes_onto_other_shardings(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", SHARDED, str(tmp_path), *map(str, Path(__file__).parents[:2])],
         cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
