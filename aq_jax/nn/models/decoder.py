@@ -17,13 +17,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aq_jax.core.dispatch import Activations, product_dtype
+from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
 from aq_jax.nn.blocks import follow
 from aq_jax.nn.layers import QLinear
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig
 from aq_jax.nn.models.family import Cache, Family, LanguageModel, Scorer
 from aq_jax.nn.rope import Rope, apply_rope
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import ACTS, Cached, CacheType, Epilogue, Scores, cached_attention
+from aq_jax.ops import ACTS, Cached, CacheType, Epilogue, Scores, cached_attention, dequantize
 
 Ropes = dict[Rope | None, tuple[Array, Array] | None]
 
@@ -255,6 +257,27 @@ def names(config: DecoderConfig) -> tuple[NameRule, ...]:
         *norms,
         *linear,
     )
+
+
+def check_tied(tensors: Mapping[str, Any], where: str) -> None:
+    """Refuse a head that is another matrix than the embedding to which config.json ties it.
+
+    The same matrix may be quantized twice, more and less coarsely: what two have in common then tells.
+
+    Raises:
+        FormatError: for another matrix.
+    """
+    head = tensors.get("lm_head.weight")
+    words = next((value for name, value in tensors.items() if name.endswith("embed_tokens.weight")), None)
+    if head is None or words is None:
+        return
+    a, b = (dequantize(w) if isinstance(w, QTensor) else jnp.asarray(w, jnp.float32) for w in (head, words))
+    apart = 0.7 if isinstance(head, QTensor) or isinstance(words, QTensor) else 0.0  # 1.4 if nothing is common
+    if a.shape != b.shape or not jnp.linalg.norm(a - b) <= apart * jnp.linalg.norm(b):
+        raise FormatError(
+            f"{where}: lm_head.weight is another matrix than the embedding, to which tie_word_embeddings = true of "
+            "config.json ties it; make that false, or convert without lm_head.weight"
+        )
 
 
 SCORER = Scorer("lasttoken", (("score", "Identity"),))

@@ -120,7 +120,8 @@ def read_sizes(fields: Fields, head_dim: int | None = None) -> Sizes:
         FormatError: for fields that are missing or of another type, and heads that cannot be shared or turned.
     """
     fields.leave(*IDLE)
-    fields.require(is_encoder_decoder=False, is_decoder=True, add_cross_attention=False)
+    fields.leave("is_decoder")  # they are decoders, whatever it says
+    fields.require(is_encoder_decoder=False, add_cross_attention=False)
     width, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
     found = Sizes(
         vocab_size=fields.take("vocab_size", int), positions=fields.take("max_position_embeddings", int),
@@ -154,12 +155,14 @@ def read_one_rope(fields: Fields, sizes: Sizes, theta: float = 10000.0, part: fl
         FormatError: for rules that are not computed.
     """
     theta = fields.take("rope_theta", float, theta)
-    old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    old, new = _read_rotations(fields)
     where = f"{fields.where}: {'rope_scaling' if old else 'rope_parameters'}"
-    said = {**new, **old}
+    said = old or new
     found = said.pop("partial_rotary_factor", None)
     if found not in (None, part):
         raise FormatError(f"{where}: partial_rotary_factor is {found!r}; wanted {part}")
+    if int(sizes.size * part) % 2:
+        raise FormatError(f"{where}: {part} of {sizes.size} numbers are turned; wanted an even number of them")
     return read_rope(said, where, theta, int(sizes.size * part), sizes.positions)
 
 
@@ -174,7 +177,7 @@ def read_two_ropes(fields: Fields, sizes: Sizes, thetas: Mapping[str, tuple[str,
     Raises:
         FormatError: for rules that are not computed.
     """
-    scaling, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    scaling, new = _read_rotations(fields)
     kinds = Fields(new, f"{fields.where}: rope_parameters")
     found = {}
     for kind, (name, theta) in thetas.items():
@@ -183,6 +186,17 @@ def read_two_ropes(fields: Fields, sizes: Sizes, thetas: Mapping[str, tuple[str,
         found[kind] = read_rope(said, f"{kinds.where}.{kind}", theta, sizes.size, sizes.positions)
     kinds.finish()
     return found
+
+
+def _read_rotations(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read `rope_scaling`, of transformers 4, and `rope_parameters`, of 5, of which one is empty."""
+    old, new = dict(fields.take("rope_scaling", dict, {})), dict(fields.take("rope_parameters", dict, {}))
+    if old and new and old != new:
+        raise FormatError(
+            f"{fields.where}: has both rope_scaling and rope_parameters, of which transformers reads the first alone; "
+            "move what holds into one of them, and remove the other"
+        )
+    return (old, {}) if old else ({}, new)
 
 
 def read_kinds(fields: Fields, usual: Sequence[str]) -> tuple[str, ...]:

@@ -318,6 +318,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "another number": ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "warp": 3}}, "has warp = 3, which is"),
     "a list of rotations": ("llama", {"rope_scaling": [1, 2]}, r"rope_scaling is \[1, 2\]; wanted an object"),
     "a part of a head": ("llama", {"rope_scaling": {"partial_rotary_factor": 0.5}}, "factor is 0.5; wanted 1.0"),
+    "an odd part of a head": ("phi3", {"partial_rotary_factor": 0.4}, "0.4 of 8 numbers are turned; wanted an even"),
+    "two rotations": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters":
+                                {"rope_theta": 5e5, "rope_type": "default"}}, "has both rope_scaling and rope_param"),
+    "two of two rotations": ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters":
+                                             {"full_attention": {"rope_theta": 5e5}}}, "has both rope_scaling and"),
     "an activation": ("llama", {"hidden_act": "relu2"}, "hidden_act is 'relu2'; wanted 'silu'"),
     "slices": ("llama", {"pretraining_tp": 2}, "pretraining_tp is 2; wanted 1"),
     "a string": ("llama", {"hidden_size": "32"}, "hidden_size is '32'; wanted a positive integer"),
