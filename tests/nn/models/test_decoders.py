@@ -298,7 +298,7 @@ def test_rotations_are_said_in_three_ways(said: dict[str, Any]) -> None:
         ("gemma", {"hidden_act": "gelu", "hidden_activation": None}, {}),
         ("phi3", {"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}),
         ("qwen2", {"layer_types": ["full_attention"] * 2}, {"sliding_window": 3}),
-        ("mistral", {}, {"sliding_window": 4096}),
+        *((kind, {}, {"sliding_window": 4096}) for kind in ("mistral", "gemma2", "gemma3_text", "olmo3")),
         ("smollm3", {"no_rope_layers": [1, 0]}, {"no_rope_layer_interval": 2}),
     ],
 )  # fmt: skip
@@ -331,6 +331,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd heads": ("llama", {"head_dim": 7}, "head_dim 7; wanted a number of heads .*, and an even head_dim"),
     "a theta that is none": ("llama", {"rope_theta": "10000"}, "rope_theta is '10000'; wanted a positive number"),
     "a window that is none": ("qwen2", {"layer_types": TYPES}, "layer_types has 'sliding_attention'; wanted a sliding"),
+    **{
+        f"{kind} without a window": (kind, {"sliding_window": None, "layer_types": TYPES},
+                                     "^config.json: layer_types has 'sliding_attention'; wanted a sliding_window$")
+        for kind in ("gemma2", "gemma3_text", "olmo3")
+    },
     "few layers": ("qwen3", {"layer_types": TYPES[:1]}, "wanted 2 times 'full_attention' or 'sliding_attention'"),
     "chunks": ("gemma2", {"layer_types": ["chunked_attention"] * 2}, "layer_types is .*chunked"),
     "both ways": ("gemma3_text", {"use_bidirectional_attention": True}, "attention is True; wanted False"),
