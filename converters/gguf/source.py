@@ -21,8 +21,9 @@ from aq_jax.converters.gguf.header import Header, Tensor, read_header
 from aq_jax.converters.gguf.model_config import EMBEDDING, Fields, model_config
 from aq_jax.converters.gguf.names import ARCHITECTURES, Change
 from aq_jax.converters.gguf.pooling import pooling_files
-from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
+from aq_jax.converters.gguf.tokenizer import tokenizer_files
 from aq_jax.converters.gguf.types import READABLE
+from aq_jax.converters.gguf.vocabulary import Vocabulary
 from aq_jax.converters.mapped_files import MappedFiles
 from aq_jax.errors import FormatError, some_of
 from aq_jax.store import DTYPES
@@ -228,7 +229,7 @@ class GGUFModel(GGUFTensors):
         if "attention_bias" in config and any(key.endswith("q_proj.bias") for key in self.shapes):
             config["attention_bias"] = True
         for key in ("bos", "eos", "pad"):
-            if found := words.token({"pad": "padding"}.get(key, key) + "_token_id"):
+            if found := words.token({"pad": "padding"}.get(key, key) + "_token_id", default=words.kind == "llama"):
                 config[f"{key}_token_id"] = found[0]
         if (end := words.token("eot_token_id")) and end[0] != config.get("eos_token_id"):
             config["eos_token_id"] = [config["eos_token_id"], end[0]] if "eos_token_id" in config else end[0]
