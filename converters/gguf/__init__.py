@@ -7,6 +7,7 @@
     model_config    config.json
     vocabulary      the fields of a tokenizer, checked, and llama.cpp's defaults
     tokenizer       tokenizer.json and tokenizer_config.json
+    sampling        generation_config.json
     source          a file, or all parts of one, as a source
 
 Source: github.com/ggml-org/ggml, docs/gguf.md.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aq_jax.converters.gguf.vocabulary import Vocabulary
+from aq_jax.converters.gguf.vocabulary import PREFIX, Vocabulary
 from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
@@ -27,19 +27,20 @@ _MAX_PIECE = 128
 """The most characters of a piece whose splits are tried: more than any real one that is merged has."""
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class _Split(NamedTuple):
     """How byte pairs split a text.
 
     Args:
-        expression: The expression that splits it; "" for GPT-2's own.
+        expressions: The expressions that split it, one after the other; none for GPT-2's own.
         digits: Whether digits stand alone first.
         whole: Whether a whole word that is a token is not merged.
         begins: Whether a text begins with the token of beginnings where the file does not say.
     """
 
-    expression: str = ""
+    expressions: tuple[str, ...] = ()
     digits: bool = False
     whole: bool = False
     begins: bool = False
@@ -49,10 +50,10 @@ class _Split(NamedTuple):
 # llama-v3, falcon3, falcon-h1, pixtral, midm-2.0, lfm2, jina-v5-nano, tekken or chameleon.
 _SPLITS: Mapping[str, _Split] = MappingProxyType({
     "gpt-2": _Split(),
-    "default": _Split(),
+    "default": _Split((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9]{3}")),
     "smollm": _Split(digits=True),
-    "qwen2": _Split(_CONTRACTIONS + r"\p{N}" + _REST),
-    "llama-bpe": _Split(_CONTRACTIONS + r"\p{N}{1,3}" + _REST, whole=True, begins=True),
+    "qwen2": _Split((_CONTRACTIONS + r"\p{N}" + _REST,)),
+    "llama-bpe": _Split((_CONTRACTIONS + r"\p{N}{1,3}" + _REST,), whole=True, begins=True),
 })  # fmt: skip
 _NAMES = {
     "bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
@@ -89,17 +90,21 @@ def tokenizer_files(words: Vocabulary, positions: int) -> tuple[dict[str, bytes]
         "clean_up_tokenization_spaces": False,
     }
     config |= {name: found[1] for name, key in _special_tokens(words).items() if (found := words.token(key))}
-    if isinstance(template := words.fields.get("tokenizer.chat_template"), str):
-        config["chat_template"] = template
+    if templates := words.templates:
+        several = [{"name": name, "template": template} for name, template in templates.items()]
+        config["chat_template"] = several if len(several) > 1 else templates["default"]
     files = {"tokenizer.json": made.to_str(), "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False)}
     return {name: f"{text}\n".encode() for name, text in files.items()}, _notes(words)
 
 
 def _notes(words: Vocabulary) -> list[str]:
-    """Note the tokens that texts should begin or end with, and that the file does not name."""
+    """Note what the file does not say: the tokens that texts begin or end with, and how texts are split."""
     found = zip(("begin", "end"), _marks(words), _around(words), strict=True)
     missing = [where for where, marked, token in found if marked and token is None]
-    return [f"texts {where} with no token: its tokenizer adds one there, and has no id of it" for where in missing]
+    notes = [f"texts {where} with no token: its tokenizer adds one there, and has no id of it" for where in missing]
+    if words.kind == "gpt2" and not words.fields.get(f"{PREFIX}pre"):
+        notes.append(f"it has no {PREFIX}pre: texts are split by llama.cpp's default, which may not be the model's way")
+    return notes
 
 
 def _special_tokens(words: Vocabulary) -> dict[str, str]:
@@ -116,9 +121,8 @@ def _gpt2(words: Vocabulary) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(words.tokens)}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=words.merges, ignore_merges=split.whole))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
-    if split.expression:
-        steps.append(pre_tokenizers.Split(Regex(split.expression), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split.expression))
+    steps += [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in split.expressions]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split.expressions))
     made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if words.pre == "qwen2":
         made.normalizer = normalizers.NFC()
@@ -183,7 +187,9 @@ def _bert(words: Vocabulary) -> Tokenizer:
     unknown = words.token("unknown_token_id")
     made = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=unknown[1] if unknown else "[UNK]"))
     lower = not any(token != token.lower() for token in tokens if not token.startswith("["))
-    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.normalizer = normalizers.BertNormalizer(
+        lowercase=words.flag("normalizer.lowercase", lower), strip_accents=words.said("normalizer.strip_accents")
+    )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     first, last = _around(words)
