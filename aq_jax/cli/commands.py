@@ -26,7 +26,7 @@ from aq_jax.cli.terminal import (
     warnings_as_notes,
 )
 from aq_jax.config import CalibrationConfig, QuantizationConfig
-from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
+from aq_jax.converters.convert import convert, dequantize_file, dry_run, quantize_file
 from aq_jax.converters.inspection import inspect
 from aq_jax.errors import ConfigError, FormatError, some_of
 from aq_jax.store.inspection import Layer
@@ -70,12 +70,9 @@ def run_convert(args: argparse.Namespace) -> int:
     sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
     config = read_conversion(args.config, (*args.set, *sets))
     if args.dry_run:
-        record = None
-        if config.allocate:
-            with progress_bar(args.json) as progress:
-                found = allocate(config, progress)
-            record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
-        return print_dry_run(config, dry_run(config), args.json, record)
+        with progress_bar(args.json) as progress:
+            expected = dry_run(config, progress)
+        return print_dry_run(config.output, expected, args.json)
     with progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
         done = convert(config, progress)
     return print_result(done, args.json)

@@ -64,7 +64,6 @@ class ShardResult:
     source_bytes: int
     quantized: Mapping[str, float] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
@@ -81,8 +80,8 @@ class ShardResult:
         try:
             found: dict[str, Any] = json.loads(text)
             entry = found.pop("entry")
-            notes, tensors = tuple(found.pop("notes")), tuple(entry.pop("tensors"))
-            return cls(entry=ShardEntry(tensors=tensors, **entry), notes=notes, **found)
+            tensors = tuple(entry.pop("tensors"))
+            return cls(entry=ShardEntry(tensors=tensors, **entry), **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"is not the record of a finished shard: {error!r}") from None
 
@@ -113,6 +112,4 @@ def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardRe
             assert table.metadata is not None  # noqa: S101
             entry = ShardEntry(task.file, done.bytes, table.metadata.digest, table.names)
     release_memory()
-    return ShardResult(
-        task.index, entry, done.source_bytes, done.quantized, done.kept, tuple(done.notes), dict(done.seconds)
-    )
+    return ShardResult(task.index, entry, done.source_bytes, done.quantized, done.kept, dict(done.seconds))

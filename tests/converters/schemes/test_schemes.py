@@ -86,7 +86,7 @@ def test_shards_and_dry_runs_and_dequantized_folders(tmp_path: Path) -> None:
     config = ConversionConfig(str(GOLDEN / "compressed-tensors"), str(tmp_path / "m.parquet"))
     aq.convert(config)
     whole = aq.load(tmp_path / "m.parquet", "numpy")
-    rows = {row.name: row.quant_type for row in dry_run(config)}
+    rows = {row.name: row.quant_type for row in dry_run(config).rows}
     with open_table(tmp_path / "m.parquet") as table:
         for info in table.infos:
             assert rows[info.layer_name] == (info.quant_type if info.quantized else info.dtype)
