@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.cli.chat import chat
-from aq_jax.cli.models import embed, generate, load_generator, rank
+from aq_jax.cli.models import embed, load_generator, rank
 from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
@@ -213,7 +213,7 @@ def run_rank(args: argparse.Namespace) -> int:
 
 def run_generate(args: argparse.Namespace) -> int:
     with warnings_as_notes():
-        text = generate(args.model, args.prompt, args.max_tokens, activations=args.activations, **_options(args))
+        text = load_generator(args.model, args.activations).generate(args.prompt, args.max_tokens, **_options(args))
     print_line(json.dumps({"prompt": args.prompt, "text": text}) if args.json else escape_lines(args.prompt + text))
     return DONE
 
