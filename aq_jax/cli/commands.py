@@ -15,7 +15,6 @@ from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
     NO,
-    escape,
     escape_lines,
     format_number,
     format_shape,
@@ -28,7 +27,7 @@ from aq_jax.cli.terminal import (
 from aq_jax.config import CalibrationConfig, QuantizationConfig
 from aq_jax.converters.convert import convert, dequantize_file, dry_run, quantize_file
 from aq_jax.converters.inspection import inspect
-from aq_jax.errors import ConfigError, FormatError, some_of
+from aq_jax.errors import ConfigError, FormatError, escape, some_of
 from aq_jax.store.inspection import Layer
 from aq_jax.store.verify import verify_table
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aq_jax.cli.terminal import DONE, escape, format_shape, print_line, print_table
+from aq_jax.cli.terminal import DONE, format_shape, print_line, print_table
+from aq_jax.errors import escape
 
 if TYPE_CHECKING:
     from aq_jax.conversion.dry_run import ExpectedResult

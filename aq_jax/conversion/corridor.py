@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,8 +85,7 @@ def to_table(
             widths.save(goal.save)
     if config is not None and calibrated(config):
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
-    with ExitStack() as stack:
-        path = target.local / name if target.local is not None else stack.enter_context(target.atomic_write(name))
+    with target.place(name) as path:
         done = write_model(
             source,
             path,

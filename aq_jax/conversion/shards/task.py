@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,17 +91,9 @@ def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardRe
     Raises:
         AqError, OSError: as `write.write_model`.
     """
-    output = Folder(task.output)
-    with ExitStack() as stack:
-        source = stack.enter_context(task.source()).subset(task.sizes, task.aliases)
-        # A local file appears whole by itself: write_model sees to that.
-        path = (
-            output.local / task.file
-            if output.local is not None
-            else stack.enter_context(output.atomic_write(task.file))
-        )
+    with task.source() as source, Folder(task.output).place(task.file) as path:
         done = write_model(
-            source,
+            source.subset(task.sizes, task.aliases),
             path,
             task.config,
             compression=task.compression,
