@@ -151,9 +151,9 @@ def allocate(
     config: QuantizationConfig,
     calibration: CalibrationConfig,
     goal: AllocationConfig,
-    progress: Progress | None = None,
-    output: str = "model.parquet",
-    compression: Compression = "none",
+    progress: Progress | None,
+    output: str,
+    compression: Compression,
 ) -> Allocation:
     """Choose a width for each linear and each embedding table.
 
