@@ -43,7 +43,7 @@ def check(row: Row | RowInfo, where: str) -> None:
         raise FormatError(f"{where}: {violation}")
 
 
-def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None = None) -> None:
+def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None) -> None:
     """Check a row's arrays; its other cells are checked already.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles, copy_side_files
-from aq_jax.conversion.source import Opener, Source
+from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles
+from aq_jax.conversion.source import GeneratingSource, Opener
 from aq_jax.converters.gguf.header import Header, Tensor, read_header
 from aq_jax.converters.gguf.model_config import EMBEDDING, Fields, model_config
 from aq_jax.converters.gguf.names import ARCHITECTURES, Change
@@ -54,7 +53,7 @@ class Extent:
     heads: int = 0
 
 
-class GGUFTensors(Source):
+class GGUFTensors(GeneratingSource):
     """The tensors of GGUF files under their Hugging Face names, read through memory maps.
 
     Args:
@@ -243,12 +242,6 @@ class GGUFModel(GGUFTensors):
                 notes.append(f"fields {what}: {some_of([key[:80] for key in names], 20)}")
         self.notes = [*(note for note in self.notes if note not in notes), *notes]
         return found
-
-    @contextmanager
-    def model_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_side_files(self.side_files(found := Folder(folder)), found)
-            yield Path(folder)
 
 
 def read_parts(path: Path) -> list[Header]:
