@@ -28,7 +28,7 @@ from benchmarks.children import Child, ChildError
 from benchmarks.peers import MissingLibrary
 from benchmarks.suites import QUICK, SUITES, accuracy, load_suite, memory
 from benchmarks.suites.accuracy import LADDER, Measurement, calibrated, contenders, line_of, make_tables
-from benchmarks.suites.contenders import peer_children
+from benchmarks.suites.contenders import peer_children, start_children
 from benchmarks.tables import KINDS, accuracy_table, best_within
 from benchmarks.timing import Result, Skipped, Timing, compare, race, ratio
 
@@ -119,6 +119,9 @@ def test_peers_that_are_not_there_are_skipped_with_the_reason() -> None:
     with peer_children(of_tests("absent"), modules=("there", "nowhere_peer")) as (children, skipped):
         assert list(children) == ["there"]
         assert skipped == [Skipped("nowhere", "nowhere_peer is not installed")]
+    with start_children({"broken": (of_tests("broken"), 1), "here": (of_tests("trivial"),)}) as (children, skipped):
+        assert list(children) == ["here"]
+        assert skipped == [Skipped("broken", "ValueError: no such thing")]
 
 
 def test_rounds_take_turns_and_remotes_time_themselves() -> None:

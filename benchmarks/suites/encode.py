@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.children import Child, ChildError
+from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.suites.contenders import Started, start_children
+from benchmarks.timing import Line, Result, race, ratio
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
 MIXED, BATCH = 64, 32  # real sentences; a batch of the other libraries, sorted by length
@@ -122,28 +124,21 @@ def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return kept / np.linalg.norm(kept, axis=1, keepdims=True)
 
 
-def children() -> Iterator[Child | Skipped]:
+def start_others() -> AbstractContextManager[Started]:
     """Start the other libraries that are installed."""
     from aq_jax.core.dispatch import backend
 
-    for target in ("torch_models", "onnx_models"):
-        try:
-            yield Child(f"benchmarks.suites.encode:{target}", backend())
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(f"encode by {target.partition('_')[0]}", str(why))
+    return start_children(
+        {f"encode by {name}": (f"benchmarks.suites.encode:{name}_models", backend()) for name in ("torch", "onnx")}
+    )
 
 
 def encode(full: bool) -> Iterator[Line]:
     """Yield ratios of sentences a second, and the speeds themselves."""
-    others = list(children())
-    yield from (other for other in others if isinstance(other, Skipped))
-    found = [other for other in others if isinstance(other, Child)]
-    try:
+    with start_others() as (children, skipped):
+        yield from skipped
         for case in CASES if full else CASES[:2]:
-            yield from _race_case(case, found, full)
-    finally:
-        for child in found:
-            child.close()
+            yield from _race_case(case, list(children.values()), full)
 
 
 @cache

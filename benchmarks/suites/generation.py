@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_models, peers
-from benchmarks.children import Child, ChildError
 from benchmarks.language_models import Subject
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch
+from benchmarks.suites.contenders import start_children
 from benchmarks.suites.decode import words_of
-from benchmarks.timing import Line, Result, Skipped, Timing, race, ratio
+from benchmarks.timing import Line, Result, Timing, race, ratio
 
 PREFILL, PROMPT, TOKENS = 512, 16, 64
 READ, FIRST, WRITE = "a prompt", "the first token", "tokens"  # what a contender is timed at
@@ -128,21 +127,22 @@ def generation(full: bool) -> Iterator[Line]:
 def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
     import aq_jax as aq
 
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         yield from conversion(subject, Path(scratch, "packed.parquet"), rounds)
         folder = Path(scratch, "floats")
         aq.dequantize_file(subject.path, folder)
         contenders, arrays = ours(subject, folder)
-        for name, target, argument in ((TORCH, "torch_model", folder), (LLAMA, "llama_cpp", subject.path)):
-            try:
-                child = stack.enter_context(Child(f"benchmarks.suites.generation:{target}", str(argument)))
-            except (peers.MissingLibrary, ChildError) as why:
-                yield Skipped(f"{subject.name} by {name}", str(why))
-            else:
+        targets = {
+            TORCH: ("benchmarks.suites.generation:torch_model", str(folder)),
+            LLAMA: ("benchmarks.suites.generation:llama_cpp", str(subject.path)),
+        }
+        with start_children(targets) as (children, skipped):
+            yield from (replace(line, case=f"{subject.name} by {line.case}") for line in skipped)
+            for name, child in children.items():
                 contenders[name] = {what: child.remote(what) for what in child.names}
-        yield from prompts(subject, race({name: each[READ] for name, each in contenders.items()}, rounds))
-        several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
-        times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
+            yield from prompts(subject, race({name: each[READ] for name, each in contenders.items()}, rounds))
+            several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
+            times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
         reading = times.pop("reading")
         written = {name: a_token(times, name) for name in contenders}
         yield from tokens(subject, written, reading, sum(a.nbytes for a in arrays))

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.children import Child, ChildError
 from benchmarks.peers.ours import ABSMAX
+from benchmarks.suites.contenders import peer_children
 from benchmarks.suites.road import quantize_all
 from benchmarks.timing import Line, Result, Skipped
 
@@ -86,12 +87,9 @@ def measure_table(bits: int) -> float:
 def memory(full: bool) -> Iterator[Line]:
     """Measure each peer; ours writes a table, or keeps its results in memory, as the others do."""
     for module in peers.MODULES:
-        try:
-            with Child(TARGET, module) as child:
-                names = child.names
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(module.removesuffix("_peer"), str(why))
-            continue
+        with peer_children(TARGET, modules=(module,)) as (children, skipped):
+            yield from skipped
+            names = [name for child in children.values() for name in child.names]
         for name in names:
             yield measure_in_fresh_processes(module, name, RUNS if full else 1)
 

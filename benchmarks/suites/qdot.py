@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.children import Child, ChildError
+from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.suites.contenders import start_children
+from benchmarks.timing import Line, Result, race, ratio
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
 ROWS = (1, 8, 32, 512)
@@ -86,19 +87,15 @@ def qdot(full: bool) -> Iterator[Line]:
     """Measure `qdot` for each type of activations, beside the others' products."""
     from aq_jax.core.dispatch import backend
 
-    children = []
-    for target in ("torch_products", "onnx_products"):
-        try:
-            children.append(Child(f"benchmarks.suites.qdot:{target}", backend()))
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(target.replace("_", " "), str(why))
-    try:
+    targets = {
+        "torch products": ("benchmarks.suites.qdot:torch_products", backend()),
+        "onnx products": ("benchmarks.suites.qdot:onnx_products", backend()),
+    }
+    with start_children(targets) as (children, skipped):
+        yield from skipped
         for inputs, outputs in SHAPES if full else SHAPES[1:2] + SHAPES[3:]:
             for rows in ROWS if full else (1, 32, 512):
-                yield from _products(inputs, outputs, rows, children, 15 if full else 5)
-    finally:
-        for child in children:
-            child.close()
+                yield from _products(inputs, outputs, rows, list(children.values()), 15 if full else 5)
 
 
 def vnni_peak() -> float:

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.children import Child, ChildError
+from benchmarks.children import Child
 from benchmarks.machine import cores
+from benchmarks.suites.contenders import start_children
 from benchmarks.suites.qdot import random_matrices
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.timing import Line, Result, race, ratio
 
 SHAPES = ((4096, 4096), (4096, 11008))  # inputs, outputs
 ROWS = (1, 4, 32, 512)
 GROUP = 128
 # The least speed over float32 that one row must have, by the type of weights: of float32 and of int8 inputs.
 LEAST = {"int8": ("2", "4"), "int4 g128": ("3", "7"), "int2 g128": ("4", "9")}
+ONNX = "ONNX Runtime MatMulNBits"
 ONNX_BITS = {"int4 g128": 4, "int2 g128": 2}
 INPUTS: dict[Any, int] = {"float32": 1, "int8": 4}  # ONNX Runtime's accuracy_level
 
@@ -63,18 +65,11 @@ def _session(onnx: Any, runtime: Any, inputs: int, outputs: int, bits: int, leve
 
 def weights(full: bool) -> Iterator[Line]:
     """Measure one row, and a few, times 8, 4 and 2 bits."""
-    child = None
-    try:
-        child = Child("benchmarks.suites.weights:onnx_products")
-    except (peers.MissingLibrary, ChildError) as why:
-        yield Skipped("ONNX Runtime MatMulNBits", str(why))
-    try:
+    with start_children({ONNX: ("benchmarks.suites.weights:onnx_products",)}) as (children, skipped):
+        yield from skipped
         for inputs, outputs in SHAPES if full else SHAPES[:1]:
             for rows in ROWS if full else (1, 32):
-                yield from _products(inputs, outputs, rows, child, 15 if full else 5)
-    finally:
-        if child is not None:
-            child.close()
+                yield from _products(inputs, outputs, rows, children.get(ONNX), 15 if full else 5)
 
 
 def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds: int) -> Iterator[Line]:
@@ -117,5 +112,4 @@ def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds:
             if (peer := times.get(f"{kind}|{how}|onnx")) is not None:
                 found = ratio(peer, ours)
                 bars = ("1.0", "1.3") if how == "int8" and rows in (1, 32) else ("", "")
-                name = "ONNX Runtime MatMulNBits"
-                yield Result(case, found.value, "x speed", *bars, peer=name, low=found.low, high=found.high)
+                yield Result(case, found.value, "x speed", *bars, peer=ONNX, low=found.low, high=found.high)
