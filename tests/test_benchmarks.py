@@ -155,6 +155,7 @@ def test_ratios_are_of_rounds() -> None:
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
     line = compare("case", "peer", theirs, ours, "1", "2")
     assert (line.value, line.unit, line.figures["ms"]) == (2.0, "x speed", 1000.0)
+    assert compare("case", "peer", theirs, ours, figures={}).figures == {}
 
 
 def test_every_case_of_memory_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
 from benchmarks.suites.contenders import Started, start_children
-from benchmarks.timing import Line, Result, race, ratio
+from benchmarks.timing import Line, Result, compare, race
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
 MIXED, BATCH = 64, 32  # real sentences; a batch of the other libraries, sorted by length
@@ -181,9 +181,8 @@ def ratios(case: str, times: Any) -> Iterator[Line]:
     for mine, other in (*pairs, ("int8 weights, bfloat16", "float32"), ("float32", "torch float32")):
         if mine not in times or other not in times:
             continue
-        found = ratio(times[other], times[mine])
         figures = {"sentences/s": count / times[mine].median, "theirs": count / times[other].median}
-        yield Result(
-            f"MiniLM {mine}, {case}, {cores()} cores", found.value, "x speed", *goals.get((mine, other), ("", "")),
-            peer=label.get(other, other), low=found.low, high=found.high, figures=figures,
+        yield compare(
+            f"MiniLM {mine}, {case}, {cores()} cores", label.get(other, other), times[other], times[mine],
+            *goals.get((mine, other), ("", "")), figures=figures,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch
 from benchmarks.suites.contenders import start_children
 from benchmarks.suites.decode import words_of
-from benchmarks.timing import Line, Result, Timing, race, ratio
+from benchmarks.timing import Line, Result, Timing, compare, race, ratio
 
 PREFILL, PROMPT, TOKENS = 512, 16, 64
 READ, FIRST, WRITE = "a prompt", "the first token", "tokens"  # what a contender is timed at
@@ -175,13 +175,9 @@ def prompts(subject: Subject, times: Mapping[str, Timing]) -> Iterator[Line]:
     for mine in (INTEGER, PACKED, FLOAT):
         for other, limits in ((TORCH, ("1.5", "3") if mine == INTEGER else ("", "")), (LLAMA, ("", ""))):
             if other in times:
-                found = ratio(times[other], times[mine])
                 figures = {"tokens/s": PREFILL / times[mine].median, "theirs": PREFILL / times[other].median}
                 case = f"{subject.name} {mine}, {cores()} cores: a prompt of {PREFILL} tokens"
-                yield Result(
-                    case, found.value, "x speed", *limits,
-                    peer=other, low=found.low, high=found.high, figures=figures,
-                )  # fmt: skip
+                yield compare(case, other, times[other], times[mine], *limits, figures=figures)
 
 
 def tokens(subject: Subject, times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[Line]:
@@ -195,9 +191,6 @@ def tokens(subject: Subject, times: Mapping[str, Timing], reading: Timing, size:
     for mine in (PACKED, INTEGER, FLOAT):
         for other, goal in ((TORCH, ""), (LLAMA, "1.0" if mine == PACKED else "")):
             if other in times:
-                found = ratio(times[other], times[mine])
                 figures = {"tokens/s": 1 / times[mine].median, "theirs": 1 / times[other].median}
-                yield Result(
-                    f"{subject.name} {mine}, {cores()} cores: tokens after the first", found.value, "x speed", "", goal,
-                    peer=other, low=found.low, high=found.high, figures=figures,
-                )  # fmt: skip
+                case = f"{subject.name} {mine}, {cores()} cores: tokens after the first"
+                yield compare(case, other, times[other], times[mine], goal=goal, figures=figures)

@@ -15,7 +15,7 @@ from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
 from benchmarks.suites.contenders import start_children
-from benchmarks.timing import Line, Result, race, ratio
+from benchmarks.timing import Line, Result, compare, race, ratio
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
 ROWS = (1, 8, 32, 512)
@@ -149,24 +149,19 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     times = race(contenders | theirs, rounds)
     base = times["float32"]
     for kind in packed:
-        speeds = {how: ratio(base, times[f"{kind}, x {how}"]) for how in ACTIVATIONS}
+        figures = {f"x {how}": ratio(base, times[f"{kind}, x {how}"]).value for how in ACTIVATIONS}
         chosen = "int8" if kind == "int8" else "float32"  # the default of models with such weights
-        best = max(speed.value for speed in speeds.values())
-        found = speeds[chosen]
+        ours = times[f"{kind}, x {chosen}"]
         case = f"qdot {kind}, {inputs} x {outputs}, {rows} rows"
-        figures = {f"x {how}": speed.value for how, speed in speeds.items()}
-        yield Result(
-            case, found.value, "x speed", "", f"{best:.2f}", f"x {chosen}", "JAX float32",
-            found.low, found.high, figures,
-        )  # fmt: skip
+        best = f"{max(figures.values()):.2f}"
+        yield compare(case, "JAX float32", base, ours, goal=best, note=f"x {chosen}", figures=figures)
         if kind != "int8":
             continue
         if (inputs, rows, cores()) == (2048, 512, 1) and (peak := vnni_peak()):
-            share = 2 * rows * inputs * outputs / times[f"{kind}, x int8"].median / peak
+            share = 2 * rows * inputs * outputs / ours.median / peak
             yield Result(
                 f"{case}: of the core's VNNI peak", share, "", "0.35", "0.6", f"{peak / 1e9:.0f} G operations/s"
             )
         for peer in theirs:
             goals = ("0.9", "1.1") if peer.startswith("ONNX") and (inputs, rows) == (2048, 512) else ("", "")
-            found = ratio(times[peer], times[f"{kind}, x {chosen}"])
-            yield Result(case, found.value, "x speed", *goals, peer=peer, low=found.low, high=found.high)
+            yield compare(case, peer, times[peer], ours, *goals, figures={})

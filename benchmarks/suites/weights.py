@@ -13,7 +13,7 @@ from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.suites.contenders import start_children
 from benchmarks.suites.qdot import random_matrices
-from benchmarks.timing import Line, Result, race, ratio
+from benchmarks.timing import Line, compare, race, ratio
 
 SHAPES = ((4096, 4096), (4096, 11008))  # inputs, outputs
 ROWS = (1, 4, 32, 512)
@@ -103,13 +103,8 @@ def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds:
     for kind, least in LEAST.items():
         for how, bar in zip(INPUTS, least, strict=True):
             ours, case = times[f"{kind}|{how}"], f"qdot {kind}, {inputs} x {outputs}, {rows} rows, x {how}"
-            found = ratio(base, ours)
             figures = {"of one pass over the weight": ratio(ours, times[f"{kind}|read"]).value}
-            yield Result(
-                case, found.value, "x speed", bar if rows == 1 else "", "", "", "JAX float32", found.low, found.high,
-                figures,
-            )  # fmt: skip
+            yield compare(case, "JAX float32", base, ours, bar if rows == 1 else "", figures=figures)
             if (peer := times.get(f"{kind}|{how}|onnx")) is not None:
-                found = ratio(peer, ours)
                 bars = ("1.0", "1.3") if how == "int8" and rows in (1, 32) else ("", "")
-                yield Result(case, found.value, "x speed", *bars, peer=ONNX, low=found.low, high=found.high)
+                yield compare(case, ONNX, peer, ours, *bars, figures={})
