@@ -15,6 +15,7 @@ from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
 from benchmarks.suites.contenders import Started, start_children
+from benchmarks.suites.qdot import open_session
 from benchmarks.timing import Line, Result, compare, race
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
@@ -84,10 +85,7 @@ def onnx_models(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of ONNX Runtime's dynamic int8: exported by torch, quantized by its own tool."""
     on_processor(platform)
     runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    session = runtime.InferenceSession(str(_onnx_file(torch)), options, providers=["CPUExecutionProvider"])
+    session = open_session(runtime, str(_onnx_file(torch)))
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return mean_pooled(np.asarray(session.run(None, {"ids": ids, "mask": mask})[0]), mask)

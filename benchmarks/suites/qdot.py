@@ -71,10 +71,15 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
     plain, small = (Path(models.scratch_folder(), f"{kind}.onnx") for kind in ("plain", "int8"))
     onnx.save(model, plain)
     quantization.quantize_dynamic(plain, small)
+    return open_session(runtime, str(small))
+
+
+def open_session(runtime: Any, model: str | bytes) -> Any:
+    """Open a model of ONNX Runtime on as many threads as this process has cores."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    return runtime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _without_result(wait: Callable[[], Any], call: Callable[..., Any], *arguments: Any) -> None:

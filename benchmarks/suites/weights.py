@@ -10,9 +10,8 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.children import Child
-from benchmarks.machine import cores
 from benchmarks.suites.contenders import start_children
-from benchmarks.suites.qdot import random_matrices
+from benchmarks.suites.qdot import open_session, random_matrices
 from benchmarks.timing import Line, compare, race, ratio
 
 SHAPES = ((4096, 4096), (4096, 11008))  # inputs, outputs
@@ -57,10 +56,7 @@ def _session(onnx: Any, runtime: Any, inputs: int, outputs: int, bits: int, leve
     graph = make.make_graph([node], "product", ends[:1], ends[1:], weights)
     imports = [make.make_opsetid("", 17), make.make_opsetid("com.microsoft", 1)]
     model = make.make_model(graph, opset_imports=imports, ir_version=8)
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(runtime, model.SerializeToString())
 
 
 def weights(full: bool) -> Iterator[Line]:
