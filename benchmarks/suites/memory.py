@@ -20,10 +20,9 @@ from benchmarks import models, peers
 from benchmarks.children import Child, ChildError
 from benchmarks.peers.ours import ABSMAX
 from benchmarks.suites.contenders import peer_children
-from benchmarks.suites.road import quantize_all
+from benchmarks.suites.road import CASES, quantize_all
 from benchmarks.timing import Line, Result, Skipped
 
-CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
 TABLE = "table"
 RUNS = 3
 TARGET = "benchmarks.suites.memory:contenders"
@@ -53,7 +52,7 @@ def contenders(module: str) -> dict[str, Callable[[], Any]]:
     for peer in peers.load(module):
         if peer.slow or (module == "ours" and peer.name != ABSMAX):
             continue
-        for bits, (_, wanted) in CASES.items():
+        for bits, (_, wanted, _) in CASES.items():
             if bits in peer.widths:
                 calls[f"{peer.name}|{bits}"] = partial(measure, peer, bits, peers.nearest_group(peer, bits, wanted))
     return calls
@@ -73,11 +72,7 @@ def measure_table(bits: int) -> float:
     import aq_jax as aq
     from aq_jax.converters import huggingface
 
-    config = (
-        aq.QuantizationConfig("int8", per_channel=True)
-        if bits == 8
-        else aq.QuantizationConfig("int2", group_size=128, solver="absmax")
-    )
+    config = aq.QuantizationConfig(**CASES[bits][2])
     with tempfile.TemporaryDirectory() as scratch:
         save_file({"w": np.ones((512, 512), np.float32)}, Path(scratch, "model.safetensors"))
         huggingface.to_table(scratch, Path(scratch, "warm.parquet"), config)
