@@ -19,7 +19,7 @@ from benchmarks.language_models import Subject
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch
 from benchmarks.suites.contenders import start_children
-from benchmarks.suites.decode import words_of
+from benchmarks.suites.decode import a_token, extend, words_of
 from benchmarks.timing import Line, Result, Timing, compare, race, ratio
 
 PREFILL, PROMPT, TOKENS = 512, 16, 64
@@ -90,7 +90,6 @@ def ours(subject: Subject, folder: Path) -> tuple[dict[str, Calls], list[np.ndar
     from aq_jax.config import ConversionConfig
     from aq_jax.nn import Generator
     from aq_jax.nn.decoding import Decoding
-    from aq_jax.nn.sampling import Sampling
 
     configs = {
         PACKED: ConversionConfig(str(subject.path), "packed.arrow"),
@@ -104,13 +103,7 @@ def ours(subject: Subject, folder: Path) -> tuple[dict[str, Calls], list[np.ndar
         aq.convert(replace(config, output=str(table)))
         generator = aq.load_model(table)
         assert isinstance(generator, Generator)
-        decoding = Decoding(generator.model, ())
-
-        def extend(ids: list[int], tokens: int, decoding: Decoding = decoding) -> None:
-            for _ in decoding.run([ids], [tokens], Sampling(), 0):
-                pass
-
-        found[name] = calls(extend)
+        found[name] = calls(partial(extend, Decoding(generator.model, ())))
         arrays = arrays or words_of(generator.model)
     return found, arrays
 
@@ -144,7 +137,7 @@ def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
             several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
             times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
         reading = times.pop("reading")
-        written = {name: a_token(times, name) for name in contenders}
+        written = {name: a_token(times[f"{name}|{WRITE}"], times[f"{name}|{FIRST}"], TOKENS) for name in contenders}
         yield from tokens(subject, written, reading, sum(a.nbytes for a in arrays))
 
 
@@ -162,12 +155,6 @@ def conversion(subject: Subject, output: Path, rounds: int) -> Iterator[Line]:
     low, value, high = np.quantile(speeds, (0.25, 0.5, 0.75))
     case = f"{subject.name}, {cores()} cores: GGUF to a table"
     yield Result(case, float(value), "GB of file/s of a core", "0.15", low=float(low), high=float(high))
-
-
-def a_token(times: Mapping[str, Timing], name: str) -> Timing:
-    """Compute what a token takes: what all take less what the first takes, by how many more they are."""
-    pairs = zip(times[f"{name}|{WRITE}"].times, times[f"{name}|{FIRST}"].times, strict=True)
-    return Timing(tuple((every - first) / TOKENS for every, first in pairs), 0.0)
 
 
 def prompts(subject: Subject, times: Mapping[str, Timing]) -> Iterator[Line]:
