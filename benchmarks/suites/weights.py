@@ -34,12 +34,8 @@ def onnx_products() -> dict[str, Callable[..., Any]]:
                 session = _session(onnx, runtime, inputs, outputs, bits, level)
                 for rows in ROWS:
                     x, _ = random_matrices(inputs, 1, rows)
-                    calls[f"{bits}|{how}|{inputs}|{outputs}|{rows}"] = partial(_without_result, session, x)
+                    calls[f"{bits}|{how}|{inputs}|{outputs}|{rows}"] = partial(session.run, None, {"x": x})
     return calls
-
-
-def _without_result(session: Any, x: np.ndarray) -> None:
-    session.run(None, {"x": x})
 
 
 def _session(onnx: Any, runtime: Any, inputs: int, outputs: int, bits: int, level: int) -> Any:
