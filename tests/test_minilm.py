@@ -145,7 +145,7 @@ def test_side_files_are_beside_the_table(int2: Converted) -> None:
 
 
 def test_the_plan_was_right(int2: Converted) -> None:
-    planned = dry_run(aq.load_config(CONFIG))
+    planned = dry_run(aq.load_config(CONFIG)).rows
     assert {p.name: p.quant_type for p in planned} == {name: row.quant_type for name, row in int2.rows.items()}
     layers = inspect_table(int2.path).layers
     # Parquet adds a page header to each column of a row group, and compresses the scales.

@@ -372,7 +372,7 @@ def test_a_plan_of_them_counts_every_byte(tmp_path: Path, text: str, column: str
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
     config = None if column is None else CONFIGS[column]
-    (planned,) = dry_run(ConversionConfig(str(folder), str(tmp_path / "m.arrow"), config))
+    (planned,) = dry_run(ConversionConfig(str(folder), str(tmp_path / "m.arrow"), config)).rows
     rows = large_rows(given, config, tmp_path)
     assert planned.bytes == sum(row.data.nbytes + row.scales.nbytes + row.zero_points.nbytes for row in rows)
 

@@ -13,7 +13,7 @@ import numpy as np
 from blake3 import blake3
 from orbax.checkpoint import v1 as ocp
 
-from aq_jax.errors import AqError, ConfigError, IntegrityError
+from aq_jax.errors import AqError, ConfigError, IntegrityError, shorten
 from aq_jax.store.files import LOCK, locked
 
 T = TypeVar("T")
@@ -68,9 +68,7 @@ class Checkpoints:
             with self._open() as checkpointer:
                 checkpointer.save(step, leaves, custom_metadata=metadata, overwrite=True)
         except (ValueError, OSError) as error:  # Orbax raises ValueError when the disk is full
-            raise AqError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written: {_shorten(error)}"
-            ) from None
+            raise AqError(f"{self.folder}: the checkpoint of step {step} cannot be written: {shorten(error)}") from None
 
     def load(self, like: T) -> tuple[int, T, dict[str, Any]] | None:
         """Read step, state and notes of the last checkpoint; None if there is none.
@@ -97,7 +95,7 @@ class Checkpoints:
                     read = checkpointer.load(last, [np.empty(leaf.shape, leaf.dtype) for leaf in leaves])
         except Exception as error:  # Orbax raises what its parts do
             raise IntegrityError(
-                f"{self.folder}: holds no complete checkpoint: {_shorten(error)}; remove the folder to start over"
+                f"{self.folder}: holds no complete checkpoint: {shorten(error)}; remove the folder to start over"
             ) from None
         if fingerprint != self._fingerprint:
             raise ConfigError(
@@ -115,11 +113,6 @@ class Checkpoints:
     def _open(self) -> ocp.training.Checkpointer:
         keep: Any = ocp.training.preservation_policies.LatestN(1)
         return ocp.training.Checkpointer(str(self._steps), preservation_policy=keep, cleanup_tmp_directories=True)
-
-
-def _shorten(error: Exception) -> str:
-    """Cut an error's text: Orbax's are pages."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _digest(leaves: list[np.ndarray]) -> str:

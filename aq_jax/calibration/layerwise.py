@@ -76,7 +76,7 @@ def calibrate(
         progress: A callback that gets a path, its bytes in float32, and the bytes of all.
 
     Raises:
-        AqError: if a weight's inputs are not finite, by path.
+        AqError: if a weight's inputs or gradients are not finite, by path.
     """
     done = CalibrationResult(tokens=int(sum(lengths.sum() for _, lengths in batches)))
     specs = {path: policy.spec_for(weight_shape(model, path), path) for path, policy in policies.items()}
@@ -87,16 +87,20 @@ def calibrate(
         done.fallbacks[path] = reason
         set_weight(quantized, path, fallback_value(path))
 
-    def put(path: str, weight: np.ndarray, prepared: Any, target: np.ndarray) -> None:
+    def put(path: str, weight: np.ndarray, hessian: Array, prepared: Any, target: np.ndarray) -> None:
         q = quantizers[path].solve(target, prepared, specs[path], policies[path].symmetric)
         value = dequantize(jax.device_put(q))
         bounded = ((q.scale > SCALE_MIN) & (q.scale < SCALE_MAX)).all()
         if not bounded or (weight.any(1) & ~np.asarray(value).any(1)).any():  # numbers so small are zeros to XLA
             fall_back(path, "its weights need scales that float32 cannot hold")
             return
+        error = float(_relative_error(value, weight, hessian))
+        if not error < 1:
+            fall_back(path, f"its solved values are no better than zeros: their relative error is {error:.3g}")
+            return
         done.weights[path] = q
         set_weight(quantized, path, value)
-        done.errors[path] = float(_relative_error(value, weight, hessian))
+        done.errors[path] = error
         if progress is not None:
             progress(path, 4 * weight.size, total)
 
@@ -104,9 +108,16 @@ def calibrate(
     hessians = embedding_hessians(model, batches, config.seed) if embeddings else {}
     for path in embeddings:
         hessian = hessians.get(path.removesuffix(".embedding"))
-        if hessian is not None:
-            weight = np.asarray(get_weight(model, path))
-            put(path, weight, quantizers[path].prepare_hessian(hessian, config.damping, specs[path].rotation), weight)
+        if hessian is None:
+            continue
+        if not (size := float(jnp.trace(hessian))):
+            fall_back(path, "the model's output did not depend on it on this text")
+            continue
+        if not np.isfinite(size):
+            raise AqError(f"{path}: its gradients are not finite when the model runs on the text; check the layers")
+        weight = np.asarray(get_weight(model, path))
+        prepared = quantizers[path].prepare_hessian(hessian, config.damping, specs[path].rotation)
+        put(path, weight, hessian, prepared, weight)
     inputs = LayerInputs(model, quantized, batches)
     for layer in range(len(model.layers)):
         for index, members in enumerate(inputs.linears_by_input):
@@ -115,12 +126,11 @@ def calibrate(
                 continue
             sums = inputs.hessian_sums(index)
             hessian = sums.own / sums.tokens
-            size = float(jnp.trace(hessian))
-            if not np.isfinite(size):
+            if not (jnp.isfinite(sums.own).all() & jnp.isfinite(sums.cross).all()):
                 raise AqError(
                     f"{paths[0]}: its inputs are not finite when the model runs on the text; check the layers before it"
                 )
-            if size == 0:
+            if not jnp.trace(hessian):
                 for path in paths:
                     fall_back(path, "its inputs were all zero on this text")
                 continue
@@ -129,7 +139,7 @@ def calibrate(
             prepared = {kind: kind[0].prepare_hessian(hessian, config.damping, kind[1]) for kind in kinds.values()}
             for path in paths:
                 weight = np.asarray(get_weight(model, path))
-                put(path, weight, prepared[kinds[path]], np.asarray(weight + weight @ move))
+                put(path, weight, hessian, prepared[kinds[path]], np.asarray(weight + weight @ move))
         inputs.advance()
     for path in specs.keys() - done.weights.keys() - done.fallbacks.keys():
         fall_back(path, "the model does not use it, or uses it outside its layers")
@@ -139,16 +149,29 @@ def calibrate(
 
 @jax.jit
 def _gptaq_correction(sums: HessianSums, damping: float) -> Float[Array, "inputs inputs"]:
-    """Compute the matrix that W times gives the damped least-squares change of W towards the float outputs."""
-    own = sums.own + damping * jnp.mean(jnp.diagonal(sums.own)) * jnp.eye(len(sums.own), dtype=jnp.float32)
-    factor = jax.scipy.linalg.cho_factor(own)
-    return jax.scipy.linalg.cho_solve(factor, sums.cross - sums.own).T
+    """Compute the matrix that W times gives the damped least-squares change of W towards the float outputs.
+
+    As in `prepare_hessian`, damping grows tenfold until float32 has a solution.
+    """
+    unit = jnp.mean(jnp.diagonal(sums.own)) * jnp.eye(len(sums.own), dtype=jnp.float32)
+
+    def solve(damping: Array) -> tuple[Array, Array]:
+        factor = jax.scipy.linalg.cho_factor(sums.own + damping * unit)
+        return damping, jax.scipy.linalg.cho_solve(factor, sums.cross - sums.own).T
+
+    def failed(found: tuple[Array, Array]) -> Array:
+        return ~jnp.isfinite(found[1]).all() & (found[0] < 1e6)
+
+    first = solve(jnp.asarray(damping, jnp.float32))
+    return jax.lax.while_loop(failed, lambda found: solve(10 * found[0]), first)[1]
 
 
 @jax.jit
 def _relative_error(value: Array, weight: Array, hessian: Array) -> Float[Array, ""]:
+    """Compare outputs; none are as good as none."""
     change = value - weight
-    return jnp.vdot(change @ hessian, change) / jnp.vdot(weight @ hessian, weight)
+    found, most = jnp.vdot(change @ hessian, change), jnp.vdot(weight @ hessian, weight)
+    return jnp.where(found == 0, 0.0, found / most)
 
 
 def embedding_hessians(model: Model, batches: Sequence[Batch], seed: int) -> dict[str, Float[Array, "width width"]]:

@@ -31,6 +31,7 @@ from aq_jax.nn.sentences import SentenceSettings, read_sentence_tokenizer, read_
 from aq_jax.nn.weights import match_names
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
+from aq_jax.quantizers.eligibility import not_finite
 from aq_jax.quantizers.lookup import calibrated_quantizer, fallback_of, with_fallback
 from aq_jax.quantizers.treatment import is_weight
 from aq_jax.quantizers.tree import quantize_leaves
@@ -86,9 +87,9 @@ def solve_model(
     folder: Path,
     config: QuantizationConfig,
     calibration: CalibrationConfig,
-    progress: Progress | None = None,
-    measure: Callable[[Model], Mapping[str, Any]] | None = None,
-    training: TrainingRequest | None = None,
+    progress: Progress | None,
+    measure: Callable[[Model], Mapping[str, Any]] | None,
+    training: TrainingRequest | None,
 ) -> SolvedWeights:
     """Solve the weights whose solver runs the model; the other weights are quantized meanwhile as the config says.
 
@@ -289,8 +290,11 @@ def read_float_weights(source: Source, names: Mapping[str, str]) -> dict[str, Ar
         AqError: for weights that are not finite, by name.
     """
     weights = {name: jnp.asarray(np.asarray(source.read(name)), jnp.float32) for name in names.values()}
-    if bad := [name for name, value in weights.items() if not jnp.isfinite(value).all()]:
-        raise AqError(f"{bad[0]}: holds values that are not finite, and a model with them cannot run: repair it")
+    for name, value in weights.items():
+        if found := not_finite(np.asarray(value)):
+            raise AqError(
+                f"{name}: {found}; a model with such weights cannot run, whatever on_nonfinite says: repair it"
+            )
     return weights
 
 

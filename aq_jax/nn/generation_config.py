@@ -1,4 +1,4 @@
-"""Read generation_config.json: the ids that end texts, and how the model's makers choose tokens."""
+"""Read the ids that end texts, and how a model's makers choose tokens: generation_config.json, or else config.json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.errors import ConfigError, FormatError
+from aq_jax.nn.models.fields import GENERATION
 from aq_jax.nn.sampling import Sampling
 from aq_jax.store.jsonfile import read_json
 
@@ -30,8 +31,8 @@ TOP_K = 50
 def read_generation_config(folder: Path, fields: Mapping[str, Any]) -> tuple[tuple[int, ...], Sampling]:
     """Read the ids that end a text, and how tokens are chosen unless a call says otherwise.
 
-    The ids are those of generation_config.json, or else of config.json. Fields that ask for what is not done here are
-    named in a warning.
+    The ids are those of generation_config.json, or else of config.json, which has all of it where there is no such file
+    (as older folders, and transformers). Fields that ask for what is not done here are named in a warning.
 
     Args:
         folder: The folder of the model.
@@ -40,8 +41,9 @@ def read_generation_config(folder: Path, fields: Mapping[str, Any]) -> tuple[tup
     Raises:
         FormatError: for a field of another type, or out of its range.
     """
-    given = read_json(folder, FILE, dict) or {}
-    file = folder / FILE
+    given, file = read_json(folder, FILE, dict), folder / FILE
+    if given is None:
+        given, file = {name: fields[name] for name in GENERATION if name in fields}, folder / "config.json"
     draws = given.get("do_sample")
     if draws not in (None, True, False):
         raise FormatError(f"{file}: do_sample is {draws!r}; wanted true or false")

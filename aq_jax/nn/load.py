@@ -18,6 +18,7 @@ from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generation_config import read_generation_config
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
+from aq_jax.nn.models.decoder import check_tied
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.reranker import Reranker, is_reranker, read_scoring_stages
 from aq_jax.nn.sentences import (
@@ -96,6 +97,8 @@ def load_model(
     tokenizer = read_sentence_tokenizer(folder, ONLY_OF_SCORES if scores else ONLY)
     model = architecture.fill(tensors, how, str(path))
     if family.task == "generate":
+        if getattr(config, "tied", False):
+            check_tied(tensors, str(path))
         how_to = read_generation_config(folder, architecture.fields)
         return Generator(cast(LanguageModel, model), tokenizer, *how_to, read_chat_template(folder))
     if scores and family.scorer is not None:

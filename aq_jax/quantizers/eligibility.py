@@ -69,16 +69,9 @@ def refusal(
         sound: Whether the quantizer saw nothing wrong; it does not see numbers that are too small.
         blank: The scale of groups that looked like zeros.
     """
+    if not sound and (found := not_finite(array)):
+        return Refused(f"{name}: {found}")
     flat = np.ascontiguousarray(array).reshape(-1)
-    bad, first = 0, -1
-    for start in range(0, 0 if sound else flat.size, _BLOCK):
-        wrong = np.flatnonzero(~np.isfinite(to_float32(flat[start : start + _BLOCK])))
-        if wrong.size and first < 0:
-            first = start + int(wrong[0])
-        bad += wrong.size
-    if bad:
-        at = [int(i) for i in np.unravel_index(first, array.shape)]
-        return Refused(f"{name}: {bad} of {flat.size} values are not finite (first at {at})")
     size = spec.group_elements(array.shape)
     at_bounds = (scales <= SCALE_MIN) | (scales >= SCALE_MAX)
     for group in np.flatnonzero(at_bounds | (scales == blank)):
@@ -88,3 +81,20 @@ def refusal(
                 f"{name}: the scale of group {group}, whose largest value is {largest:.3g}, is outside [2^-126, 2^126]"
             )
     return None if sound else Refused(f"{name}: a scale is outside [2^-126, 2^126]")
+
+
+def not_finite(array: np.ndarray) -> str:
+    """Say how many values of an array float32 does not hold as finite numbers, and where the first is; "" if all are.
+
+    >>> not_finite(np.array([[1, 2], [np.nan, np.inf]]))
+    '2 of 4 values are not finite (first at [1, 0])'
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    bad, first = 0, -1
+    for start in range(0, flat.size, _BLOCK):
+        wrong = np.flatnonzero(~np.isfinite(to_float32(flat[start : start + _BLOCK])))
+        if wrong.size and first < 0:
+            first = start + int(wrong[0])
+        bad += wrong.size
+    at = [int(i) for i in np.unravel_index(first, array.shape)] if bad else []
+    return f"{bad} of {flat.size} values are not finite (first at {at})" if bad else ""

@@ -17,13 +17,14 @@ from flax import nnx
 
 import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec, quantizers
-from aq_jax.calibration.layer_inputs import LayerInputs
-from aq_jax.calibration.layerwise import CalibrationResult, calibrate, get_weight
+from aq_jax.calibration.layer_inputs import HessianSums, LayerInputs
+from aq_jax.calibration.layerwise import CalibrationResult, _gptaq_correction, calibrate, get_weight
 from aq_jax.calibration.solve import text_notes
 from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, built_in_sentences, pad_batches, read_text
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract_model, fill
+from aq_jax.quantizers import gptq
 from aq_jax.store.inspection import inspect_table
 
 CONFIG = BertConfig.from_json(bert_oracle.CONFIG, "test")
@@ -130,6 +131,41 @@ def test_layers_that_are_given_zeros_and_scales_that_float32_does_not_hold_are_n
         "layers.0.key.kernel": "its weights need scales that float32 cannot hold",
         "layers.1.out.kernel": "its inputs were all zero on this text",
     }
+    assert done.errors["layers.1.value.kernel"] == 0
+    assert all(0 <= error < 1 for error in done.errors.values())
+
+
+def test_an_embedding_on_which_nothing_depends_is_named() -> None:
+    weights = bert_oracle.weights()
+    for part in ("weight", "bias"):
+        weights[f"encoder.layer.1.output.LayerNorm.{part}"] *= 0
+    _, done = run(policies={"word.embedding": POLICY}, model=bert(weights))
+    assert done.fallbacks == {"word.embedding": "the model's output did not depend on it on this text"}
+    assert not done.weights
+
+
+def test_little_damping_grows_until_float32_has_a_correction() -> None:
+    """Of fewer tokens than inputs, whose moments have no inverse."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 384)).astype(np.float32)
+    f = x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
+    sums = HessianSums(jnp.asarray(x.T @ x), jnp.asarray(x.T @ f), jnp.asarray(20.0))
+    found = {damping: np.asarray(_gptaq_correction(sums, damping)) for damping in (1e-6, 1e-4)}
+    assert np.isfinite(found[1e-6]).all()
+    assert 0.5 < np.linalg.norm(found[1e-6]) / np.linalg.norm(found[1e-4]) < 3
+
+
+def test_solved_values_that_are_no_better_than_zeros_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = gptq.solve_matrix
+
+    def tiny(*given: Any, **settings: Any) -> Any:
+        q = solve(*given, **settings)
+        return dataclasses.replace(q, scale=q.scale * np.float32(1e-25))
+
+    monkeypatch.setattr(gptq, "solve_matrix", tiny)
+    path = "layers.0.up.kernel"
+    _, done = run(policies={path: QuantizationConfig("tcq3", group_size=0, solver="gptq")})
+    assert done.fallbacks == {path: "its solved values are no better than zeros: their relative error is 1"}
 
 
 def test_numbers_that_are_not_finite_are_named() -> None:
@@ -310,7 +346,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(table: Path, tmp_path: 
     weights["encoder.layer.0.output.dense.weight"][3, 5] = np.nan
     aq.save(tmp_path / "m.parquet", weights)
     bert_oracle.write_side_files(tmp_path)
-    with pytest.raises(aq.AqError, match=r"encoder\.layer\.0\.output\.dense\.weight: holds values that are not finite"):
+    with pytest.raises(aq.AqError, match=r"encoder\.layer\.0\.output\.dense\.weight: 1 of .* values are not finite"):
         aq.quantize_file(tmp_path / "m.parquet", tmp_path / "q.parquet", GPTQ)
 
 

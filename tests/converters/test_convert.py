@@ -191,7 +191,7 @@ def test_what_is_quantized_already_is_quantized_again_if_asked(v1: Path, tmp_pat
     packed, wanted = (aq.load(tmp_path / f"{name}.parquet", "numpy") for name in ("again", "direct"))
     jax.tree.map(np.testing.assert_array_equal, packed, wanted)
     config = ConversionConfig(str(v2), str(tmp_path / "shards"), QuantizationConfig("int4"), requantize=True)
-    assert {row.name for row in dry_run(config) if row.quant_type == "int4"} == set(done.quantized)
+    assert {row.name for row in dry_run(config).rows if row.quant_type == "int4"} == set(done.quantized)
     jax.tree.map(np.testing.assert_array_equal, aq.load(aq.convert(config).path, "numpy"), wanted)
     with pytest.raises(aq.ConfigError, match="requantize = true without"):
         ConversionConfig(str(v2), str(tmp_path / "m.parquet"), requantize=True)
@@ -301,7 +301,7 @@ def test_converting_is_quantizing_the_same_weights(folder: Path, tmp_path: Path)
 def test_a_plan_is_what_will_be_written(folder: Path, tmp_path: Path, config: QuantizationConfig | None) -> None:
     before = listing(tmp_path)
     wanted = conversion(folder, tmp_path / "out" / "m.arrow", config)
-    planned = dry_run(wanted)
+    planned = dry_run(wanted).rows
     assert listing(tmp_path) == before
     aq.convert(wanted)
     with open_table(tmp_path / "out" / "m.arrow") as table:
@@ -317,7 +317,7 @@ def test_a_plan_knows_what_float16_cannot_hold(tmp_path: Path) -> None:
     tensors = {"embed.large": matrix(4, 8) * 1e6, "embed.small": matrix(4, 8)}
     safetensors.numpy.save_file(tensors, tmp_path / "hf" / "model.safetensors")
     config = QuantizationConfig(mixed_precision_layers=("embed",))
-    planned = dry_run(conversion(tmp_path / "hf", tmp_path / "m.parquet", config))
+    planned = dry_run(conversion(tmp_path / "hf", tmp_path / "m.parquet", config)).rows
     assert {p.name: (p.quant_type, p.bytes) for p in planned} == {
         "embed.large": ("none", 128), "embed.small": ("fp16", 64),
     }  # fmt: skip

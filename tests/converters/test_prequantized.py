@@ -19,7 +19,7 @@ import aq_jax as aq
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig
 from aq_jax.conversion.prequantized import recognize
 from aq_jax.converters import huggingface
-from aq_jax.converters.convert import allocate, dry_run
+from aq_jax.converters.convert import dry_run
 
 F8, E8M0, BF16 = "float8_e4m3fn", "float8_e8m0fnu", "bfloat16"
 Layout = dict[str, tuple[tuple[int, ...], str]]
@@ -207,7 +207,7 @@ def quantizing(folder: Path, out: Path) -> dict[str, Callable[[], object]]:
         "shards": lambda: aq.convert(replace(one, output=str(out))),
         "dry run": lambda: dry_run(one),
         "fp16": lambda: huggingface.to_table(folder, out / "m.parquet", QuantizationConfig("fp16")),
-        "allocate": lambda: allocate(bits),
+        "allocate": lambda: dry_run(bits),
     }
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from aq_jax import native
 from aq_jax.native import build, recipe, toolchain
 
 DRIVER = Path(__file__).with_name("driver.cc")
+WIDE = Path(__file__).with_name("avx512_by_avx2.h")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -45,12 +47,14 @@ def compile_c(tmp_path: Path, compiler: toolchain.Compiler) -> Callable[[str], P
 
 
 def make_driver(compiler: toolchain.Compiler, target: recipe.Target, flags: tuple[str, ...], link: tuple[str, ...],
-                program: Path) -> Path:  # fmt: skip
-    """Link the driver with all kernels, but without what only XLA calls."""
+                program: Path, files: list[tuple[Path, str, tuple[str, ...]]] | None = None) -> Path:  # fmt: skip
+    """Link the driver with all kernels, or with some files, but without what only XLA calls."""
     include = recipe.headers()
     assert include is not None
-    plain = [DRIVER, *(path for path in recipe.plain_files() if not path.name.startswith("ffi"))]
-    files = [*((path, "", ()) for path in plain), *recipe.set_files(target)]
+    if files is None:
+        plain = (path for path in recipe.plain_files() if not path.name.startswith("ffi"))
+        files = [*((path, "", ()) for path in plain), *recipe.set_files(target)]
+    files = [(DRIVER, "", ()), *files]
     kept = tuple(flag for flag in recipe.FLAGS if flag != "-O3")
     build.compile_and_link(compiler, target, files, program, (*kept, *flags), include, link)
     return program
@@ -62,6 +66,37 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory, compiler: toolchain.Comp
     flags = ("-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE)
     program = tmp_path_factory.mktemp("sanitized") / "driver"
     return make_driver(compiler, recipe.this_machine(), flags, (*SANITIZE, "-pthread"), program)
+
+
+SELECTED = """
+#include "kernels.h"
+
+namespace aq {
+namespace avx512vnni {
+extern const Kernels kernels;
+}
+const Kernels* const* available() {
+  static const Kernels* const selected[] = {&avx512vnni::kernels, nullptr};
+  return selected;
+}
+}  // namespace aq
+"""
+
+
+@pytest.fixture(scope="session")
+def widened(tmp_path_factory: pytest.TempPathFactory, compiler: toolchain.Compiler) -> Path:
+    """The driver with the kernels for AVX-512 made of AVX2's instructions, and checked as `sanitized` is."""
+    target, folder = recipe.this_machine(), tmp_path_factory.mktemp("widened")
+    if target.machine != "x86_64" or not native.probe().isas:
+        pytest.skip("needs AVX2")
+    selected = folder / "selected.cc"
+    selected.write_text(SELECTED)
+    made_of = ("-mavx2", "-mfma", "-mf16c", "-Wno-psabi", "-include", str(WIDE))
+    files = [(path, isa, made_of) for path, isa, _ in recipe.set_files(target) if isa == "avx512vnni"]
+    flags = ("-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE)
+    return make_driver(
+        compiler, target, flags, (*SANITIZE, "-pthread"), folder / "driver", [(selected, "", ()), *files]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Run the kernels alone: every access checked, and those for ARM on an emulated processor."""
+"""Run the kernels alone: every access checked, and those for ARM and AVX-512 where there is no such processor."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def test_no_kernel_reads_or_writes_beside_its_arrays(sanitized: Path) -> None:
     done = subprocess.run([sanitized], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == list(native.probe().isas)
+
+
+@pytest.mark.slow
+def test_the_kernels_for_avx512_compute_the_same_of_avx2(widened: Path) -> None:
+    """In tiles of another size, of 16 lanes, on any processor; the instructions themselves are not tried."""
+    done = subprocess.run([widened], capture_output=True, text=True, timeout=600, check=False)
+    assert (done.returncode, done.stdout) == (0, "avx512vnni\n"), done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -173,7 +173,9 @@ def test_ends_are_read_beside_the_table(table: Path, tmp_path: Path) -> None:
 )
 def test_a_model_says_how_its_tokens_are_chosen(tmp_path: Path, said: dict[str, Any], wanted: Sampling) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    assert read_generation_config(tmp_path, {}) == ((), wanted)
+    assert read_generation_config(tmp_path, {"top_k": 3, "num_beams": 4}) == ((), wanted)
+    of_config = {name: value for name, value in said.items() if name != "min_p"}
+    assert read_generation_config(tmp_path / "none", of_config) == ((), wanted)  # as transformers, where no file is
 
 
 @pytest.mark.parametrize(
@@ -192,8 +194,11 @@ def test_a_model_that_says_it_badly_is_refused(tmp_path: Path, said: dict[str, A
 
 def test_what_a_model_says_and_is_not_done_is_noted(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 4, "bad_words_ids": [[3]]}))
-    with pytest.warns(UserWarning, match=r"has num_beams = 4, bad_words_ids = \[\[3\]\], which is not applied"):
+    message = r"{}: has num_beams = 4, bad_words_ids = \[\[3\]\], which is not applied"
+    with pytest.warns(UserWarning, match=message.format("generation_config.json")):
         read_generation_config(tmp_path, {})
+    with pytest.warns(UserWarning, match=message.format("config.json")):
+        read_generation_config(tmp_path / "none", {"num_beams": 4, "bad_words_ids": [[3]], "hidden_size": 8})
 
 
 # ------------------------------------------------------------------------------------------------ programs

@@ -16,14 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.config.fields import Fields
 from aq_jax.core.dispatch import Activations, product_dtype
+from aq_jax.core.qtensor import QTensor
+from aq_jax.errors import FormatError
 from aq_jax.nn.blocks import follow
 from aq_jax.nn.layers import QLinear
-from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig
+from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig, Sizes, read_sizes
 from aq_jax.nn.models.family import Cache, Family, LanguageModel, Scorer
 from aq_jax.nn.rope import Rope, apply_rope
 from aq_jax.nn.weights import NameRule, keep, transpose
-from aq_jax.ops import ACTS, Cached, CacheType, Epilogue, Scores, cached_attention
+from aq_jax.ops import ACTS, Cached, CacheType, Epilogue, Scores, cached_attention, dequantize
 
 Ropes = dict[Rope | None, tuple[Array, Array] | None]
 
@@ -257,13 +260,47 @@ def names(config: DecoderConfig) -> tuple[NameRule, ...]:
     )
 
 
+def check_tied(tensors: Mapping[str, Any], where: str) -> None:
+    """Refuse a head that is another matrix than the embedding to which config.json ties it.
+
+    The same matrix may be quantized twice, more and less coarsely: what two have in common then tells.
+
+    Raises:
+        FormatError: for another matrix.
+    """
+    head = tensors.get("lm_head.weight")
+    words = next((value for name, value in tensors.items() if name.endswith("embed_tokens.weight")), None)
+    if head is None or words is None:
+        return
+    a, b = (dequantize(w) if isinstance(w, QTensor) else jnp.asarray(w, jnp.float32) for w in (head, words))
+    apart = 0.7 if isinstance(head, QTensor) or isinstance(words, QTensor) else 0.0  # 1.4 if nothing is common
+    if a.shape != b.shape or not jnp.linalg.norm(a - b) <= apart * jnp.linalg.norm(b):
+        raise FormatError(
+            f"{where}: lm_head.weight is another matrix than the embedding, to which tie_word_embeddings = true of "
+            "config.json ties it; make that false, or convert without lm_head.weight"
+        )
+
+
 SCORER = Scorer("lasttoken", (("score", "Identity"),))
 HEADS = r"score\.weight"
 
 
-def make_family(model_type: str, read: Callable[[Mapping[str, Any], str], DecoderConfig]) -> Family:
-    """Make the family of decoders whose config.json is read so."""
+def make_family(model_type: str, read: Callable[[Fields, Sizes], DecoderConfig], head_dim: int | None = None) -> Family:
+    """Make a family of decoders.
+
+    Args:
+        model_type: Its name in config.json.
+        read: A function from the fields of config.json, and the sizes that have been read of them, to the settings.
+        head_dim: The default of `head_dim`; width / heads if it is None.
+    """
+
+    def read_all(given: Mapping[str, Any], where: str) -> DecoderConfig:
+        fields = Fields(given, where)
+        config = read(fields, read_sizes(fields, head_dim))
+        fields.finish()
+        return config
+
     return Family(
-        (model_type,), "generate", read, Decoder, names, HEADS, scorer=lambda _: SCORER,
+        (model_type,), "generate", read_all, Decoder, names, HEADS, scorer=lambda _: SCORER,
         headless=lambda config: replace(config, tied=True),
     )  # fmt: skip

@@ -106,11 +106,26 @@ class Sizes:
     kv_heads: int
     size: int
 
-    def layer(self, fields: Fields, act: str, epsilon: float = 1e-6, **settings: Any) -> LayerConfig:
-        """Make what all layers have in common; `epsilon` is the default of `rms_norm_eps`."""
+    def layer(self, fields: Fields, act: str = "", epsilon: float = 1e-6, **settings: Any) -> LayerConfig:
+        """Make what all layers have in common.
+
+        Args:
+            fields: The fields of config.json.
+            act: The activation of a gate; by default that of `hidden_act`, or else silu.
+            epsilon: The default of `rms_norm_eps`.
+            settings: Other settings of `LayerConfig`.
+        """
+        act = act or read_act(fields, default="silu")
         epsilon = fields.take("rms_norm_eps", float, epsilon)
         common = (self.width, self.inner, self.heads, self.kv_heads, self.size, epsilon, act)
         return LayerConfig(*common, **settings)
+
+    def config(
+        self, fields: Fields, layer: LayerConfig, attentions: Sequence[Attention], tied: bool = False, **scales: float
+    ) -> DecoderConfig:
+        """Make the settings; `tied` is the default of `tie_word_embeddings`, `scales` are others of `DecoderConfig`."""
+        tied = fields.take("tie_word_embeddings", bool, tied)
+        return DecoderConfig(self.vocab_size, self.positions, layer, tuple(attentions), tied, **scales)
 
 
 def read_sizes(fields: Fields, head_dim: int | None = None) -> Sizes:
@@ -120,7 +135,8 @@ def read_sizes(fields: Fields, head_dim: int | None = None) -> Sizes:
         FormatError: for fields that are missing or of another type, and heads that cannot be shared or turned.
     """
     fields.leave(*IDLE)
-    fields.require(is_encoder_decoder=False, is_decoder=True, add_cross_attention=False)
+    fields.leave("is_decoder")  # they are decoders, whatever it says
+    fields.require(is_encoder_decoder=False, add_cross_attention=False)
     width, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
     found = Sizes(
         vocab_size=fields.take("vocab_size", int), positions=fields.take("max_position_embeddings", int),
@@ -154,12 +170,14 @@ def read_one_rope(fields: Fields, sizes: Sizes, theta: float = 10000.0, part: fl
         FormatError: for rules that are not computed.
     """
     theta = fields.take("rope_theta", float, theta)
-    old, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    old, new = _read_rotations(fields)
     where = f"{fields.where}: {'rope_scaling' if old else 'rope_parameters'}"
-    said = {**new, **old}
+    said = old or new
     found = said.pop("partial_rotary_factor", None)
     if found not in (None, part):
         raise FormatError(f"{where}: partial_rotary_factor is {found!r}; wanted {part}")
+    if int(sizes.size * part) % 2:
+        raise FormatError(f"{where}: {part} of {sizes.size} numbers are turned; wanted an even number of them")
     return read_rope(said, where, theta, int(sizes.size * part), sizes.positions)
 
 
@@ -174,7 +192,7 @@ def read_two_ropes(fields: Fields, sizes: Sizes, thetas: Mapping[str, tuple[str,
     Raises:
         FormatError: for rules that are not computed.
     """
-    scaling, new = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    scaling, new = _read_rotations(fields)
     kinds = Fields(new, f"{fields.where}: rope_parameters")
     found = {}
     for kind, (name, theta) in thetas.items():
@@ -183,6 +201,17 @@ def read_two_ropes(fields: Fields, sizes: Sizes, thetas: Mapping[str, tuple[str,
         found[kind] = read_rope(said, f"{kinds.where}.{kind}", theta, sizes.size, sizes.positions)
     kinds.finish()
     return found
+
+
+def _read_rotations(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read `rope_scaling`, of transformers 4, and `rope_parameters`, of 5, of which one is empty."""
+    old, new = dict(fields.take("rope_scaling", dict, {})), dict(fields.take("rope_parameters", dict, {}))
+    if old and new and old != new:
+        raise FormatError(
+            f"{fields.where}: has both rope_scaling and rope_parameters, of which transformers reads the first alone; "
+            "move what holds into one of them, and remove the other"
+        )
+    return (old, {}) if old else ({}, new)
 
 
 def read_kinds(fields: Fields, usual: Sequence[str]) -> tuple[str, ...]:
@@ -197,6 +226,32 @@ def read_kinds(fields: Fields, usual: Sequence[str]) -> tuple[str, ...]:
             f"{fields.where}: layer_types is {str(found)[:80]}; wanted {len(usual)} times {FULL!r} or {SLIDING!r}"
         )
     return tuple(found[: len(usual)])
+
+
+def read_used_window(fields: Fields, default: int | None) -> int | None:
+    """Read `sliding_window`, which holds only if `use_sliding_window` says so."""
+    used = fields.take("use_sliding_window", bool, False)
+    window = fields.take("sliding_window", int, default, null=None)
+    return window if used else None
+
+
+def read_reaches(
+    fields: Fields, kinds: Sequence[str], window: int | None, wanted: str = "a sliding_window"
+) -> dict[str, int | None]:
+    """Return the reach of each kind of layers.
+
+    Args:
+        fields: The fields of config.json.
+        kinds: The kind of each layer.
+        window: The window of layers that slide; None for none.
+        wanted: What gives them one, for errors.
+
+    Raises:
+        FormatError: for a sliding layer without a window.
+    """
+    if window is None and SLIDING in kinds:
+        raise FormatError(f"{fields.where}: layer_types has {SLIDING!r}; wanted {wanted}")
+    return {FULL: None, SLIDING: reach_of(window)}
 
 
 def reach_of(window: int | None) -> int | None:

@@ -3,6 +3,14 @@
 # Hugging Face's names of activations, and ours.
 ACTS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new"}
 ACTS |= {"gelu_pytorch_tanh": "gelu_new"}
+# How to generate with a model, in folders that have no generation_config.json.
+GENERATION = (
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+)  # fmt: skip
 # Fields that change no hidden state and no logit: how a model was trained and saved, and how to generate with it.
 IDLE = (
     "model_type", "architectures", "auto_map", "_name_or_path", "name_or_path", "transformers_version", "dtype",
@@ -15,9 +23,5 @@ IDLE = (
     "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "cache_implementation",
     "transformers.js_config", "unsloth_fixed", "unsloth_version", "sentence_transformers",
     "sbert_ce_default_activation_function",
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
-    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
-    "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
-    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "quantization_config",
+    "quantization_config", *GENERATION,
 )  # fmt: skip

@@ -287,7 +287,7 @@ def test_rotations_are_said_in_three_ways(said: dict[str, Any]) -> None:
         ("gemma", {"hidden_act": "gelu", "hidden_activation": None}, {}),
         ("phi3", {"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}),
         ("qwen2", {"layer_types": ["full_attention"] * 2}, {"sliding_window": 3}),
-        ("mistral", {}, {"sliding_window": 4096}),
+        *((kind, {}, {"sliding_window": 4096}) for kind in ("mistral", "gemma2", "gemma3_text", "olmo3")),
         ("smollm3", {"no_rope_layers": [1, 0]}, {"no_rope_layer_interval": 2}),
     ],
 )  # fmt: skip
@@ -307,6 +307,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "another number": ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "warp": 3}}, "has warp = 3, which is"),
     "a list of rotations": ("llama", {"rope_scaling": [1, 2]}, r"rope_scaling is \[1, 2\]; wanted an object"),
     "a part of a head": ("llama", {"rope_scaling": {"partial_rotary_factor": 0.5}}, "factor is 0.5; wanted 1.0"),
+    "an odd part of a head": ("phi3", {"partial_rotary_factor": 0.4}, "0.4 of 8 numbers are turned; wanted an even"),
+    "two rotations": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters":
+                                {"rope_theta": 5e5, "rope_type": "default"}}, "has both rope_scaling and rope_param"),
+    "two of two rotations": ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters":
+                                             {"full_attention": {"rope_theta": 5e5}}}, "has both rope_scaling and"),
     "an activation": ("llama", {"hidden_act": "relu2"}, "hidden_act is 'relu2'; wanted 'silu'"),
     "slices": ("llama", {"pretraining_tp": 2}, "pretraining_tp is 2; wanted 1"),
     "a string": ("llama", {"hidden_size": "32"}, "hidden_size is '32'; wanted a positive integer"),
@@ -315,6 +320,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd heads": ("llama", {"head_dim": 7}, "head_dim 7; wanted a number of heads .*, and an even head_dim"),
     "a theta that is none": ("llama", {"rope_theta": "10000"}, "rope_theta is '10000'; wanted a positive number"),
     "a window that is none": ("qwen2", {"layer_types": TYPES}, "layer_types has 'sliding_attention'; wanted a sliding"),
+    **{
+        f"{kind} without a window": (kind, {"sliding_window": None, "layer_types": TYPES},
+                                     "^config.json: layer_types has 'sliding_attention'; wanted a sliding_window$")
+        for kind in ("gemma2", "gemma3_text", "olmo3")
+    },
     "few layers": ("qwen3", {"layer_types": TYPES[:1]}, "wanted 2 times 'full_attention' or 'sliding_attention'"),
     "chunks": ("gemma2", {"layer_types": ["chunked_attention"] * 2}, "layer_types is .*chunked"),
     "both ways": ("gemma3_text", {"use_bidirectional_attention": True}, "attention is True; wanted False"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,17 @@ def test_what_older_checkpoints_hold_beside_weights_is_left_out(tmp_path: Path) 
     aq.save(path, {name: w for name, w in tensors.items() if name != "lm_head.weight"} | {"stranger": np.ones(1)})
     with pytest.raises(aq.FormatError, match=r"2 tensors do not fit .*head.kernel: no tensor .*; stranger: matches no"):
         load_model(path)
+
+
+def test_a_tied_head_that_is_another_matrix_is_refused(tmp_path: Path) -> None:
+    path = small_llama.make(tmp_path, shared=True)
+    tensors = aq.load(path, "numpy")
+    words = tensors["model.embed_tokens.weight"]
+    coarse = aq.quantize(words, "int2")
+    near, other = words * np.float32(1.001), np.roll(words, 1, axis=0)
+    for embedding, head, same in ((words, words, True), (words, near, False), (words, coarse, True),
+                                  (coarse, near, True), (coarse, aq.quantize(other, "int8"), False)):  # fmt: skip
+        path.unlink()
+        aq.save(path, tensors | {"model.embed_tokens.weight": embedding, "lm_head.weight": head})
+        with nullcontext() if same else pytest.raises(aq.FormatError, match=r"lm_head\.weight is another"):
+            load_model(path)
