@@ -54,14 +54,17 @@ class Reranker:
         tokenizer: The model's tokenizer.
         stages: The stages from hidden states to scores.
         max_tokens: The largest number of tokens of a pair; the longer text is cut.
+        pad: The token whose hidden states are not scored, see `Scorer`.
     """
 
     about: ClassVar = "a sequence classifier"
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, stages: Sequence[Stage], max_tokens: int) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, stages: Sequence[Stage], max_tokens: int, *, pad: int | None = None
+    ) -> None:
         self.model, self.tokenizer, self.stages, self.max_tokens = model, tokenizer, tuple(stages), max_tokens
         set_truncation(tokenizer, max_tokens)
-        self._score = BoundProgram(model, partial(score_batch, stages=self.stages))
+        self._score = BoundProgram(model, partial(score_batch, stages=self.stages, pad=pad))
         self._tokens = batch_tokens(model)
 
     @property
@@ -139,12 +142,19 @@ class Reranker:
 
 
 def score_batch(
-    model: Model, ids: Int[Array, "batch tokens"], *rest: Int[Array, "..."], stages: Sequence[Stage]
+    model: Model,
+    ids: Int[Array, "batch tokens"],
+    *rest: Int[Array, "..."],
+    stages: Sequence[Stage],
+    pad: int | None = None,
 ) -> Float[Array, "batch labels"]:
     """Score a padded batch of pairs; `rest` is the types of tokens, if the model has several, and the lengths."""
     *types, lengths = rest
     mask = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
-    return embed(model(ids, mask, *types), mask, stages)
+    hidden = model(ids, mask, *types)
+    if pad is not None:  # of tokens that are all padding, transformers takes the first
+        mask = (mask & (ids != pad)).at[:, 0].set(True)
+    return embed(hidden, mask, stages)
 
 
 def is_reranker(folder: Path, fields: Mapping[str, Any]) -> bool:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import bert_oracle as oracle
+import decoder_oracle
 import numpy as np
 import pytest
 import safetensors.numpy
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
+from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.precision import quantize_embeddings
 from aq_jax.nn.reranker import Reranker
 
@@ -121,6 +124,70 @@ def test_the_command_prints_the_order(tmp_path: Path, run: Any) -> None:
     status, out, _ = run("rank", path, QUERY, "--input", tmp_path / "texts")
     assert (status, len(out.splitlines())) == (0, 3)
     assert out.splitlines()[0].split("  ") == [f"{wanted[0].score:.6f}", wanted[0].text]
+
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+}  # fmt: skip
+WORDS = [("w7 w8", "w9"), ("w10", "w11 w12 w13 w14")]
+
+
+def write_words(folder: Path, pair: str, said: dict[str, Any] | None = None) -> None:
+    """Write a tokenizer of the words w0 to w39, whose pairs have this template."""
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(SIZES["vocab_size"])}, "w5"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [(f"w{i}", i) for i in (3, 4)]
+    made.post_processor = processors.TemplateProcessing("$A", pair=pair, special_tokens=special)
+    made.save(str(folder / "tokenizer.json"))
+    oracle.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | (said or {}))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of a language model that scores pairs."""
+    folder = tmp_path_factory.mktemp("llama")
+    tensors = decoder_oracle.weights("llama", SIZES) | {"score.weight": RNG.normal(size=(2, 32))}
+    tensors = {name: np.asarray(each, np.float32) for name, each in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    fields = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]} | SIZES
+    write_words(folder, "$A $B")
+    oracle.write_json(folder / "config.json", fields)
+    huggingface.to_table(folder, folder / "out" / "m.parquet")
+    return folder / "out" / "m.parquet"
+
+
+@pytest.mark.parametrize(
+    ("pad", "pair", "pairs", "shorter", "same"),
+    [
+        (4, "$A w4 $B w4 w4", WORDS, "$A w4 $B", WORDS),
+        (0, "w3 $A $B", [("w0", "w0")], "w3 $A $B", [("", "")]),
+        (0, "$A $B", [("w0", "w0")], "$A $B", [("w0", "")]),  # all is padding: the first
+    ],
+)
+def test_language_models_score_the_last_token_that_is_no_padding(
+    llama: Path, pad: int, pair: str, pairs: list, shorter: str, same: list
+) -> None:
+    """A token's state does not depend on those after it: without these, and where none is padding, scores are equal."""
+
+    def predict(template: str, pad: int | None, pairs: list[tuple[str, str]]) -> np.ndarray:
+        write_words(llama.parent, template)
+        fields = json.loads((llama.parent / "config.json").read_text())
+        oracle.write_json(llama.parent / "config.json", fields | {"pad_token_id": pad})
+        return load(llama).predict(pairs)
+
+    np.testing.assert_allclose(predict(pair, pad, pairs), predict(shorter, None, same), atol=1e-5)
+
+
+def test_each_family_has_transformers_padding_and_another_kind_is_refused() -> None:
+    read = {kind: family.scorer for kind, family in FAMILIES.items() if family.task == "generate" and family.scorer}
+    pads = {kind: scorer({}).pad for kind, scorer in read.items()}
+    firsts = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0) | dict.fromkeys(("olmo2", "olmo3"), 1)
+    wanted = firsts | {"phi3": 32000, "smollm3": 128004}  # and none of the others
+    assert {kind: pad for kind, pad in pads.items() if pad is not None} == wanted
+    assert read["gemma"]({"pad_token_id": None}).pad is None
+    with pytest.raises(aq.FormatError, match="pad_token_id is '0'; wanted an integer or null"):
+        read["llama"]({"pad_token_id": "0"})
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])

@@ -38,10 +38,12 @@ class Scorer:
         pooling: Which hidden state of a text it takes: of its first token ("cls"), its last, or their mean.
         layers: The names of its layers, and what follows each: an activation of `pooling.ACTIVATIONS`, or "LayerNorm"
             for a layer that is one. The last gives the scores.
+        pad: The token whose hidden states are not taken, wherever it stands; None for no such token.
     """
 
     pooling: Mode
     layers: tuple[tuple[str, str], ...]
+    pad: int | None = None
 
 
 class Config(Protocol):

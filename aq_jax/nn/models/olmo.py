@@ -73,5 +73,5 @@ def _config(fields: Fields, sizes: Sizes, layer: LayerConfig, attentions: tuple[
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-OLMO2 = make_family("olmo2", read_second)
-OLMO3 = make_family("olmo3", read_third)
+OLMO2 = make_family("olmo2", read_second, pad=1)
+OLMO3 = make_family("olmo3", read_third, pad=1)

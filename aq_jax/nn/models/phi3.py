@@ -36,4 +36,4 @@ def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-PHI3 = make_family("phi3", read)
+PHI3 = make_family("phi3", read, pad=32000)

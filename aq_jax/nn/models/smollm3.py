@@ -55,4 +55,4 @@ def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
     return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
 
 
-SMOLLM3 = make_family("smollm3", read)
+SMOLLM3 = make_family("smollm3", read, pad=128004)
