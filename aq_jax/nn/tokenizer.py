@@ -26,6 +26,15 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
+TYPES = "token_type_ids"
+# Classes of transformers whose tokenizers give types of tokens though tokenizer_config.json has no model_input_names.
+WITH_TYPES = {
+    "BertTokenizer", "CanineTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer",
+    "DPRContextEncoderTokenizerFast", "DPRQuestionEncoderTokenizer", "DPRQuestionEncoderTokenizerFast",
+    "DebertaTokenizer", "DebertaV2Tokenizer", "FNetTokenizer", "FNetTokenizerFast", "LayoutLMv2Tokenizer",
+    "LxmertTokenizer", "MarkupLMTokenizer", "MarkupLMTokenizerFast", "MobileBertTokenizer", "MobileBertTokenizerFast",
+    "SqueezeBertTokenizer", "SqueezeBertTokenizerFast", "TapasTokenizer",
+}  # fmt: skip
 # Fields of tokenizer_config.json that are applied here, and fields that change no id of a text.
 APPLIED = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "split_special_tokens", "truncation_side"}
 APPLIED |= {"model_max_length", "max_len", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"}
@@ -71,6 +80,33 @@ def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Toke
     return found
 
 
+def gives_types(folder: Path, extra: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a folder's tokenizer gives a model types of tokens: by model_input_names, or else by its class.
+
+    Args:
+        folder: The folder with tokenizer_config.json and config.json.
+        extra: Fields that override tokenizer_config.json.
+
+    Raises:
+        FormatError: for names that are no list of strings.
+    """
+    said = (read_json(folder, CONFIG, dict) or {}) | dict(extra or {})
+    if "model_input_names" in said:
+        names = said["model_input_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            found = str(names)[:80]
+            raise FormatError(f"{folder / CONFIG}: model_input_names is {found!r}; wanted a list of strings")
+        return TYPES in names
+    kind, own = _classes(said, read_json(folder, "config.json", dict) or {})
+    return own in BERT if kind is None or (own in BERT and kind in BERT) else kind in WITH_TYPES
+
+
+def _classes(said: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """Return the class of transformers that the files name, and that which the family has."""
+    family = family_of(model)
+    return said.get("tokenizer_class") or model.get("tokenizer_class"), None if family is None else family.tokenizer
+
+
 def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
     from transformers import AutoTokenizer
 
@@ -83,9 +119,8 @@ def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str,
     from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordPiece
 
-    kind = said.get("tokenizer_class") or model.get("tokenizer_class")
-    family = family_of(model)
-    is_bert = family is not None and family.tokenizer in BERT and kind in (None, *BERT)
+    kind, own = _classes(said, model)
+    is_bert = own in BERT and kind in (None, *BERT)
     if not is_bert and not said:
         return True  # nothing overrides it
     if not is_bert and kind not in PLAIN:

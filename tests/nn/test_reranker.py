@@ -21,6 +21,7 @@ from aq_jax.converters import huggingface
 from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.precision import quantize_embeddings
 from aq_jax.nn.reranker import Reranker
+from aq_jax.nn.tokenizer import gives_types
 
 QUERY = "quick red cats"
 TEXTS = ["the small sun", "a lazy dog jumps", "cats", "an tall tree in that house on the sea", ""]
@@ -52,8 +53,8 @@ def load(path: Path) -> Reranker:
     return found
 
 
-def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]]) -> np.ndarray:
-    """The logits of pairs, by the oracle: the second text's tokens are of the second type."""
+def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]], typed: bool = True) -> np.ndarray:
+    """The logits of pairs, by the oracle: the second text's tokens are of the second type, if any are."""
     t = {name: np.asarray(array, np.float64) for name, array in tensors.items()}
     types = t["bert.embeddings.token_type_embeddings.weight"]
     out = []
@@ -61,7 +62,7 @@ def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]]) -> np.n
         found = oracle.tokenizer().encode(*pair)
         own = {name.removeprefix("bert."): array for name, array in t.items()}
         # A row a token, so that each has the type that it has: the oracle adds the first.
-        rows = own["embeddings.word_embeddings.weight"][found.ids] + types[found.type_ids] - types[0]
+        rows = own["embeddings.word_embeddings.weight"][found.ids] + types[np.array(found.type_ids) * typed] - types[0]
         own["embeddings.word_embeddings.weight"] = rows
         hidden = oracle.hidden_states(own, range(len(found.ids)), CONFIG)[0]
         pooled = np.tanh(hidden @ t["bert.pooler.dense.weight"].T + t["bert.pooler.dense.bias"])
@@ -94,6 +95,51 @@ def test_several_scores_of_a_pair_are_predicted_and_not_ranked(tmp_path: Path) -
     np.testing.assert_allclose(model.predict(pairs), scores(aq.load(path, "numpy"), pairs), atol=1e-4)
     with pytest.raises(aq.AqError, match="rank: the model gives a pair 3 scores; wanted one"):
         model.rank(QUERY, TEXTS)
+
+
+PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast"}
+NAMES = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+TYPED = [
+    ("bert", {}, True), ("bert", PLAIN, False), ("bert", PLAIN | NAMES, True),
+    ("bert", {"model_input_names": ["input_ids", "attention_mask"]}, False),
+    ("bert", {"tokenizer_class": "BertTokenizerFast"}, True),
+    ("bert", {"tokenizer_class": "DistilBertTokenizer"}, False),
+    ("nomic_bert", {}, True), ("nomic_bert", PLAIN, False), ("distilbert", {"model_max_length": 9}, True),
+    ("roberta", {}, False), ("roberta", NAMES, True), ("roberta", {"tokenizer_class": "BertTokenizer"}, True),
+    ("roberta", {"tokenizer_class": "BertTokenizerFast"}, False),
+    ("xlm-roberta", {"tokenizer_class": "XLMRobertaTokenizerFast"}, False), ("modernbert", PLAIN | NAMES, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said", "typed"), TYPED)
+def test_tokenizers_give_types_by_their_names_or_by_their_class(
+    tmp_path: Path, kind: str, said: dict[str, Any], typed: bool
+) -> None:
+    oracle.write_json(tmp_path / "config.json", {"model_type": kind})
+    oracle.write_json(tmp_path / "tokenizer_config.json", said)
+    assert gives_types(tmp_path) is typed
+    assert gives_types(tmp_path, NAMES)
+    with pytest.raises(aq.FormatError, match=r"tokenizer_config\.json: model_input_names is 'token_type_ids'; wanted"):
+        gives_types(tmp_path, {"model_input_names": "token_type_ids"})
+
+
+def test_pairs_have_types_only_where_the_tokenizer_gives_them(tmp_path: Path) -> None:
+    path = make(tmp_path / "m")
+    tensors, pairs = aq.load(path, "numpy"), [(QUERY, TEXTS[1])]
+    plain, typed = scores(tensors, pairs, False), scores(tensors, pairs)
+    assert np.abs(plain - typed).max() > 0.1
+    for said, wanted in ((PLAIN, plain), (PLAIN | NAMES, typed)):
+        oracle.write_json(path.parent / "tokenizer_config.json", said)
+        np.testing.assert_allclose(load(path).predict(pairs), 1 / (1 + np.exp(-wanted)), atol=1e-5)
+
+
+def test_a_type_that_the_model_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    few = {"bert.embeddings.token_type_embeddings.weight": np.ones((1, 32))}
+    path = make(tmp_path / "m", CONFIG | {"type_vocab_size": 1}, **few)
+    with pytest.raises(aq.AqError, match=r"predict: the tokenizer gives tokens of type 1; type_vocab_size in"):
+        load(path).predict([(QUERY, TEXTS[1])])
+    oracle.write_json(path.parent / "tokenizer_config.json", PLAIN)
+    assert load(path).predict([(QUERY, TEXTS[1])]).shape == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -250,3 +296,60 @@ def test_texts_are_ranked_and_embeddings_rounded_as_by_sentence_transformers(tmp
     floats = np.random.default_rng(1).normal(size=(120, 19)).astype(np.float32)
     for name, array in np.load(tmp_path / "rounded.npz").items():
         np.testing.assert_array_equal(quantize_embeddings(floats, name), array)
+
+
+# By name: the model_type, what differs from SIZES, the template of pairs, and what tokenizer_config.json says.
+FIRST, LAST = "w3 $A w4 $B:1 w4:1", "$A w4 $B w4"
+SCORED: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "bert": ("bert", {}, FIRST, {}),
+    "bert of types": ("bert", {}, FIRST, NAMES),
+    "roberta": ("roberta", {"type_vocab_size": 2}, FIRST, {}),
+    "roberta of types": ("roberta", {"type_vocab_size": 2}, FIRST, NAMES),
+    "nomic": ("nomic_bert", {"pad_token_id": 0}, FIRST, {}),
+    "llama": ("llama", {"pad_token_id": 4}, LAST, {"pad_token": "w4", "eos_token": "w4"}),
+    "llama of other padding": ("llama", {"pad_token_id": 0}, LAST, {}),
+    "llama of none": ("llama", {"pad_token_id": None}, LAST, {}),
+    "gemma": ("gemma", {"head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 4}, LAST, {}),
+}
+PREDICTIONS = """
+import json, sys
+from pathlib import Path
+import torch
+from sentence_transformers import CrossEncoder
+from transformers import AutoConfig, AutoModelForSequenceClassification
+cases, pairs, folder = json.loads(sys.argv[1])
+out = {}
+for name, (kind, fields) in cases.items():
+    torch.manual_seed(0)
+    here = Path(folder, name)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **fields))
+    with torch.no_grad():
+        for each in model.parameters():
+            each.normal_(0, 0.3)
+    model.save_pretrained(here)
+    out[name] = CrossEncoder(str(here), device="cpu").predict(pairs, batch_size=1).tolist()
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+def test_scores_of_each_kind_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+    for package in ("torch", "sentence_transformers"):
+        if importlib.util.find_spec(package) is None or sys.modules.get(package, ...) is None:
+            pytest.skip(f"needs {package}")
+    few = {name: size for name, size in SIZES.items() if name not in ("num_key_value_heads", "tie_word_embeddings")}
+    for name, (_, _, template, said) in SCORED.items():
+        (tmp_path / name).mkdir()
+        write_words(tmp_path / name, template, {"pad_token": "w0"} | said)
+    cases = {name: (kind, few | {"num_labels": 2} | fields) for name, (kind, fields, _, _) in SCORED.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICTIONS, json.dumps([cases, WORDS, str(tmp_path)])],
+        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, wanted in json.loads(done.stdout.splitlines()[-1]).items():
+        huggingface.to_table(tmp_path / name, tmp_path / "tables" / name / "m.parquet")
+        found = load(tmp_path / "tables" / name / "m.parquet").predict(WORDS)
+        assert np.std(wanted) > 0.1
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
