@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+MAP, ADDED = "special_tokens_map.json", "added_tokens.json"  # files of older versions
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 BERT = ("BertTokenizer", "BertTokenizerFast")
 PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -107,11 +108,20 @@ def _classes(said: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Any, st
     return said.get("tokenizer_class") or model.get("tokenizer_class"), None if family is None else family.tokenizer
 
 
-def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
+def _with_map(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of tokenizer_config.json, under those of the file of older versions where that is read."""
+    older = {} if "added_tokens_decoder" in said else read_json(folder, MAP, dict)
+    return dict(said) | (older or {})
+
+
+def _transformers(folder: Path, extra: Mapping[str, Any] | None = None) -> Any:
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **(extra or {}))
-    return made.backend_tokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **(extra or {}))
+
+
+def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
+    return _transformers(folder, extra).backend_tokenizer
 
 
 def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str, Any], model: dict[str, Any]) -> bool:
@@ -121,12 +131,12 @@ def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str,
 
     kind, own = _classes(said, model)
     is_bert = own in BERT and kind in (None, *BERT)
-    if not is_bert and not said:
+    if not said and (kind or own) is None and not any((folder / name).exists() for name in (MAP, ADDED)):
         return True  # nothing overrides it
     if not is_bert and kind not in PLAIN:
         return False
     added, known = found.get_added_tokens_decoder(), "added_tokens_decoder" in said
-    tokens = said if known else said | (read_json(folder, "special_tokens_map.json", dict) or {})
+    tokens = _with_map(folder, said)
     named = {name: _content(tokens[name]) for name in NAMED if tokens.get(name) is not None}
     if is_bert:
         named = BERT_TOKENS | named
@@ -139,7 +149,7 @@ def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str,
         and all(other in here for other in others)
         and all(token.special for token in added.values() if token.content in named.values())
         and all(_is_plain(tokens.get(name)) for name, content in named.items() if content not in here)
-        and (known or not (folder / "added_tokens.json").exists())
+        and (known or not (folder / ADDED).exists())
         and (not known or _same_tokens(said["added_tokens_decoder"], added))
     ):
         return False

@@ -103,6 +103,6 @@ def _config(
     )  # fmt: skip
 
 
-GEMMA = make_family("gemma", read_first, pad=0)
-GEMMA2 = make_family("gemma2", read_second, pad=0)
-GEMMA3 = make_family("gemma3_text", read_third, pad=0)
+GEMMA = make_family("gemma", read_first, pad=0, tokenizer="GemmaTokenizer")
+GEMMA2 = make_family("gemma2", read_second, pad=0, tokenizer="GemmaTokenizer")
+GEMMA3 = make_family("gemma3_text", read_third, pad=0, tokenizer="GemmaTokenizer")

@@ -70,5 +70,5 @@ def read_reaches(fields: Fields, layers: int) -> list[int | None]:
     return [reach_of(window) if kind == SLIDING else None for kind in kinds]
 
 
-QWEN2 = make_family("qwen2", partial(read, third=False))
-QWEN3 = make_family("qwen3", partial(read, third=True))
+QWEN2 = make_family("qwen2", partial(read, third=False), tokenizer="Qwen2Tokenizer")
+QWEN3 = make_family("qwen3", partial(read, third=True), tokenizer="Qwen2Tokenizer")
