@@ -7,7 +7,7 @@ describes, is done here; any other folder is left to transformers itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,36 @@ def _classes(said: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Any, st
     """Return the class of transformers that the files name, and that which the family has."""
     family = family_of(model)
     return said.get("tokenizer_class") or model.get("tokenizer_class"), None if family is None else family.tokenizer
+
+
+def read_special_tokens(folder: Path, needed: Collection[str]) -> dict[str, str]:
+    """Read the special tokens that transformers gives to templates, by their names, such as "eos_token".
+
+    Classes have tokens of their own, which the files need not name: then transformers itself is asked.
+
+    Args:
+        folder: The folder of `read_tokenizer`.
+        needed: The names that matter: of others, some that only a class has may be missing.
+
+    Raises:
+        FormatError: if transformers cannot tell.
+    """
+    said, model = read_json(folder, CONFIG, dict) or {}, read_json(folder, "config.json", dict) or {}
+    tokens = _with_map(folder, said)
+    extra = tokens.get("extra_special_tokens")
+    given = {name: _content(token) for name, token in tokens.items() if name.endswith("_token")}
+    given |= {name: _content(token) for name, token in (extra.items() if isinstance(extra, dict) else ())}
+    kind, own = _classes(said, model)
+    if (kind or own) not in (None, *PLAIN) and not given.keys() >= set(needed):
+        try:
+            given = _transformers(folder).special_tokens_map
+        except Exception as error:  # whatever transformers raises
+            unnamed = ", ".join(sorted(set(needed) - given.keys()))
+            raise FormatError(
+                f"{folder / CONFIG}: names no {unnamed}, which the chat template may need, and no {kind or own} can be "
+                f"built to ask: {error}"
+            ) from None
+    return {name: token for name, token in given.items() if isinstance(token, str)}
 
 
 def _with_map(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokenizers of folders are those of transformers, which is asked where the files do not tell."""
+"""Tokenizers and special tokens of folders are those of transformers, which is asked where the files do not tell."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bert_oracle as oracle
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+import aq_jax as aq
 from aq_jax.nn import tokenizer
+from aq_jax.nn.chat import read_chat_template
 from aq_jax.nn.tokenizer import WITH_TYPES, read_tokenizer
 
+CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast"}
 MAP = {"special_tokens_map.json": {"cls_token": "<extra>"}}
 ADDED = {"added_tokens.json": {"<extra>": 100}}
@@ -53,6 +58,39 @@ def test_transformers_is_asked_where_it_does_not_take_the_file_as_it_is(
     write(tmp_path, kind, said, files)
     read_tokenizer(tmp_path)
     assert calls == [tmp_path] * asked
+
+
+def test_templates_get_the_tokens_that_files_name_and_those_of_the_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rendered(said: dict[str, Any], source: str = TEMPLATE, files: dict[str, Any] | None = None) -> str:
+        write(tmp_path, "llama", said | {"chat_template": source}, files)
+        found = read_chat_template(tmp_path)
+        assert found is not None
+        return found.render(CHAT)
+
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>", "__type": "AddedToken"}, "img_token": "<i>"}
+    extra = {"extra_special_tokens": {"image_token": "<img>"}}
+    monkeypatch.setattr(tokenizer, "_transformers", None)  # it is not asked
+    for kind in ("PreTrainedTokenizerFast", "Qwen2Tokenizer"):
+        said = {"tokenizer_class": kind} | named | extra
+        assert rendered(said) == "<s>hello</s>world</s>"
+        assert rendered(said, "{{ image_token }}{{ img_token }}") == "<img><i>"
+    assert rendered(PLAIN) == "helloworld"
+    assert (
+        rendered({"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "</s>"}) == "hello</s>world</s>"
+    )
+    older = {"special_tokens_map.json": {"eos_token": "<e>"}}
+    assert rendered(PLAIN | named, files=older) == "<s>hello<e>world<e>"
+    assert rendered(PLAIN | named | {"added_tokens_decoder": {}}, files=older) == "<s>hello</s>world</s>"
+
+    (tmp_path / "special_tokens_map.json").unlink()
+    monkeypatch.setattr(tokenizer, "_transformers", lambda _: SimpleNamespace(special_tokens_map={"eos_token": "<o>"}))
+    assert rendered({"tokenizer_class": "Qwen2Tokenizer"}) == "hello<o>world<o>"
+    monkeypatch.setattr(tokenizer, "_transformers", None)
+    wanted = r"tokenizer_config\.json: names no bos_token, eos_token, which the chat template may need, and no Odd can"
+    with pytest.raises(aq.FormatError, match=wanted):
+        rendered({"tokenizer_class": "Odd"})
 
 
 # ------------------------------------------------------------------------------------------------ transformers
@@ -94,6 +132,11 @@ CASES: dict[str, tuple[Any, str, dict[str, Any] | None, dict[str, Any]]] = {
     "llama": (bytes_of_pairs, "llama", None, {}),
     "llama and a map": (bytes_of_pairs, "llama", None, MAP),
     "llama and added tokens": (bytes_of_pairs, "llama", None, {"added_tokens.json": {"<extra>": 261}}),
+    "nothing named, GPT-2": (bytes_of_pairs, "llama", {"tokenizer_class": "GPT2Tokenizer"}, {}),
+    "nothing named, Qwen": (bytes_of_pairs, "qwen2", {"tokenizer_class": "Qwen2Tokenizer"}, {}),
+    "nothing named, Gemma": (bytes_of_pairs, "gemma", {"tokenizer_class": "GemmaTokenizer"}, {}),
+    "nothing named, Llama": (bytes_of_pairs, "llama", {"tokenizer_class": "LlamaTokenizer"}, {}),
+    "an image": (bytes_of_pairs, "llama", PLAIN | {"extra_special_tokens": {"image_token": "<i>"}}, {}),
 }  # fmt: skip
 THEIRS = """
 import json, sys
@@ -102,15 +145,17 @@ from pathlib import Path
 import transformers
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+from aq_jax.nn.chat import read_chat_template
 from aq_jax.nn.tokenizer import read_tokenizer
-folder, names, texts = json.loads(sys.argv[1])
+folder, names, texts, chat = json.loads(sys.argv[1])
 out = {}
 for name in names:
     here = Path(folder, name)
     theirs = AutoTokenizer.from_pretrained(here)
+    rendered = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     ours = read_tokenizer(here)
     ids = [theirs(text)["input_ids"] for text in texts]
-    out[name] = [ids, [ours.encode(text).ids for text in texts]]
+    out[name] = [[ids, rendered], [[ours.encode(text).ids for text in texts], read_chat_template(here).render(chat)]]
 typed = []
 others = (name for name in dir(transformers) if "Tokenizer" in name)
 for name in {*filter(None, TOKENIZER_MAPPING_NAMES.values()), *others}:
@@ -124,14 +169,15 @@ print(json.dumps([out, typed]))
 
 
 @pytest.mark.slow  # importing transformers takes longer than all other tests here
-def test_ids_and_types_are_those_of_transformers(tmp_path: Path) -> None:
+def test_ids_special_tokens_and_types_are_those_of_transformers(tmp_path: Path) -> None:
     for name, (make, kind, said, files) in CASES.items():
         (tmp_path / name).mkdir()
         make().save(str(tmp_path / name / "tokenizer.json"))
         write(tmp_path / name, kind, said, files)
+        (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE + "{{ image_token }}")
     texts = ["hello world", "  Hello  w\u00f6rld", "a<s>b </s> c", "", "<pad>z <extra> q ", "don't I'll"]
     done = subprocess.run(
-        [sys.executable, "-c", THEIRS, json.dumps([str(tmp_path), list(CASES), texts])],
+        [sys.executable, "-c", THEIRS, json.dumps([str(tmp_path), list(CASES), texts, CHAT])],
         env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path)},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
