@@ -6,6 +6,7 @@ Templates are programs of others: they run in jinja2's sandbox, with what transf
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aq_jax.errors import AqError, FormatError
-from aq_jax.nn.tokenizer import CONFIG, NAMED
+from aq_jax.nn.tokenizer import CONFIG, read_special_tokens
 from aq_jax.store.jsonfile import read_json
 
 if TYPE_CHECKING:
@@ -114,11 +115,10 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     """Read a folder's template: chat_template.jinja, or else that of tokenizer_config.json; None if there is none.
 
     Raises:
-        FormatError: for a template that is no text, and for several of which none is the default.
+        FormatError: for a template that is no text, for several of which none is the default, and as
+            `read_special_tokens`.
     """
     said = read_json(folder, CONFIG, dict) or {}
-    named = (read_json(folder, "special_tokens_map.json", dict) or {}) | said
-    tokens = {name: token.get("content") if isinstance(token := named.get(name), dict) else token for name in NAMED}
     file, found = folder / CONFIG, said.get("chat_template")
     if (folder / FILE).exists():
         file = folder / FILE
@@ -130,8 +130,10 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         found = found["default"]
     if not isinstance(found, str | None):
         raise FormatError(f"{file}: chat_template is {str(found)[:80]!r}; wanted a text")
-    strings = {name: token for name, token in tokens.items() if isinstance(token, str)}
-    return None if found is None else ChatTemplate(found, strings, str(file))
+    if found is None:
+        return None
+    used = {"eos_token", *re.findall(r"\w+_token\b", found)}  # the first also ends a message, see `Generator`
+    return ChatTemplate(found, read_special_tokens(folder, used), str(file))
 
 
 def _read_text(file: Path) -> str:

@@ -24,6 +24,7 @@ from aq_jax.nn.reranker import Reranker, is_reranker, read_scoring_stages
 from aq_jax.nn.sentences import (
     ONLY,
     ONLY_OF_SCORES,
+    gives_token_types,
     read_max_tokens,
     read_model_settings,
     read_sentence_tokenizer,
@@ -104,8 +105,10 @@ def load_model(
     if scores and family.scorer is not None:
         least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
         most = read_max_tokens(*read_model_settings(folder, ONLY_OF_SCORES), config.max_position_embeddings, least)
-        stages = read_scoring_stages(family.scorer(architecture.fields), folder, architecture.fields, tensors)
-        return Reranker(model, tokenizer, stages, most)
+        scorer = family.scorer(architecture.fields)
+        stages = read_scoring_stages(scorer, folder, architecture.fields, tensors)
+        types = gives_token_types(folder, ONLY_OF_SCORES)
+        return Reranker(model, tokenizer, stages, most, pad=scorer.pad, types=types)
     least = tokenizer.num_special_tokens_to_add(is_pair=False) + 1
     sentences = read_sentences(folder, config.max_position_embeddings, config.hidden_size, least)
     return Encoder(model, tokenizer, sentences)

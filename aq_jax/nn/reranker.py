@@ -54,14 +54,26 @@ class Reranker:
         tokenizer: The model's tokenizer.
         stages: The stages from hidden states to scores.
         max_tokens: The largest number of tokens of a pair; the longer text is cut.
+        pad: The token whose hidden states are not scored, see `Scorer`.
+        types: Whether the tokenizer gives the model the types of tokens, if it has several; else all are 0.
     """
 
     about: ClassVar = "a sequence classifier"
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, stages: Sequence[Stage], max_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        stages: Sequence[Stage],
+        max_tokens: int,
+        *,
+        pad: int | None = None,
+        types: bool = True,
+    ) -> None:
         self.model, self.tokenizer, self.stages, self.max_tokens = model, tokenizer, tuple(stages), max_tokens
+        self._types = getattr(model.config, "type_vocab_size", 0) if types else 0
         set_truncation(tokenizer, max_tokens)
-        self._score = BoundProgram(model, partial(score_batch, stages=self.stages))
+        self._score = BoundProgram(model, partial(score_batch, stages=self.stages, pad=pad))
         self._tokens = batch_tokens(model)
 
     @property
@@ -122,7 +134,8 @@ class Reranker:
             progress: A callback that gets a word, how many pairs were just done, and how many there are.
 
         Raises:
-            AqError: for pairs that are none, and for a text with a token that the model has no row for.
+            AqError: for pairs that are none, and for a text with a token, or a type of one, that the model has no row
+                for.
         """
         given = [tuple(pair) for pair in pairs]
         if not all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in given):
@@ -133,18 +146,30 @@ class Reranker:
             note = f"{cut} of {len(texts)} pairs are longer than {self.max_tokens} tokens, and were cut"
             warnings.warn(note, stacklevel=2)
         ids, types = ([np.asarray(getattr(each, name), np.int32) for each in found] for name in ("ids", "type_ids"))
-        numbers = [ids, types] if getattr(self.model.config, "type_vocab_size", 0) > 1 else [ids]
+        if self._types and (most := max((int(each.max(initial=0)) for each in types), default=0)) >= self._types:
+            raise AqError(
+                f"predict: the tokenizer gives tokens of type {most}; type_vocab_size in config.json is {self._types}: "
+                "leave token_type_ids out of model_input_names"
+            )
+        numbers = [ids, types] if self._types > 1 else [ids]
         parts = run_in_batches(self._score, numbers, self.max_tokens, self._tokens, progress)
         return in_order(parts, len(texts), self.labels)
 
 
 def score_batch(
-    model: Model, ids: Int[Array, "batch tokens"], *rest: Int[Array, "..."], stages: Sequence[Stage]
+    model: Model,
+    ids: Int[Array, "batch tokens"],
+    *rest: Int[Array, "..."],
+    stages: Sequence[Stage],
+    pad: int | None = None,
 ) -> Float[Array, "batch labels"]:
     """Score a padded batch of pairs; `rest` is the types of tokens, if the model has several, and the lengths."""
     *types, lengths = rest
     mask = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
-    return embed(model(ids, mask, *types), mask, stages)
+    hidden = model(ids, mask, *types)
+    if pad is not None:  # of tokens that are all padding, transformers takes the first
+        mask = (mask & (ids != pad)).at[:, 0].set(True)
+    return embed(hidden, mask, stages)
 
 
 def is_reranker(folder: Path, fields: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from aq_jax.errors import AqError, FormatError
 from aq_jax.nn.pooling import Dense, Pooling, Stage, embed, normalize
 from aq_jax.nn.stages import read_stages
 from aq_jax.nn.static import find_static, read_static_stages, read_static_tokenizer, read_tokens
-from aq_jax.nn.tokenizer import CONFIG, prepend_lower_case, read_tokenizer, replace_surrogates
+from aq_jax.nn.tokenizer import CONFIG, gives_types, prepend_lower_case, read_tokenizer, replace_surrogates
 from aq_jax.store.folders import Folder
 from aq_jax.store.jsonfile import read_json
 from aq_jax.store.modules import MODULES, read_modules, transformer_path
@@ -260,6 +260,12 @@ def read_sentence_tokenizer(folder: Path, only: Mapping[str, tuple[Any, ...]] = 
     if lower:
         prepend_lower_case(tokenizer)
     return tokenizer
+
+
+def gives_token_types(folder: Path, only: Mapping[str, tuple[Any, ...]] = ONLY) -> bool:
+    """Tell whether a folder's tokenizer gives a model types of tokens (see `gives_types`)."""
+    here, own, file = read_model_settings(folder, only)
+    return gives_types(here, _tokenizer_arguments(own, here / file))
 
 
 def _tokenizer_arguments(own: Mapping[str, Any], where: Path) -> dict[str, Any]:

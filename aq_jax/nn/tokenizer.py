@@ -7,7 +7,7 @@ describes, is done here; any other folder is left to transformers itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+MAP, ADDED = "special_tokens_map.json", "added_tokens.json"  # files of older versions
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 BERT = ("BertTokenizer", "BertTokenizerFast")
 PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}  # fmt: skip
+TYPES = "token_type_ids"
+# Classes of transformers whose tokenizers give types of tokens though tokenizer_config.json has no model_input_names.
+WITH_TYPES = {
+    "BertTokenizer", "CanineTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer",
+    "DPRContextEncoderTokenizerFast", "DPRQuestionEncoderTokenizer", "DPRQuestionEncoderTokenizerFast",
+    "DebertaTokenizer", "DebertaV2Tokenizer", "FNetTokenizer", "FNetTokenizerFast", "LayoutLMv2Tokenizer",
+    "LxmertTokenizer", "MarkupLMTokenizer", "MarkupLMTokenizerFast", "MobileBertTokenizer", "MobileBertTokenizerFast",
+    "SqueezeBertTokenizer", "SqueezeBertTokenizerFast", "TapasTokenizer",
 }  # fmt: skip
 # Fields of tokenizer_config.json that are applied here, and fields that change no id of a text.
 APPLIED = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "split_special_tokens", "truncation_side"}
@@ -71,11 +81,77 @@ def read_tokenizer(folder: Path, extra: Mapping[str, Any] | None = None) -> Toke
     return found
 
 
-def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
+def gives_types(folder: Path, extra: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a folder's tokenizer gives a model types of tokens: by model_input_names, or else by its class.
+
+    Args:
+        folder: The folder with tokenizer_config.json and config.json.
+        extra: Fields that override tokenizer_config.json.
+
+    Raises:
+        FormatError: for names that are no list of strings.
+    """
+    said = (read_json(folder, CONFIG, dict) or {}) | dict(extra or {})
+    if "model_input_names" in said:
+        names = said["model_input_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            found = str(names)[:80]
+            raise FormatError(f"{folder / CONFIG}: model_input_names is {found!r}; wanted a list of strings")
+        return TYPES in names
+    kind, own = _classes(said, read_json(folder, "config.json", dict) or {})
+    return own in BERT if kind is None or (own in BERT and kind in BERT) else kind in WITH_TYPES
+
+
+def _classes(said: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """Return the class of transformers that the files name, and that which the family has."""
+    family = family_of(model)
+    return said.get("tokenizer_class") or model.get("tokenizer_class"), None if family is None else family.tokenizer
+
+
+def read_special_tokens(folder: Path, needed: Collection[str]) -> dict[str, str]:
+    """Read the special tokens that transformers gives to templates, by their names, such as "eos_token".
+
+    Classes have tokens of their own, which the files need not name: then transformers itself is asked.
+
+    Args:
+        folder: The folder of `read_tokenizer`.
+        needed: The names that matter: of others, some that only a class has may be missing.
+
+    Raises:
+        FormatError: if transformers cannot tell.
+    """
+    said, model = read_json(folder, CONFIG, dict) or {}, read_json(folder, "config.json", dict) or {}
+    tokens = _with_map(folder, said)
+    extra = tokens.get("extra_special_tokens")
+    given = {name: _content(token) for name, token in tokens.items() if name.endswith("_token")}
+    given |= {name: _content(token) for name, token in (extra.items() if isinstance(extra, dict) else ())}
+    kind, own = _classes(said, model)
+    if (kind or own) not in (None, *PLAIN) and not given.keys() >= set(needed):
+        try:
+            given = _transformers(folder).special_tokens_map
+        except Exception as error:  # whatever transformers raises
+            unnamed = ", ".join(sorted(set(needed) - given.keys()))
+            raise FormatError(
+                f"{folder / CONFIG}: names no {unnamed}, which the chat template may need, and no {kind or own} can be "
+                f"built to ask: {error}"
+            ) from None
+    return {name: token for name, token in given.items() if isinstance(token, str)}
+
+
+def _with_map(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of tokenizer_config.json, under those of the file of older versions where that is read."""
+    older = {} if "added_tokens_decoder" in said else read_json(folder, MAP, dict)
+    return dict(said) | (older or {})
+
+
+def _transformers(folder: Path, extra: Mapping[str, Any] | None = None) -> Any:
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **(extra or {}))
-    return made.backend_tokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **(extra or {}))
+
+
+def _by_transformers(folder: Path, extra: Mapping[str, Any] | None) -> Tokenizer:
+    return _transformers(folder, extra).backend_tokenizer
 
 
 def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str, Any], model: dict[str, Any]) -> bool:
@@ -83,15 +159,14 @@ def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str,
     from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordPiece
 
-    kind = said.get("tokenizer_class") or model.get("tokenizer_class")
-    family = family_of(model)
-    is_bert = family is not None and family.tokenizer in BERT and kind in (None, *BERT)
-    if not is_bert and not said:
+    kind, own = _classes(said, model)
+    is_bert = own in BERT and kind in (None, *BERT)
+    if not said and (kind or own) is None and not any((folder / name).exists() for name in (MAP, ADDED)):
         return True  # nothing overrides it
     if not is_bert and kind not in PLAIN:
         return False
     added, known = found.get_added_tokens_decoder(), "added_tokens_decoder" in said
-    tokens = said if known else said | (read_json(folder, "special_tokens_map.json", dict) or {})
+    tokens = _with_map(folder, said)
     named = {name: _content(tokens[name]) for name in NAMED if tokens.get(name) is not None}
     if is_bert:
         named = BERT_TOKENS | named
@@ -104,7 +179,7 @@ def _configure_like_transformers(found: Tokenizer, folder: Path, said: dict[str,
         and all(other in here for other in others)
         and all(token.special for token in added.values() if token.content in named.values())
         and all(_is_plain(tokens.get(name)) for name, content in named.items() if content not in here)
-        and (known or not (folder / "added_tokens.json").exists())
+        and (known or not (folder / ADDED).exists())
         and (not known or _same_tokens(said["added_tokens_decoder"], added))
     ):
         return False

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import bert_oracle as oracle
+import decoder_oracle
 import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import run_alone
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
+from aq_jax.nn.models import FAMILIES
 from aq_jax.nn.precision import quantize_embeddings
 from aq_jax.nn.reranker import Reranker
+from aq_jax.nn.tokenizer import gives_types
 
 QUERY = "quick red cats"
 TEXTS = ["the small sun", "a lazy dog jumps", "cats", "an tall tree in that house on the sea", ""]
@@ -49,8 +53,8 @@ def load(path: Path) -> Reranker:
     return found
 
 
-def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]]) -> np.ndarray:
-    """The logits of pairs, by the oracle: the second text's tokens are of the second type."""
+def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]], typed: bool = True) -> np.ndarray:
+    """The logits of pairs, by the oracle: the second text's tokens are of the second type, if any are."""
     t = {name: np.asarray(array, np.float64) for name, array in tensors.items()}
     types = t["bert.embeddings.token_type_embeddings.weight"]
     out = []
@@ -58,7 +62,7 @@ def scores(tensors: dict[str, np.ndarray], pairs: list[tuple[str, str]]) -> np.n
         found = oracle.tokenizer().encode(*pair)
         own = {name.removeprefix("bert."): array for name, array in t.items()}
         # A row a token, so that each has the type that it has: the oracle adds the first.
-        rows = own["embeddings.word_embeddings.weight"][found.ids] + types[found.type_ids] - types[0]
+        rows = own["embeddings.word_embeddings.weight"][found.ids] + types[np.array(found.type_ids) * typed] - types[0]
         own["embeddings.word_embeddings.weight"] = rows
         hidden = oracle.hidden_states(own, range(len(found.ids)), CONFIG)[0]
         pooled = np.tanh(hidden @ t["bert.pooler.dense.weight"].T + t["bert.pooler.dense.bias"])
@@ -93,6 +97,51 @@ def test_several_scores_of_a_pair_are_predicted_and_not_ranked(tmp_path: Path) -
         model.rank(QUERY, TEXTS)
 
 
+PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast"}
+NAMES = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+TYPED = [
+    ("bert", {}, True), ("bert", PLAIN, False), ("bert", PLAIN | NAMES, True),
+    ("bert", {"model_input_names": ["input_ids", "attention_mask"]}, False),
+    ("bert", {"tokenizer_class": "BertTokenizerFast"}, True),
+    ("bert", {"tokenizer_class": "DistilBertTokenizer"}, False),
+    ("nomic_bert", {}, True), ("nomic_bert", PLAIN, False), ("distilbert", {"model_max_length": 9}, True),
+    ("roberta", {}, False), ("roberta", NAMES, True), ("roberta", {"tokenizer_class": "BertTokenizer"}, True),
+    ("roberta", {"tokenizer_class": "BertTokenizerFast"}, False),
+    ("xlm-roberta", {"tokenizer_class": "XLMRobertaTokenizerFast"}, False), ("modernbert", PLAIN | NAMES, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said", "typed"), TYPED)
+def test_tokenizers_give_types_by_their_names_or_by_their_class(
+    tmp_path: Path, kind: str, said: dict[str, Any], typed: bool
+) -> None:
+    oracle.write_json(tmp_path / "config.json", {"model_type": kind})
+    oracle.write_json(tmp_path / "tokenizer_config.json", said)
+    assert gives_types(tmp_path) is typed
+    assert gives_types(tmp_path, NAMES)
+    with pytest.raises(aq.FormatError, match=r"tokenizer_config\.json: model_input_names is 'token_type_ids'; wanted"):
+        gives_types(tmp_path, {"model_input_names": "token_type_ids"})
+
+
+def test_pairs_have_types_only_where_the_tokenizer_gives_them(tmp_path: Path) -> None:
+    path = make(tmp_path / "m")
+    tensors, pairs = aq.load(path, "numpy"), [(QUERY, TEXTS[1])]
+    plain, typed = scores(tensors, pairs, False), scores(tensors, pairs)
+    assert np.abs(plain - typed).max() > 0.1
+    for said, wanted in ((PLAIN, plain), (PLAIN | NAMES, typed)):
+        oracle.write_json(path.parent / "tokenizer_config.json", said)
+        np.testing.assert_allclose(load(path).predict(pairs), 1 / (1 + np.exp(-wanted)), atol=1e-5)
+
+
+def test_a_type_that_the_model_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    few = {"bert.embeddings.token_type_embeddings.weight": np.ones((1, 32))}
+    path = make(tmp_path / "m", CONFIG | {"type_vocab_size": 1}, **few)
+    with pytest.raises(aq.AqError, match=r"predict: the tokenizer gives tokens of type 1; type_vocab_size in"):
+        load(path).predict([(QUERY, TEXTS[1])])
+    oracle.write_json(path.parent / "tokenizer_config.json", PLAIN)
+    assert load(path).predict([(QUERY, TEXTS[1])]).shape == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("said", "activation"),
     [
@@ -121,6 +170,70 @@ def test_the_command_prints_the_order(tmp_path: Path, run: Any) -> None:
     status, out, _ = run("rank", path, QUERY, "--input", tmp_path / "texts")
     assert (status, len(out.splitlines())) == (0, 3)
     assert out.splitlines()[0].split("  ") == [f"{wanted[0].score:.6f}", wanted[0].text]
+
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+}  # fmt: skip
+WORDS = [("w7 w8", "w9"), ("w10", "w11 w12 w13 w14")]
+
+
+def write_words(folder: Path, pair: str, said: dict[str, Any] | None = None) -> None:
+    """Write a tokenizer of the words w0 to w39, whose pairs have this template."""
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(SIZES["vocab_size"])}, "w5"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [(f"w{i}", i) for i in (3, 4)]
+    made.post_processor = processors.TemplateProcessing("$A", pair=pair, special_tokens=special)
+    made.save(str(folder / "tokenizer.json"))
+    oracle.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | (said or {}))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of a language model that scores pairs."""
+    folder = tmp_path_factory.mktemp("llama")
+    tensors = decoder_oracle.weights("llama", SIZES) | {"score.weight": RNG.normal(size=(2, 32))}
+    tensors = {name: np.asarray(each, np.float32) for name, each in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    fields = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]} | SIZES
+    write_words(folder, "$A $B")
+    oracle.write_json(folder / "config.json", fields)
+    huggingface.to_table(folder, folder / "out" / "m.parquet")
+    return folder / "out" / "m.parquet"
+
+
+@pytest.mark.parametrize(
+    ("pad", "pair", "pairs", "shorter", "same"),
+    [
+        (4, "$A w4 $B w4 w4", WORDS, "$A w4 $B", WORDS),
+        (0, "w3 $A $B", [("w0", "w0")], "w3 $A $B", [("", "")]),
+        (0, "$A $B", [("w0", "w0")], "$A $B", [("w0", "")]),  # all is padding: the first
+    ],
+)
+def test_language_models_score_the_last_token_that_is_no_padding(
+    llama: Path, pad: int, pair: str, pairs: list, shorter: str, same: list
+) -> None:
+    """A token's state does not depend on those after it: without these, and where none is padding, scores are equal."""
+
+    def predict(template: str, pad: int | None, pairs: list[tuple[str, str]]) -> np.ndarray:
+        write_words(llama.parent, template)
+        fields = json.loads((llama.parent / "config.json").read_text())
+        oracle.write_json(llama.parent / "config.json", fields | {"pad_token_id": pad})
+        return load(llama).predict(pairs)
+
+    np.testing.assert_allclose(predict(pair, pad, pairs), predict(shorter, None, same), atol=1e-5)
+
+
+def test_each_family_has_transformers_padding_and_another_kind_is_refused() -> None:
+    read = {kind: family.scorer for kind, family in FAMILIES.items() if family.task == "generate" and family.scorer}
+    pads = {kind: scorer({}).pad for kind, scorer in read.items()}
+    firsts = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 0) | dict.fromkeys(("olmo2", "olmo3"), 1)
+    wanted = firsts | {"phi3": 32000, "smollm3": 128004}  # and none of the others
+    assert {kind: pad for kind, pad in pads.items() if pad is not None} == wanted
+    assert read["gemma"]({"pad_token_id": None}).pad is None
+    with pytest.raises(aq.FormatError, match="pad_token_id is '0'; wanted an integer or null"):
+        read["llama"]({"pad_token_id": "0"})
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
@@ -178,3 +291,60 @@ def test_texts_are_ranked_and_embeddings_rounded_as_by_sentence_transformers(tmp
     floats = np.random.default_rng(1).normal(size=(120, 19)).astype(np.float32)
     for name, array in np.load(tmp_path / "rounded.npz").items():
         np.testing.assert_array_equal(quantize_embeddings(floats, name), array)
+
+
+# By name: the model_type, what differs from SIZES, the template of pairs, and what tokenizer_config.json says.
+FIRST, LAST = "w3 $A w4 $B:1 w4:1", "$A w4 $B w4"
+SCORED: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "bert": ("bert", {}, FIRST, {}),
+    "bert of types": ("bert", {}, FIRST, NAMES),
+    "roberta": ("roberta", {"type_vocab_size": 2}, FIRST, {}),
+    "roberta of types": ("roberta", {"type_vocab_size": 2}, FIRST, NAMES),
+    "nomic": ("nomic_bert", {"pad_token_id": 0}, FIRST, {}),
+    "llama": ("llama", {"pad_token_id": 4}, LAST, {"pad_token": "w4", "eos_token": "w4"}),
+    "llama of other padding": ("llama", {"pad_token_id": 0}, LAST, {}),
+    "llama of none": ("llama", {"pad_token_id": None}, LAST, {}),
+    "gemma": ("gemma", {"head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 4}, LAST, {}),
+}
+PREDICTIONS = """
+import json, sys
+from pathlib import Path
+import torch
+from sentence_transformers import CrossEncoder
+from transformers import AutoConfig, AutoModelForSequenceClassification
+cases, pairs, folder = json.loads(sys.argv[1])
+out = {}
+for name, (kind, fields) in cases.items():
+    torch.manual_seed(0)
+    here = Path(folder, name)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **fields))
+    with torch.no_grad():
+        for each in model.parameters():
+            each.normal_(0, 0.3)
+    model.save_pretrained(here)
+    out[name] = CrossEncoder(str(here), device="cpu").predict(pairs, batch_size=1).tolist()
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+def test_scores_of_each_kind_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+    for package in ("torch", "sentence_transformers"):
+        if importlib.util.find_spec(package) is None or sys.modules.get(package, ...) is None:
+            pytest.skip(f"needs {package}")
+    few = {name: size for name, size in SIZES.items() if name not in ("num_key_value_heads", "tie_word_embeddings")}
+    for name, (_, _, template, said) in SCORED.items():
+        (tmp_path / name).mkdir()
+        write_words(tmp_path / name, template, {"pad_token": "w0"} | said)
+    cases = {name: (kind, few | {"num_labels": 2} | fields) for name, (kind, fields, _, _) in SCORED.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICTIONS, json.dumps([cases, WORDS, str(tmp_path)])],
+        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, wanted in json.loads(done.stdout.splitlines()[-1]).items():
+        huggingface.to_table(tmp_path / name, tmp_path / "tables" / name / "m.parquet")
+        found = load(tmp_path / "tables" / name / "m.parquet").predict(WORDS)
+        assert np.std(wanted) > 0.1
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)

@@ -30,11 +30,11 @@ from aq_jax.nn.models.nomic import NOMIC
 from aq_jax.nn.models.olmo import OLMO2, OLMO3
 from aq_jax.nn.models.phi3 import PHI3
 from aq_jax.nn.models.qwen import QWEN2, QWEN3
-from aq_jax.nn.models.roberta import ROBERTA
+from aq_jax.nn.models.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from aq_jax.nn.models.smollm3 import SMOLLM3
 from aq_jax.nn.models.static import STATIC
 
-_ENCODERS = (BERT, ROBERTA, DISTILBERT, MPNET, MODERNBERT, NOMIC, STATIC)
+_ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, MPNET, MODERNBERT, NOMIC, STATIC)
 _DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, OLMO3, GRANITE)
 FAMILIES: dict[str, Family] = {kind: family for family in (*_ENCODERS, *_DECODERS) for kind in family.model_types}
 

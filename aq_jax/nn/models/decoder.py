@@ -281,17 +281,41 @@ def check_tied(tensors: Mapping[str, Any], where: str) -> None:
         )
 
 
-SCORER = Scorer("lasttoken", (("score", "Identity"),))
 HEADS = r"score\.weight"
 
 
-def make_family(model_type: str, read: Callable[[Fields, Sizes], DecoderConfig], head_dim: int | None = None) -> Family:
+def read_scorer(pad: int | None, given: Mapping[str, Any]) -> Scorer:
+    """Read how a sequence classifier scores: at its last token that is not pad_token_id, as transformers does.
+
+    Args:
+        pad: The pad_token_id of a config.json that has none.
+        given: The parsed config.json.
+
+    Raises:
+        FormatError: for a pad_token_id that is no integer.
+    """
+    found = given.get("pad_token_id", pad)
+    if found is not None and type(found) is not int:
+        raise FormatError(f"config.json: pad_token_id is {found!r}; wanted an integer or null")
+    return Scorer("lasttoken", (("score", "Identity"),), found)
+
+
+def make_family(
+    model_type: str,
+    read: Callable[[Fields, Sizes], DecoderConfig],
+    *,
+    head_dim: int | None = None,
+    pad: int | None = None,
+    tokenizer: str | None = None,
+) -> Family:
     """Make a family of decoders.
 
     Args:
         model_type: Its name in config.json.
         read: A function from the fields of config.json, and the sizes that have been read of them, to the settings.
         head_dim: The default of `head_dim`; width / heads if it is None.
+        pad: The pad_token_id of a config.json that has none.
+        tokenizer: The class of transformers that makes the tokenizer, see `Family`.
     """
 
     def read_all(given: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -301,6 +325,6 @@ def make_family(model_type: str, read: Callable[[Fields, Sizes], DecoderConfig],
         return config
 
     return Family(
-        (model_type,), "generate", read_all, Decoder, names, HEADS, scorer=lambda _: SCORER,
-        headless=lambda config: replace(config, tied=True),
+        (model_type,), "generate", read_all, Decoder, names, HEADS, scorer=partial(read_scorer, pad),
+        headless=lambda config: replace(config, tied=True), tokenizer=tokenizer,
     )  # fmt: skip

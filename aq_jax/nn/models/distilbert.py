@@ -43,5 +43,6 @@ NAMES = make_names("distilbert", r"transformer\.layer", LINEAR, NORMS, rf"vocab_
 KINDS = {"norms": r"(?i)layer_?norm", "attention": "attention", "feed-forward": "ffn", "embeddings": "embed"}
 SCORER = Scorer("cls", (("pre_classifier", "ReLU"), ("classifier", "Identity")))
 DISTILBERT = Family(
-    ("distilbert",), "embed", read, Bert, lambda _: NAMES, heads=HEADS, kinds=KINDS, scorer=lambda _: SCORER
-)
+    ("distilbert",), "embed", read, Bert, lambda _: NAMES, heads=HEADS, kinds=KINDS, tokenizer="BertTokenizer",
+    scorer=lambda _: SCORER,
+)  # fmt: skip

@@ -38,10 +38,12 @@ class Scorer:
         pooling: Which hidden state of a text it takes: of its first token ("cls"), its last, or their mean.
         layers: The names of its layers, and what follows each: an activation of `pooling.ACTIVATIONS`, or "LayerNorm"
             for a layer that is one. The last gives the scores.
+        pad: The token whose hidden states are not taken, wherever it stands; None for no such token.
     """
 
     pooling: Mode
     layers: tuple[tuple[str, str], ...]
+    pad: int | None = None
 
 
 class Config(Protocol):
@@ -138,7 +140,8 @@ class Family:
         heads: A pattern of stored names that are ignored, though a user may think that they are used.
         cuts: The cuts of tensor parallelism, see `CUTS`; a layer that is not named is on every device.
         kinds: The kinds of tensors, see `KINDS`.
-        tokenizer: The class of transformers that makes the tokenizer of a folder that names none.
+        tokenizer: The class of transformers that makes the tokenizer of a folder that names none; None if it takes
+            tokenizer.json as it is.
         scorer: A function from the parsed config.json to how a sequence classifier of the family scores; None if it has
             none.
         sizes: A function from the shapes of stored tensors, and the file's name, to fields that config.json lacks and

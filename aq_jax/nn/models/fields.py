@@ -12,6 +12,7 @@ GENERATION = (
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
 # Fields that change no hidden state and no logit: how a model was trained and saved, and how to generate with it.
+# A family that needs one of them, as scorers need pad_token_id, reads it itself.
 IDLE = (
     "model_type", "architectures", "auto_map", "_name_or_path", "name_or_path", "transformers_version", "dtype",
     "torch_dtype", "torchscript", "initializer_range", "use_cache", "attention_dropout", "gradient_checkpointing",

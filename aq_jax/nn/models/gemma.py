@@ -78,6 +78,7 @@ def _config(
     return sizes.config(fields, layer, attentions, tied=True, embedding_scale=scale, logit_cap=logit_cap)
 
 
-GEMMA = make_family("gemma", read_first, head_dim=256)
-GEMMA2 = make_family("gemma2", read_second, head_dim=256)
-GEMMA3 = make_family("gemma3_text", read_third, head_dim=256)
+GEMMA, GEMMA2, GEMMA3 = (
+    make_family(name, read, head_dim=256, pad=0, tokenizer="GemmaTokenizer")
+    for name, read in (("gemma", read_first), ("gemma2", read_second), ("gemma3_text", read_third))
+)

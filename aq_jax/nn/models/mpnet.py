@@ -46,4 +46,6 @@ NAMES = (
     ),
     BIAS,
 )  # fmt: skip
-MPNET = Family(("mpnet",), "embed", read, Bert, lambda _: NAMES, heads=HEADS, scorer=lambda _: SCORER)
+MPNET = Family(
+    ("mpnet",), "embed", read, Bert, lambda _: NAMES, heads=HEADS, tokenizer="MPNetTokenizer", scorer=lambda _: SCORER
+)

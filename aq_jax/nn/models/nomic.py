@@ -103,5 +103,6 @@ NAMES = _names()
 KINDS = {"norms": r"norm\d\.|emb_ln", "attention": r"\.attn\.", "feed-forward": r"\.mlp\.", "embeddings": "embed"}
 SCORER = Scorer("cls", (("nomic_bert.pooler.dense", "Tanh"), ("classifier", "Identity")))
 NOMIC = Family(
-    ("nomic_bert",), "embed", read, RotaryEncoder, lambda _: NAMES, heads=HEADS, kinds=KINDS, scorer=lambda _: SCORER
-)
+    ("nomic_bert",), "embed", read, RotaryEncoder, lambda _: NAMES, heads=HEADS, kinds=KINDS, tokenizer="BertTokenizer",
+    scorer=lambda _: SCORER,
+)  # fmt: skip

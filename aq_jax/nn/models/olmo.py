@@ -43,5 +43,5 @@ def _layer(fields: Fields, sizes: Sizes) -> LayerConfig:
     return sizes.layer(fields, epsilon=1e-5, biased=biased, norms="after", qk_norm="width")
 
 
-OLMO2 = make_family("olmo2", read_second)
-OLMO3 = make_family("olmo3", read_third)
+OLMO2 = make_family("olmo2", read_second, pad=1)
+OLMO3 = make_family("olmo3", read_third, pad=1)

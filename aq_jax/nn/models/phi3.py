@@ -23,4 +23,4 @@ def read(fields: Fields, sizes: Sizes) -> DecoderConfig:
     return sizes.config(fields, layer, [Attention(rope, Scores(reach=reach))] * sizes.layers)
 
 
-PHI3 = make_family("phi3", read)
+PHI3 = make_family("phi3", read, pad=32000)

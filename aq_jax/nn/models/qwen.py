@@ -43,5 +43,5 @@ def _config(fields: Fields, sizes: Sizes, layer: LayerConfig) -> DecoderConfig:
     return sizes.config(fields, layer, [Attention(rope, Scores(reach=reaches[kind])) for kind in kinds])
 
 
-QWEN2 = make_family("qwen2", read_second)
-QWEN3 = make_family("qwen3", read_third, head_dim=128)
+QWEN2 = make_family("qwen2", read_second, tokenizer="Qwen2Tokenizer")
+QWEN3 = make_family("qwen3", read_third, head_dim=128, tokenizer="Qwen2Tokenizer")

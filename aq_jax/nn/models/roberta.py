@@ -29,6 +29,15 @@ def read(given: Mapping[str, Any], where: str) -> BertConfig:
 HEADS = r"classifier\.(?:dense|out_proj)\.(?:weight|bias)|(?:classifier|qa_outputs)\.(?:weight|bias)"
 NAMES = make_names("roberta", r"encoder\.layer", LINEAR, NORMS, rf"pooler\..*|lm_head\..*|{HEADS}")
 SCORER = Scorer("cls", (("classifier.dense", "Tanh"), ("classifier.out_proj", "Identity")))
-ROBERTA = Family(
-    ("roberta", "xlm-roberta", "camembert"), "embed", read, Bert, lambda _: NAMES, heads=HEADS, scorer=lambda _: SCORER
-)
+
+
+def make_family(model_type: str, tokenizer: str) -> Family:
+    """Make the family of this name, with this class of tokenizers."""
+    return Family(
+        (model_type,), "embed", read, Bert, lambda _: NAMES, heads=HEADS, tokenizer=tokenizer, scorer=lambda _: SCORER
+    )
+
+
+ROBERTA = make_family("roberta", "RobertaTokenizer")
+XLM_ROBERTA = make_family("xlm-roberta", "XLMRobertaTokenizer")
+CAMEMBERT = make_family("camembert", "CamembertTokenizer")

@@ -44,4 +44,4 @@ def read(fields: Fields, sizes: Sizes) -> DecoderConfig:
     return sizes.config(fields, layer, attentions, tied=True)
 
 
-SMOLLM3 = make_family("smollm3", read)
+SMOLLM3 = make_family("smollm3", read, pad=128004)

@@ -63,6 +63,7 @@ def test_it_runs_and_transformers_loads_what_it_dequantizes_to(tmp_path: Path) -
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
 
     done = aq.convert(ConversionConfig(str(folder), str(tmp_path / "table" / "m.parquet")))
     with WeightLoader(done.path) as loader:

@@ -183,6 +183,12 @@ def test_logits_are_those_of_the_oracle(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------ transformers
 
 
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save a tokenizer that is taken as it is: else transformers makes one of the model_type's class."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What transformers saves and computes of each case."""
@@ -194,7 +200,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     for kind, each in CASES.items():
         for name in each:
-            tokenizer.save(str(folder / f"{kind} {name}" / "tokenizer.json"))
+            save(tokenizer, folder / f"{kind} {name}")
     return folder
 
 
@@ -228,7 +234,7 @@ def test_families_are_given_their_bits_calibrated_and_run_on_packed_weights(tmp_
     (folder / "config.json").write_text(json.dumps({"model_type": kind} | fields))
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    save(tokenizer, folder)
     lines = np.random.default_rng(0).integers(0, VOCAB, (80, 12))
     (tmp_path / "lines.txt").write_text("\n".join(" ".join(f"w{i}" for i in line) for line in lines))
     gptq = aq.QuantizationConfig("int4", group_size=16, symmetric=False, solver="gptq")
