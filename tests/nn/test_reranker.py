@@ -333,17 +333,12 @@ def test_scores_of_each_kind_are_those_of_sentence_transformers(tmp_path: Path) 
         if importlib.util.find_spec(package) is None or sys.modules.get(package, ...) is None:
             pytest.skip(f"needs {package}")
     few = {name: size for name, size in SIZES.items() if name not in ("num_key_value_heads", "tie_word_embeddings")}
-    for name, (_, _, template, said) in SCORED.items():
+    for name, (_, _, template, settings) in SCORED.items():
         (tmp_path / name).mkdir()
-        write_words(tmp_path / name, template, {"pad_token": "w0"} | said)
+        write_words(tmp_path / name, template, {"pad_token": "w0"} | settings)
     cases = {name: (kind, few | {"num_labels": 2} | fields) for name, (kind, fields, _, _) in SCORED.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", PREDICTIONS, json.dumps([cases, WORDS, str(tmp_path)])],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name, wanted in json.loads(done.stdout.splitlines()[-1]).items():
+    said = run_alone(tmp_path, PREDICTIONS, json.dumps([cases, WORDS, str(tmp_path)]))
+    for name, wanted in json.loads(said.splitlines()[-1]).items():
         huggingface.to_table(tmp_path / name, tmp_path / "tables" / name / "m.parquet")
         found = load(tmp_path / "tables" / name / "m.parquet").predict(WORDS)
         assert np.std(wanted) > 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 
 import bert_oracle as oracle
 import pytest
+from helpers import run_alone
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 import aq_jax as aq
@@ -97,9 +97,11 @@ def test_templates_get_the_tokens_that_files_name_and_those_of_the_class(
 
 
 def bytes_of_pairs() -> Tokenizer:
-    made = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    special = ["<s>", "</s>", "<unk>", "<pad>", "<mask>"]
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *special]
+    made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>", "<unk>", "<pad>", "<mask>"])
+    made.add_special_tokens(special)
     return made
 
 
@@ -176,13 +178,10 @@ def test_ids_special_tokens_and_types_are_those_of_transformers(tmp_path: Path) 
         write(tmp_path / name, kind, said, files)
         (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE + "{{ image_token }}")
     texts = ["hello world", "  Hello  w\u00f6rld", "a<s>b </s> c", "", "<pad>z <extra> q ", "don't I'll"]
-    done = subprocess.run(
-        [sys.executable, "-c", THEIRS, json.dumps([str(tmp_path), list(CASES), texts, CHAT])],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found, typed = json.loads(done.stdout.splitlines()[-1])
+    said = run_alone(
+        tmp_path, THEIRS, json.dumps([str(tmp_path), list(CASES), texts, CHAT]), PYTHONPATH=":".join(sys.path)
+    )
+    found, typed = json.loads(said.splitlines()[-1])
     for name, (theirs, ours) in found.items():
         assert ours == theirs, name
     assert set(typed) == WITH_TYPES
