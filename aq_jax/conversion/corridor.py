@@ -20,7 +20,7 @@ from aq_jax.config import (
     QuantizationConfig,
     TrainingConfig,
 )
-from aq_jax.config.schema import load_plan
+from aq_jax.config.schema import is_plan, load_plan
 from aq_jax.conversion.model_files import is_weight
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import SideFiles, check_side_files, copy_side_files, side_file_record
@@ -35,6 +35,7 @@ from aq_jax.store import check_table
 from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
 from aq_jax.store.inspection import inspect_table
+from aq_jax.store.urls import is_url
 
 if TYPE_CHECKING:
     from aq_jax.calibration.allocation import Allocation
@@ -168,8 +169,7 @@ def allocate(
     """Choose the width of each tensor by its effect on the running model; no table is written.
 
     Raises:
-        ConfigError: if allocate.save names a folder, or weights, such as the output; as
-            `calibration.allocation.allocate`.
+        ConfigError: if allocate.save names what a plan is not to replace; as `calibration.allocation.allocate`.
         OSError: if the plan cannot be written.
     """
     from aq_jax.calibration import allocation
@@ -177,16 +177,28 @@ def allocate(
 
     goal = replace(goal, widths=goal.widths or calibrated_widths(config, trained))
     if goal.save:
-        if Path(goal.save).is_dir():
-            raise ConfigError(f"allocate.save = {goal.save!r}: is a folder; wanted the name of a file")
-        if is_weight(Path(goal.save).name):  # as the output's is, and the source's may be
-            raise ConfigError(
-                f"allocate.save = {goal.save!r}: is a name of weights, which a plan is not to replace; wanted another, "
-                "such as plan.toml"
-            )
-        check_writable(Path(goal.save))
+        _check_plan(goal.save, source, output)
     with source.model_folder() as folder:
         return allocation.allocate(source, folder, config, calibration, goal, progress, output, compression)
+
+
+def _check_plan(save: str, source: Source, output: str) -> None:
+    """Refuse to write a plan where it cannot be, in the place of a side file, or of anything that is no plan."""
+    path, target, found = Path(save), split_url(output)[0], ""
+    beside = [] if target.local is None else [target.local / name for name in source.side_files(target).names]
+    if is_url(save):
+        found = "is a URL; wanted a path on this machine"
+    elif path.is_dir():
+        found = "is a folder; wanted the name of a file"
+    elif is_weight(path.name):  # as the output's is, and the source's may be
+        found = "is a name of weights, which a plan is not to replace; wanted another, such as plan.toml"
+    elif path.resolve() in [each.resolve() for each in beside]:
+        found = "is where a file goes that belongs beside the model; wanted another name, such as plan.toml"
+    elif path.exists() and not (path.is_file() and is_plan(path)):
+        found = "already exists and is no plan; name another file, or remove it"
+    if found:
+        raise ConfigError(f"allocate.save = {save!r}: {found}")
+    check_writable(path)
 
 
 def _solve(
