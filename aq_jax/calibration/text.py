@@ -56,7 +56,7 @@ def read_text(config: CalibrationConfig) -> Text:
     Of a config whose lines are joined, a line of the result is one piece of text, with line breaks.
 
     Raises:
-        ConfigError: for a file that does not exist, is not UTF-8, or has no line with text.
+        ConfigError: for a file that cannot be read, is not UTF-8, or has no line with text.
 
     >>> read_text(CalibrationConfig(sentences=2)).name
     'pydoc_data.topics'
@@ -92,8 +92,9 @@ def _read_lines(path: Path) -> list[str]:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"calibration.text = {str(path)!r}: {said}; wanted UTF-8, a sentence a line") from None
     return text.split("\n")
 
 

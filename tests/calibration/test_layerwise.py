@@ -215,6 +215,16 @@ def test_text_that_is_none_is_refused(tmp_path: Path, content: bytes | None, err
 
 
 @pytest.mark.parametrize(
+    ("name", "error"),
+    [(".", "Is a directory"), ("t.txt/x", "Not a directory"), ("a" * 300, "File name too long")],
+)
+def test_a_text_that_cannot_be_read_is_refused_by_its_key(tmp_path: Path, name: str, error: str) -> None:
+    (tmp_path / "t.txt").write_text("the cat")
+    with pytest.raises(ConfigError, match=rf"^calibration\.text = '.*': {error}; wanted UTF-8, a sentence a line$"):
+        read_text(CalibrationConfig(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
     "values", [{"sentences": 0}, {"max_tokens": 2}, {"correction": 1.5}, {"damping": 0.0}, {"seed": -1}]
 )
 def test_numbers_out_of_range_are_refused(values: dict[str, Any]) -> None:
