@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aq_jax.calibration.checkpoints import check_training_folder
 from aq_jax.calibration.solve import SolvedWeights
 from aq_jax.config import (
     AllocationConfig,
@@ -67,7 +68,8 @@ def to_table(
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: for an unknown solver; if a solver runs the model, and the model is not on this machine.
+        ConfigError: for an unknown solver; if a solver runs the model, and the model is not on this machine; if
+            OUTPUT.training holds something else than this training.
         FormatError: for weights that are quantized already, unless they are written as they are, or requantized; for an
             output whose folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
@@ -78,7 +80,10 @@ def to_table(
     target, name = split_url(output)
     check_table(output, compression)
     beside, notes = check_source(source, target, config, requantize)
-    calibration, checkpoints = calibration or CalibrationConfig(), Path(f"{output}.training")
+    calibration = calibration or CalibrationConfig()
+    checkpoints = Path(f"{output}.training")
+    if train is not None:
+        check_training_folder(checkpoints)
     widths = solved = None
     if goal is not None and config is not None:
         widths = allocate(source, config, calibration, goal, progress, str(output), compression, train is not None)

@@ -12,10 +12,11 @@ import safetensors.numpy
 
 import aq_jax as aq
 from aq_jax.cli.models import embed
-from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig
+from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig, TrainingConfig
 from aq_jax.converters import huggingface
 from aq_jax.converters.convert import allocate
-from aq_jax.store.files import check_writable
+from aq_jax.errors import ConfigError
+from aq_jax.store.files import check_writable, locked
 
 GPTQ = QuantizationConfig("int4", solver="gptq")
 
@@ -66,6 +67,25 @@ def test_what_cannot_be_written_is_said_first(model: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="Not a directory") as caught:
         calls(model, out)[what]()
     assert str(caught.value.filename).startswith(out)
+
+
+@pytest.mark.parametrize("url", [""])
+def test_a_folder_that_holds_no_training_is_said_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr("aq_jax.conversion.corridor._solve", never)
+    monkeypatch.setattr("aq_jax.calibration.allocation.allocate", never)
+    bits = AllocationConfig(target_bpw=4.0)
+    config = ConversionConfig(str(model), f"{url}{tmp_path}/m.parquet", GPTQ, allocate=bits, train=TrainingConfig())
+    (tmp_path / "m.parquet.training").mkdir()
+    with pytest.raises(ConfigError, match=r"m\.parquet\.training: already exists and holds no training; move it"):
+        aq.convert(config)
+    (tmp_path / "m.parquet.training" / "lock").touch()
+    with (
+        locked(tmp_path / "m.parquet.training", ""),
+        pytest.raises(ConfigError, match=r"m\.parquet\.training: another process trains here; wait for it"),
+    ):
+        aq.convert(config)
 
 
 def test_nothing_is_left_behind_and_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
