@@ -81,9 +81,11 @@ def to_table(
     check_table(output, compression)
     beside, notes = check_source(source, target, config, requantize)
     calibration = calibration or CalibrationConfig()
-    checkpoints = Path(f"{output}.training")
+    checkpoints = (Path() if target.local is None else target.local) / f"{name}.training"
     if train is not None:
         check_training_folder(checkpoints)
+        if target.local is None:
+            notes.append(f"{output} is not on this machine: the training kept its checkpoints in {checkpoints}")
     widths = solved = None
     if goal is not None and config is not None:
         widths = allocate(source, config, calibration, goal, progress, str(output), compression, train is not None)
