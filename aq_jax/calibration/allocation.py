@@ -214,7 +214,7 @@ def allocate(
             f"{most:.3f} bits a weight, scales and tensors of a fixed quant_type included; ask for more, or take "
             "narrower widths or larger groups"
         )
-    ids, sentences = tokenize_lines(lines, folder, architecture, calibration)
+    ids, sentences, _ = tokenize_lines(lines, folder, architecture, calibration)
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
     held_out = len(others) >= FEWEST_OTHERS
     others = others if held_out else known[: (1 + JUDGE_FACTOR) * goal.sentences]

@@ -117,15 +117,15 @@ def _is_prose(sentence: str) -> bool:
 
 def tokenize(
     lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, vocabulary: int, prompt: str = ""
-) -> list[list[int]]:
-    """Tokenize lines, with special tokens and the prompt before each, cut at `max_tokens`.
+) -> tuple[list[list[int]], int]:
+    """Tokenize lines, with special tokens and the prompt before each, cut at `max_tokens`; count those that were cut.
 
     Raises:
         AqError: for a line with a token that the model does not have.
     """
     set_truncation(tokenizer, max_tokens)
     found = tokenize_texts(tokenizer, [prompt + line for line in lines], vocabulary, "calibration")
-    return [encoding.ids for encoding in found if encoding.ids]
+    return [encoding.ids for encoding in found if encoding.ids], sum(bool(each.overflowing) for each in found)
 
 
 def pad_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:
