@@ -32,3 +32,17 @@ def some_of(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
     """
     more = len(names) - most
     return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def shorten(error: BaseException) -> str:
+    """Cut an error's text: Orbax's are pages."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def escape(text: str) -> str:
+    r"""Spell out what a reader could not see, or would control a terminal: names come from files.
+
+    >>> escape("a\x1b[2J\u202e")
+    'a\\x1b[2J\\u202e'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

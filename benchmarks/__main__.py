@@ -41,10 +41,10 @@ VARIABLES = """environment variables:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    from benchmarks.suites import QUESTIONS
+    from benchmarks.suites import SUITES
 
     raw = argparse.RawDescriptionHelpFormatter
-    questions = "suites:\n" + "".join(f"  {name:<19}{question}\n" for name, question in QUESTIONS.items())
+    questions = "suites:\n" + "".join(f"  {name:<19}{question}\n" for name, (_, question) in SUITES.items())
     epilog = f"{questions}\n{VARIABLES}"
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, epilog=epilog, formatter_class=raw)
     parser.add_argument("names", nargs="*", metavar="name", help="suites, of those below; default all")
@@ -132,9 +132,9 @@ def run_suite(name: str, full: bool, all_cores: bool = False) -> int:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-cores:]))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(cores)
-    from benchmarks.suites import SUITES
+    from benchmarks.suites import load_suite
 
-    for line in SUITES[name](full):
+    for line in load_suite(name)(full):
         assert isinstance(line, Result | Skipped)
         print(json.dumps(dataclasses.asdict(line)), flush=True)
     return 0

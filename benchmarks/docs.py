@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import chart, report
-from benchmarks.suites import QUESTIONS
+from benchmarks.suites import SUITES
 from benchmarks.tables import Marks, accuracy_table, memory_table, plain_table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -147,7 +147,7 @@ def page(found: Mapping[str, Any] | None, accelerated: Mapping[str, Any] | None 
 
 
 def _suites(found: Mapping[str, Any]) -> Iterator[str]:
-    for suite, question in QUESTIONS.items():
+    for suite, (_, question) in SUITES.items():
         of_suite = [result for result in found["results"] if result["suite"] == suite]
         if of_suite:
             if "accelerator" in found:

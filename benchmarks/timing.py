@@ -132,9 +132,17 @@ Line = Result | Skipped
 
 
 def compare(
-    case: str, peer: str, theirs: Timing, ours: Timing, least: str = "", goal: str = "", note: str = ""
+    case: str,
+    peer: str,
+    theirs: Timing,
+    ours: Timing,
+    least: str = "",
+    goal: str = "",
+    note: str = "",
+    figures: Mapping[str, float] | None = None,
 ) -> Result:
-    """Compare our speed with a peer's: the ratio, and both medians in milliseconds."""
+    """Compare our speed with a peer's: the ratio, and both medians in milliseconds if no other figures are given."""
     found = ratio(theirs, ours)
-    figures = {"ms": 1e3 * ours.median, "their ms": 1e3 * theirs.median}
+    if figures is None:
+        figures = {"ms": 1e3 * ours.median, "their ms": 1e3 * theirs.median}
     return Result(case, found.value, "x speed", least, goal, note, peer, found.low, found.high, figures)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aq_jax.config import CalibrationConfig, Compression, ConversionConfig, QuantizationConfig
-from aq_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from aq_jax.calibration.allocation import Allocation
-    from aq_jax.conversion.dry_run import ExpectedRow
+    from aq_jax.conversion.dry_run import ExpectedResult
     from aq_jax.conversion.source import Source
     from aq_jax.conversion.write import ConversionResult
     from aq_jax.progress import Progress
@@ -58,48 +55,21 @@ def convert(config: ConversionConfig, progress: Progress | None = None) -> Conve
         )  # fmt: skip
 
 
-def allocate(config: ConversionConfig, progress: Progress | None = None) -> Allocation:
-    """Choose the width of each tensor, as `config.allocate` asks; no table is written.
+def dry_run(config: ConversionConfig, progress: Progress | None = None) -> ExpectedResult:
+    """List the rows that `convert` would write, and its notes, with the widths that it would choose; write nothing.
 
     Args:
         config: The conversion.
-        progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
+        progress: A callback that gets each tensor's name, its bytes, and the bytes of all, while widths are chosen.
 
     Raises:
-        ConfigError, FormatError, AqError: as `calibration.allocation.allocate`, and as `convert`.
+        ConfigError, FormatError, AqError, OSError: as `convert`, for a source or an output that it would refuse.
     """
     from aq_jax.conversion import corridor
-    from aq_jax.conversion.dry_run import check_output
-
-    if config.allocate is None or config.quantization is None:
-        raise ConfigError("[allocate]: is missing in the config; wanted it, with target_bpw or min_cosine")
-    with _open(config) as source:
-        check_output(source, config)  # refuse what cannot be written before minutes are spent
-        return corridor.allocate(
-            source, config.quantization, config.calibration, config.allocate, progress, config.output,
-            config.compression, config.train is not None,
-        )  # fmt: skip
-
-
-def dry_run(config: ConversionConfig) -> list[ExpectedRow]:
-    """List the rows that `convert` would write, and write nothing; only tensors that may become float16 are read.
-
-    Raises:
-        ConfigError, FormatError: as `convert`, for a source or an output that it would refuse.
-    """
-    from aq_jax.conversion import corridor
-    from aq_jax.conversion.dry_run import check_output, expected_rows
+    from aq_jax.conversion.dry_run import expected_result
 
     with _open(config) as source:
-        config = corridor.apply_plan(source, config)
-        check_output(source, config)
-        if config.allocate is not None and config.quantization is not None:
-            widths = corridor.allocate(
-                source, config.quantization, config.calibration, config.allocate, None, config.output,
-                config.compression, config.train is not None,
-            )  # fmt: skip
-            config = replace(config, allocate=None, quantization=widths.config)
-        return expected_rows(source, config)
+        return expected_result(source, corridor.apply_plan(source, config), progress)
 
 
 def quantize_file(

@@ -9,9 +9,6 @@ import json
 import math
 import os
 import struct
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +17,8 @@ from jaxtyping import Float32
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
-from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles, copy_side_files
-from aq_jax.conversion.source import Source
+from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles
+from aq_jax.conversion.source import GeneratingSource
 from aq_jax.conversion.write import ConversionResult
 from aq_jax.converters.llama2c_tokenizer import BOS, EOS, build_tokenizer, existing_file, read_pieces, tokenizer_config
 from aq_jax.errors import FormatError
@@ -75,7 +72,7 @@ class Header:
         return _HEADER.size + FLOAT.itemsize * (layers + ends)
 
 
-class Llama2cFile(Source):
+class Llama2cFile(GeneratingSource):
     """The tensors of a llama2.c file under their Hugging Face names, read through a memory map.
 
     Its side files are config.json, tokenizer.json and tokenizer_config.json, which are generated from both files.
@@ -130,12 +127,6 @@ class Llama2cFile(Source):
         }
         made = GeneratedFiles(str(self._path), {name: text.encode() for name, text in files.items()})
         return SideFiles(list(files), origin=made)
-
-    @contextmanager
-    def model_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_side_files(self.side_files(found := Folder(folder)), found)
-            yield Path(folder)
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor: a view, except of queries and keys, whose rows are permuted."""

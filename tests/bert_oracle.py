@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 CONFIG: Mapping[str, Any] = {
@@ -126,6 +127,11 @@ def embed(
     return np.stack(out)
 
 
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
 def tokenizer() -> Tokenizer:
     """WordPiece over VOCAB: a word that is no entry is spelled in its letters."""
     out = Tokenizer(models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]"))
@@ -158,3 +164,9 @@ def write_side_files(
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     chosen = {f"pooling_mode_{mode}": mode.partition("_")[0] == pooling and "sqrt" not in mode for mode in modes}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config["hidden_size"], **chosen})
+
+
+def write_source(folder: Path, config: Mapping[str, Any] = CONFIG) -> None:
+    """The random weights, and the files beside them."""
+    write_side_files(folder, config)
+    safetensors.numpy.save_file(weights(config), folder / "model.safetensors")

@@ -18,6 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from killing import Server
+
 # `make test TORCH=no`: as if torch were not installed, whether or not it is.
 if os.environ.get("AQ_JAX_TEST_TORCH") == "no":
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -129,6 +131,23 @@ def rng() -> np.random.Generator:
 def weight(rng: np.random.Generator) -> np.ndarray:
     """What a layer looks like: [out, in], rows of different sizes, groups of 32 divide a row."""
     return (rng.normal(size=(6, 64)) * np.geomspace(0.01, 2, 6)[:, None]).astype(np.float32)
+
+
+@pytest.fixture
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kernels be chosen: all of the tests may run with one forced."""
+    from aq_jax.ops.kernels import VARIABLE
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A process that runs the jobs of killing.py."""
+    from killing import Server
+
+    with Server(tmp_path_factory.mktemp("cache")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -32,6 +32,11 @@ def absent(module: str) -> dict[str, object]:
     raise MissingLibrary(f"{module} is not installed")
 
 
+def broken(_: int) -> dict[str, object]:
+    """A child that fails before it has contenders."""
+    raise ValueError("no such thing")
+
+
 def remembering(module: str) -> dict[str, object]:
     """A child whose answers depend on how often it was asked."""
     count: list[int] = []

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import bert_oracle
 import numpy as np
-import safetensors.numpy
 import small_llama
 
 import aq_jax as aq
@@ -24,9 +23,7 @@ CONFIGS = {
 
 def bert(folder: Path) -> Path:
     """model/, text.txt, labels.tsv, and a TOML file for each of CONFIGS."""
-    (folder / "model").mkdir(parents=True)
-    safetensors.numpy.save_file(bert_oracle.weights(BERT), folder / "model" / "model.safetensors")
-    bert_oracle.write_side_files(folder / "model", BERT)
+    bert_oracle.write_source(folder / "model", BERT)
     return _write(folder)
 
 

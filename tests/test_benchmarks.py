@@ -14,7 +14,6 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-import small_contenders
 
 import aq_jax as aq
 from aq_jax import CalibrationConfig
@@ -27,9 +26,9 @@ from benchmarks import chart, docs, machine, models, peers, report
 from benchmarks.calibrated import VARIABLE, describe
 from benchmarks.children import Child, ChildError
 from benchmarks.peers import MissingLibrary
-from benchmarks.suites import QUESTIONS, QUICK, SUITES, TARGETS, accuracy, load_suite, memory
+from benchmarks.suites import QUICK, SUITES, accuracy, load_suite, memory
 from benchmarks.suites.accuracy import LADDER, Measurement, calibrated, contenders, line_of, make_tables
-from benchmarks.suites.contenders import peer_children
+from benchmarks.suites.contenders import peer_children, start_children
 from benchmarks.tables import KINDS, accuracy_table, best_within
 from benchmarks.timing import Result, Skipped, Timing, compare, race, ratio
 
@@ -120,6 +119,9 @@ def test_peers_that_are_not_there_are_skipped_with_the_reason() -> None:
     with peer_children(of_tests("absent"), modules=("there", "nowhere_peer")) as (children, skipped):
         assert list(children) == ["there"]
         assert skipped == [Skipped("nowhere", "nowhere_peer is not installed")]
+    with start_children({"broken": (of_tests("broken"), 1), "here": (of_tests("trivial"),)}) as (children, skipped):
+        assert list(children) == ["here"]
+        assert skipped == [Skipped("broken", "ValueError: no such thing")]
 
 
 def test_rounds_take_turns_and_remotes_time_themselves() -> None:
@@ -153,6 +155,7 @@ def test_ratios_are_of_rounds() -> None:
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
     line = compare("case", "peer", theirs, ours, "1", "2")
     assert (line.value, line.unit, line.figures["ms"]) == (2.0, "x speed", 1000.0)
+    assert compare("case", "peer", theirs, ours, figures={}).figures == {}
 
 
 def test_every_case_of_memory_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +173,14 @@ def test_a_suite_runs_and_is_recorded(
     monkeypatch.setattr(report.last_of, "__defaults__", (tmp_path / "results",))
     monkeypatch.setattr(report.record, "__defaults__", (tmp_path / "results",))
     # The suite's process is started as it is for a user, but for the suites that it knows.
-    start = "import benchmarks.suites as s, small_contenders as t; s.SUITES = {'toy': t.toy, 'bad': t.absent}"
+    start = "import benchmarks.suites as s, small_contenders as t; s.load_suite = lambda name: getattr(t, name)"
     run = "import sys; sys.argv[1:1] = ['-m']; from benchmarks.__main__ import main; sys.exit(main(sys.argv[4:]))"
     real = subprocess.Popen
     monkeypatch.setattr(
         command.subprocess, "Popen", lambda cmd, **how: real([cmd[0], "-c", f"{start}; {run}", *cmd[1:]], **how)
     )
     monkeypatch.setattr(machine, "accelerator", lambda: None)  # another process would say so
-    monkeypatch.setattr("benchmarks.suites.SUITES", {"toy": small_contenders.toy, "bad": small_contenders.absent})
+    monkeypatch.setattr("benchmarks.suites.SUITES", dict.fromkeys(("toy", "absent"), ("", "")))
     arguments = ["toy", "--suite", "full", "--record", "--output", str(tmp_path / "bench.json")]
     assert command.main(arguments) == 0
     said = capsys.readouterr().out
@@ -192,14 +195,14 @@ def test_a_suite_runs_and_is_recorded(
     assert found["cpu"] == machine.processor()
     assert "MALLOC_MMAP_THRESHOLD_=" in found["malloc"]
     # A suite that fails is no result, and nothing is recorded with it.
-    assert command.main(["bad", *arguments[1:]]) == 1
+    assert command.main(["absent", *arguments[1:]]) == 1
     assert json.loads(recorded.read_text()) == found
 
 
 def test_suites_are_there() -> None:
-    assert set(QUICK) < set(SUITES) == set(QUESTIONS)
-    assert all(question.endswith("?") for question in QUESTIONS.values())
-    assert all(callable(load_suite(target)) for target in TARGETS.values())  # and none needs a library to be imported
+    assert set(QUICK) < set(SUITES)
+    assert all(question.endswith("?") for _, question in SUITES.values())
+    assert all(callable(load_suite(name)) for name in SUITES)  # and none needs a library to be imported
 
 
 # ------------------------------------------------------------------------------------------------ reports

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,6 @@ def test_a_file_is_read_by_one_thread_at_a_time(path: Path, monkeypatch: pytest.
         load = (lambda name: loader.get_layer(name, "numpy")) if how == "read" else loader.load_sharded
         at_once(4, lambda index: load("ab"[index % 2], *([device] if how == "mapped" else [])))
     assert most == 1
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("cache")) as found:
-        yield found
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux: descriptors of processes")

@@ -40,12 +40,6 @@ COMPUTED = {"quantize": "m.parquet", "quantize in place": "v1.parquet", "convert
 OUTPUTS = CHEAP | COMPUTED
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("cache")) as found:
-        yield found
-
-
 class Case:
     """A job in a folder: what it is given, and what there is when it is done."""
 

@@ -173,6 +173,15 @@ def test_converters_are_one_module_under_one_name(name: str) -> None:
 # ------------------------------------------------------------------------------------------------ the wheel
 
 
+def copied(tree: Path) -> Path:
+    """Copy what a distribution is built of."""
+    tree.mkdir()
+    for name in ("README.md", "LICENSE", "pyproject.toml", "hatch_build.py", ".gitignore"):
+        shutil.copyfile(ROOT / name, tree / name)
+    shutil.copytree(PACKAGE, tree / "aq_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    return tree
+
+
 def hatchling_builds(tree: Path, folder: Path, what: str, variable: str, value: str) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", what, "-d", str(folder)]
     env = os.environ | {variable: value}
@@ -238,11 +247,7 @@ assert aq_jax.cli.main(["inspect", sys.argv[2]]) == 0
 
 def test_a_source_distribution_holds_what_the_library_is_built_of(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="building a distribution needs hatchling")
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for name in ("README.md", "LICENSE", "pyproject.toml", "hatch_build.py", ".gitignore"):
-        shutil.copyfile(ROOT / name, tree / name)
-    shutil.copytree(PACKAGE, tree / "aq_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    tree = copied(tmp_path / "tree")
     (tree / "aq_jax" / "native" / "libaq_jax_native.so.1").write_bytes(b"for this machine alone")
     archive = hatchling_builds(tree, tmp_path / "dist", "sdist", toolchain.WANTED, "")
     with tarfile.open(archive) as held:
@@ -254,11 +259,7 @@ def test_a_source_distribution_holds_what_the_library_is_built_of(tmp_path: Path
 
 def test_a_wheel_that_is_to_have_no_library_is_for_any_platform(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for name in ("README.md", "LICENSE", "pyproject.toml", "hatch_build.py", ".gitignore"):
-        shutil.copyfile(ROOT / name, tree / name)
-    shutil.copytree(PACKAGE, tree / "aq_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    tree = copied(tmp_path / "tree")
     before = sorted((tree / "aq_jax" / "native").iterdir())
     wheel = hatchling_builds(tree, tmp_path / "dist", "wheel", toolchain.WANTED, "no")
     assert wheel.name.endswith("-py3-none-any.whl")

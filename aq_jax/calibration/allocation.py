@@ -15,7 +15,7 @@ import numpy as np
 
 from aq_jax.calibration.distortion import Sampled, StoredSizes, sample_rows, sampled
 from aq_jax.calibration.knapsack import pareto_frontier
-from aq_jax.calibration.ladder import Option, calibrated_widths, width_options
+from aq_jax.calibration.ladder import Option, width_options
 from aq_jax.calibration.sensitivity import NOISE, FloatOutputs, input_hessians, sensitivities
 from aq_jax.calibration.solve import match_tensors, read_float_weights, tokenize_lines
 from aq_jax.calibration.text import choose_common_length, pad_to_one_shape, read_text
@@ -152,9 +152,9 @@ def allocate(
     config: QuantizationConfig,
     calibration: CalibrationConfig,
     goal: AllocationConfig,
-    progress: Progress | None = None,
-    output: str = "model.parquet",
-    compression: Compression = "none",
+    progress: Progress | None,
+    output: str,
+    compression: Compression,
 ) -> Allocation:
     """Choose a width for each linear and each embedding table.
 
@@ -170,7 +170,7 @@ def allocate(
         config: The model's config: groups, symmetry and rotation. Eight bits have a scale a channel, and a code that
             cannot have such grids has its own.
         calibration: The calibration's text; errors are measured on the lines that it leaves, if there are any.
-        goal: The budget of bits, or the limit of error.
+        goal: The budget of bits, or the limit of error, with the widths to choose from.
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
         output: The path of the file, which says how scales are stored.
         compression: The compression of the file's codes.
@@ -186,7 +186,6 @@ def allocate(
     shapes = {
         path: source.shapes[name][0] for path, name in names.items() if is_weight(config, name, *source.shapes[name])
     }
-    goal = goal if goal.widths else dataclasses.replace(goal, widths=calibrated_widths(config))
     ladders = {path: width_options(names[path], path, *source.shapes[names[path]], config, goal) for path in shapes}
     if not any(option.override for each in ladders.values() for option in each):
         raise ConfigError(

@@ -13,7 +13,7 @@ import numpy as np
 from blake3 import blake3
 from orbax.checkpoint import v1 as ocp
 
-from aq_jax.errors import AqError, ConfigError, IntegrityError
+from aq_jax.errors import AqError, ConfigError, IntegrityError, shorten
 from aq_jax.store.files import LOCK, check_writable, locked
 
 T = TypeVar("T")
@@ -66,9 +66,7 @@ class Checkpoints:
             with self._open() as checkpointer:
                 checkpointer.save(step, leaves, custom_metadata=metadata, overwrite=True)
         except (ValueError, OSError) as error:  # Orbax raises ValueError when the disk is full
-            raise AqError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written: {_shorten(error)}"
-            ) from None
+            raise AqError(f"{self.folder}: the checkpoint of step {step} cannot be written: {shorten(error)}") from None
 
     def load(self, like: T) -> tuple[int, T, dict[str, Any]] | None:
         """Read step, state and notes of the last checkpoint; None if there is none.
@@ -95,7 +93,7 @@ class Checkpoints:
                     read = checkpointer.load(last, [np.empty(leaf.shape, leaf.dtype) for leaf in leaves])
         except Exception as error:  # Orbax raises what its parts do
             raise IntegrityError(
-                f"{self.folder}: holds no complete checkpoint: {_shorten(error)}; remove the folder to start over"
+                f"{self.folder}: holds no complete checkpoint: {shorten(error)}; remove the folder to start over"
             ) from None
         if fingerprint != self._fingerprint:
             raise ConfigError(
@@ -129,11 +127,6 @@ def check_training_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: already exists and holds no training; move it, or choose another output")
     with locked(folder, _BUSY):
         pass
-
-
-def _shorten(error: Exception) -> str:
-    """Cut an error's text: Orbax's are pages."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _digest(leaves: list[np.ndarray]) -> str:

@@ -21,8 +21,7 @@ from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate, unrotate
 from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
-from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import assemble_qtensor
+from aq_jax.core.qtensor import QTensor, assemble_qtensor
 from aq_jax.quantizers.mse import STORED_MANTISSA
 
 START_RADIUS = 0.4  # how far from its code a latent starts, at most: half a step is where the code changes

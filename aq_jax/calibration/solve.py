@@ -87,9 +87,9 @@ def solve_model(
     folder: Path,
     config: QuantizationConfig,
     calibration: CalibrationConfig,
-    progress: Progress | None = None,
-    measure: Callable[[Model], Mapping[str, Any]] | None = None,
-    training: TrainingRequest | None = None,
+    progress: Progress | None,
+    measure: Callable[[Model], Mapping[str, Any]] | None,
+    training: TrainingRequest | None,
 ) -> SolvedWeights:
     """Solve the weights whose solver runs the model; the other weights are quantized meanwhile as the config says.
 

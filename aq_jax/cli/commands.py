@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from aq_jax.cli.chat import chat
-from aq_jax.cli.models import embed, generate, load_generator, rank
+from aq_jax.cli.models import embed, load_generator, rank
 from aq_jax.cli.reports import print_dry_run, print_result
 from aq_jax.cli.terminal import (
     DONE,
     NO,
-    escape,
     escape_lines,
     format_number,
     format_shape,
@@ -26,9 +25,9 @@ from aq_jax.cli.terminal import (
     warnings_as_notes,
 )
 from aq_jax.config import CalibrationConfig, QuantizationConfig
-from aq_jax.converters.convert import allocate, convert, dequantize_file, dry_run, quantize_file
+from aq_jax.converters.convert import convert, dequantize_file, dry_run, quantize_file
 from aq_jax.converters.inspection import inspect
-from aq_jax.errors import ConfigError, FormatError, some_of
+from aq_jax.errors import ConfigError, FormatError, escape, some_of
 from aq_jax.store.inspection import Layer
 from aq_jax.store.verify import verify_table
 
@@ -70,12 +69,9 @@ def run_convert(args: argparse.Namespace) -> int:
     sets = [f"shards.{key}={value}" for key, value in given.items() if value is not None]
     config = read_conversion(args.config, (*args.set, *sets))
     if args.dry_run:
-        record = None
-        if config.allocate:
-            with progress_bar(args.json) as progress:
-                found = allocate(config, progress)
-            record, config = found.record(), dataclasses.replace(config, allocate=None, quantization=found.config)
-        return print_dry_run(config, dry_run(config), args.json, record)
+        with progress_bar(args.json) as progress:
+            expected = dry_run(config, progress)
+        return print_dry_run(config.output, expected, args.json)
     with progress_bar(args.json, "bytes" if config.in_shards else "parts") as progress:
         done = convert(config, progress)
     return print_result(done, args.json)
@@ -216,7 +212,7 @@ def run_rank(args: argparse.Namespace) -> int:
 
 def run_generate(args: argparse.Namespace) -> int:
     with warnings_as_notes():
-        text = generate(args.model, args.prompt, args.max_tokens, activations=args.activations, **_options(args))
+        text = load_generator(args.model, args.activations).generate(args.prompt, args.max_tokens, **_options(args))
     print_line(json.dumps({"prompt": args.prompt, "text": text}) if args.json else escape_lines(args.prompt + text))
     return DONE
 

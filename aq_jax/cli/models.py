@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from aq_jax.core.dispatch import Activations
     from aq_jax.nn.generator import Generator
     from aq_jax.nn.precision import Precision
-    from aq_jax.nn.requests import Options
     from aq_jax.nn.reranker import Ranked
     from aq_jax.progress import Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,13 @@ def embed(
             a file that is not to be replaced.
         AqError: for a prompt that the model does not have.
     """
-    from aq_jax.nn import Encoder, load_model
+    from aq_jax.nn import Encoder
     from aq_jax.nn.models import model_types
     from aq_jax.store.embeddings import check_embeddings_path, write_embeddings
 
     check_embeddings_path(path, (model, *inputs))
     start = time.perf_counter()
-    encoder = load_model(model, activations)
-    if not isinstance(encoder, Encoder):
-        raise FormatError(f"{model}: holds {encoder.about}; wanted an encoder: {model_types('embed')}")
+    encoder = _load(model, activations, Encoder, f"an encoder: {model_types('embed')}")
     loaded = time.perf_counter()
     chosen = {"prompt_name": prompt_name, "prompt": prompt, "precision": precision, "truncate_dim": truncate_dim}
     embeddings = np.asarray(encoder.encode(texts, progress, **chosen))
@@ -94,29 +93,10 @@ def rank(
         FormatError, ConfigError: as `load_model`; for a model that does not rank.
         AqError: for a number of texts that is none.
     """
-    from aq_jax.nn import Reranker, load_model
+    from aq_jax.nn import Reranker
 
-    reranker = load_model(model, activations)
-    if not isinstance(reranker, Reranker):
-        raise FormatError(f"{model}: holds {reranker.about}; wanted a sequence classifier, such as a CrossEncoder")
+    reranker = _load(model, activations, Reranker, "a sequence classifier, such as a CrossEncoder")
     return reranker.rank(query, texts, top_k, progress=progress)
-
-
-def generate(
-    model: str | os.PathLike[str],
-    prompt: str,
-    max_tokens: int = 128,
-    *,
-    activations: Activations | None = None,
-    **options: Unpack[Options],
-) -> str:
-    """Generate the continuation of a prompt (see `Generator.generate`).
-
-    Raises:
-        FormatError, ConfigError: as `load_model`; for a model that does not generate.
-        AqError: for numbers out of their range.
-    """
-    return load_generator(model, activations).generate(prompt, max_tokens, **options)
 
 
 def load_generator(model: str | os.PathLike[str], activations: Activations | None = None) -> Generator:
@@ -125,10 +105,16 @@ def load_generator(model: str | os.PathLike[str], activations: Activations | Non
     Raises:
         FormatError, ConfigError: as `load_model`; for another kind of model.
     """
-    from aq_jax.nn import Generator, load_model
+    from aq_jax.nn import Generator
     from aq_jax.nn.models import model_types
 
-    generator = load_model(model, activations)
-    if not isinstance(generator, Generator):
-        raise FormatError(f"{model}: holds {generator.about}; wanted a language model: {model_types('generate')}")
-    return generator
+    return _load(model, activations, Generator, f"a language model: {model_types('generate')}")
+
+
+def _load(model: str | os.PathLike[str], activations: Activations | None, kind: type[T], wanted: str) -> T:
+    from aq_jax.nn import load_model
+
+    found = load_model(model, activations)
+    if not isinstance(found, kind):
+        raise FormatError(f"{model}: holds {found.about}; wanted {wanted}")
+    return found

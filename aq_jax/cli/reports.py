@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aq_jax.cli.terminal import DONE, escape, format_shape, print_line, print_table
+from aq_jax.cli.terminal import DONE, format_shape, print_line, print_table
+from aq_jax.errors import escape
 
 if TYPE_CHECKING:
-    from aq_jax.config import ConversionConfig
-    from aq_jax.conversion.dry_run import ExpectedRow
+    from aq_jax.conversion.dry_run import ExpectedResult
     from aq_jax.conversion.write import ConversionResult
 
 
@@ -66,20 +66,11 @@ def print_allocation(record: Mapping[str, Any]) -> None:
         print_line(f"note: measured below min_cosine = {record['min_cosine']}: ask for more, or take more text")
 
 
-def print_dry_run(
-    config: ConversionConfig, rows: list[ExpectedRow], as_json: bool, allocation: Mapping[str, Any] | None = None
-) -> int:
-    from aq_jax.quantizers.treatment import kept_notes
-    from aq_jax.quantizers.unused import unused_notes
-
+def print_dry_run(output: str, expected: ExpectedResult, as_json: bool) -> int:
+    rows, notes, allocation = expected.rows, expected.notes, expected.allocation
     total = sum(row.bytes for row in rows)
-    treatments, output = {row.name: row.treatment for row in rows}, config.output
-    notes = kept_notes(treatments)
-    if config.quantization is not None:
-        notes += unused_notes(config.quantization, treatments)
     if as_json:
-        listed = [{k: getattr(row, k) for k in ("name", "shape", "quant_type", "bytes")} for row in rows]
-        report = {"output": output, "bytes": total, "rows": listed, "notes": notes}
+        report = {"output": output, "bytes": total, "rows": list(map(dataclasses.asdict, rows)), "notes": notes}
         print_line(json.dumps(report | ({"allocation": allocation} if allocation else {})))
         return DONE
     if allocation:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
-from aq_jax.errors import ConfigError
+from aq_jax.errors import ConfigError, escape
 
 if TYPE_CHECKING:
     from aq_jax.progress import Progress
@@ -86,11 +86,6 @@ def format_shape(shape: tuple[int, ...]) -> str:
 
 def format_number(value: float | None, how: str) -> str:
     return "" if value is None else how.format(value)
-
-
-def escape(text: str) -> str:
-    """Escape what would control a terminal: names come from files."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def escape_lines(text: str) -> str:

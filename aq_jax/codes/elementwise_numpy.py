@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from aq_jax.codes.bits import unpack_codes
@@ -30,22 +32,27 @@ def read(
         if tiny:  # XLA takes such inputs for zero as well
             zeros = np.where(abs(zeros) < _TINY, np.float32(0), zeros)
         zeros = zeros if zeros.any() else None
-    whole = out.size // group
     with np.errstate(over="ignore", under="ignore"):
-        for own, at in ((slice(whole), slice(whole * group)), (slice(whole, None), slice(whole * group, None))):
-            if count := scales[own].size:
-                parts = codes[at].reshape(count, -1), out[at].reshape(count, -1)
-                _fill(code, parts[0], scales[own], None if zeros is None else zeros[own], parts[1])
+        for own, part, to in in_blocks(codes, group, out):
+            code.fill(part, scales[own], None if zeros is None else zeros[own], to)
         if tiny:
             out[abs(out) < _TINY] *= 0
 
 
-def _fill(code: Elementwise, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, out: np.ndarray) -> None:
-    """Decode groups a block at a time: each stays in the cache for all its steps."""
-    groups, length = codes.shape
-    rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
-    for top in range(0, groups, rows):
-        own = slice(top, top + rows)
-        for left in range(0, length, columns):
-            block = np.s_[own, left : left + columns]
-            code.fill(codes[block], scales[own], None if zeros is None else zeros[own], out[block])
+def in_blocks(codes: np.ndarray, group: int, out: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Cut groups, the last of which may be short, into blocks that stay in the cache for all their steps.
+
+    Yields:
+        The numbers of a block's groups; its codes, and the values that they become, both [groups, some of each].
+    """
+    whole = out.size // group
+    for first, count, length in ((0, whole, group), (whole, 1, out.size - whole * group)):
+        if not count or not length:
+            continue
+        at = slice(first * group, first * group + count * length)
+        parts = codes[at].reshape(count, length), out[at].reshape(count, length)
+        rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
+        for top in range(0, count, rows):
+            for left in range(0, length, columns):
+                block = np.s_[top : top + rows, left : left + columns]
+                yield slice(first + top, first + min(top + rows, count)), parts[0][block], parts[1][block]

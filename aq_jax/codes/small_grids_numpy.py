@@ -6,11 +6,11 @@ import numpy as np
 
 from aq_jax.codes.affine import Affine
 from aq_jax.codes.bits import unpack_codes
+from aq_jax.codes.elementwise_numpy import in_blocks
 from aq_jax.codes.elementwise_numpy import read as read_uniform
 from aq_jax.codes.small_grids import SmallGrids
 from aq_jax.native import host
 
-_BLOCK = 1 << 15
 _TINY = np.float32(2.0**-126)
 _SAFE = np.float32(2.0**-60)
 
@@ -26,27 +26,13 @@ def read(
         read_uniform(Affine(code.bits), data, scale, scale[:0] if zeros is None else zeros, group, out)
         return
     codes = unpack_codes(data, code.bits, out.size)
-    whole = out.size // group
-    for own, at in ((slice(whole), slice(whole * group)), (slice(whole, None), slice(whole * group, None))):
-        if count := scale[own].size:
-            _fill(code.lift, codes[at].reshape(count, -1), scale[own], minimum[own], out[at].reshape(count, -1))
+    for own, part, to in in_blocks(codes, group, out):
+        np.add(part, np.float32(code.lift), out=to)
+        to *= scale[own, None]
+        to += minimum[own, None]
     # Both terms are whole multiples of a small number: their sum is none that float32 rounds to below 2^-126.
     if not (_safe(scale) and _safe(minimum)):
         out[abs(out) < _TINY] *= 0
-
-
-def _fill(lift: int, codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray, out: np.ndarray) -> None:
-    """Decode groups a block at a time: each stays in the cache for all its steps."""
-    groups, length = codes.shape
-    rows, columns = max(_BLOCK // length, 1), min(length, _BLOCK)
-    for top in range(0, groups, rows):
-        own = slice(top, top + rows)
-        for left in range(0, length, columns):
-            block = np.s_[own, left : left + columns]
-            part = out[block]
-            np.add(codes[block], np.float32(lift), out=part)
-            part *= scale[own, None]
-            part += minimum[own, None]
 
 
 def _safe(numbers: np.ndarray) -> bool:

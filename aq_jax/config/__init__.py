@@ -10,22 +10,19 @@ ConversionConfig      source, output and the above: the contents of a TOML file 
 """
 
 from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
-from aq_jax.config.conversion import Compression, ConversionConfig, Engine, ShardsConfig, parse_bytes
+from aq_jax.config.conversion import Compression, ConversionConfig, ShardsConfig
 from aq_jax.config.quantization import Override, QuantizationConfig, widths
-from aq_jax.config.spec import LARGEST_ROTATION, QuantSpec
+from aq_jax.config.spec import QuantSpec
 
 __all__ = [
-    "LARGEST_ROTATION",
     "AllocationConfig",
     "CalibrationConfig",
     "Compression",
     "ConversionConfig",
-    "Engine",
     "Override",
     "QuantSpec",
     "QuantizationConfig",
     "ShardsConfig",
     "TrainingConfig",
-    "parse_bytes",
     "widths",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aq_jax.config.quantization import check_choice, widths
+from aq_jax.config.quantization import check_choice, check_range, widths
 from aq_jax.errors import ConfigError
 
 
@@ -53,12 +53,8 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         check_path("text", self.text)
-        for key, least, most in (
-            ("sentences", 1, 2**24), ("max_tokens", 3, 2**20), ("seed", 0, 2**32 - 1),
-            ("correction", 0, 1), ("damping", 1e-6, 1),
-        ):  # fmt: skip
-            if not least <= getattr(self, key) <= most:
-                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+        check_range(self, sentences=(1, 2**24), max_tokens=(3, 2**20), seed=(0, 2**32 - 1))
+        check_range(self, correction=(0, 1), damping=(1e-6, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,7 @@ class AllocationConfig:
             raise ConfigError(f"min_cosine = {self.min_cosine!r}: wanted a number between 0 and 1")
         for width in self.widths:
             check_choice("widths", width, (*widths(), "fp16"))
-        if not 1 <= self.sentences <= 2**20:
-            raise ConfigError(f"sentences = {self.sentences!r}: wanted 1 to {2**20}")
+        check_range(self, sentences=(1, 2**20))
         check_path("save", self.save)
 
 
@@ -139,9 +134,5 @@ class TrainingConfig:
     learning_rate: float = 0.005
 
     def __post_init__(self) -> None:
-        for key, least, most in (
-            ("steps", 1, 2**24), ("minutes", 0, 2**20), ("sentences", 2, 2**24), ("held_out", 1, 2**20),
-            ("patience", 1, 20), ("batch_tokens", 16, 2**20), ("learning_rate", 1e-6, 1),
-        ):  # fmt: skip
-            if not least <= getattr(self, key) <= most:
-                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+        check_range(self, steps=(1, 2**24), minutes=(0, 2**20), sentences=(2, 2**24), held_out=(1, 2**20))
+        check_range(self, patience=(1, 20), batch_tokens=(16, 2**20), learning_rate=(1e-6, 1))

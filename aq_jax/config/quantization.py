@@ -34,6 +34,12 @@ def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{what} = {value!r}: wanted one of {', '.join(allowed)}{hint}")
 
 
+def check_range(config: object, **ranges: tuple[float, float]) -> None:
+    for key, (least, most) in ranges.items():
+        if not least <= (value := getattr(config, key)) <= most:
+            raise ConfigError(f"{key} = {value!r}: wanted {least} to {most}")
+
+
 def _solver_name(solver: Any) -> Any:
     return solver if isinstance(solver, str) else getattr(solver, "name", None)
 

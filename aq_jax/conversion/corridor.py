@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +77,9 @@ def to_table(
     if config is not None:
         check_policy(config)
     target, name = split_url(output)
-    check_table(output, compression)
-    beside, notes = check_source(source, target, config, requantize)
     calibration = calibration or CalibrationConfig()
+    check_table(output, compression)
+    beside, notes = check_source(source, target, config, requantize, calibration)
     checkpoints = (Path() if target.local is None else target.local) / f"{name}.training"
     if train is not None:
         check_training_folder(checkpoints)
@@ -94,10 +93,7 @@ def to_table(
             widths.save(goal.save)
     if config is not None and calibrated(config):
         solved = _solve(source, config, calibration, progress, widths, train, checkpoints)
-    elif goal is None and calibration != CalibrationConfig():
-        notes.append("calibration: without effect, as no solver runs the model; its text is not read")
-    with ExitStack() as stack:
-        path = target.local / name if target.local is not None else stack.enter_context(target.atomic_write(name))
+    with target.place(name) as path:
         done = write_model(
             source,
             path,
@@ -119,7 +115,11 @@ def to_table(
 
 
 def check_source(
-    source: Source, target: Folder, config: QuantizationConfig | None, requantize: bool = False
+    source: Source,
+    target: Folder,
+    config: QuantizationConfig | None,
+    requantize: bool,
+    calibration: CalibrationConfig,
 ) -> tuple[SideFiles, list[str]]:
     """Refuse to quantize what is quantized already, and to overwrite another model's side files.
 
@@ -128,6 +128,7 @@ def check_source(
         target: The folder that it goes to.
         config: The quantization; None keeps the tensors as they are.
         requantize: Whether tensors that are quantized already may be quantized again.
+        calibration: The text for solvers that run the model.
 
     Returns:
         The side files, and notes.
@@ -153,6 +154,8 @@ def check_source(
         notes.append(f"{_quantized(source)}, and are quantized again: their errors add up")
     elif source.row_metadata:
         notes.append(f"{_quantized(source)}, and are written as they are")
+    if calibration != CalibrationConfig() and (config is None or not calibrated(config)):
+        notes.append("calibration: without effect, as no solver runs the model; its text is not read")
     return beside, notes
 
 

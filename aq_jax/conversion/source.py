@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from aq_jax.conversion.sidefiles import SideFiles
+from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
 from aq_jax.errors import ConfigError
 from aq_jax.store.folders import Folder
 
@@ -119,3 +120,13 @@ class Source:
         """List the files and their states, by which another run knows that the source is the same."""
         states = [(file, self.folder.state(file)) for file in sorted(self.files)]
         return [[file, asdict(state) if state else None] for file, state in states]
+
+
+class GeneratingSource(Source):
+    """A source whose side files are generated; its model runs from a folder made for it."""
+
+    @contextmanager
+    def model_folder(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_side_files(self.side_files(found := Folder(folder)), found)
+            yield Path(folder)

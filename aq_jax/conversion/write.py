@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from aq_jax.errors import FormatError
 from aq_jax.io.dense import as_v2, plain_rows
 from aq_jax.io.qtensors import packed_rows
 from aq_jax.ops import dequantize
+from aq_jax.quantizers.candidates import fit_of
 from aq_jax.quantizers.eligibility import Refused, to_float16
 from aq_jax.quantizers.lookup import quantizer_of, with_fallback
 from aq_jax.quantizers.tiles import quantize_pieces
@@ -193,12 +193,11 @@ def solved_rows(
     """Build the V2 rows of a tensor that `solver` solved before."""
     q = solved.weights[name]
     w = np.asarray(array, np.float32).reshape(-1)
-    d = np.asarray(dequantize(q)).reshape(-1) - w
-    ww, wd, dd = (float(np.einsum("i,i", a, b, dtype=np.float64)) for a, b in ((w, w), (w, d), (d, d)))
-    cosine = (ww + wd) / math.sqrt(ww * (ww + 2 * wd + dd)) if ww and ww + 2 * wd + dd > 0 else float(dd == 0)
-    done.quantized[name] = min(cosine, 1.0)
+    d = w - np.asarray(dequantize(q)).reshape(-1)
+    cosine, rel_mse = fit_of(np.einsum("i,i", a, b, dtype=np.float64) for a, b in ((w, w), (w, d), (d, d)))
+    done.quantized[name] = cosine
     for row in packed_rows(name, q, array.dtype.name):
-        yield dataclasses.replace(row, solver=solver, cosine=min(cosine, 1.0), rel_mse=dd / ww if ww else 0.0)
+        yield dataclasses.replace(row, solver=solver, cosine=cosine, rel_mse=rel_mse)
 
 
 class _Clock:

@@ -46,9 +46,7 @@ def dequantize(
         group: The number of elements of a group; the last may be short.
         out: The float32 array that is filled.
     """
-    if os.environ.get(VARIABLE, "native") != "native" or (call := _function("aq_decode")) is None:
-        return False
-    if not out.flags.c_contiguous or out.dtype != np.float32:
+    if (call := _filling("aq_decode", out)) is None:
         return False
     data = np.ascontiguousarray(data)
     grids = [
@@ -71,8 +69,7 @@ def dequantize_tiles(
         shape: The matrices, and the rows and columns of each.
         out: The float32 array that is filled.
     """
-    call = _function("aq_decode_tiles") if os.environ.get(VARIABLE, "native") == "native" else None
-    if call is None or not out.flags.c_contiguous or out.dtype != np.float32:
+    if (call := _filling("aq_decode_tiles", out)) is None:
         return False
     data, scales = np.ascontiguousarray(data), np.ascontiguousarray(scales, np.float32)
     wrong = call(data.ctypes.data, data.size, *step, scales.ctypes.data, *shape, cores(), out.ctypes.data)
@@ -137,7 +134,7 @@ def quantize(
 
 def encodes_trellis() -> bool:
     """Tell whether the library is there to choose trellis codes."""
-    return os.environ.get(VARIABLE, "native") == "native" and _function("aq_encode_trellis") is not None
+    return _chosen() and _function("aq_encode_trellis") is not None
 
 
 def encode_trellis(
@@ -179,29 +176,22 @@ def encode_trellis(
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 _ARGUMENTS = {
-    "aq_quantize_groups": (
-        _POINTER,
-        *(_NUMBER,) * 5,
-        _POINTER,
-        *(_NUMBER,) * 4,
-        _POINTER,
-        _POINTER,
-        _POINTER,
-        _POINTER,
-        _POINTER,
-    ),
+    "aq_quantize_groups": (_POINTER, *(_NUMBER,) * 5, _POINTER, *(_NUMBER,) * 4, *(_POINTER,) * 5),
     "aq_encode_trellis": (
-        _POINTER,
-        *(_NUMBER,) * 5,
-        *(_POINTER,) * 3,
-        ctypes.c_double,
-        _NUMBER,
-        _NUMBER,
-        *(_POINTER,) * 4,
+        _POINTER, *(_NUMBER,) * 5, *(_POINTER,) * 3, ctypes.c_double, _NUMBER, _NUMBER, *(_POINTER,) * 4
     ),
     "aq_decode_tiles": (_POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER, *(_NUMBER,) * 4, _POINTER),
     "aq_decode": (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER, _POINTER, *(_NUMBER,) * 4, _POINTER),
-}
+}  # fmt: skip
+
+
+def _chosen() -> bool:
+    return os.environ.get(VARIABLE, "native") == "native"
+
+
+def _filling(name: str, out: np.ndarray) -> ctypes._NamedFuncPointer | None:
+    """Find a function that fills an array, if it is chosen and the array is one that it fills."""
+    return _function(name) if _chosen() and out.flags.c_contiguous and out.dtype == np.float32 else None
 
 
 @cache

@@ -75,7 +75,7 @@ def check_number(name: str, value: Any, where: str) -> None:
     """
     kind, least, most, wanted = RANGES[name]
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
-        raise ConfigError(f"{where}: {name} = {value!r}; wanted {wanted}")
+        raise ConfigError(f"{where}: {name} = {repr(value)[:80]}; wanted {wanted}")
 
 
 def draw(

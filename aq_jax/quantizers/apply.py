@@ -18,8 +18,7 @@ from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantizationConfig, QuantSpec
 from aq_jax.core.bitstream import from_stream
 from aq_jax.core.frameworks import to_jax
-from aq_jax.core.qtensor import QTensor, scale_shape, to_groups
-from aq_jax.core.quantize import assemble_qtensor
+from aq_jax.core.qtensor import QTensor, assemble_qtensor, scale_shape, to_groups
 from aq_jax.errors import AqError, ConfigError
 from aq_jax.ops import dequantize
 from aq_jax.ops.kernels import Kernel, choose_kernel
@@ -203,19 +202,13 @@ class _Formulation:
     kernel: Kernel
 
     def __call__(self, w: Float[Array, "*shape"]) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
-        return _by_xla(w, self.spec, self.symmetric, self.quantizer, self.kernel)
-
-
-def _by_xla(
-    w: Float[Array, "*shape"], spec: QuantSpec, symmetric: bool, quantizer: Any, kernel: Kernel
-) -> tuple[QTensor, Bool[Array, ""], Bool[Array, ""]]:
-    rows, pads = to_groups(w, spec)
-    groups = Groups(rows, jnp.asarray(pads))
-    grids = quantizer(groups, spec.coding, symmetric)
-    codes, scale, zero_point, sound = _smallest_error(groups, grids, spec.coding, kernel)
-    sound &= groups.finite
-    zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
-    return assemble_qtensor(codes, scale, zero_point, w.shape, spec), sound & ~zeros, sound
+        rows, pads = to_groups(w, self.spec)
+        groups = Groups(rows, jnp.asarray(pads))
+        grids = self.quantizer(groups, self.spec.coding, self.symmetric)
+        codes, scale, zero_point, sound = _smallest_error(groups, grids, self.spec.coding, self.kernel)
+        sound &= groups.finite
+        zeros = jnp.min(jnp.maximum(groups.hi, -groups.lo), initial=1.0) == 0
+        return assemble_qtensor(codes, scale, zero_point, w.shape, self.spec), sound & ~zeros, sound
 
 
 def _smallest_error(groups: Groups, grids: tuple[Grid, ...], code: Code, kernel: Kernel) -> tuple[Array, ...]:

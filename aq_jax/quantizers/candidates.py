@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +55,8 @@ class Candidate:
             data = pack_codes(self.codes, code.bits)
         elif spare := -self.count * code.bits % 8:
             data[-1] &= 0xFF >> spare
-        ww, vv, wv, ee = self.sums
-        cosine = wv / math.sqrt(ww * vv) if ww and vv else float(ww == vv)
         zero_points = self.zero_points if code.zero_points else self.zero_points[:0]
-        return Quantized(data, self.scales, zero_points, min(cosine, 1.0), ee / ww if ww else 0.0)
+        return Quantized(data, self.scales, zero_points, *fit(*self.sums))
 
 
 class TiledQuantizer:
@@ -82,3 +81,15 @@ class TiledQuantizer:
             codes=np.empty(count, np.int8) if keep and not whole_bytes else None,
             count=count,
         )
+
+
+def fit(ww: float, vv: float, wv: float, ee: float) -> tuple[float, float]:
+    """Compute the cosine of weights w and values v, and the relative squared error, from the sums of `Candidate`."""
+    cosine = wv / math.sqrt(ww * vv) if ww and vv > 0 else float(ee == 0)
+    return min(cosine, 1.0), ee / ww if ww else 0.0
+
+
+def fit_of(sums: Iterable[float]) -> tuple[float, float]:
+    """Compute the fit from w.w, w.d and d.d of weights w and errors d = w - v."""
+    ww, wd, dd = map(float, sums)
+    return fit(ww, ww - 2 * wd + dd, ww - wd, dd)

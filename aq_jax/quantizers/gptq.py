@@ -30,8 +30,7 @@ from aq_jax.codes.affine import code_range
 from aq_jax.codes.rotation_jax import rotate
 from aq_jax.config import QuantSpec
 from aq_jax.core.grid import SCALE_MAX, SCALE_MIN, round_mantissa
-from aq_jax.core.qtensor import QTensor
-from aq_jax.core.quantize import assemble_qtensor
+from aq_jax.core.qtensor import QTensor, assemble_qtensor
 from aq_jax.errors import ConfigError
 from aq_jax.quantizers.entry import Calibrated
 from aq_jax.quantizers.hessian import PreparedHessian, prepare_hessian

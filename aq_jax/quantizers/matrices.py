@@ -10,11 +10,11 @@ import numpy as np
 from aq_jax.codes.rotation import rotate_rows
 from aq_jax.config import QuantizationConfig
 from aq_jax.errors import AqError
-from aq_jax.quantizers.candidates import Quantized
+from aq_jax.quantizers.candidates import Quantized, fit_of
 from aq_jax.quantizers.eligibility import Refused, refusal, to_float32
 from aq_jax.quantizers.entry import MatrixQuantizer
 from aq_jax.quantizers.lookup import data_free_quantizer
-from aq_jax.quantizers.trellis import NO_SCALE, errors_of
+from aq_jax.quantizers.trellis import NO_SCALE
 
 
 def quantize_matrices(
@@ -35,7 +35,7 @@ def quantize_matrices(
         if config.on_nonfinite == "error":
             raise AqError(str(why))
         return why
-    errors, row = errors_of(found.sums), array.shape[-1]
+    errors, row = fit_of(found.sums), array.shape[-1]
     return (
         Quantized(
             found.data[slice(*code.span(start, stop, array.shape))],

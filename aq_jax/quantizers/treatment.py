@@ -22,6 +22,8 @@ from aq_jax.store.schema import GROUP_BYTES
 # Flax calls weights kernel and embedding, wherever they are: a norm that is computed from something has them, too.
 _NORM = re.compile(r"norm|(?<![a-z])ln(?![a-z])", re.IGNORECASE)
 _WEIGHTS = ("kernel", "embedding")
+# Parquet copies data twice, into a page and behind the page's header; compression copies it once more.
+COPIES: dict[Compression, int] = {"none": 2, "zstd": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,7 @@ class Treatment:
         >>> treat(QuantizationConfig("int8"), "w", (1024, 1024), np.dtype("float32")).peak_bytes() >> 20
         11
         """
-        # Parquet copies data twice, into a page and behind the page's header; compression copies it once more.
-        copies = 2 if compression == "none" else 3
-        spec, count = self.spec, math.prod(self.shape)
+        spec, count, copies = self.spec, math.prod(self.shape), COPIES[compression]
         cuts = pieces(self.shape, self.dtype.name, spec and spec.quant_type, *self._grouping)
         largest = max(stop - start for start, stop in cuts)
         if spec is None or self.quantizer is None:

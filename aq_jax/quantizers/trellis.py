@@ -11,7 +11,6 @@ do.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -142,11 +141,3 @@ def _factor(h: Float[Array, "inputs inputs"]) -> Float[Array, "inputs inputs"]:
     u = jax.scipy.linalg.solve_triangular(r, jnp.eye(len(h), dtype=jnp.float32))
     # A factor that float32 does not have: columns are chosen each for itself.
     return jnp.where(jnp.isfinite(u).all(), u, jnp.diag(1 / jnp.sqrt(jnp.diagonal(h))))
-
-
-def errors_of(sums: np.ndarray) -> tuple[float, float]:
-    """Compute the cosine of weights and values, and the relative squared error."""
-    ww, wd, dd = (float(each) for each in sums)
-    vv = ww - 2 * wd + dd
-    cosine = (ww - wd) / math.sqrt(ww * vv) if ww and vv > 0 else float(dd == 0)
-    return min(cosine, 1.0), dd / ww if ww else 0.0

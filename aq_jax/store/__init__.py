@@ -4,22 +4,19 @@ docs/format.md describes the format.
 """
 
 from aq_jax.store.decode import aligned_copy, aligned_empty, decode, dequantize_rows, raw_array
-from aq_jax.store.digest import row_digest, statistics_digest, table_digest
+from aq_jax.store.digest import row_digest
 from aq_jax.store.layout import pieces
-from aq_jax.store.metadata import Metadata
 from aq_jax.store.partial import PartialTensor
 from aq_jax.store.reader import TableReader, open_table
 from aq_jax.store.row_rules import check
 from aq_jax.store.rows import Row, RowInfo, cut_grids
-from aq_jax.store.schema import DTYPES, V1, V2, VERSIONS, parse_dtype, written_dtype
+from aq_jax.store.schema import DTYPES, V1, V2, parse_dtype
 from aq_jax.store.writer import TableWriter, check_table, write_table
 
 __all__ = [
     "DTYPES",
     "V1",
     "V2",
-    "VERSIONS",
-    "Metadata",
     "PartialTensor",
     "Row",
     "RowInfo",
@@ -37,8 +34,5 @@ __all__ = [
     "pieces",
     "raw_array",
     "row_digest",
-    "statistics_digest",
-    "table_digest",
     "write_table",
-    "written_dtype",
 ]

@@ -190,6 +190,15 @@ class Folder:
                 self._system.move(temporary, target)
                 stack.pop_all()
 
+    @contextmanager
+    def place(self, name: str) -> Iterator[Path]:
+        """Yield a path to write to, as `atomic_write`, for a writer whose files appear whole by themselves."""
+        if self.local is not None:
+            yield self.local / name
+            return
+        with self.atomic_write(name) as path:
+            yield path
+
     def _delete_quietly(self, path: str) -> None:
         with suppress(pa.ArrowException, OSError):
             self._system.delete_file(path)

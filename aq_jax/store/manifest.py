@@ -46,13 +46,13 @@ class ShardEntry:
     tensors: tuple[str, ...]
 
 
-def shard_name(index: int, count: int, suffix: str = ".parquet") -> str:
+def shard_name(index: int, count: int) -> str:
     """Name a shard; the first has index 0.
 
     >>> shard_name(0, 12)
     'weights-00001-of-00012.parquet'
     """
-    return f"weights-{index + 1:05}-of-{count:05}{suffix}"
+    return f"weights-{index + 1:05}-of-{count:05}.parquet"
 
 
 def compose_manifest(shards: Sequence[ShardEntry], config: Mapping[str, object]) -> bytes:

@@ -134,10 +134,7 @@ class TableReader:
         return row
 
     def read_part(
-        self,
-        position: int,
-        ranges: Sequence[tuple[int, int]],
-        groups: Sequence[tuple[int, int]] | None = None,
+        self, position: int, ranges: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]] | None
     ) -> Row:
         """Read the elements of one row that are in `ranges`; other bytes of `data` are not read, and not valid.
 

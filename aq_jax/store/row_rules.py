@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from aq_jax.codes import Code
-    from aq_jax.store.rows import RowInfo, RowLike
+    from aq_jax.store.rows import Row, RowInfo
 
 _LARGEST_ITEM = max(dtype.itemsize for dtype in DTYPES.values())
 
@@ -43,7 +43,7 @@ def check(row: Row | RowInfo, where: str) -> None:
         raise FormatError(f"{where}: {violation}")
 
 
-def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None = None) -> None:
+def check_arrays(row: Row, where: str, looked_at: Sequence[tuple[int, int]] | None) -> None:
     """Check a row's arrays; its other cells are checked already.
 
     Args:
@@ -158,10 +158,10 @@ class RowOrder:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._seen: set[str] = set()
-        self._first: RowLike | None = None
+        self._first: Row | RowInfo | None = None
         self._missing = 0
 
-    def add(self, row: RowLike, where: str, position: int) -> None:
+    def add(self, row: Row | RowInfo, where: str, position: int) -> None:
         """Check the next row.
 
         Raises:
@@ -187,7 +187,7 @@ class RowOrder:
         """Check, after the last row, that no piece is missing."""
         self._refuse_missing(f"{where}: end of the table")
 
-    def _add_piece(self, row: RowLike, first: RowLike, here: str) -> None:
+    def _add_piece(self, row: Row | RowInfo, first: Row | RowInfo, here: str) -> None:
         for key in ("shape", "dtype", "quant_type", "quant_axis", "group_size", "rotation"):
             found, wanted = getattr(row, key), getattr(first, key)
             if found != wanted:

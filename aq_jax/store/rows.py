@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,29 +111,6 @@ class Sealed(NamedTuple):
     rel_mse: float | None
 
 
-class RowLike(Protocol):
-    """The attributes that `Row` and `RowInfo` share."""
-
-    @property
-    def layer_name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def num_params(self) -> int: ...
-    @property
-    def quant_type(self) -> str | None: ...
-    @property
-    def quant_axis(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def rotation(self) -> int: ...
-    @property
-    def digest(self) -> bytes | None: ...
-
-
 def row_location(where: str, position: int, name: str) -> str:
     """Name a row in an error text.
 
@@ -143,18 +120,18 @@ def row_location(where: str, position: int, name: str) -> str:
     return f"{where}: row {position} ({name if len(name) <= 60 else name[:59] + '…'})"
 
 
-def element_count(row: RowLike) -> int:
+def element_count(row: Row | RowInfo) -> int:
     """Count the elements of the whole tensor."""
     return prod(row.shape)
 
 
-def describe(row: RowLike) -> str:
+def describe(row: Row | RowInfo) -> str:
     """Describe a row's layout in a few words, for error texts."""
     part = "" if row.num_params == element_count(row) else f" (piece of {row.num_params} elements)"
     return f"shape {list(row.shape)} {row.quant_type or row.dtype}{part}"
 
 
-def row_bytes(row: RowLike) -> dict[str, int]:
+def row_bytes(row: Row | RowInfo) -> dict[str, int]:
     """Count the bytes that each of the three large columns must hold for this row."""
     return column_bytes(row.num_params, row.shape, row.dtype, row.quant_type, row.quant_axis, row.group_size)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from aq_jax.config import ConversionConfig
 from aq_jax.config.fields import build
+from aq_jax.config.quantization import check_range
 from aq_jax.config.schema import load_config, load_toml
 from aq_jax.converters.huggingface import resolve_source
 from aq_jax.core.dispatch import ACTIVATIONS
@@ -145,9 +146,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "label_columns", tuple(self.label_columns))
         object.__setattr__(self, "set", tuple(self.set))
-        for key, least, most in (("sentences", MIN_TEXTS, 2**20), ("seed", 0, 2**32 - 1), ("max_tokens", 16, 2**20)):
-            if not least <= getattr(self, key) <= most:
-                raise ConfigError(f"{key} = {getattr(self, key)!r}: wanted {least} to {most}")
+        check_range(self, sentences=(MIN_TEXTS, 2**20), seed=(0, 2**32 - 1), max_tokens=(16, 2**20))
         for key in ("folder", "text", "labels"):
             if "\0" in getattr(self, key) or (key == "folder" and not self.folder):
                 raise ConfigError(

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
+from aq_jax.errors import escape
+
 VOID = frozenset({"meta"})
 
 
@@ -24,7 +26,7 @@ def escaped(value: object) -> str:
     >>> escaped("a < b\x1b[2J\u202e")
     'a &lt; b\\x1b[2J\\u202e'
     """
-    return html.escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)))
+    return html.escape(escape(str(value)))
 
 
 def el(name: str, /, *children: Child, **attributes: str | float | None) -> Html:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aq_jax.errors import escape
 from aq_jax.store.files import atomic_write
 from aq_jax.validate import tables
 from aq_jax.validate.page import page
@@ -70,5 +71,4 @@ def _lines(table: Table) -> Iterator[str]:
 
 def _clean(text: str) -> str:
     """Show what Markdown or a terminal would take for an order: names come from files."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return re.sub(r"[\\|`*\[\]]|<(?=[A-Za-z/!?])", r"\\\g<0>", shown)
+    return re.sub(r"[\\|`*\[\]]|<(?=[A-Za-z/!?])", r"\\\g<0>", escape(text))

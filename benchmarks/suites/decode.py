@@ -15,7 +15,7 @@ import numpy as np
 from aq_jax.native.host import VARIABLE
 from benchmarks.machine import cores
 from benchmarks.suites.stories import STORIES
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.timing import Line, Result, Skipped, Timing, race, ratio
 
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS = 4, 2048, 5632, 32, 4  # TinyLlama's
 TOKENS, PROMPT = 16, 16
@@ -51,19 +51,19 @@ def layers(quant_type: str, activations: Any) -> Iterator[Line]:
     decoding = Decoding(cast(LanguageModel, model), ())
     times = race(
         {
-            "first": partial(_continue, decoding, 1),
-            "all": partial(_continue, decoding, 1 + TOKENS),
+            "first": partial(extend, decoding, [1] * PROMPT, 1),
+            "all": partial(extend, decoding, [1] * PROMPT, 1 + TOKENS),
             "read": lambda: [a.max() for a in packed],
         },
         9,
     )
-    token = [(a - b) / TOKENS for a, b in zip(times["all"].times, times["first"].times, strict=True)]
-    times_read = [t / read for t, read in zip(token, times["read"].times, strict=True)]
+    token = a_token(times["all"], times["first"], TOKENS)
+    found = ratio(token, times["read"])
     yield Result(
         f"{LAYERS} layers of {WIDTH}, {quant_type}, {activations} inputs, {cores()} cores: a token",
-        float(np.median(times_read)), "x reading its weights", *(("<= 1.8", "<= 1.2") if quant_type == "int4" else ()),
-        low=float(np.quantile(times_read, 0.25)), high=float(np.quantile(times_read, 0.75)),
-        figures={"ms a token": 1e3 * float(np.median(token)), "GB/s": size / float(np.median(token)) / 1e9,
+        found.value, "x reading its weights", *(("<= 1.8", "<= 1.2") if quant_type == "int4" else ()),
+        low=found.low, high=found.high,
+        figures={"ms a token": 1e3 * token.median, "GB/s": size / token.median / 1e9,
                  "reading, GB/s": size / times["read"].median / 1e9},
     )  # fmt: skip
 
@@ -77,11 +77,18 @@ def words_of(model: Any) -> list[np.ndarray]:
     return [a.reshape(-1).view(np.uint8)[: a.nbytes // 8 * 8].view(np.int64) for a in arrays]
 
 
-def _continue(decoding: Any, tokens: int) -> None:
+def extend(decoding: Any, ids: list[int], tokens: int) -> None:
+    """Read a prompt, and write as many tokens."""
     from aq_jax.nn.sampling import Sampling
 
-    for _ in decoding.run([[1] * PROMPT], [tokens], Sampling(), 0):
+    for _ in decoding.run([ids], [tokens], Sampling(), 0):
         pass
+
+
+def a_token(every: Timing, first: Timing, count: int) -> Timing:
+    """Compute what a token takes: what all take less what the first takes, by how many more they are."""
+    pairs = zip(every.times, first.times, strict=True)
+    return Timing(tuple((both - one) / count for both, one in pairs), 0.0)
 
 
 def stories() -> Iterator[Line]:

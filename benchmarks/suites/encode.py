@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.children import Child, ChildError
+from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.suites.contenders import Started, start_children
+from benchmarks.suites.qdot import open_session
+from benchmarks.timing import Line, Result, compare, race
 
 SHAPES = ((1, 16), (32, 64), (32, 128))  # sentences in a call, tokens of each
 MIXED, BATCH = 64, 32  # real sentences; a batch of the other libraries, sorted by length
@@ -82,10 +85,7 @@ def onnx_models(platform: str) -> dict[str, Callable[..., Any]]:
     """Return, in a child, the calls of ONNX Runtime's dynamic int8: exported by torch, quantized by its own tool."""
     on_processor(platform)
     runtime, _, torch = peers.library("onnxruntime"), peers.library("onnx"), load_torch()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    session = runtime.InferenceSession(str(_onnx_file(torch)), options, providers=["CPUExecutionProvider"])
+    session = open_session(runtime, str(_onnx_file(torch)))
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return mean_pooled(np.asarray(session.run(None, {"ids": ids, "mask": mask})[0]), mask)
@@ -122,28 +122,21 @@ def mean_pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return kept / np.linalg.norm(kept, axis=1, keepdims=True)
 
 
-def children() -> Iterator[Child | Skipped]:
+def start_others() -> AbstractContextManager[Started]:
     """Start the other libraries that are installed."""
     from aq_jax.core.dispatch import backend
 
-    for target in ("torch_models", "onnx_models"):
-        try:
-            yield Child(f"benchmarks.suites.encode:{target}", backend())
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(f"encode by {target.partition('_')[0]}", str(why))
+    return start_children(
+        {f"encode by {name}": (f"benchmarks.suites.encode:{name}_models", backend()) for name in ("torch", "onnx")}
+    )
 
 
 def encode(full: bool) -> Iterator[Line]:
     """Yield ratios of sentences a second, and the speeds themselves."""
-    others = list(children())
-    yield from (other for other in others if isinstance(other, Skipped))
-    found = [other for other in others if isinstance(other, Child)]
-    try:
+    with start_others() as (children, skipped):
+        yield from skipped
         for case in CASES if full else CASES[:2]:
-            yield from _race_case(case, found, full)
-    finally:
-        for child in found:
-            child.close()
+            yield from _race_case(case, list(children.values()), full)
 
 
 @cache
@@ -186,9 +179,8 @@ def ratios(case: str, times: Any) -> Iterator[Line]:
     for mine, other in (*pairs, ("int8 weights, bfloat16", "float32"), ("float32", "torch float32")):
         if mine not in times or other not in times:
             continue
-        found = ratio(times[other], times[mine])
         figures = {"sentences/s": count / times[mine].median, "theirs": count / times[other].median}
-        yield Result(
-            f"MiniLM {mine}, {case}, {cores()} cores", found.value, "x speed", *goals.get((mine, other), ("", "")),
-            peer=label.get(other, other), low=found.low, high=found.high, figures=figures,
+        yield compare(
+            f"MiniLM {mine}, {case}, {cores()} cores", label.get(other, other), times[other], times[mine],
+            *goals.get((mine, other), ("", "")), figures=figures,
         )  # fmt: skip

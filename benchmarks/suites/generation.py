@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import language_models, peers
-from benchmarks.children import Child, ChildError
 from benchmarks.language_models import Subject
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch
-from benchmarks.suites.decode import words_of
-from benchmarks.timing import Line, Result, Skipped, Timing, race, ratio
+from benchmarks.suites.contenders import start_children
+from benchmarks.suites.decode import a_token, extend, words_of
+from benchmarks.timing import Line, Result, Timing, compare, race, ratio
 
 PREFILL, PROMPT, TOKENS = 512, 16, 64
 READ, FIRST, WRITE = "a prompt", "the first token", "tokens"  # what a contender is timed at
@@ -91,7 +90,6 @@ def ours(subject: Subject, folder: Path) -> tuple[dict[str, Calls], list[np.ndar
     from aq_jax.config import ConversionConfig
     from aq_jax.nn import Generator
     from aq_jax.nn.decoding import Decoding
-    from aq_jax.nn.sampling import Sampling
 
     configs = {
         PACKED: ConversionConfig(str(subject.path), "packed.arrow"),
@@ -105,13 +103,7 @@ def ours(subject: Subject, folder: Path) -> tuple[dict[str, Calls], list[np.ndar
         aq.convert(replace(config, output=str(table)))
         generator = aq.load_model(table)
         assert isinstance(generator, Generator)
-        decoding = Decoding(generator.model, ())
-
-        def extend(ids: list[int], tokens: int, decoding: Decoding = decoding) -> None:
-            for _ in decoding.run([ids], [tokens], Sampling(), 0):
-                pass
-
-        found[name] = calls(extend)
+        found[name] = calls(partial(extend, Decoding(generator.model, ())))
         arrays = arrays or words_of(generator.model)
     return found, arrays
 
@@ -128,23 +120,24 @@ def generation(full: bool) -> Iterator[Line]:
 def _timed(subject: Subject, rounds: int) -> Iterator[Line]:
     import aq_jax as aq
 
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         yield from conversion(subject, Path(scratch, "packed.parquet"), rounds)
         folder = Path(scratch, "floats")
         aq.dequantize_file(subject.path, folder)
         contenders, arrays = ours(subject, folder)
-        for name, target, argument in ((TORCH, "torch_model", folder), (LLAMA, "llama_cpp", subject.path)):
-            try:
-                child = stack.enter_context(Child(f"benchmarks.suites.generation:{target}", str(argument)))
-            except (peers.MissingLibrary, ChildError) as why:
-                yield Skipped(f"{subject.name} by {name}", str(why))
-            else:
+        targets = {
+            TORCH: ("benchmarks.suites.generation:torch_model", str(folder)),
+            LLAMA: ("benchmarks.suites.generation:llama_cpp", str(subject.path)),
+        }
+        with start_children(targets) as (children, skipped):
+            yield from (replace(line, case=f"{subject.name} by {line.case}") for line in skipped)
+            for name, child in children.items():
                 contenders[name] = {what: child.remote(what) for what in child.names}
-        yield from prompts(subject, race({name: each[READ] for name, each in contenders.items()}, rounds))
-        several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
-        times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
+            yield from prompts(subject, race({name: each[READ] for name, each in contenders.items()}, rounds))
+            several = {f"{name}|{what}": each[what] for name, each in contenders.items() for what in (FIRST, WRITE)}
+            times = race({"reading": lambda: [a.max() for a in arrays], **several}, rounds)
         reading = times.pop("reading")
-        written = {name: a_token(times, name) for name in contenders}
+        written = {name: a_token(times[f"{name}|{WRITE}"], times[f"{name}|{FIRST}"], TOKENS) for name in contenders}
         yield from tokens(subject, written, reading, sum(a.nbytes for a in arrays))
 
 
@@ -164,24 +157,14 @@ def conversion(subject: Subject, output: Path, rounds: int) -> Iterator[Line]:
     yield Result(case, float(value), "GB of file/s of a core", "0.15", low=float(low), high=float(high))
 
 
-def a_token(times: Mapping[str, Timing], name: str) -> Timing:
-    """Compute what a token takes: what all take less what the first takes, by how many more they are."""
-    pairs = zip(times[f"{name}|{WRITE}"].times, times[f"{name}|{FIRST}"].times, strict=True)
-    return Timing(tuple((every - first) / TOKENS for every, first in pairs), 0.0)
-
-
 def prompts(subject: Subject, times: Mapping[str, Timing]) -> Iterator[Line]:
     """Yield how fast a prompt is read."""
     for mine in (INTEGER, PACKED, FLOAT):
         for other, limits in ((TORCH, ("1.5", "3") if mine == INTEGER else ("", "")), (LLAMA, ("", ""))):
             if other in times:
-                found = ratio(times[other], times[mine])
                 figures = {"tokens/s": PREFILL / times[mine].median, "theirs": PREFILL / times[other].median}
                 case = f"{subject.name} {mine}, {cores()} cores: a prompt of {PREFILL} tokens"
-                yield Result(
-                    case, found.value, "x speed", *limits,
-                    peer=other, low=found.low, high=found.high, figures=figures,
-                )  # fmt: skip
+                yield compare(case, other, times[other], times[mine], *limits, figures=figures)
 
 
 def tokens(subject: Subject, times: Mapping[str, Timing], reading: Timing, size: int) -> Iterator[Line]:
@@ -195,9 +178,6 @@ def tokens(subject: Subject, times: Mapping[str, Timing], reading: Timing, size:
     for mine in (PACKED, INTEGER, FLOAT):
         for other, goal in ((TORCH, ""), (LLAMA, "1.0" if mine == PACKED else "")):
             if other in times:
-                found = ratio(times[other], times[mine])
                 figures = {"tokens/s": 1 / times[mine].median, "theirs": 1 / times[other].median}
-                yield Result(
-                    f"{subject.name} {mine}, {cores()} cores: tokens after the first", found.value, "x speed", "", goal,
-                    peer=other, low=found.low, high=found.high, figures=figures,
-                )  # fmt: skip
+                case = f"{subject.name} {mine}, {cores()} cores: tokens after the first"
+                yield compare(case, other, times[other], times[mine], goal=goal, figures=figures)

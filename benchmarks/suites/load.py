@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models, peers
-from benchmarks.children import Child
 from benchmarks.peers.torch_threads import load_torch
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.suites.contenders import start_children
+from benchmarks.timing import Line, Result, race, ratio
 
 TO_JAX = "safetensors float32 to JAX"
 LIMITS = {
@@ -70,24 +70,20 @@ def load(full: bool) -> Iterator[Line]:
         for suffix, path in paths.items():
             contenders[f"{suffix} float32"] = lambda path=path: jax.block_until_ready(aq.load(path))
             contenders[f"{suffix} packed"] = lambda path=path: jax.block_until_ready(aq.load(path, packed=True))
-        rounds, child = 9 if full else 5, None
-        try:
-            child = Child("benchmarks.suites.load:torch_loader")
-        except peers.MissingLibrary as why:
-            yield Skipped("load by torch", str(why))
-        theirs = [TO_JAX]
-        if child is not None:
-            theirs += [f"safetensors float32 to {name}" for name in child.names]
-            contenders |= {f"safetensors float32 to {name}": child.remote(name) for name in child.names}
-        times = race(contenders, rounds)
-        if child is not None:
-            child.close()
+        with start_children({"load by torch": ("benchmarks.suites.load:torch_loader",)}) as (children, skipped):
+            yield from skipped
+            by_torch = {
+                f"safetensors float32 to {name}": child.remote(name)
+                for child in children.values()
+                for name in child.names
+            }
+            times = race(contenders | by_torch, 9 if full else 5)
     best = min(ways, key=lambda way: times[way].median)
     times[TO_JAX] = times[best]
     for name, (least, goal) in LIMITS.items():
-        for other in theirs:
+        for other in (TO_JAX, *by_torch):
             found = ratio(times[name], times[other])
-            limits = (f"<= {least}", f"<= {goal}") if other == theirs[0] else ("", "")
+            limits = (f"<= {least}", f"<= {goal}") if other == TO_JAX else ("", "")
             note = f"theirs is the float32 file of {file.stat().st_size / 1e6:.1f} MB"
             note += f", by {best}" if other == TO_JAX else ""
             figures = {"ms": 1e3 * times[name].median, "their ms": 1e3 * times[other].median}

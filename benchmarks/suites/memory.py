@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks import models, peers
 from benchmarks.children import Child, ChildError
 from benchmarks.peers.ours import ABSMAX
-from benchmarks.suites.road import quantize_all
+from benchmarks.suites.contenders import peer_children
+from benchmarks.suites.road import CASES, quantize_all
 from benchmarks.timing import Line, Result, Skipped
 
-CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
 TABLE = "table"
 RUNS = 3
 TARGET = "benchmarks.suites.memory:contenders"
@@ -52,7 +52,7 @@ def contenders(module: str) -> dict[str, Callable[[], Any]]:
     for peer in peers.load(module):
         if peer.slow or (module == "ours" and peer.name != ABSMAX):
             continue
-        for bits, (_, wanted) in CASES.items():
+        for bits, (_, wanted, _) in CASES.items():
             if bits in peer.widths:
                 calls[f"{peer.name}|{bits}"] = partial(measure, peer, bits, peers.nearest_group(peer, bits, wanted))
     return calls
@@ -72,11 +72,7 @@ def measure_table(bits: int) -> float:
     import aq_jax as aq
     from aq_jax.converters import huggingface
 
-    config = (
-        aq.QuantizationConfig("int8", per_channel=True)
-        if bits == 8
-        else aq.QuantizationConfig("int2", group_size=128, solver="absmax")
-    )
+    config = aq.QuantizationConfig(**CASES[bits][2])
     with tempfile.TemporaryDirectory() as scratch:
         save_file({"w": np.ones((512, 512), np.float32)}, Path(scratch, "model.safetensors"))
         huggingface.to_table(scratch, Path(scratch, "warm.parquet"), config)
@@ -86,12 +82,9 @@ def measure_table(bits: int) -> float:
 def memory(full: bool) -> Iterator[Line]:
     """Measure each peer; ours writes a table, or keeps its results in memory, as the others do."""
     for module in peers.MODULES:
-        try:
-            with Child(TARGET, module) as child:
-                names = child.names
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(module.removesuffix("_peer"), str(why))
-            continue
+        with peer_children(TARGET, modules=(module,)) as (children, skipped):
+            yield from skipped
+            names = [name for child in children.values() for name in child.names]
         for name in names:
             yield measure_in_fresh_processes(module, name, RUNS if full else 1)
 

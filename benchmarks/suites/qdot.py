@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models, peers
-from benchmarks.children import Child, ChildError
+from benchmarks.children import Child
 from benchmarks.machine import cores
 from benchmarks.peers.torch_threads import load_torch, on_device, on_processor
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.suites.contenders import start_children
+from benchmarks.timing import Line, Result, compare, race, ratio
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (2048, 2048))  # inputs, outputs
 ROWS = (1, 8, 32, 512)
@@ -54,7 +55,7 @@ def onnx_products(platform: str) -> dict[str, Callable[..., Any]]:
         for rows in ROWS:
             x, _ = random_matrices(inputs, outputs, rows)
             name = f"ONNX Runtime dynamic int8|{inputs}|{outputs}|{rows}"
-            calls[name] = partial(_without_result, int, session.run, None, {"x": x})
+            calls[name] = partial(session.run, None, {"x": x})
     return calls
 
 
@@ -70,10 +71,15 @@ def onnx_session(onnx: Any, runtime: Any, quantization: Any, w: np.ndarray) -> A
     plain, small = (Path(models.scratch_folder(), f"{kind}.onnx") for kind in ("plain", "int8"))
     onnx.save(model, plain)
     quantization.quantize_dynamic(plain, small)
+    return open_session(runtime, str(small))
+
+
+def open_session(runtime: Any, model: str | bytes) -> Any:
+    """Open a model of ONNX Runtime on as many threads as this process has cores."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    return runtime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _without_result(wait: Callable[[], Any], call: Callable[..., Any], *arguments: Any) -> None:
@@ -86,19 +92,15 @@ def qdot(full: bool) -> Iterator[Line]:
     """Measure `qdot` for each type of activations, beside the others' products."""
     from aq_jax.core.dispatch import backend
 
-    children = []
-    for target in ("torch_products", "onnx_products"):
-        try:
-            children.append(Child(f"benchmarks.suites.qdot:{target}", backend()))
-        except (peers.MissingLibrary, ChildError) as why:
-            yield Skipped(target.replace("_", " "), str(why))
-    try:
+    targets = {
+        "torch products": ("benchmarks.suites.qdot:torch_products", backend()),
+        "onnx products": ("benchmarks.suites.qdot:onnx_products", backend()),
+    }
+    with start_children(targets) as (children, skipped):
+        yield from skipped
         for inputs, outputs in SHAPES if full else SHAPES[1:2] + SHAPES[3:]:
             for rows in ROWS if full else (1, 32, 512):
-                yield from _products(inputs, outputs, rows, children, 15 if full else 5)
-    finally:
-        for child in children:
-            child.close()
+                yield from _products(inputs, outputs, rows, list(children.values()), 15 if full else 5)
 
 
 def vnni_peak() -> float:
@@ -152,24 +154,19 @@ def _products(inputs: int, outputs: int, rows: int, children: list[Child], round
     times = race(contenders | theirs, rounds)
     base = times["float32"]
     for kind in packed:
-        speeds = {how: ratio(base, times[f"{kind}, x {how}"]) for how in ACTIVATIONS}
+        figures = {f"x {how}": ratio(base, times[f"{kind}, x {how}"]).value for how in ACTIVATIONS}
         chosen = "int8" if kind == "int8" else "float32"  # the default of models with such weights
-        best = max(speed.value for speed in speeds.values())
-        found = speeds[chosen]
+        ours = times[f"{kind}, x {chosen}"]
         case = f"qdot {kind}, {inputs} x {outputs}, {rows} rows"
-        figures = {f"x {how}": speed.value for how, speed in speeds.items()}
-        yield Result(
-            case, found.value, "x speed", "", f"{best:.2f}", f"x {chosen}", "JAX float32",
-            found.low, found.high, figures,
-        )  # fmt: skip
+        best = f"{max(figures.values()):.2f}"
+        yield compare(case, "JAX float32", base, ours, goal=best, note=f"x {chosen}", figures=figures)
         if kind != "int8":
             continue
         if (inputs, rows, cores()) == (2048, 512, 1) and (peak := vnni_peak()):
-            share = 2 * rows * inputs * outputs / times[f"{kind}, x int8"].median / peak
+            share = 2 * rows * inputs * outputs / ours.median / peak
             yield Result(
                 f"{case}: of the core's VNNI peak", share, "", "0.35", "0.6", f"{peak / 1e9:.0f} G operations/s"
             )
         for peer in theirs:
             goals = ("0.9", "1.1") if peer.startswith("ONNX") and (inputs, rows) == (2048, 512) else ("", "")
-            found = ratio(times[peer], times[f"{kind}, x {chosen}"])
-            yield Result(case, found.value, "x speed", *goals, peer=peer, low=found.low, high=found.high)
+            yield compare(case, peer, times[peer], ours, *goals, figures={})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import models
-from benchmarks.suites.encode import children
-from benchmarks.timing import Line, Result, Skipped
+from benchmarks.suites.encode import start_others
+from benchmarks.timing import Line, Result
 
 if TYPE_CHECKING:
     from aq_jax.core.dispatch import Activations
@@ -43,11 +43,9 @@ def quality(full: bool) -> Iterator[Line]:
         yield Result(f"{what}: 1st percentile", float(np.quantile(cosines, 0.01)), "", limits[2], limits[3])
     ids = [encoding.ids for encoding in float32.tokenizer.encode_batch(texts)]
     embedded = {}
-    for child in children():
-        if isinstance(child, Skipped):
-            yield child
-            continue
-        with child:
+    with start_others() as (children, skipped):
+        yield from skipped
+        for child in children.values():
             for peer in set(child.names) & {"torch float32", "ONNX Runtime int8"}:
                 embedded[peer] = np.asarray(child.call(peer, ids), np.float32)
     for peer, found in sorted(embedded.items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from benchmarks.peers.numpy_vectorized import NumpyVectorized, cosine_and_error
 from benchmarks.suites.contenders import peer_children
 from benchmarks.timing import Line, Result, compare, race, seconds_of
 
-CASES = {8: ("int8 channel", peers.ROW), 2: ("int2 g128 absmax", 128)}
+# By bits: the label, the groups of other libraries, and the fields of our config.
+CASES: Mapping[int, tuple[str, int, dict[str, Any]]] = {
+    8: ("int8 channel", peers.ROW, {"quant_type": "int8", "per_channel": True}),
+    2: ("int2 g128 absmax", 128, {"quant_type": "int2", "group_size": 128, "solver": "absmax"}),
+}
 KINDS = (".parquet", ".arrow")
 PATIENCE = 6.0
 # Peers write nothing.
@@ -28,7 +32,7 @@ def contenders(module: str) -> dict[str, Callable[[], Any]]:
     """Return, in a child, "peer|bits|group" -> a call that reads and quantizes MiniLM's matrices."""
     calls: dict[str, Callable[[], Any]] = {}
     for peer in peers.load(module):
-        for bits, (_, wanted) in CASES.items():
+        for bits, (_, wanted, _) in CASES.items():
             if bits not in peer.widths or peer.slow:
                 continue
             group = peers.nearest_group(peer, bits, wanted)
@@ -65,10 +69,6 @@ def road(full: bool) -> Iterator[Line]:
     """Measure conversions; ours and NumPy's write a V2 table with digests and fit, others nothing."""
     import aq_jax as aq
 
-    configs = {
-        8: aq.QuantizationConfig("int8", per_channel=True),
-        2: aq.QuantizationConfig("int2", group_size=128, solver="absmax"),
-    }
     left = ("ours", "numpy_vectorized", "safetensors_peer")
     others = [module for module in peers.MODULES if full and module not in left]
     target = "benchmarks.suites.road:contenders"
@@ -77,7 +77,8 @@ def road(full: bool) -> Iterator[Line]:
         peer_children(target, modules=others) as (children, skipped),
     ):
         yield from skipped
-        for bits, config in configs.items():
+        for bits, (label, wanted, fields) in CASES.items():
+            config = aq.QuantizationConfig(**fields)
             found: dict[str, Callable[[], object]] = {
                 kind: NewFile(Path(scratch, f"ours{kind}"), partial(convert_with_ours, config=config)) for kind in KINDS
             }
@@ -88,11 +89,11 @@ def road(full: bool) -> Iterator[Line]:
                     peer, width, group = name.split("|")
                     if int(width) == bits:
                         peer += " (writes nothing)"
-                        found[peer], notes[peer] = child.remote(name), peers.group_note(int(group), CASES[bits][1])
+                        found[peer], notes[peer] = child.remote(name), peers.group_note(int(group), wanted)
             times = race(found, 7 if full else 3, PATIENCE)
             tables = {kind: times.pop(kind) for kind in KINDS}
             for kind, mine in tables.items():
-                case = f"MiniLM to a table, {CASES[bits][0]}, {kind}"
+                case = f"MiniLM to a table, {label}, {kind}"
                 for peer, timing in times.items():
                     limits = LIMITS.get((bits, peer), ("", ""))
                     yield compare(case, peer, timing, mine, *limits, note=notes.get(peer, ""))

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.children import Child, ChildError
-from benchmarks.machine import cores
-from benchmarks.suites.qdot import random_matrices
-from benchmarks.timing import Line, Result, Skipped, race, ratio
+from benchmarks.children import Child
+from benchmarks.suites.contenders import start_children
+from benchmarks.suites.qdot import open_session, random_matrices
+from benchmarks.timing import Line, compare, race, ratio
 
 SHAPES = ((4096, 4096), (4096, 11008))  # inputs, outputs
 ROWS = (1, 4, 32, 512)
 GROUP = 128
 # The least speed over float32 that one row must have, by the type of weights: of float32 and of int8 inputs.
 LEAST = {"int8": ("2", "4"), "int4 g128": ("3", "7"), "int2 g128": ("4", "9")}
+ONNX = "ONNX Runtime MatMulNBits"
 ONNX_BITS = {"int4 g128": 4, "int2 g128": 2}
 INPUTS: dict[Any, int] = {"float32": 1, "int8": 4}  # ONNX Runtime's accuracy_level
 
@@ -33,12 +34,8 @@ def onnx_products() -> dict[str, Callable[..., Any]]:
                 session = _session(onnx, runtime, inputs, outputs, bits, level)
                 for rows in ROWS:
                     x, _ = random_matrices(inputs, 1, rows)
-                    calls[f"{bits}|{how}|{inputs}|{outputs}|{rows}"] = partial(_without_result, session, x)
+                    calls[f"{bits}|{how}|{inputs}|{outputs}|{rows}"] = partial(session.run, None, {"x": x})
     return calls
-
-
-def _without_result(session: Any, x: np.ndarray) -> None:
-    session.run(None, {"x": x})
 
 
 def _session(onnx: Any, runtime: Any, inputs: int, outputs: int, bits: int, level: int) -> Any:
@@ -55,26 +52,16 @@ def _session(onnx: Any, runtime: Any, inputs: int, outputs: int, bits: int, leve
     graph = make.make_graph([node], "product", ends[:1], ends[1:], weights)
     imports = [make.make_opsetid("", 17), make.make_opsetid("com.microsoft", 1)]
     model = make.make_model(graph, opset_imports=imports, ir_version=8)
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the others down
-    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(runtime, model.SerializeToString())
 
 
 def weights(full: bool) -> Iterator[Line]:
     """Measure one row, and a few, times 8, 4 and 2 bits."""
-    child = None
-    try:
-        child = Child("benchmarks.suites.weights:onnx_products")
-    except (peers.MissingLibrary, ChildError) as why:
-        yield Skipped("ONNX Runtime MatMulNBits", str(why))
-    try:
+    with start_children({ONNX: ("benchmarks.suites.weights:onnx_products",)}) as (children, skipped):
+        yield from skipped
         for inputs, outputs in SHAPES if full else SHAPES[:1]:
             for rows in ROWS if full else (1, 32):
-                yield from _products(inputs, outputs, rows, child, 15 if full else 5)
-    finally:
-        if child is not None:
-            child.close()
+                yield from _products(inputs, outputs, rows, children.get(ONNX), 15 if full else 5)
 
 
 def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds: int) -> Iterator[Line]:
@@ -108,14 +95,8 @@ def _products(inputs: int, outputs: int, rows: int, child: Child | None, rounds:
     for kind, least in LEAST.items():
         for how, bar in zip(INPUTS, least, strict=True):
             ours, case = times[f"{kind}|{how}"], f"qdot {kind}, {inputs} x {outputs}, {rows} rows, x {how}"
-            found = ratio(base, ours)
             figures = {"of one pass over the weight": ratio(ours, times[f"{kind}|read"]).value}
-            yield Result(
-                case, found.value, "x speed", bar if rows == 1 else "", "", "", "JAX float32", found.low, found.high,
-                figures,
-            )  # fmt: skip
+            yield compare(case, "JAX float32", base, ours, bar if rows == 1 else "", figures=figures)
             if (peer := times.get(f"{kind}|{how}|onnx")) is not None:
-                found = ratio(peer, ours)
                 bars = ("1.0", "1.3") if how == "int8" and rows in (1, 32) else ("", "")
-                name = "ONNX Runtime MatMulNBits"
-                yield Result(case, found.value, "x speed", *bars, peer=name, low=found.low, high=found.high)
+                yield compare(case, ONNX, peer, ours, *bars, figures={})

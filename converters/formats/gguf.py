@@ -5,14 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from aq_jax.converters.formats.locations import local_file
-from aq_jax.errors import FormatError
-from aq_jax.store.folders import split_url
+from aq_jax.converters.formats.locations import is_file_of, local_file, require_local
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
-
-_SUFFIX, _MAGIC = ".gguf", b"GGUF"
 
 
 class GGUF:
@@ -21,17 +17,9 @@ class GGUF:
     about = "a GGUF file (.gguf), or any part of one that is split"
 
     def recognizes(self, location: str) -> bool:
-        if location.endswith(_SUFFIX):
-            folder, name = split_url(location)
-            return folder.state(name) is not None
-        if (path := local_file(location)) is None:
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == _MAGIC
+        return is_file_of(location, (".gguf",), (b"GGUF",))
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
         from aq_jax.converters.gguf.source import GGUFModel
 
-        if (path := local_file(location)) is None:
-            raise FormatError(f"{location}: is not on this machine, where GGUF is read; fetch it")
-        return nullcontext(GGUFModel(path, packed))
+        return nullcontext(GGUFModel(require_local(location, local_file(location), "GGUF is"), packed))

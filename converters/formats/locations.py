@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from aq_jax.converters.formats.hub import HUB, fetch, snapshot
-from aq_jax.errors import ConfigError
+from aq_jax.errors import ConfigError, FormatError
 from aq_jax.store.folders import Folder, split_url
 from aq_jax.store.urls import is_url
 
@@ -58,3 +58,25 @@ def local_file(location: str) -> Path | None:
     folder, name = split_url(location)
     path = None if folder.local is None else folder.local / name
     return path if path is not None and path.is_file() else None
+
+
+def is_file_of(location: str, suffixes: tuple[str, ...], starts: tuple[bytes, ...]) -> bool:
+    """Return whether a location is a file of a suffix, or a file on this machine that starts so."""
+    if location.endswith(suffixes):
+        folder, name = split_url(location)
+        return folder.state(name) is not None
+    if (path := local_file(location)) is None:
+        return False
+    with path.open("rb") as file:
+        return file.read(max(map(len, starts))).startswith(starts)
+
+
+def require_local(location: str, path: Path | None, read: str, fetched: str = "it") -> Path:
+    """Return the path of a location.
+
+    Raises:
+        FormatError: if there is none on this machine, saying what is `read` here, and what is to be fetched.
+    """
+    if path is None:
+        raise FormatError(f"{location}: is not on this machine, where {read} read; fetch {fetched}")
+    return path

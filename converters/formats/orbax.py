@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from aq_jax.errors import FormatError
+from aq_jax.converters.formats.locations import require_local
 from aq_jax.store.folders import Folder
 
 if TYPE_CHECKING:
@@ -29,6 +29,5 @@ class Orbax:
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
         from aq_jax.converters.orbax.source import open_checkpoint
 
-        if (path := Folder(location).local) is None:
-            raise FormatError(f"{location}: is not on this machine, where checkpoints are read; fetch the folder")
+        path = require_local(location, Folder(location).local, "checkpoints are", "the folder")
         return open_checkpoint(path, packed=packed)

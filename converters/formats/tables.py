@@ -5,16 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from aq_jax.converters.formats.locations import local_file
-from aq_jax.errors import FormatError
-from aq_jax.store.folders import Folder, split_url
+from aq_jax.converters.formats.locations import is_file_of, local_file, require_local
+from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from aq_jax.conversion.source import Source
 
 SUFFIXES = (".parquet", ".arrow")
-_MAGIC = (b"PAR1", b"ARROW1")
 
 
 class Table:
@@ -23,20 +21,12 @@ class Table:
     about = "a table (.parquet or .arrow)"
 
     def recognizes(self, location: str) -> bool:
-        if location.endswith(SUFFIXES):
-            folder, name = split_url(location)
-            return folder.state(name) is not None
-        if (path := local_file(location)) is None:
-            return False
-        with path.open("rb") as file:
-            return file.read(6).startswith(_MAGIC)
+        return is_file_of(location, SUFFIXES, (b"PAR1", b"ARROW1"))
 
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
         from aq_jax.converters.tables import open_tables
 
-        if (path := local_file(location)) is None:
-            raise FormatError(f"{location}: is not on this machine, where tables are read; fetch it")
-        return open_tables(path, packed)
+        return open_tables(require_local(location, local_file(location), "tables are"), packed)
 
 
 class Shards:
@@ -51,6 +41,4 @@ class Shards:
     def open(self, location: str, *, packed: bool, allow_pickle: bool) -> AbstractContextManager[Source]:
         from aq_jax.converters.tables import open_tables
 
-        if (path := Folder(location).local) is None:
-            raise FormatError(f"{location}: is not on this machine, where tables are read; fetch the folder")
-        return open_tables(path, packed)
+        return open_tables(require_local(location, Folder(location).local, "tables are", "the folder"), packed)

@@ -67,6 +67,11 @@ class Fields:
         """List the fields of the architecture that nobody took."""
         return [key for key in self.all if key.startswith(f"{self.architecture}.") and key not in self.taken]
 
+    def others(self) -> list[str]:
+        """List the fields that are neither the architecture's, nor the tokenizer's, nor describe the file."""
+        known = ("general.", "quantize.", "split.", "tokenizer.", f"{self.architecture}.")
+        return [key for key in self.all if not key.startswith(known)]
+
 
 def model_config(fields: Fields, rows: Rows, tied: bool, factors: np.ndarray | None) -> dict[str, Any]:
     """Build the fields of config.json.

@@ -9,7 +9,7 @@ from aq_jax.errors import FormatError
 from aq_jax.store.modules import MODULES, OWNER
 
 KEY = "pooling_type"
-_ENCODERS = ("bert", "nomic-bert")
+ENCODERS = ("bert", "nomic-bert")
 _NONE = 0
 _MODES = {1: "mean", 2: "cls", 3: "lasttoken"}
 """Numbers of llama.cpp's enum llama_pooling_type; 4 is that of rerankers."""
@@ -29,7 +29,7 @@ def pooling_files(fields: Fields, width: int) -> dict[str, bytes]:
     >>> sorted(found), json.loads(found["1_Pooling/config.json"])["pooling_mode"]
     (['1_Pooling/config.json', 'modules.json'], 'cls')
     """
-    if fields.architecture not in _ENCODERS or (kind := fields.take(KEY, int)) in (None, _NONE):
+    if fields.architecture not in ENCODERS or (kind := fields.take(KEY, int)) in (None, _NONE):
         return {}
     if kind not in _MODES:
         raise FormatError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles, copy_side_files
-from aq_jax.conversion.source import Opener, Source
+from aq_jax.conversion.sidefiles import GeneratedFiles, SideFiles
+from aq_jax.conversion.source import GeneratingSource, Opener
 from aq_jax.converters.gguf.header import Header, Tensor, read_header
 from aq_jax.converters.gguf.model_config import EMBEDDING, Fields, model_config
 from aq_jax.converters.gguf.names import ARCHITECTURES, Change
 from aq_jax.converters.gguf.pooling import pooling_files
-from aq_jax.converters.gguf.tokenizer import Vocabulary, tokenizer_files
+from aq_jax.converters.gguf.sampling import generation_files, unused_sampling
+from aq_jax.converters.gguf.tokenizer import tokenizer_files
 from aq_jax.converters.gguf.types import READABLE
+from aq_jax.converters.gguf.vocabulary import Vocabulary
 from aq_jax.converters.mapped_files import MappedFiles
 from aq_jax.errors import FormatError, some_of
 from aq_jax.store import DTYPES
@@ -52,7 +53,7 @@ class Extent:
     heads: int = 0
 
 
-class GGUFTensors(Source):
+class GGUFTensors(GeneratingSource):
     """The tensors of GGUF files under their Hugging Face names, read through memory maps.
 
     Args:
@@ -227,25 +228,20 @@ class GGUFModel(GGUFTensors):
         config = model_config(fields, rows, bool(self.aliases), self._factors)
         if "attention_bias" in config and any(key.endswith("q_proj.bias") for key in self.shapes):
             config["attention_bias"] = True
-        for key in ("bos", "eos", "pad"):
-            if found := words.token({"pad": "padding"}.get(key, key) + "_token_id"):
-                config[f"{key}_token_id"] = found[0]
-        if (end := words.token("eot_token_id")) and end[0] != config.get("eos_token_id"):
-            config["eos_token_id"] = [config["eos_token_id"], end[0]] if "eos_token_id" in config else end[0]
+        config |= (ids := words.ids())
         files, notes = tokenizer_files(words, config["max_position_embeddings"])
         files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()} | files
-        files |= pooling_files(fields, self.shapes[embedding][0][1])
+        files |= pooling_files(fields, self.shapes[embedding][0][1]) | generation_files(fields, ids)
         found = SideFiles(list(files), origin=GeneratedFiles(str(self._path), files))
-        if left := fields.left():
-            notes.append(f"fields that config.json does not have: {', '.join(left)}")
+        unused = words.unused() if "tokenizer.json" in files else []  # else a note says that there is none
+        for what, names in (
+            ("that config.json does not have", fields.left()),
+            ("that are not applied", [*unused_sampling(fields), *unused, *fields.others()]),
+        ):
+            if names:
+                notes.append(f"fields {what}: {some_of([key[:80] for key in names], 20)}")
         self.notes = [*(note for note in self.notes if note not in notes), *notes]
         return found
-
-    @contextmanager
-    def model_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_side_files(self.side_files(found := Folder(folder)), found)
-            yield Path(folder)
 
 
 def read_parts(path: Path) -> list[Header]:

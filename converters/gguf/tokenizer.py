@@ -11,103 +11,55 @@ written. Source: github.com/ggml-org/llama.cpp, src/llama-vocab.cpp and convert_
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aq_jax.converters.gguf.header import field_of
+from aq_jax.converters.gguf.vocabulary import PREFIX, Vocabulary
 from aq_jax.errors import FormatError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER = 2, 3, 4
 _SPACE = "▁"
 _MAX_PIECE = 128
 """The most characters of a piece whose splits are tried: more than any real one that is merged has."""
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The names of `tokenizer.ggml.pre` -> the expression that splits a text, or "" for GPT-2's own; whether digits stand
-# alone first; whether a whole word that is a token is not merged.
-_SPLITS: Mapping[str, tuple[str, bool, bool]] = MappingProxyType({
-    "gpt-2": ("", False, False),
-    "default": ("", False, False),
-    "smollm": ("", True, False),
-    "qwen2": (_CONTRACTIONS + r"\p{N}" + _REST, False, False),
-    "llama-bpe": (_CONTRACTIONS + r"\p{N}{1,3}" + _REST, False, True),
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class _Split(NamedTuple):
+    """How byte pairs split a text.
+
+    Args:
+        expressions: The expressions that split it, one after the other; none for GPT-2's own.
+        digits: Whether digits stand alone first.
+        whole: Whether a whole word that is a token is not merged.
+        begins: Whether a text begins with the token of beginnings where the file does not say.
+    """
+
+    expressions: tuple[str, ...] = ()
+    digits: bool = False
+    whole: bool = False
+    begins: bool = False
+
+
+# By the name that a file has in `tokenizer.ggml.pre`. Of the others, llama.cpp begins a text where the name is llama3,
+# llama-v3, falcon3, falcon-h1, pixtral, midm-2.0, lfm2, jina-v5-nano, tekken or chameleon.
+_SPLITS: Mapping[str, _Split] = MappingProxyType({
+    "gpt-2": _Split(),
+    "default": _Split((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9]{3}")),
+    "smollm": _Split(digits=True),
+    "qwen2": _Split((_CONTRACTIONS + r"\p{N}" + _REST,)),
+    "llama-bpe": _Split((_CONTRACTIONS + r"\p{N}{1,3}" + _REST,), whole=True, begins=True),
 })  # fmt: skip
 _NAMES = {
     "bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id", "sep_token": "seperator_token_id", "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }  # fmt: skip
-_KINDS = {str: "text", int: "whole numbers", float: "numbers"}
-
-
-class Vocabulary:
-    """The fields of a file's tokenizer, checked.
-
-    Args:
-        where: The file, for errors.
-        fields: All fields of the file.
-    """
-
-    def __init__(self, where: object, fields: Mapping[str, Any]) -> None:
-        self.where, self.fields = where, fields
-        self.kind = str(fields.get(f"{_PREFIX}model", ""))
-        self.tokens: list[str] = list(self._list("tokens", str))
-        self.types: list[int] = [int(kind) for kind in self._list("token_type", int)] or [1] * len(self.tokens)
-        if len(self.types) != len(self.tokens):
-            raise FormatError(f"{where}: has {len(self.tokens)} tokens, and types of {len(self.types)}")
-
-    def _list(self, key: str, kind: type) -> Sequence[Any]:
-        found = self.fields.get(_PREFIX + key, [])
-        if isinstance(found, str) or not hasattr(found, "__len__") or (len(found) and not _is(found[0], kind)):
-            raise FormatError(f"{self.where}: {_PREFIX}{key} is no array of {_KINDS[kind]}")
-        return found
-
-    @property
-    def pre(self) -> str:
-        return str(self.fields.get(f"{_PREFIX}pre", "default"))
-
-    @property
-    def scores(self) -> list[float]:
-        found = [float(score) for score in self._list("scores", float)]
-        if len(found) != len(self.tokens):
-            raise FormatError(f"{self.where}: has {len(self.tokens)} tokens, and scores of {len(found)}")
-        if any(score != score for score in found):  # NaN has no place in an order
-            raise FormatError(f"{self.where}: {_PREFIX}scores holds NaN; wanted numbers")
-        return found
-
-    @property
-    def merges(self) -> list[tuple[str, str]]:
-        found = []
-        for index, text in enumerate(self._list("merges", str)):
-            left, space, right = text[1:].partition(" ")  # a token may begin with a space
-            if not space:
-                raise FormatError(f"{self.where}: {_PREFIX}merges[{index}] is {text[:40]!r}; wanted two tokens")
-            found.append((text[:1] + left, right))
-        return found
-
-    def flag(self, key: str, default: bool) -> bool:
-        found = field_of(self.fields, _PREFIX + key, bool, self.where)
-        return default if found is None else found
-
-    def token(self, key: str) -> tuple[int, str] | None:
-        """Find a special token by the field that holds its id; None if there is none."""
-        found = self.fields.get(_PREFIX + key)
-        if found is None:
-            return None
-        if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < len(self.tokens):
-            raise FormatError(f"{self.where}: {_PREFIX}{key} is {str(found)[:40]}; it has {len(self.tokens)} tokens")
-        return found, self.tokens[found]
-
-
-def _is(value: Any, kind: type) -> bool:
-    import numpy as np
-
-    return isinstance(value, {str: str, int: int | np.integer, float: int | float | np.number}[kind])
 
 
 def tokenizer_files(words: Vocabulary, positions: int) -> tuple[dict[str, bytes], list[str]]:
@@ -138,10 +90,21 @@ def tokenizer_files(words: Vocabulary, positions: int) -> tuple[dict[str, bytes]
         "clean_up_tokenization_spaces": False,
     }
     config |= {name: found[1] for name, key in _special_tokens(words).items() if (found := words.token(key))}
-    if isinstance(template := words.fields.get("tokenizer.chat_template"), str):
-        config["chat_template"] = template
+    if templates := words.templates:
+        several = [{"name": name, "template": template} for name, template in templates.items()]
+        config["chat_template"] = several if len(several) > 1 else templates["default"]
     files = {"tokenizer.json": made.to_str(), "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False)}
-    return {name: f"{text}\n".encode() for name, text in files.items()}, []
+    return {name: f"{text}\n".encode() for name, text in files.items()}, _notes(words)
+
+
+def _notes(words: Vocabulary) -> list[str]:
+    """Note what the file does not say: the tokens that texts begin or end with, and how texts are split."""
+    found = zip(("begin", "end"), _marks(words), _around(words), strict=True)
+    missing = [where for where, marked, token in found if marked and token is None]
+    notes = [f"texts {where} with no token: its tokenizer adds one there, and has no id of it" for where in missing]
+    if words.kind == "gpt2" and not words.fields.get(f"{PREFIX}pre"):
+        notes.append(f"it has no {PREFIX}pre: texts are split by llama.cpp's default, which may not be the model's way")
+    return notes
 
 
 def _special_tokens(words: Vocabulary) -> dict[str, str]:
@@ -154,13 +117,12 @@ def _special_tokens(words: Vocabulary) -> dict[str, str]:
 def _gpt2(words: Vocabulary) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    expression, digits, ignore = _SPLITS[words.pre]
+    split = _SPLITS[words.pre]
     vocabulary = {token: index for index, token in enumerate(words.tokens)}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=words.merges, ignore_merges=ignore))
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    if expression:
-        steps.append(pre_tokenizers.Split(Regex(expression), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not expression))
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=words.merges, ignore_merges=split.whole))
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
+    steps += [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in split.expressions]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split.expressions))
     made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if words.pre == "qwen2":
         made.normalizer = normalizers.NFC()
@@ -188,7 +150,7 @@ def _llama(words: Vocabulary) -> Tokenizer:
     made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    return _finish(made, words, bos=True)
+    return _finish(made, words)
 
 
 def merges_of(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -225,11 +187,12 @@ def _bert(words: Vocabulary) -> Tokenizer:
     unknown = words.token("unknown_token_id")
     made = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=unknown[1] if unknown else "[UNK]"))
     lower = not any(token != token.lower() for token in tokens if not token.startswith("["))
-    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.normalizer = normalizers.BertNormalizer(
+        lowercase=words.flag("normalizer.lowercase", lower), strip_accents=words.said("normalizer.strip_accents")
+    )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
-    first = words.token("cls_token_id") or words.token("bos_token_id")
-    last = words.token("seperator_token_id") or words.token("eos_token_id")
+    first, last = _around(words)
     if first and last:
         made.post_processor = processors.TemplateProcessing(
             f"{first[1]} $A {last[1]}",
@@ -239,7 +202,26 @@ def _bert(words: Vocabulary) -> Tokenizer:
     return _finish(made, words)
 
 
-def _finish(made: Tokenizer, words: Vocabulary, bos: bool = False) -> Tokenizer:
+def _marks(words: Vocabulary) -> tuple[bool, bool]:
+    """Tell whether texts begin with a token of beginnings, and end with one of ends."""
+    if words.kind == "bert":
+        return True, True
+    begins = words.flag("add_bos_token", words.kind == "llama" or _SPLITS[words.pre].begins)
+    return begins, words.flag("add_eos_token", False)
+
+
+def _around(words: Vocabulary) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+    """Find the tokens that texts begin and end with; a BERT's are none if one is missing."""
+    if words.kind == "bert":
+        first = words.token("cls_token_id") or words.token("bos_token_id")
+        said = words.token("seperator_token_id", default=False) or words.token("eos_token_id")
+        last = said or words.token("seperator_token_id")
+        return (first, last) if first and last else (None, None)
+    begins, ends = _marks(words)
+    return words.token("bos_token_id") if begins else None, words.token("eos_token_id") if ends else None
+
+
+def _finish(made: Tokenizer, words: Vocabulary) -> Tokenizer:
     """Add the special tokens, and those that a text begins and ends with."""
     from tokenizers import AddedToken, processors
 
@@ -249,8 +231,7 @@ def _finish(made: Tokenizer, words: Vocabulary, bos: bool = False) -> Tokenizer:
     made.add_tokens([AddedToken(token, special=False, normalized=False) for token in own])
     if words.kind == "bert":
         return made
-    first = words.token("bos_token_id") if words.flag("add_bos_token", bos) else None
-    last = words.token("eos_token_id") if words.flag("add_eos_token", False) else None
+    first, last = _around(words)
     parts = [(found[1], found[0]) for found in (first, last) if found]
     if parts:
         one, two = (

@@ -17,7 +17,7 @@ from aq_jax.config import QuantSpec
 from aq_jax.core.frameworks import checked_cast, identity_key, unwrap_variable
 from aq_jax.core.prepared import Prepared
 from aq_jax.core.qtensor import QTensor, scale_shape, zero_shape
-from aq_jax.errors import AqError, FormatError, IntegrityError
+from aq_jax.errors import AqError, FormatError, IntegrityError, shorten
 from aq_jax.store import DTYPES
 from aq_jax.store.digest import table_digest
 from aq_jax.store.schema import MAX_AXES, ROTATIONS
@@ -231,11 +231,6 @@ def impossible(folder: Path, name: str, what: str, found: object) -> FormatError
         f"{folder}: {name or 'the tree'}: no checkpoint can have {what} {str(found)[:120]}; write it again, or with "
         "another release"
     )
-
-
-def shorten(error: BaseException) -> str:
-    """Cut an error's text: Orbax's are pages."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def tree_to_json(tree: Any) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,7 @@ from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion import corridor
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
-from aq_jax.converters.orbax.metadata import METADATA, AbstractArray, Metadata, shorten
+from aq_jax.converters.orbax.metadata import METADATA, AbstractArray, Metadata
 from aq_jax.converters.orbax.tensors import (
     ARRAYS,
     PLACEHOLDER,
@@ -31,7 +31,7 @@ from aq_jax.converters.orbax.tensors import (
 )
 from aq_jax.converters.tables import open_tables
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import FormatError
+from aq_jax.errors import FormatError, shorten
 from aq_jax.ops import dequantize
 from aq_jax.progress import Progress
 from aq_jax.quantizers.tree import path_name

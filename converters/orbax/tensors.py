@@ -23,11 +23,10 @@ from aq_jax.converters.orbax.metadata import (
     new_metadata,
     parse_metadata,
     parse_tensor,
-    shorten,
 )
 from aq_jax.core.frameworks import to_numpy
 from aq_jax.core.qtensor import QTensor
-from aq_jax.errors import AqError, FormatError, IntegrityError
+from aq_jax.errors import AqError, FormatError, IntegrityError, shorten
 from aq_jax.store import DTYPES
 
 ARRAYS = "aq_jax_arrays"

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aq_jax.conversion.source import Source
+from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.schemes.awq import Awq
 from aq_jax.converters.schemes.bitsandbytes import BitsAndBytes
 from aq_jax.converters.schemes.compressed_tensors import CompressedTensors
@@ -25,7 +26,7 @@ from aq_jax.converters.schemes.entry import Scheme, Tensors, Weight
 from aq_jax.converters.schemes.gptq import Gptq
 from aq_jax.converters.schemes.hqq import Hqq
 from aq_jax.converters.schemes.mlx import Mlx
-from aq_jax.converters.schemes.source import open_weights
+from aq_jax.converters.schemes.source import SchemeSource, declared
 from aq_jax.converters.schemes.torchao import TorchAo
 from aq_jax.store.folders import Folder
 
@@ -45,6 +46,18 @@ __all__ = ["SCHEMES", "Scheme", "Tensors", "Weight", "open_folder"]
 
 @contextmanager
 def open_folder(location: str | Path | Folder, *, packed: bool, allow_pickle: bool = False) -> Iterator[Source]:
-    """Open a Hugging Face folder, quantized in one of `SCHEMES` or not (see `source.open_weights`)."""
-    with open_weights(location, tuple(SCHEMES.values()), packed=packed, allow_pickle=allow_pickle) as source:
-        yield source
+    """Open a Hugging Face folder, as `open_checkpoint`; quantized weights by the first scheme that recognizes them.
+
+    Args:
+        location: The folder.
+        packed: Whether weights that a scheme reads become QTensors; otherwise they are dequantized.
+        allow_pickle: See `open_checkpoint`.
+
+    Raises:
+        FormatError, FileNotFoundError: as `open_checkpoint`, and as `Scheme.weights`.
+    """
+    with open_checkpoint(location, allow_pickle) as stored:
+        config = declared(stored, SCHEMES.values())
+        scheme = next((scheme for scheme in SCHEMES.values() if config and scheme.recognizes(config)), None)
+        found = None if scheme is None else SchemeSource(stored, scheme, config, packed)
+        yield found if found is not None and found.quantized else stored

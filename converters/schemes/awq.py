@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.gptq import zero_biases
 from aq_jax.converters.schemes.grids import Packed, spec_of
 
@@ -26,15 +26,12 @@ _OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output of each nibble of a word."""
 
 
-class Awq:
+class Awq(Scheme):
     about = "AWQ"
-    files: tuple[str, ...] = ("quant_config.json",)
+    files = ("quant_config.json",)
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "awq" or config.get("file") == self.files[0]
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

@@ -21,7 +21,7 @@ from aq_jax.codes import CODES, Code, Levels, Nested
 from aq_jax.codes.nested import BLOCK
 from aq_jax.config import QuantSpec
 from aq_jax.conversion.prequantized import read_config
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.store import DTYPES
 from aq_jax.store.jsonfile import parse_json
@@ -36,15 +36,11 @@ _INT8 = np.float32(7.874015718698502e-3)
 _MAX_STATE = 1 << 16
 
 
-class BitsAndBytes:
+class BitsAndBytes(Scheme):
     about = "bitsandbytes"
-    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "bitsandbytes"
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

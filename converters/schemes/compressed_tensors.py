@@ -21,7 +21,7 @@ import numpy as np
 
 from aq_jax.codes.small_grids import Offset
 from aq_jax.converters.schemes.compressed_tensors_config import Args, Groups
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows, unpack_whole_words, whole_words
 
@@ -36,9 +36,8 @@ _FLOAT8 = {"float32": "f8_e4m3", "float16": "f8_e4m3_f16", "bfloat16": "f8_e4m3_
 _LEFT_OUT = re.compile(r"(^|\.)(input|output|k|v|q)_(scale|zero_point|global_scale)$")
 
 
-class CompressedTensors:
+class CompressedTensors(Scheme):
     about = "compressed-tensors"
-    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") in ("compressed-tensors", "compressed_tensors") or "config_groups" in config

@@ -44,7 +44,7 @@ class Weight:
 
 
 class Scheme(Protocol):
-    """A way in which another program stores quantized weights.
+    """A way in which another program stores quantized weights; a subclass needs `about`, `recognizes` and `weights`.
 
     Args:
         about: The program's name, for messages and for the table's column `solver`.
@@ -52,7 +52,7 @@ class Scheme(Protocol):
     """
 
     about: str
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         """Return whether the entry of config.json that declares quantized weights is this scheme's."""
@@ -71,8 +71,8 @@ class Scheme(Protocol):
         ...
 
     def leaves_out(self, name: str, source: Source) -> bool:
-        """Return whether a tensor belongs to no weight, and says nothing that a table holds."""
-        ...
+        """Return whether a tensor belongs to no weight, and says nothing that a table holds; by default, none is so."""
+        return False
 
 
 class Tensors:

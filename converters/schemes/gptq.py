@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import dense_words, unpack_rows
 
@@ -26,15 +26,12 @@ _VERSIONS = {"gptq": 1, "gptq_v2": 2}
 _BITS = (2, 3, 4, 8)
 
 
-class Gptq:
+class Gptq(Scheme):
     about = "GPTQ"
-    files: tuple[str, ...] = ("quantize_config.json",)
+    files = ("quantize_config.json",)
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "gptq" or config.get("file") == self.files[0]
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

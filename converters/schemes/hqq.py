@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aq_jax.config import QuantSpec
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 
 if TYPE_CHECKING:
@@ -39,15 +39,11 @@ _OTHERS = (
 _MAX_TEXT = 256
 
 
-class Hqq:
+class Hqq(Scheme):
     about = "HQQ"
-    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "hqq"
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

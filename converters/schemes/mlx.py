@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.words import unpack_rows
 
@@ -25,15 +25,11 @@ if TYPE_CHECKING:
 _BITS = (2, 3, 4, 5, 6, 8)
 
 
-class Mlx:
+class Mlx(Scheme):
     about = "MLX"
-    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return not {"quant_method", "file", "config_groups"} & set(config) and {"bits", "group_size"} <= set(config)
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Config) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ import numpy as np
 from aq_jax.conversion.prequantized import declared_entries, read_config, recognize, without_entries
 from aq_jax.conversion.sidefiles import SideFiles, is_same_folder
 from aq_jax.conversion.source import Source
-from aq_jax.converters.checkpoint import open_checkpoint
 from aq_jax.converters.schemes.entry import Config, Scheme, Weight
 from aq_jax.converters.schemes.grids import to_qtensor
 from aq_jax.core.bitstream import to_stream
@@ -135,28 +132,6 @@ class EditedFolder(Folder):
         return FileState(len(self._edits[name]), None) if name in self._edits else super().state(name)
 
 
-@contextmanager
-def open_weights(
-    location: str | Path | Folder, schemes: Sequence[Scheme], *, packed: bool, allow_pickle: bool = False
-) -> Iterator[Source]:
-    """Open a Hugging Face folder, as `open_checkpoint`; quantized weights by the first scheme that recognizes them.
-
-    Args:
-        location: The folder.
-        schemes: The schemes that are asked.
-        packed: Whether weights that a scheme reads become QTensors; otherwise they are dequantized.
-        allow_pickle: See `open_checkpoint`.
-
-    Raises:
-        FormatError, FileNotFoundError: as `open_checkpoint`, and as `Scheme.weights`.
-    """
-    with open_checkpoint(location, allow_pickle) as stored:
-        config = _declared(stored, schemes)
-        scheme = next((scheme for scheme in schemes if config and scheme.recognizes(config)), None)
-        found = None if scheme is None else SchemeSource(stored, scheme, config, packed)
-        yield found if found is not None and found.quantized else stored
-
-
 def _weights_tied(stored: Source, parts: Mapping[str, str], left_out: Collection[str]) -> dict[str, str]:
     """Return tied tensors, those that are parts of weights as these weights.
 
@@ -186,7 +161,7 @@ def _weights_tied(stored: Source, parts: Mapping[str, str], left_out: Collection
     return aliases
 
 
-def _declared(stored: Source, schemes: Sequence[Scheme]) -> dict[str, Any]:
+def declared(stored: Source, schemes: Collection[Scheme]) -> dict[str, Any]:
     """Read what declares quantized weights: config.json, or a file of an older program."""
     entries = declared_entries(read_config(stored.folder))
     # A converted checkpoint may keep the entry of what it was converted from.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aq_jax.converters.schemes.entry import FLOATS, Config, Tensors, Weight
+from aq_jax.converters.schemes.entry import FLOATS, Config, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.store import DTYPES
 from aq_jax.store.jsonfile import parse_json
@@ -32,9 +32,8 @@ _ROUNDED = "the file's metadata say that inputs are quantized while the model ru
 _BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 
 
-class TorchAo:
+class TorchAo(Scheme):
     about = "torchao"
-    files: tuple[str, ...] = ()
 
     def recognizes(self, config: Config) -> bool:
         return config.get("quant_method") == "torchao"

@@ -15,7 +15,6 @@ from typing import Any, cast
 import bert_oracle
 import numpy as np
 import pytest
-import safetensors.numpy
 import small_llama
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,9 +179,7 @@ MODEL = {**bert_oracle.CONFIG, "num_hidden_layers": 1, "intermediate_size": 32, 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of one layer, text, and a config."""
     out = tmp_path_factory.mktemp("allocate")
-    (out / "model").mkdir()
-    safetensors.numpy.save_file(bert_oracle.weights(MODEL), out / "model" / "model.safetensors")
-    bert_oracle.write_side_files(out / "model", MODEL)
+    bert_oracle.write_source(out / "model", MODEL)
     rng = np.random.default_rng(0)
     (out / "text.txt").write_text("\n".join(" ".join(rng.choice(bert_oracle.WORDS, 1 + n % 9)) for n in range(70)))
     (out / "c.toml").write_text(CONFIG)

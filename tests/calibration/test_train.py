@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 import small_llama
 
 import aq_jax as aq
@@ -63,9 +62,7 @@ solver = "absmax"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of one layer, text, and a config."""
     out = tmp_path_factory.mktemp("train")
-    (out / "model").mkdir()
-    safetensors.numpy.save_file(bert_oracle.weights(MODEL), out / "model" / "model.safetensors")
-    bert_oracle.write_side_files(out / "model", MODEL)
+    bert_oracle.write_source(out / "model", MODEL)
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice([w for w in bert_oracle.WORDS if len(w) > 1], 4)) for _ in range(300)]  # one shape
     (out / "text.txt").write_text("\n".join(lines))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from cli_run import Run, listing
+from helpers import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli
@@ -107,6 +107,40 @@ def test_a_dry_run_refuses_what_the_run_would(run: Run, toml: Path, tmp_path: Pa
         assert dry == real
         assert (dry[0], dry[1], dry[2].count("\n")) == (2, "", 1)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("output", ["m.parquet", "folder"])
+def test_a_dry_run_notes_what_the_run_does(run: Run, tmp_path: Path, output: str) -> None:
+    tensors = {"a.weight": weights(8, 16), "a.norm.weight": weights(4, 16), "b.norm.weight": weights(4, 16)}
+    aq.save(tmp_path / "v1.parquet", tensors | {"tied": tensors["a.weight"]})
+    (tmp_path / "plan.toml").write_text('[[override]]\npattern = "a[.]weight"\nquant_type = "int4"\n')
+    (tmp_path / "c.toml").write_text(
+        f"""
+        source = "{tmp_path}/v1.parquet"
+        output = "{tmp_path}/out/{output}"
+        plan = "{tmp_path}/plan.toml"
+        calibration.sentences = 9
+        [quantization]
+        quant_type = "int8"
+        [[override]]
+        pattern = "a.*weight$"
+        [[override]]
+        pattern = "^a[.]w"
+        [[override]]
+        pattern = "tied"
+        """
+    )
+    flags = ("--json", "--set", "shards.size=256") if output == "folder" else ("--json",)
+    dry, real = (run("convert", tmp_path / "c.toml", *flags, *more) for more in (("--dry-run",), ()))
+    notes = json.loads(dry[1])["notes"]
+    assert notes == json.loads(real[1])["notes"]
+    assert [note.partition(":")[0] for note in notes] == [
+        "kept as they are, being norms or biases by their names, though of two axes or more",
+        "left behind, not recognized as a model's file",
+        "override '^a[.]w' holds for no tensor",
+        "override 'tied' matches no tensor but tied, which is tied to a.weight",
+        "calibration",
+    ]
 
 
 def test_quantize_and_dequantize(run: Run, v1: Path, tmp_path: Path) -> None:

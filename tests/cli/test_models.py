@@ -14,8 +14,9 @@ import bert_oracle
 import duckdb
 import numpy as np
 import pytest
+import small_bert
 import small_llama
-from cli_run import Run, listing
+from helpers import Run, listing
 
 import aq_jax as aq
 from aq_jax.cli import chat
@@ -32,10 +33,7 @@ TEXTS = ["a b c", "", "c b", "\N{SNOWMAN} d"]
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    aq.save(folder / "m.arrow", aq.quantize_tree(bert_oracle.weights(CONFIG), "int8"))
-    bert_oracle.write_side_files(folder, CONFIG)
-    return folder / "m.arrow"
+    return small_bert.make(tmp_path_factory.mktemp("bert"), "int8", CONFIG, "m.arrow")
 
 
 @pytest.fixture(scope="module")

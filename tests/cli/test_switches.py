@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_bert
 import small_llama
 from flax import nnx
 
@@ -186,10 +187,7 @@ def test_values_are_the_same(case: str, switch: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of a BERT and of a Llama, as they are and quantized."""
     out = tmp_path_factory.mktemp("models")
-    aq.save(out / "bert.parquet", bert_oracle.weights())
-    bert_oracle.write_side_files(out)
-    small_llama.make(out / "llama")
-    for path in (out / "bert.parquet", out / "llama" / small_llama.TABLE):
+    for path in (small_bert.make(out, name="bert.parquet"), small_llama.make(out / "llama")):
         aq.quantize_file(path, path.with_name(f"int4_{path.name}"), KINDS["4 bits, rotated"])
         aq.quantize_file(path, path.with_name(f"int8_{path.name}"), KINDS["channels"])
     return out

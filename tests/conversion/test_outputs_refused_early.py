@@ -15,7 +15,7 @@ from aq_jax.calibration.solve import SolvedWeights
 from aq_jax.cli.models import embed
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig, ShardsConfig, TrainingConfig
 from aq_jax.converters import huggingface
-from aq_jax.converters.convert import allocate
+from aq_jax.converters.convert import dry_run
 from aq_jax.errors import ConfigError
 from aq_jax.store.files import check_writable, locked
 
@@ -44,8 +44,8 @@ def calls(model: Path, out: str) -> dict[str, Callable[[], object]]:
         "convert": lambda: aq.convert(one),
         "shards": lambda: aq.convert(ConversionConfig(str(model), out, shards=ShardsConfig(workers=1))),
         "url": lambda: aq.convert(ConversionConfig(str(model), f"file://{m}", GPTQ)),
-        "allocate": lambda: allocate(ConversionConfig(str(model), m, GPTQ, allocate=bits)),
-        "plan of widths": lambda: allocate(
+        "allocate": lambda: dry_run(ConversionConfig(str(model), m, GPTQ, allocate=bits)),
+        "plan of widths": lambda: dry_run(
             ConversionConfig(
                 str(model), v1, GPTQ, allocate=AllocationConfig(target_bpw=4.0, save=f"{out}/plan.toml")
             )

@@ -92,7 +92,7 @@ def test_a_format_from_outside_is_a_source_like_any_other(
     shards = ShardsConfig(size=1000, workers=workers) if workers else None
     output = tmp_path / "out" / ("shards" if workers else "m.parquet")
     conversion = ConversionConfig(str(npz), str(output), config, shards=shards)
-    planned = dry_run(conversion)
+    planned = dry_run(conversion).rows
     assert not output.parent.exists()
     said: list[tuple[str, int, int]] = []
     done = aq.convert(conversion, lambda *step: said.append(step))
@@ -178,7 +178,7 @@ def test_what_is_quantized_already_is_taken_as_it_is_or_refused(
     with pytest.raises(aq.FormatError, match=r"a\.weight: is int4 already, and would be rounded twice"):
         aq.convert(ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"), INT4))
     plain = ConversionConfig(str(place), str(tmp_path / "out" / "m.parquet"))
-    assert [row.quant_type for row in dry_run(plain)] == ["int4", "fp16", "none"]
+    assert [row.quant_type for row in dry_run(plain).rows] == ["int4", "fp16", "none"]
     done = aq.convert(plain)
     assert "1 tensors were quantized already (1 int4), and are written as they are" in done.notes
     assert (tmp_path / "out" / "m.parquet").read_bytes() == first.read_bytes()

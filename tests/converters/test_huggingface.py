@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import listing
 
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
@@ -18,12 +19,6 @@ torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 CONFIG = QuantizationConfig("int8")
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-
-
 SIDE_FILES = {
     "config.json": '{"a": 1}',
     "tokenizer.json": "{}",
@@ -63,11 +58,11 @@ def test_weights_and_side_files_go_to_a_table_and_back(folder: Path, tmp_path: P
     out, back = tmp_path / "out", tmp_path / "back"
     done = huggingface.to_table(folder, out / "m.parquet", CONFIG)
     assert set(done.quantized) == {"a.weight", "b.weight"}
-    assert listing(out) == sorted(["m.parquet", *SIDE_FILES])
+    assert listing(out) == sorted(["m.parquet", "1_Pooling", *SIDE_FILES])
     assert all((out / name).read_text() == text for name, text in SIDE_FILES.items())
 
     assert huggingface.from_table(out / "m.parquet", back) == back / "model.safetensors"
-    assert listing(back) == sorted(["model.safetensors", *SIDE_FILES])
+    assert listing(back) == sorted(["model.safetensors", "1_Pooling", *SIDE_FILES])
     found = safetensors_torch.load_file(back / "model.safetensors")
     wanted = aq.load(out / "m.parquet", "torch")
     assert set(found) == {"a.weight", "b.weight", "b.bias", "ids", "tied.weight"}

@@ -7,14 +7,13 @@ import json
 import os
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import llama2c_oracle as oracle
 import numpy as np
 import pytest
+from helpers import listing, run_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -38,10 +37,6 @@ NAMES = {
     "w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj",
 }  # fmt: skip
 SIDE_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*"))
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "unshared"])
@@ -188,12 +183,7 @@ def test_transformers_computes_what_llama2c_does(tmp_path: Path, tok: Path) -> N
         oracle.write_model(tmp_path / f"{kind}.bin", **SHAPE, shared=is_shared, seed=3)
         llama2c.to_table(tmp_path / f"{kind}.bin", tok, tmp_path / kind / "m.parquet")
         huggingface.from_table(tmp_path / kind / "m.parquet", tmp_path / kind)
-    done = subprocess.run(
-        [sys.executable, "-c", TRANSFORMERS, json.dumps([TOKENS, texts]), *(str(tmp_path / kind) for kind in kinds)],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_alone(tmp_path, TRANSFORMERS, json.dumps([TOKENS, texts]), *(tmp_path / kind for kind in kinds))
     for kind in kinds:
         wanted = oracle.logits(tmp_path / f"{kind}.bin", TOKENS)
         assert wanted.std() > 0.3

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from helpers import listing
 
 import aq_jax as aq
 from aq_jax.config import AllocationConfig, ConversionConfig, QuantizationConfig
 from aq_jax.conversion.prequantized import recognize
 from aq_jax.converters import huggingface
-from aq_jax.converters.convert import allocate, dry_run
+from aq_jax.converters.convert import dry_run
 
 F8, E8M0, BF16 = "float8_e4m3fn", "float8_e8m0fnu", "bfloat16"
 Layout = dict[str, tuple[tuple[int, ...], str]]
@@ -152,10 +153,6 @@ def write(folder: Path, layout: Layout, config: dict[str, Any] | None = None) ->
     return folder
 
 
-def listing(folder: Path) -> list[str]:
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-
-
 @pytest.mark.parametrize("config", [{}, {"quantization_config": {"quant_method": "whatever", "bits": 4}}])
 @pytest.mark.parametrize("what", KINDS)
 def test_each_kind_is_known_by_its_tensors(what: str, config: dict[str, Any]) -> None:
@@ -210,7 +207,7 @@ def quantizing(folder: Path, out: Path) -> dict[str, Callable[[], object]]:
         "shards": lambda: aq.convert(replace(one, output=str(out))),
         "dry run": lambda: dry_run(one),
         "fp16": lambda: huggingface.to_table(folder, out / "m.parquet", QuantizationConfig("fp16")),
-        "allocate": lambda: allocate(bits),
+        "allocate": lambda: dry_run(bits),
     }
 
 
@@ -220,7 +217,7 @@ def test_nothing_is_written_of_what_would_be_rounded_twice(tmp_path: Path, what:
     wanted = r"hf: is quantized already \(QuIP#, known by l\.Qidxs, int64 \[32, 8\]\).*convert the float original"
     with pytest.raises(aq.FormatError, match=wanted):
         quantizing(folder, tmp_path / "out")[what]()
-    assert listing(tmp_path) == ["hf/config.json", "hf/model.safetensors"]
+    assert listing(tmp_path) == ["hf", "hf/config.json", "hf/model.safetensors"]
 
 
 def test_a_checkpoint_of_orbax_is_looked_at_too(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import listing
 
 import aq_jax as aq
 from aq_jax.config import ConversionConfig, QuantizationConfig
@@ -60,10 +61,6 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     safetensors.numpy.save_file({"w": np.ones((4, 8), np.float32)}, folder / "model.safetensors")
     return folder
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
 @pytest.mark.parametrize("where", ["path", "url"])
@@ -155,7 +152,7 @@ def test_no_link_leads_out_of_the_folder(model: Path, tmp_path: Path) -> None:
         )
     }
     huggingface.to_table(model, tmp_path / "out" / "m.parquet")
-    assert listing(tmp_path / "out") == ["config.json", "m.parquet", "real/x.json", "within.json"]
+    assert listing(tmp_path / "out") == ["config.json", "m.parquet", "real", "real/x.json", "within.json"]
 
 
 def hub(root: Path) -> Path:
@@ -178,7 +175,7 @@ def test_the_hubs_cache_is_read_through_its_own_links(tmp_path: Path) -> None:
     (snapshot / "out.json").symlink_to(tmp_path / "secret.json")
     (snapshot / "other.json").symlink_to("../../../models--c--d/blobs/1")
     done = huggingface.to_table(snapshot, tmp_path / "out" / "m.parquet")
-    assert listing(tmp_path / "out") == ["1_Pooling/config.json", "config.json", "m.parquet"]
+    assert listing(tmp_path / "out") == ["1_Pooling", "1_Pooling/config.json", "config.json", "m.parquet"]
     assert not (tmp_path / "out" / "config.json").is_symlink()
     assert done.notes == ["left behind, links out of the folder: other.json, out.json"]
     # By a link to the snapshot, and where the blobs are themselves a link to elsewhere.
@@ -202,7 +199,7 @@ def test_of_a_table_s_folder_only_its_own_files_go(model: Path, tmp_path: Path) 
     fill(build, "report.json", "report.html", "notes.py", "int8.parquet.training/x.json", "other/config.json")
     for table in ("int8.parquet", "plain.arrow", "int4.parquet"):
         done = dequantize_file(build / table, build / "hf" / table.partition(".")[0])
-        assert listing(Path(done.path).parent) == ["a/b.json", "code.py", "config.json", "model.safetensors"]
+        assert listing(Path(done.path).parent) == ["a", "a/b.json", "code.py", "config.json", "model.safetensors"]
         assert done.notes == []
     # A table that does not say what came with it: what is called as such files are; the rest is named.
     aq.save(build / "mine.parquet", {"w": np.ones(2)})

@@ -9,8 +9,7 @@ import oracle
 import pytest
 
 from aq_jax import QTensor, QuantSpec, dequantize
-from aq_jax.core.qtensor import scale_shape, to_groups
-from aq_jax.core.quantize import assemble_qtensor
+from aq_jax.core.qtensor import assemble_qtensor, scale_shape, to_groups
 
 CASES = [
     pytest.param((4, 8), {"group_size": 4}, id="groups by row"),

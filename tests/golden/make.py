@@ -48,6 +48,16 @@ def coded(
     )
 
 
+def in_pieces(whole: Row, cut: int) -> list[Row]:
+    """A row as two pieces."""
+    code, length, rows = CODES[whole.quant_type or ""], whole.group_size or whole.shape[-1], []
+    for start, stop in ((0, cut), (cut, whole.num_params)):
+        scales, zeros = cut_grids(whole, start // length, -(-stop // length))
+        data = whole.data[slice(*code.span(start, stop, whole.shape))]
+        rows.append(dataclasses.replace(whole, num_params=stop - start, data=data, scales=scales, zero_points=zeros))
+    return rows
+
+
 def v1_rows() -> list[Row]:
     """A V1 table: many dtypes, a scalar, an empty tensor."""
     dtypes = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "uint8", "bool")
@@ -82,26 +92,20 @@ def v2_rows() -> list[Row]:
 
 def rotated_rows() -> list[Row]:
     """A V2 table of rotated rows; the last tensor is cut inside a block, and a group crosses its rows."""
-    rows = [
+    return [
         coded("embed.weight", (9, 4), "int4h", 0, 0, 4),
         coded("int3h.channel", (4, 3, 2), "int3h", 0, 0, 2),
         coded("int2h.tensor", (2, 128), "int2h", -1, 0, 128),
         coded("int2h.group", (3, 32), "int2h", 0, 16, 32),
         coded("int4h.group", (5, 12), "int4h", 0, 8, 4),
         coded("int4", (2, 8), "int4", 0, 0),
+        *in_pieces(coded("int3h.pieces", (4, 16), "int3h", 0, 24, 16), 24),
     ]
-    whole = coded("int3h.pieces", (4, 16), "int3h", 0, 24, 16)
-    for start, stop in ((0, 24), (24, 64)):
-        grids, data = slice(start // 24, -(-stop // 24)), whole.data[start * 3 // 8 : stop * 3 // 8]
-        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
-        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
-    return rows
 
 
 def widths_rows() -> list[Row]:
     """A V2 table of five and six bits, and of rotated rows of five bits and more."""
-    whole = coded("int5.pieces", (4, 16), "int5", 0, 24)
-    rows = [
+    return [
         coded("embed.weight", (9, 4), "int6", 0, 0),
         coded("int5.channel", (3, 7), "int5", 0, 0),
         coded("int5.group", (4, 8), "int5", 0, 16),
@@ -111,12 +115,8 @@ def widths_rows() -> list[Row]:
         coded("int8h.channel", (3, 8), "int8h", 0, 0, 8),
         coded("int6h.group", (5, 12), "int6h", 0, 8, 4),
         coded("int5h.tensor", (2, 128), "int5h", -1, 0, 128),
+        *in_pieces(coded("int5.pieces", (4, 16), "int5", 0, 24), 24),
     ]
-    for start, stop in ((0, 24), (24, 64)):
-        grids, data = slice(start // 24, -(-stop // 24)), whole.data[start * 5 // 8 : stop * 5 // 8]
-        changes = {"data": data, "scales": whole.scales[grids], "zero_points": whole.zero_points[grids]}
-        rows.append(dataclasses.replace(whole, num_params=stop - start, **changes))
-    return rows
 
 
 def tiled(name: str, shape: tuple[int, ...], quant_type: str, group_size: int = 0, rotation: int = 0) -> Row:
@@ -136,8 +136,7 @@ def tiled(name: str, shape: tuple[int, ...], quant_type: str, group_size: int = 
 
 def trellis_rows() -> list[Row]:
     """A V2 table of trellis codes: whole tiles and short ones, spare bits, matrices, rotations, and pieces."""
-    whole = tiled("tcq2.pieces", (520, 4), "tcq2", 0, 4)
-    rows = [
+    return [
         tiled("embed.weight", (300, 4), "tcq1.5", 0, 4),
         tiled("tcq2.short", (5, 7), "tcq2"),
         tiled("tcq3.one", (1, 4), "tcq3"),
@@ -145,12 +144,8 @@ def trellis_rows() -> list[Row]:
         tiled("tcq4", (256, 3), "tcq4"),
         tiled("tcq5.experts", (2, 10, 3), "tcq5", 3),
         tiled("tcq1.5.experts", (2, 256, 2), "tcq1.5", 2, 2),
+        *in_pieces(tiled("tcq2.pieces", (520, 4), "tcq2", 0, 4), 2048),
     ]
-    for start, stop in ((0, 2048), (2048, 2080)):
-        grids, data = slice(start // 4, stop // 4), whole.data[start // 4 : stop // 4]
-        rows.append(dataclasses.replace(whole, num_params=stop - start, data=data, scales=whole.scales[grids],
-                                        zero_points=whole.zero_points))  # fmt: skip
-    return rows
 
 
 def small(name: str, shape: tuple[int, ...], quant_type: str, quant_axis: int, group_size: int) -> Row:
@@ -183,16 +178,6 @@ def recorded(name: str, shape: tuple[int, ...], quant_type: str) -> Row:
     zeros = grids(7) if code.zero_points else np.empty(0, np.uint8)
     solver = f"GGUF {quant_type.upper()}"
     return dataclasses.replace(row, quant_type=quant_type, scales=grids(5), zero_points=zeros, solver=solver)
-
-
-def in_pieces(whole: Row, cut: int) -> list[Row]:
-    """A row as two pieces."""
-    code, length, rows = CODES[whole.quant_type or ""], whole.group_size, []
-    for start, stop in ((0, cut), (cut, whole.num_params)):
-        scales, zeros = cut_grids(whole, start // length, -(-stop // length))
-        data = whole.data[slice(*code.span(start, stop, whole.shape))]
-        rows.append(dataclasses.replace(whole, num_params=stop - start, data=data, scales=scales, zero_points=zeros))
-    return rows
 
 
 def grids_rows() -> list[Row]:

@@ -136,6 +136,9 @@ def said() -> Iterator[Case]:
         "an architecture that is a number": {"general.architecture": 1},
         "architectures": {"general.architecture": ["llama", "bert"]},
         "widths": {"llama.embedding_length": [8, 8]},
+        "a temperature of NaN": {"general.sampling.temp": float("nan")},
+        "a top-k of text": {"general.sampling.top_k": "x" * 10**6},
+        "temperatures": {"general.sampling.temp": [0.5, 0.5]},
         "2^32 - 1 parts": {"split.count": 2**32 - 1},
         "two parts": {"split.count": 2},
     }
@@ -157,6 +160,10 @@ def said() -> Iterator[Case]:
         "a merge of what is no token": {"tokenizer.ggml.merges": ["a x"]},
         "a begin that is no token": {"tokenizer.ggml.bos_token_id": 3},
         "a begin that is text": {"tokenizer.ggml.bos_token_id": "a"},
+        "an end that is no token": {"tokenizer.ggml.eom_token_id": 3},
+        "separators that are there, twice": {"tokenizer.ggml.add_sep_token": [True, True]},
+        "a template that is a number": {"tokenizer.chat_template": 1},
+        "a named template that is a number": {"tokenizer.chat_template": "", "tokenizer.chat_template.x": 1},
         "scores that are NaN": {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0, float("nan"), 0.0]},
         "no scores": {"tokenizer.ggml.model": "llama"},
     }

@@ -52,9 +52,16 @@ def test_a_damaged_tensor_is_named_with_its_column_and_place(tmp_path: Path) -> 
     assert place in problem.problem
     content = (GOLDEN / "v2.arrow").read_bytes()
     message = Ipc(content).messages[1]
-    found = judged(tmp_path / "m.arrow", patched(content, content.index(ROWS[0].data.tobytes()), b"\x7f"))
-    assert found.good == but("embed.weight")
-    assert f"something in bytes {message.start} to {message.end} of the file was damaged" in found.problems[0].problem
+    damaged = ("embed.weight", "int3.group")
+    for row in (0, 5):
+        content = patched(content, content.index(ROWS[row].data.tobytes()), b"\x7f")
+    found = judged(tmp_path / "m.arrow", content)
+    assert not found.ok
+    assert (found.good, found.damaged) == (but(*damaged), damaged)
+    assert (found.rows, found.unchecked) == (len(NAMES) - 2, 0)
+    assert [(bad.row, bad.name) for bad in found.bad] == [(0, "embed.weight"), (5, "int3.group")]
+    assert found.errors == tuple(bad.problem for bad in found.bad)
+    assert f"something in bytes {message.start} to {message.end} of the file was damaged" in found.errors[0]
 
 
 def test_a_column_that_cannot_be_read_takes_its_rows_with_it(tmp_path: Path) -> None:
@@ -169,10 +176,13 @@ def test_doubled_tensors_and_missing_pieces_are_not_whole(tmp_path: Path) -> Non
 def test_of_a_damaged_footer_it_says_why_nothing_can_be_read(tmp_path: Path, suffix: str) -> None:
     content = (GOLDEN / f"v2.{suffix}").read_bytes()
     start = (Parquet if suffix == "parquet" else Ipc)(content).footer_start
-    for damaged in (content[:-1], patched(content, start, b"\xff" * 22), content[:100], b""):
+    patch = patched(content, start, b"\xff" * 22)
+    cut = "its end is missing"
+    for damaged, why in ((content[:-1], cut), (content[:100], cut), (patch, "not a table"), (b"", "is empty")):
         found = judged(tmp_path / f"m.{suffix}", damaged)
         (problem,) = found.problems
-        assert (found.good, found.rows, problem.row) == ((), 0, None)
+        assert (found.good, found.bad, found.rows) == ((), (), 0)
+        assert why in problem.problem
         assert problem.problem.endswith("; nothing of it can be read")
 
 

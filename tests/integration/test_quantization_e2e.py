@@ -125,11 +125,14 @@ class TestRealModelQuantization:
 
     def check(self, made: Quantized, weights: dict[str, np.ndarray], kinds: set[str]) -> None:
         """Every matrix is quantized, and nothing else; every row is what was written."""
-        types = {layer.name: layer.quant_type for layer in inspect_table(made.path).layers}
-        assert types.keys() == weights.keys()
+        layers = inspect_table(made.path).layers
+        given = {name: (array.shape, array.dtype.name) for name, array in weights.items()}
+        assert {layer.name: (layer.shape, layer.dtype) for layer in layers} == given
+        types = {layer.name: layer.quant_type for layer in layers}
         assert {types[name] for name in made.done.quantized} == kinds
         matrices = {name for name, array in weights.items() if array.ndim == 2 and array.dtype == np.float32}
         assert set(made.done.quantized) == matrices
+        assert made.done.kept == {}
         assert {types[name] for name in types.keys() - matrices} == {"none"}
         verdict = verify_table(made.path)
         assert (verdict.ok, verdict.rows, verdict.unchecked) == (True, len(weights), 0)
@@ -137,13 +140,12 @@ class TestRealModelQuantization:
 
 class TestCompressionRatioValidation:
     def test_int8_compression_ratio_target(self, int8: Quantized, weights: dict[str, np.ndarray]) -> None:
-        assert ratio(int8, weights) > 2  # as published
-        assert ratio(int8, weights) >= 3.9
+        assert ratio(int8, weights) >= 3.9  # published: > 2
+        assert int8.done.source_bytes == sum(a.nbytes for a in weights.values())
 
     @pytest.mark.slow
     def test_int2_compression_ratio_target(self, int2: Quantized, weights: dict[str, np.ndarray]) -> None:
-        assert ratio(int2, weights) > 4  # as published
-        assert ratio(int2, weights) >= 13.5
+        assert ratio(int2, weights) >= 13.5  # published: > 4
 
     @pytest.mark.slow
     def test_compression_ratio_comparison(
@@ -165,12 +167,9 @@ class TestAccuracyValidation:
     ) -> None:
         found = list(weight_cosines(int8, weights).values())
         outputs = cosines(embeddings(int8.path, held), wanted)
-        for each in (np.mean(found), outputs.mean()):  # as published
-            assert each > 0.85
-            assert 1 - each < 0.15
-        assert np.mean(found) >= 0.9999
-        assert min(found) >= 0.999
-        assert outputs.mean() >= 0.9993
+        assert np.mean(found) >= 0.9999  # published: > 0.85, a loss < 0.15
+        assert min(found) >= 0.9994
+        assert outputs.mean() >= 0.9993  # published: > 0.85, a loss < 0.15
         assert np.percentile(outputs, 1) >= 0.998
 
     @pytest.mark.slow
@@ -179,10 +178,8 @@ class TestAccuracyValidation:
     ) -> None:
         found = list(weight_cosines(int2, weights).values())
         outputs = cosines(embeddings(int2.path, held), wanted)
-        assert np.mean(found) > 0.70  # as published
-        assert outputs.mean() > 0.70
-        assert np.mean(found) >= 0.90
-        assert outputs.mean() >= 0.94
+        assert np.mean(found) >= 0.90  # published: > 0.70
+        assert outputs.mean() >= 0.94  # published: > 0.70
         assert np.percentile(outputs, 1) >= 0.84
 
     def test_layer_wise_accuracy_distribution(self, int8: Quantized, weights: dict[str, np.ndarray]) -> None:
@@ -190,12 +187,23 @@ class TestAccuracyValidation:
         found = weight_cosines(int8, weights)
         layers = {layer.name: layer for layer in inspect_table(int8.path).layers}
         for name, value in found.items():
-            assert value > 0.999, name
+            assert value >= 0.9994, name
             assert layers[name].cosine == pytest.approx(value, abs=1e-6)
+            assert layers[name].cosine == int8.done.quantized[name]
+        assert np.mean(list(found.values())) >= 0.9999
         for i in range(6):
             of_layer = [value for name, value in found.items() if f"layer.{i}." in name]
             assert len(of_layer) == 6
             assert np.mean(of_layer) >= 0.9999
+
+    def test_a_loaded_weight_multiplies_like_the_float_one(
+        self, int8: Quantized, weights: dict[str, np.ndarray]
+    ) -> None:
+        name = "encoder.layer.0.intermediate.dense.weight"
+        x = np.random.default_rng(0).normal(size=(4, 384)).astype(np.float32)
+        with aq.WeightLoader(int8.path) as table:
+            found = np.asarray(aq.qdot(x, table.get_quantized(name)))
+        assert cosines(found.ravel(), (x @ weights[name].T).ravel()) > 0.9999
 
 
 class TestSchemaCompatibility:
@@ -204,7 +212,9 @@ class TestSchemaCompatibility:
             assert table.version == 1
         loaded = aq.load(v1, "numpy", copy=False)
         assert loaded.keys() == weights.keys()
-        assert all(loaded[name].tobytes() == array.tobytes() for name, array in weights.items())
+        for name, array in weights.items():
+            assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
+            assert loaded[name].tobytes() == array.tobytes(), name
 
     def test_v2_schema_write(self, int8: Quantized) -> None:
         assert independent_reader.begins_with(int8.path, independent_reader.V2)

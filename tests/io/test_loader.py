@@ -9,12 +9,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import polars as pl
 import pytest
 from flax import nnx
 
@@ -646,23 +644,7 @@ def test_rotated_tensors_come_back_unrotated(path: Path, shape: tuple[int, ...])
         assert np.linalg.norm(table.get_layer("w", "numpy") - w) < 0.15 * np.linalg.norm(w)
 
 
-# ------------------------------------------------------------------------------------------------ other tools
-
-
-@pytest.mark.parametrize("tool", ["duckdb", "polars"])
-def test_tables_that_other_tools_have_written_again_load_equal(
-    tmp_path: Path, quantized: dict[str, aq.QTensor], tool: str
-) -> None:
-    path, copy = tmp_path / "m.parquet", tmp_path / "copy.parquet"
-    aq.save(path, {**quantized, "plain": np.arange(3), "half": sample("bfloat16", (2, 3))})
-    if tool == "duckdb":
-        with duckdb.connect() as connection:
-            connection.sql(f"copy (select * from '{path}') to '{copy}' (format parquet)")
-    else:
-        pl.read_parquet(path).write_parquet(copy)
-    a, b = aq.load(path, packed=True), aq.load(copy, packed=True)
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert [bits(leaf) for leaf in jax.tree.leaves(a)] == [bits(leaf) for leaf in jax.tree.leaves(b)]
+# ------------------------------------------------------------------------------------------------ without torch
 
 
 def test_without_torch_everything_else_works(tmp_path: Path) -> None:

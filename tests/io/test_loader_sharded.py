@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bert_oracle
 import eight_devices
 import jax
 import numpy as np
 import pytest
+import small_bert
 
 import aq_jax as aq
 from aq_jax.config import QuantSpec
@@ -64,9 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(module, "pieces", functools.partial(pieces, limit=1 << 12))
         aq.save(folder / "cut.parquet", {"w": CUT})
     aq.save(folder / "grids.arrow", {"w": GRIDS})
-    bert_oracle.write_side_files(folder / "bert", bert_oracle.CONFIG)
-    config = aq.QuantizationConfig("int4", group_size=16, solver="absmax")
-    aq.save(folder / "bert" / "m.parquet", aq.quantize_tree(bert_oracle.weights(), config))
+    small_bert.make(folder / "bert", aq.QuantizationConfig("int4", group_size=16, solver="absmax"))
     return folder
 
 

@@ -11,6 +11,7 @@ import bert_oracle
 import jax
 import numpy as np
 import pytest
+import small_bert
 import small_llama
 from flax import nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
@@ -24,7 +25,6 @@ from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.layers import PreparedWeight
 from aq_jax.ops import KERNELS
-from aq_jax.ops.kernels import VARIABLE
 
 P = PartitionSpec
 KINDS: dict[str, aq.QuantizationConfig | None] = {
@@ -54,11 +54,7 @@ def mesh() -> Mesh:
 
 @pytest.fixture(scope="module", params=[slow("float32"), slow("int8"), "int4h"])
 def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    bert_oracle.write_side_files(folder / "model", CONFIG)
-    config, weights = KINDS[request.param], bert_oracle.weights(CONFIG)
-    aq.save(folder / "model" / "m.parquet", weights if config is None else aq.quantize_tree(weights, config))
-    return folder / "model" / "m.parquet"
+    return small_bert.make(tmp_path_factory.mktemp("bert") / "model", KINDS[request.param], CONFIG)
 
 
 @pytest.fixture(scope="module", params=[slow("float32"), "int4"])
@@ -90,11 +86,11 @@ def specs(model: nnx.Module) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.sharding for path, leaf in leaves}
 
 
+@pytest.mark.usefixtures("unforced")
+@pytest.mark.parametrize("bert", ["int4h"], indirect=True)
 def test_weights_over_several_devices_are_not_prepared(bert: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     up = encoder(bert).model.layers[0].up
-    if not isinstance(up, QLinear) or up.qtensor.spec.bits > 4:  # which these kernels do not take
-        return
-    monkeypatch.delenv(VARIABLE, raising=False)  # all of the tests may run with a kernel forced
+    assert isinstance(up, QLinear)
     monkeypatch.setitem(KERNELS, "product", {NAME: Panels()} | KERNELS["product"])
     for options, kind in (({}, PreparedWeight), ({"mesh": mesh}, nnx.Param)):
         found = encoder(bert, **options).model.layers[0].up
@@ -129,9 +125,7 @@ def test_texts_that_are_generated_on_eight_devices_are_those_of_one(mesh: Mesh, 
 @pytest.mark.slow
 def test_int8_activations_on_eight_devices_are_near_those_on_one(tmp_path: Path, mesh: Mesh) -> None:
     """Not equal: a sum in another order may turn a code."""
-    bert_oracle.write_side_files(tmp_path / "model", CONFIG)
-    path = tmp_path / "model" / "m.parquet"
-    aq.save(path, aq.quantize_tree(bert_oracle.weights(CONFIG), KINDS["int8"]))  # type: ignore[arg-type]
+    path = small_bert.make(tmp_path / "model", KINDS["int8"], CONFIG)
     one, many = encoder(path, "int8"), encoder(path, "int8", mesh=mesh)
     wanted, found = np.asarray(one.encode(SENTENCES)), np.asarray(many.encode(SENTENCES))
     cosines = (wanted * found).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
@@ -140,9 +134,7 @@ def test_int8_activations_on_eight_devices_are_near_those_on_one(tmp_path: Path,
 
 def test_weights_lie_where_they_should(mesh: Mesh, tmp_path: Path) -> None:
     """Linears are spread, by outputs or by inputs; a device holds an eighth of them; all else is everywhere."""
-    bert_oracle.write_side_files(tmp_path / "model", CONFIG)
-    path = tmp_path / "model" / "m.parquet"
-    aq.save(path, aq.quantize_tree(bert_oracle.weights(CONFIG), KINDS["int8"]))  # type: ignore[arg-type]
+    path = small_bert.make(tmp_path / "model", KINDS["int8"], CONFIG)
     found = specs(encoder(path, mesh=mesh).model)
     for layer in ("query", "key", "value", "up"):
         assert found[f"layers.0.{layer}.weight.codes"].spec == P("model", None)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_llama
+from helpers import run_alone
 
 import aq_jax as aq
 from aq_jax.nn.chat import ChatTemplate, read_chat_template
@@ -61,13 +59,9 @@ def test_messages_are_rendered_as_the_template_says() -> None:
 
 
 @pytest.mark.slow  # importing transformers takes longer than all other tests here
-def test_templates_are_rendered_as_transformers_renders_them() -> None:
-    given = json.dumps([list(TEMPLATES.values()), CHAT, TOKENS])
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", THEIRS], input=given, capture_output=True, text=True, timeout=300, check=True, env=env
-    )
-    assert [render(source) for source in TEMPLATES.values()] == json.loads(done.stdout)
+def test_templates_are_rendered_as_transformers_renders_them(tmp_path: Path) -> None:
+    said = run_alone(tmp_path, THEIRS, stdin=json.dumps([list(TEMPLATES.values()), CHAT, TOKENS]))
+    assert [render(source) for source in TEMPLATES.values()] == json.loads(said)
 
 
 FAILING = {

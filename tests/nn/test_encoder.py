@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import bert_oracle as oracle
 import jax
 import numpy as np
 import pytest
+import small_bert
+from helpers import compilations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from aq_jax.nn.encoder import Encoder, make_batches
 from aq_jax.nn.layers import batch_tokens
 from aq_jax.nn.load import load_model
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 # Every program is compiled for a second or more: there is one layer, and sentences are short or long.
 CONFIG = {**oracle.CONFIG, "num_hidden_layers": 1}
 LONGEST = CONFIG["max_position_embeddings"]
@@ -27,29 +27,10 @@ SHORT, LONG = (3, 16), (200, 250)
 CLS, SEP = 2, 3
 
 
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Collects one entry for each program that XLA compiles."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == COMPILED:
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With eight bits, one grid a channel."""
-    folder = tmp_path_factory.mktemp("bert")
-    oracle.write_side_files(folder, CONFIG)
-    aq.save(folder / "m.parquet", aq.quantize_tree(oracle.weights(CONFIG), "int8"))
-    return folder / "m.parquet"
+    return small_bert.make(tmp_path_factory.mktemp("bert"), "int8", CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +77,6 @@ def batch_of(length: int) -> tuple[int, int]:
     return max(1, TOKENS[backend()] // length), length
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
 def test_embeddings_come_in_the_order_of_the_sentences(encoder: Encoder, exact: Callable) -> None:
     texts = [text for pair in zip(sentences(20, SHORT), sentences(20, LONG), strict=True) for text in pair]
     found = encoder.encode(texts)
@@ -144,7 +120,7 @@ def test_padding_changes_rounding_only(each: Encoder) -> None:
     rows = [[CLS, *range(20, 20 + n), SEP] for n in (0, 1)] + [[CLS, *range(50, 50 + n), SEP] for n in (7, 13)]
     short = np.asarray(each._embed(*by_hand(rows, batch_of(16))))[:4]
     pairs = [each._embed(*by_hand(rows[i : i + 2], batch_of(256)))[:2] for i in (0, 2)]
-    assert cosines(short, np.concatenate(pairs)).min() >= 0.9999
+    assert oracle.cosines(short, np.concatenate(pairs)).min() >= 0.9999
     ids, lengths = by_hand(rows[2:], batch_of(256))
     ids[np.arange(256) >= lengths[:, None]] = 77  # what stands in the padding means nothing
     assert np.asarray(each._embed(ids, lengths))[:2].tobytes() == np.asarray(pairs[1]).tobytes()
@@ -156,13 +132,13 @@ def test_a_short_sentence_beside_long_ones(encoders: dict[str, Encoder], how: st
     short = sentences(8, (3, 12), seed=3)
     alone = np.concatenate([np.asarray(each.encode([text])) for text in short])
     beside = np.asarray(each.encode([*short, *sentences(5, LONG)]))[: len(short)]
-    assert cosines(alone, beside).min() >= 0.9999
+    assert oracle.cosines(alone, beside).min() >= 0.9999
 
 
 def test_rounded_activations_stay_near(encoders: dict[str, Encoder], exact: Callable) -> None:
     texts = sentences(100, SHORT)
     for how, least in (("float32", 1 - 1e-9), ("bfloat16", 0.9995), ("int8", 0.998)):
-        near = cosines(encoders[how].encode(texts), exact(texts))
+        near = oracle.cosines(encoders[how].encode(texts), exact(texts))
         assert near.min() >= least, (how, near.min())
         assert (near.min() < 1 - 1e-7) == (how != "float32"), f"{how} rounds nothing"
 
@@ -249,10 +225,7 @@ def test_progress_is_told(encoder: Encoder) -> None:
 def test_many_lengths_are_few_programs(tmp_path: Path) -> None:
     """As XLA and the encoder count them: one program for each padded length, and for each of single sentences."""
     config = {**CONFIG, "hidden_size": 16, "num_attention_heads": 1}
-    tensors = oracle.weights(config)
-    oracle.write_side_files(tmp_path, config)
-    aq.save(tmp_path / "m.parquet", tensors)
-    encoder = load_model(tmp_path / "m.parquet")
+    encoder = load_model(small_bert.make(tmp_path, None, config))
     texts = sentences(1200, (3, LONGEST))
     ids = [encoding.ids for encoding in oracle.tokenizer().encode_batch(texts)]
     lengths = set(map(len, ids))
@@ -268,7 +241,8 @@ def test_many_lengths_are_few_programs(tmp_path: Path) -> None:
             encoder.encode([text])
         assert encoder.compiles == len(programs) == batched + 1
     some = [0, 500, 1199]
-    np.testing.assert_allclose(found[some], oracle.embed(tensors, [ids[i] for i in some], config), atol=2e-6)
+    wanted = oracle.embed(oracle.weights(config), [ids[i] for i in some], config)
+    np.testing.assert_allclose(found[some], wanted, atol=2e-6)
 
 
 calls = given(

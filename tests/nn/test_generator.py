@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import small_llama
 from flax import nnx
+from helpers import compilations
 
 import aq_jax as aq
 from aq_jax.nn.decoding import OVER, PIECE, SMALL_CHUNK, Texts, decode_tokens, split_prompt
@@ -25,23 +24,6 @@ from aq_jax.nn.sampling import Sampling
 
 PROMPT = [1, 270, 259, 263, 80]
 LIMIT = small_llama.SHAPE["seq"]
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@contextmanager
-def compilations() -> Iterator[list[float]]:
-    """Collects the seconds of each program that XLA compiles."""
-    found: list[float] = []
-
-    def listen(event: str, duration_secs: float, **_: object) -> None:
-        if event == COMPILED:
-            found.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def load(path: Path) -> Generator:

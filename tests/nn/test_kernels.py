@@ -10,6 +10,7 @@ import bert_oracle
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_bert
 import small_llama
 from flax import nnx
 from panels import NAME, PanelRows, Panels
@@ -23,21 +24,14 @@ from aq_jax.ops.kernels import VARIABLE
 INT4 = aq.QuantizationConfig("int4", group_size=16, solver="absmax")
 CONFIG = {**bert_oracle.CONFIG, "num_hidden_layers": 1}
 IDS = [[2, 7, 9, 4], [5, 6]]
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bert")
-    bert_oracle.write_side_files(folder, CONFIG)
-    aq.save(folder / "m.parquet", aq.quantize_tree(bert_oracle.weights(CONFIG), INT4))
+    bert = small_bert.make(tmp_path_factory.mktemp("bert"), INT4, CONFIG)
     llama = small_llama.make(tmp_path_factory.mktemp("llama") / "model", INT4, shared=True)
-    return {"bert": folder / "m.parquet", "llama": llama}
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the tests may run with a kernel forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    return {"bert": bert, "llama": llama}
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import run_alone
 
 import aq_jax as aq
 from aq_jax.config import QuantizationConfig
@@ -245,13 +245,8 @@ def test_older_tokenizer_files_are_read_by_transformers(tmp_path: Path) -> None:
     oracle.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
     oracle.write_json(tmp_path / "config.json", CONFIG)
     texts = ["The Cat sat, zebra 7", "\u00e9"]
-    done = subprocess.run(
-        [sys.executable, "-c", FALLBACK, str(tmp_path), *texts],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second, refusal = done.stdout.split("\n", 2)
+    said = run_alone(tmp_path, FALLBACK, tmp_path, *texts, PYTHONPATH=":".join(sys.path))
+    first, second, refusal = said.split("\n", 2)
     assert [first, second] == [" ".join(map(str, oracle.tokenizer().encode(text).ids)) for text in texts]
     assert refusal.startswith(f"{tmp_path / 'tokenizer.json'}: holds no tokenizer that can be built: ")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import bert_oracle as oracle
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import run_alone
 
 import aq_jax as aq
 from aq_jax.converters import huggingface
@@ -166,15 +166,10 @@ def test_texts_are_ranked_and_embeddings_rounded_as_by_sentence_transformers(tmp
         if importlib.util.find_spec(package) is None or sys.modules.get(package, ...) is None:
             pytest.skip(f"needs {package}")
     path = make(tmp_path / "m")
-    said = {"tokenizer_class": "BertTokenizer", "model_max_length": 256}
-    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(said))
-    done = subprocess.run(
-        [sys.executable, "-c", CROSS_ENCODER, json.dumps([str(tmp_path), QUERY, TEXTS])],
-        env={"PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    wanted = json.loads(done.stdout.splitlines()[-1])
+    fields = {"tokenizer_class": "BertTokenizer", "model_max_length": 256}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(fields))
+    said = run_alone(tmp_path, CROSS_ENCODER, json.dumps([str(tmp_path), QUERY, TEXTS]))
+    wanted = json.loads(said.splitlines()[-1])
     huggingface.to_table(tmp_path / "saved", tmp_path / "own" / "m.parquet")
     for model in (load(path), load(tmp_path / "own" / "m.parquet")):
         found = model.rank(QUERY, TEXTS)

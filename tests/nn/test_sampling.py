@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import run_alone
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from aq_jax.nn.continuation import Continuation
@@ -86,14 +86,11 @@ def test_what_is_drawn_from_is_what_the_definitions_say(case: dict[str, Any]) ->
 
 
 @pytest.mark.slow  # importing torch takes longer than all other tests here
-def test_the_definitions_are_those_of_transformers() -> None:
+def test_the_definitions_are_those_of_transformers(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("needs torch")
-    given = json.dumps([logits().tolist(), SEEN, CASES])
-    done = subprocess.run(
-        [sys.executable, "-c", THEIRS], input=given, capture_output=True, text=True, timeout=300, check=True
-    )
-    for case, theirs in zip(CASES, json.loads(done.stdout), strict=True):
+    said = run_alone(tmp_path, THEIRS, stdin=json.dumps([logits().tolist(), SEEN, CASES]))
+    for case, theirs in zip(CASES, json.loads(said), strict=True):
         np.testing.assert_allclose(wanted(case), np.array(theirs, np.float64), rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import compilations
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -418,18 +419,10 @@ def test_more_layers_compile_no_more(rng: np.random.Generator, monkeypatch: pyte
     quantize_module(stack(1), config)
     one = solve_tile._cache_size()
     assert one > before  # it is this that compiles
-    seen: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as programs:
         quantize_module(stack(7), config)
-        assert solve_tile._cache_size() == one
-        assert "/jax/core/compile/backend_compile_duration" not in seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert solve_tile._cache_size() == one
+    assert not programs
 
 
 @pytest.mark.parametrize("bits", [8, 3])

@@ -4,7 +4,6 @@ import jax
 import pytest
 
 from aq_jax import native
-from aq_jax.ops.kernels import VARIABLE
 
 STATUS = native.load()
 
@@ -14,12 +13,6 @@ def on_a_processor(request: pytest.FixtureRequest) -> None:
     """Leave native kernels out where programs are for an accelerator, which has none."""
     if request.path.name.startswith("test_native") and jax.default_backend() != "cpu":
         pytest.skip("JAX computes on an accelerator; JAX_PLATFORMS=cpu tests native kernels")
-
-
-@pytest.fixture
-def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let kernels be chosen: all of the tests may run with one forced."""
-    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import inputs_of
 from jax import export
 
 import aq_jax as aq
@@ -86,11 +87,6 @@ def weight(kind: str, shape: tuple[int, int], size: int) -> QTensor:
     return jax.device_put(from_stream(stream, scale, zeros, shape, spec))
 
 
-def inputs_of(rows: int, inputs: int) -> np.ndarray:
-    rng = np.random.default_rng(rows)
-    return (rng.normal(size=(rows, inputs)) + 0.5).astype(np.float32)
-
-
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("kind", "shape", "size", "rows"), CASES)
 def test_values_rows_and_products(kind: str, shape: tuple[int, int], size: int, rows: int) -> None:
@@ -118,8 +114,11 @@ def test_values_rows_and_products(kind: str, shape: tuple[int, int], size: int, 
 
 
 @pytest.mark.parametrize("activations", ["float32", "int8"])
-def test_a_rows_result_depends_on_no_other_row(activations: Any) -> None:
-    w, x = aq.prepare(weight("q6_k", (90, 256), 16)), inputs_of(70, 256)
+@pytest.mark.parametrize(("kind", "shape", "size"), [("q6_k", (90, 256), 16), ("tcq3", (290, 24), 24)])
+def test_a_rows_result_depends_on_no_other_row(kind: str, shape: tuple[int, int], size: int, activations: Any) -> None:
+    """With trellis codes, too."""
+    w, x = aq.prepare(weight(kind, shape, size)), inputs_of(70, shape[1])
+    assert w.kernel == "native"
     all_of_them = np.asarray(aq.qdot(x, w, activations))
     for some in (slice(0, 1), slice(7, 9), slice(40, 61)):
         np.testing.assert_array_equal(aq.qdot(x[some], w, activations), all_of_them[some])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import inputs_of
 
 import aq_jax as aq
 from aq_jax import native
@@ -38,11 +38,6 @@ def weight(kind: str, shape: tuple[int, int], rotation: int = 0) -> aq.QTensor:
     return jax.device_put(from_stream(stream, scales, scales[:0], shape, QuantSpec(code.bits, True, 0, rotation, kind)))
 
 
-def inputs_of(rows: int, inputs: int) -> np.ndarray:
-    rng = np.random.default_rng(rows)
-    return (rng.normal(size=(rows, inputs)) + 0.5).astype(np.float32)
-
-
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_values_rows_and_products(kind: str, shape: tuple[int, int]) -> None:
@@ -62,14 +57,6 @@ def test_values_rows_and_products(kind: str, shape: tuple[int, int]) -> None:
     np.testing.assert_array_less(
         np.abs(aq.qdot(x, w, "int8") - (scale * codes + offset) @ exact.T), 4 * EPSILON * largest
     )
-
-
-@pytest.mark.parametrize("activations", ["float32", "int8"])
-def test_a_rows_result_depends_on_no_other_row(activations: Any) -> None:
-    w, x = aq.prepare(weight("tcq3", (290, 24))), inputs_of(70, 24)
-    all_of_them = np.asarray(aq.qdot(x, w, activations))
-    for some in (slice(0, 1), slice(7, 9), slice(40, 61)):
-        np.testing.assert_array_equal(aq.qdot(x[some], w, activations), all_of_them[some])
 
 
 def test_codes_are_held_once_and_given_back_bit_for_bit() -> None:

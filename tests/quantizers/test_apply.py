@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import nnx
+from helpers import compilations
 
 from aq_jax import (
     AqError,
@@ -319,21 +320,12 @@ def test_a_tree_of_many_odd_shapes_compiles_few_programs(
 ) -> None:
     """Rows that are no whole bytes, too, are cut up without a program for each shape."""
     monkeypatch.setenv(VARIABLE, "xla")
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
     tree = {str(i): np.ones((5 + i, 7 + 2 * i), np.float32) for i in range(12)}
     jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as programs:
         quantized = quantize_tree(tree, config)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     assert not any(q.packed for q in quantized.values())
-    assert 1 <= len(found) <= 3
+    assert 1 <= len(programs) <= 3
 
 
 def test_errors_name_the_leaf(params: dict) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import moment
 
 from aq_jax import ConfigError, QTensor, QuantSpec, dequantize, quantize
 from aq_jax.codes.affine import code_range
@@ -33,13 +34,6 @@ EACH = [
 
 def weights(rows: int = ROW, width: int = WIDTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-
-
-def moment(width: int = WIDTH, seed: int = 1) -> np.ndarray:
-    """Of inputs that depend on their neighbours and differ in size."""
-    sizes = np.exp(0.5 * np.random.default_rng(seed).standard_normal(width))
-    distance = np.abs(np.arange(width)[:, None] - np.arange(width))
-    return (sizes[:, None] * 0.8**distance * sizes).astype(np.float32)
 
 
 def codes_of(q: QTensor) -> np.ndarray:
@@ -77,7 +71,7 @@ def quantize_exactly(w: np.ndarray, spec: QuantSpec) -> QTensor:
 
 @pytest.mark.parametrize(("spec", "symmetric"), EACH)
 def test_outputs_change_less_than_by_mse_and_refining_never_hurts(spec: QuantSpec, symmetric: bool) -> None:
-    w, h = weights(), moment()
+    w, h = weights(), moment(WIDTH)
     under = prepare_hessian(h, 1e-4, spec.rotation)
     searched = quantize(
         w,
@@ -117,14 +111,14 @@ def test_columns_make_up_for_those_before_as_in_numpy() -> None:
 
 @pytest.mark.parametrize(("spec", "symmetric"), CASES[:2], ids=IDS[:2])
 def test_rows_do_not_depend_on_their_order(spec: QuantSpec, symmetric: bool) -> None:
-    w, under, order = weights(), prepare_hessian(moment()), np.random.default_rng(2).permutation(ROW)
+    w, under, order = weights(), prepare_hessian(moment(WIDTH)), np.random.default_rng(2).permutation(ROW)
     first, second = gptq(w, under, spec, symmetric), gptq(w[order], under, spec, symmetric)
     np.testing.assert_array_equal(np.asarray(first.codes)[order], second.codes)
     np.testing.assert_array_equal(np.asarray(first.scale)[order], second.scale)
 
 
 def test_layers_of_one_shape_are_solved_under_vmap() -> None:
-    w, h = np.stack([weights(seed=3), weights(seed=4)]), np.stack([moment(), moment(seed=5)])
+    w, h = np.stack([weights(seed=3), weights(seed=4)]), np.stack([moment(WIDTH), moment(WIDTH, seed=5)])
     both = jax.vmap(lambda w, h: gptq(w, prepare_hessian(h), *CASES[0]))(w, h)
     for i in range(2):
         alone = gptq(w[i], prepare_hessian(h[i]), *CASES[0])
@@ -143,16 +137,16 @@ def test_the_program_does_not_grow_with_the_matrix() -> None:
 
 
 def test_tiles_give_what_one_piece_gives() -> None:
-    w, under = weights(TILE_ROWS + 40), prepare_hessian(moment())
+    w, under = weights(TILE_ROWS + 40), prepare_hessian(moment(WIDTH))
     tiled, whole = gptq_tiled(w, under, *CASES[1]), gptq(w, under, *CASES[1])
     assert tiled.shape == whole.shape
     assert isinstance(tiled.codes, np.ndarray)
     assert len(np.unique(tiled.zero_point)) == 1
-    np.testing.assert_allclose(output_error(tiled, w, moment()), output_error(whole, w, moment()), rtol=0.05)
+    np.testing.assert_allclose(output_error(tiled, w, moment(WIDTH)), output_error(whole, w, moment(WIDTH)), rtol=0.05)
 
 
 def test_weights_of_dead_inputs_are_rounded_to_the_nearest() -> None:
-    w, h = weights(), moment()
+    w, h = weights(), moment(WIDTH)
     w[:, :32] = 0.7  # constant groups are no exception
     h[40:44], h[:, 40:44] = 0, 0
     q = gptq(w, prepare_hessian(h), *CASES[0])
@@ -177,7 +171,8 @@ def test_bad_moments_still_give_sound_weights(h: np.ndarray) -> None:
 
 
 def test_damping_grows_until_the_matrix_can_be_factored() -> None:
-    h = moment() - 0.3 * np.trace(moment()) / WIDTH * np.eye(WIDTH, dtype=np.float32)  # has negative eigenvalues
+    h = moment(WIDTH)
+    h -= 0.3 * np.trace(h) / WIDTH * np.eye(WIDTH, dtype=np.float32)  # has negative eigenvalues
     found = prepare_hessian(h, 1e-6)
     assert np.isfinite(found.u).all()
     added = np.diagonal(found.h) - np.diagonal(h) / np.maximum(np.diagonal(h), 0).mean()

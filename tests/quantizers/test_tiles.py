@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from helpers import compilations
 
-from aq_jax import AqError, QuantizationConfig, quantize
+from aq_jax import AqError, QuantizationConfig, native, quantize
 from aq_jax.ops.kernels import VARIABLE
 from aq_jax.quantizers.candidates import Quantized
 from aq_jax.quantizers.eligibility import Refused, to_float16
@@ -262,17 +263,20 @@ def test_channels_compile_once_a_bucket(rng: np.random.Generator) -> None:
     assert solve_tile._cache_size() - before == 2  # up to 128, up to 256
 
 
-@pytest.mark.usefixtures("compiled")
-def test_a_model_of_many_shapes_compiles_few_programs(rng: np.random.Generator) -> None:
-    names = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, _seconds, **_more: names.append(name))
-    try:
-        c = config(2, group_size=56)
+@pytest.mark.parametrize("c", [config(2, group_size=56), config(8, per_channel=True)], ids=["groups", "channels"])
+@pytest.mark.parametrize("kernel", ["xla", "native"])
+def test_a_model_of_many_shapes_compiles_few_programs(
+    c: QuantizationConfig, kernel: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none where the native library quantizes."""
+    if kernel == "native" and not native.load().available:
+        pytest.skip("no native library")
+    monkeypatch.setenv(VARIABLE, kernel)
+    jax.clear_caches()
+    with compilations() as programs:
         for shape in [(3, 70), (64, 64), (65, 63), (700, 100), (5, 6, 7)]:
             tiled(rng.normal(size=shape).astype(np.float32), c)
-    finally:
-        jax.monitoring.clear_event_listeners()
-    assert 1 <= sum("backend_compile" in name for name in names) <= 3
+    assert 1 <= len(programs) <= 3 if kernel == "xla" else not programs
 
 
 # What is wrong with a [40, 60] tensor -> the error. Index [9, 20] is element 560 of the flattened tensor.

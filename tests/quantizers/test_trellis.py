@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import moment
 
 import aq_jax as aq
 from aq_jax import AqError, QuantizationConfig
@@ -27,13 +28,6 @@ def weights(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     sizes = np.exp(0.5 * rng.standard_normal((rows, 1)))
     return (sizes * rng.standard_normal((rows, columns))).astype(np.float32)
-
-
-def moment(width: int, seed: int = 1) -> np.ndarray:
-    """Of inputs that depend on their neighbours and differ in size."""
-    sizes = np.exp(0.5 * np.random.default_rng(seed).standard_normal(width))
-    distance = np.abs(np.arange(width)[:, None] - np.arange(width))
-    return (sizes[:, None] * 0.8**distance * sizes).astype(np.float32)
 
 
 def read(kind: str, data: np.ndarray, scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -29,10 +29,8 @@ def row(shape: tuple[int, ...], bits: int, axis: int, size: int, scale: float = 
 
 def formula(r: Row) -> np.ndarray:
     assert r.bits is not None
-    codes = unpack_codes(r.data, r.bits, r.num_params).astype(np.float32)
-    length = r.group_size or (int(np.prod(r.shape[1:])) if r.quant_axis == 0 else r.num_params)
-    group = np.arange(r.num_params) // max(length, 1)
-    return ((codes - r.zero_points[group]) * r.scales[group]).reshape(r.shape)
+    codes = unpack_codes(r.data, r.bits, r.num_params)
+    return oracle.dequantize(codes, r.scales, r.zero_points, r.shape, r.quant_axis == 0, r.group_size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import independent_reader
 import numpy as np
 import pytest
+from golden import make
 
 import aq_jax as aq
 from aq_jax.codes.bits import pack_codes
 from aq_jax.store import Row, decode, open_table, row_digest
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 STEMS = ("v1", "v2", "rotated", "widths", "trellis", "grids", "levels", "unsigned", "integers", "addends", "nested")
 FILES = [f"{name}.{suffix}" for name in STEMS for suffix in ("parquet", "arrow")]
@@ -32,7 +30,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("path", EXISTING, ids=lambda path: path.stem)
-def test_files_of_the_published_system_mean_what_they_should(path: Path, golden: Path, independent: ModuleType) -> None:
+def test_files_of_the_published_system_mean_what_they_should(path: Path, golden: Path) -> None:
     with np.load(golden / "existing" / "expected.npz") as expected:
         wanted = {key.split("/", 1)[1]: expected[key] for key in expected if key.split("/")[0] == path.stem}
     found = tensors(path)
@@ -40,24 +38,24 @@ def test_files_of_the_published_system_mean_what_they_should(path: Path, golden:
     assert len(found) == 7
     for name, value in found.items():
         assert same(value, wanted[name]), name
-    for name, value in independent.read_tensors(path).items():
+    for name, value in independent_reader.read_tensors(path).items():
         assert same(value, wanted[name]), name
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_golden_files(file: str, golden: Path, make: ModuleType, independent: ModuleType) -> None:
-    found, slowly = tensors(golden / file), independent.read_tensors(golden / file)
+def test_golden_files(file: str, golden: Path) -> None:
+    found, slowly = tensors(golden / file), independent_reader.read_tensors(golden / file)
     assert list(found) == list(slowly)
-    rows, metadata = independent.read_rows(golden / file)
+    rows, metadata = independent_reader.read_rows(golden / file)
     turned = {row["layer_name"] for row in rows if row.get("rotation")}
     assert all(same(found[name], slowly[name]) for name in found if name not in turned)
     for name in turned:  # sums are in any order
         np.testing.assert_allclose(found[name], slowly[name], rtol=0, atol=1e-6 * float(np.linalg.norm(slowly[name])))
     assert bool(turned) is file.startswith(("rotated", "widths", "trellis"))
-    assert [independent.row_digest(row) for row in rows] == [row["digest"] for row in rows]
-    assert independent.table_digests(rows, metadata) == (metadata["statistics"], metadata["digest"])
-    assert independent.begins_with(golden / file, independent.V2) is not file.startswith("v1")
-    assert independent.reads_as_v1(golden / file)  # V2 begins with the columns of V1
+    assert [independent_reader.row_digest(row) for row in rows] == [row["digest"] for row in rows]
+    assert independent_reader.table_digests(rows, metadata) == (metadata["statistics"], metadata["digest"])
+    assert independent_reader.begins_with(golden / file, independent_reader.V2) is not file.startswith("v1")
+    assert independent_reader.reads_as_v1(golden / file)  # V2 begins with the columns of V1
     with open_table(golden / file) as table:
         assert table.version == (1 if file.startswith("v1") else 2)
         assert table.aliases == make.ALIASES
@@ -66,11 +64,9 @@ def test_golden_files(file: str, golden: Path, make: ModuleType, independent: Mo
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_golden_rows_are_written_as_they_were(
-    file: str, golden: Path, make: ModuleType, independent: ModuleType, tmp_path: Path
-) -> None:
+def test_golden_rows_are_written_as_they_were(file: str, golden: Path, tmp_path: Path) -> None:
     make.write(tmp_path / file)
-    (rows, metadata), (wanted, before) = (independent.read_rows(folder / file) for folder in (tmp_path, golden))
+    (rows, metadata), (wanted, before) = (independent_reader.read_rows(folder / file) for folder in (tmp_path, golden))
     assert rows == wanted
     assert metadata["config"] == before["config"]
 
@@ -119,8 +115,8 @@ def test_the_trellis_examples_of_the_documentation(kind: str, data: str, wanted:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_every_road_unrotates_alike(suffix: str, golden: Path, independent: ModuleType) -> None:
-    wanted = independent.read_tensors(golden / f"rotated.{suffix}")
+def test_every_road_unrotates_alike(suffix: str, golden: Path) -> None:
+    wanted = independent_reader.read_tensors(golden / f"rotated.{suffix}")
     in_numpy, in_jax = (aq.load(golden / f"rotated.{suffix}", framework) for framework in ("numpy", "jax"))
     packed = aq.load(golden / f"rotated.{suffix}", packed=True)
     for name, value in wanted.items():

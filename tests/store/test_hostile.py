@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile.tables import bare, edited, stored
 
 from aq_jax.errors import AqError, FormatError, IntegrityError
 from aq_jax.store import Row, open_table, write_table
@@ -42,28 +43,13 @@ def contents(path: Path) -> list[tuple[object, ...]]:
 
 
 def store(path: Path, table: pa.Table) -> Path:
-    """Writes a table as other tools do."""
-    if path.suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as file:
-            file.write_table(table)
+    path.write_bytes(stored(table, path.suffix[1:]))
     return path
 
 
 @pytest.fixture
-def cells(tmp_path: Path, v2_rows: list[Row]) -> pa.Table:
-    """A good V2 table, without metadata and digests, so that edits are judged by the rules and not by them."""
-    write_table(tmp_path / "good.parquet", v2_rows, version=2)
-    table = pq.read_table(tmp_path / "good.parquet").replace_schema_metadata(None)
-    return table.drop_columns(["digest"])
-
-
-def edited(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    values = table[column].to_pylist()
-    values[row] = value
-    index = table.schema.names.index(column)
-    return table.set_column(index, column, pa.array(values, table.schema.field(column).type))
+def cells(golden: Path) -> pa.Table:
+    return bare(golden / "v2.parquet")
 
 
 # row 4 is int4.group: shape [4, 8], 16 bytes of data, 2 groups of 16
@@ -106,7 +92,7 @@ EDITS: list[tuple[str, object, str]] = [
 def test_an_edited_cell_is_named(
     tmp_path: Path, suffix: str, cells: pa.Table, column: str, value: Any, text: str
 ) -> None:
-    path = store(tmp_path / f"m.{suffix}", edited(cells, column, 4, value))
+    path = store(tmp_path / f"m.{suffix}", edited(cells, {column: value}))
     with pytest.raises(FormatError, match=r"m\.\w+: " + text):
         contents(path)
 
@@ -118,15 +104,13 @@ def test_the_unedited_table_is_good(tmp_path: Path, suffix: str, cells: pa.Table
 def test_a_claim_of_too_many_elements_is_refused_at_opening(tmp_path: Path, suffix: str, cells: pa.Table) -> None:
     # All numbers agree with each other: only the bytes are missing.
     claims = {"shape": [2**20, 2**20, 2**18], "num_params": 2**58, "quant_type": "int8", "group_size": 0}
-    for column, value in claims.items():
-        cells = edited(cells, column, 4, value)
-    path = store(tmp_path / f"m.{suffix}", cells)
+    path = store(tmp_path / f"m.{suffix}", edited(cells, claims))
     with pytest.raises(FormatError, match=r"column data holds \d+ bytes, but the shapes of its rows need 288230376151"):
         open_table(path)
 
 
 def test_a_column_that_unpacks_to_more_than_its_shapes_need_is_not_unpacked(tmp_path: Path, cells: pa.Table) -> None:
-    cells = edited(cells, "data", 4, b"\0" * (64 << 20))
+    cells = edited(cells, {"data": b"\0" * (64 << 20)})
     pq.write_table(cells, tmp_path / "m.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "m.parquet").stat().st_size < 100_000
     before = pa.default_memory_pool().max_memory()
@@ -235,17 +219,17 @@ def test_rows_that_were_removed_reordered_or_edited_are_seen(tmp_path: Path, v2_
     refuse(table.slice(1), "rows were lost or added")
     refuse(table.take([1, 0, *range(2, 16)]), "have digest .*; wanted .*: the file was changed")
     refuse(table.drop_columns(["digest"]), r"row 0 \(embed.weight\): has no digest")
-    refuse(edited(table, "cosine", 3, 0.999), "statistics of its rows have digest")
-    refuse(edited(table, "digest", 3, b"\0" * 32), "metadata and row digests have digest")
-    refuse(edited(table, "shape", 4, [8, 4]), r"row 4 \(int4.group\): its bytes have digest \w{64}; wanted \w{64}")
-    refuse(edited(table, "data", 4, b"\1" * 16), r"row 4 \(int4.group\): its bytes have digest")
-    refuse(edited(table, "dtype", 4, "torch.float16"), r"row 4 \(int4.group\): its bytes have digest")
+    refuse(edited(table, {"cosine": 0.999}, 3), "statistics of its rows have digest")
+    refuse(edited(table, {"digest": b"\0" * 32}, 3), "metadata and row digests have digest")
+    refuse(edited(table, {"shape": [8, 4]}), r"row 4 \(int4.group\): its bytes have digest \w{64}; wanted \w{64}")
+    refuse(edited(table, {"data": b"\1" * 16}), r"row 4 \(int4.group\): its bytes have digest")
+    refuse(edited(table, {"dtype": "torch.float16"}), r"row 4 \(int4.group\): its bytes have digest")
 
 
 def test_verification_can_be_skipped(tmp_path: Path, v2_rows: list[Row]) -> None:
     write_table(tmp_path / "m.parquet", v2_rows, version=2)
     table = pq.read_table(tmp_path / "m.parquet")
-    pq.write_table(edited(table, "data", 4, b"\1" * 16), tmp_path / "bad.parquet")
+    pq.write_table(edited(table, {"data": b"\1" * 16}), tmp_path / "bad.parquet")
     with open_table(tmp_path / "bad.parquet", verify=False) as bad:
         assert bad.read(4).data.tolist() == [1] * 16
 

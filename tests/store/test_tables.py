@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from golden import make
 
 from aq_jax.errors import FormatError
 from aq_jax.store import V1, V2, Row, RowInfo, decode, open_table, pieces, row_digest, write_table
@@ -18,7 +19,6 @@ from aq_jax.store import writer as writer_module
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from aq_jax.store.schema import Version
 
@@ -88,7 +88,7 @@ def test_zstd_is_smaller_and_means_the_same(tmp_path: Path) -> None:
         write_table(tmp_path / "m.arrow", [row], version=2, compression="zstd")
 
 
-def test_a_tensor_in_pieces_is_one_tensor(tmp_path: Path, suffix: str, make: ModuleType) -> None:
+def test_a_tensor_in_pieces_is_one_tensor(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"m.{suffix}"
     rows: list[Row] = []
     for whole in (make.coded("q", (12, 20), "int3", 0, 16), make.coded("c", (24, 5), "int2", 0, 0)):

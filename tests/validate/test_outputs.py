@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bert_oracle
 import numpy as np
 import pytest
+import small_bert
 import small_llama
 import small_validation
 
@@ -26,10 +26,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = tmp_path_factory.mktemp("bert")
-    aq.save(folder / "m.parquet", bert_oracle.weights(small_validation.BERT))
-    bert_oracle.write_side_files(folder, small_validation.BERT)
-    model = aq.load_model(folder / "m.parquet")
+    model = aq.load_model(small_bert.make(tmp_path_factory.mktemp("bert"), None, small_validation.BERT))
     assert isinstance(model, Encoder)
     return model
 

@@ -14,7 +14,7 @@ import bert_oracle
 import numpy as np
 import pytest
 import small_validation
-from cli_run import Run, listing
+from helpers import Run, listing
 
 import aq_jax as aq
 from aq_jax import cli

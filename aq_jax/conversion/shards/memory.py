@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from aq_jax.config import Compression, QuantizationConfig
 from aq_jax.conversion.source import Source
-from aq_jax.quantizers.treatment import treat
+from aq_jax.quantizers.treatment import COPIES, treat
 from aq_jax.store import pieces
 from aq_jax.store.schema import GROUP_BYTES
 
@@ -36,5 +36,5 @@ def _written(source: Source, name: str, config: QuantizationConfig | None, compr
         shape, dtype = source.shapes[name]
         cuts = pieces(shape, dtype.name)
         largest = source.nbytes(name) * max(stop - start for start, stop in cuts) // max(math.prod(shape), 1)
-        return (2 if compression == "none" else 3) * largest + GROUP_BYTES
+        return COPIES[compression] * largest + GROUP_BYTES
     return treat(config, name, *source.shapes[name]).peak_bytes(compression)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from aq_jax.config import ConversionConfig, QuantizationConfig, ShardsConfig
+from aq_jax.config import ConversionConfig, ShardsConfig
 from aq_jax.conversion.corridor import check_source
 from aq_jax.conversion.shards import engines
 from aq_jax.conversion.shards.journal import Journal, refuse_taken
@@ -14,6 +14,7 @@ from aq_jax.conversion.sidefiles import SideFiles, copy_side_files
 from aq_jax.conversion.source import Source
 from aq_jax.conversion.write import ConversionResult
 from aq_jax.cores import cores
+from aq_jax.quantizers.treatment import kept_notes, treat
 from aq_jax.store.folders import Folder
 from aq_jax.store.manifest import MANIFEST, compose_manifest
 
@@ -55,7 +56,7 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     """
     shards = config.shards or ShardsConfig()
     output, started = Folder(config.output), time.perf_counter()
-    beside, notes = check_folder(source, output, config.quantization, config.requantize)
+    beside, notes = check_folder(source, output, config)
     tasks = partition(source, config)
     run = engines.ray_engine if shards.engine == "ray" else engines.local_engine(workers_within(tasks, shards, cores()))
     total = sum(task.bytes for task in tasks)
@@ -83,19 +84,17 @@ def convert_to_shards(source: Source, config: ConversionConfig, progress: Progre
     for done in ordered:
         written.quantized |= done.quantized
         written.kept |= done.kept
-        written.notes += done.notes
         written.source_bytes += done.source_bytes
         written.bytes += done.entry.bytes
         for what, seconds in done.seconds.items():
             written.seconds[what] = written.seconds.get(what, 0.0) + seconds
-    written.notes += notes
+    treatments = {name: treat(config.quantization, name, *found) for name, found in source.shapes.items()}
+    written.notes += kept_notes(treatments) + notes
     written.seconds["all"] = time.perf_counter() - started
     return written
 
 
-def check_folder(
-    source: Source, output: Folder, config: QuantizationConfig | None, requantize: bool = False
-) -> tuple[SideFiles, list[str]]:
+def check_folder(source: Source, output: Folder, config: ConversionConfig) -> tuple[SideFiles, list[str]]:
     """Refuse an output that a conversion of this source would not write into.
 
     Returns:
@@ -106,7 +105,7 @@ def check_folder(
             as `corridor.check_source`.
         OSError: for a folder that cannot be written to.
     """
-    beside, notes = check_source(source, output, config, requantize)
+    beside, notes = check_source(source, output, config.quantization, config.requantize, config.calibration)
     refuse_taken(output, beside.names)
     output.check_writable(MANIFEST)
     return beside, notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,7 +63,6 @@ class ShardResult:
     source_bytes: int
     quantized: Mapping[str, float] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
@@ -81,8 +79,8 @@ class ShardResult:
         try:
             found: dict[str, Any] = json.loads(text)
             entry = found.pop("entry")
-            notes, tensors = tuple(found.pop("notes")), tuple(entry.pop("tensors"))
-            return cls(entry=ShardEntry(tensors=tensors, **entry), notes=notes, **found)
+            tensors = tuple(entry.pop("tensors"))
+            return cls(entry=ShardEntry(tensors=tensors, **entry), **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"is not the record of a finished shard: {error!r}") from None
 
@@ -93,17 +91,9 @@ def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardRe
     Raises:
         AqError, OSError: as `write.write_model`.
     """
-    output = Folder(task.output)
-    with ExitStack() as stack:
-        source = stack.enter_context(task.source()).subset(task.sizes, task.aliases)
-        # A local file appears whole by itself: write_model sees to that.
-        path = (
-            output.local / task.file
-            if output.local is not None
-            else stack.enter_context(output.atomic_write(task.file))
-        )
+    with task.source() as source, Folder(task.output).place(task.file) as path:
         done = write_model(
-            source,
+            source.subset(task.sizes, task.aliases),
             path,
             task.config,
             compression=task.compression,
@@ -113,6 +103,4 @@ def convert_shard(task: ShardTask, on_tensor: OnTensor | None = None) -> ShardRe
             assert table.metadata is not None  # noqa: S101
             entry = ShardEntry(task.file, done.bytes, table.metadata.digest, table.names)
     release_memory()
-    return ShardResult(
-        task.index, entry, done.source_bytes, done.quantized, done.kept, tuple(done.notes), dict(done.seconds)
-    )
+    return ShardResult(task.index, entry, done.source_bytes, done.quantized, done.kept, dict(done.seconds))

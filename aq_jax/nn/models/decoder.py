@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aq_jax.config.fields import Fields
 from aq_jax.core.dispatch import Activations, product_dtype
 from aq_jax.core.qtensor import QTensor
 from aq_jax.errors import FormatError
 from aq_jax.nn.blocks import follow
 from aq_jax.nn.layers import QLinear
-from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig
+from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, LayerConfig, Sizes, read_sizes
 from aq_jax.nn.models.family import Cache, Family, LanguageModel, Scorer
 from aq_jax.nn.rope import Rope, apply_rope
 from aq_jax.nn.weights import NameRule, keep, transpose
@@ -284,9 +285,22 @@ SCORER = Scorer("lasttoken", (("score", "Identity"),))
 HEADS = r"score\.weight"
 
 
-def make_family(model_type: str, read: Callable[[Mapping[str, Any], str], DecoderConfig]) -> Family:
-    """Make the family of decoders whose config.json is read so."""
+def make_family(model_type: str, read: Callable[[Fields, Sizes], DecoderConfig], head_dim: int | None = None) -> Family:
+    """Make a family of decoders.
+
+    Args:
+        model_type: Its name in config.json.
+        read: A function from the fields of config.json, and the sizes that have been read of them, to the settings.
+        head_dim: The default of `head_dim`; width / heads if it is None.
+    """
+
+    def read_all(given: Mapping[str, Any], where: str) -> DecoderConfig:
+        fields = Fields(given, where)
+        config = read(fields, read_sizes(fields, head_dim))
+        fields.finish()
+        return config
+
     return Family(
-        (model_type,), "generate", read, Decoder, names, HEADS, scorer=lambda _: SCORER,
+        (model_type,), "generate", read_all, Decoder, names, HEADS, scorer=lambda _: SCORER,
         headless=lambda config: replace(config, tied=True),
     )  # fmt: skip

@@ -106,11 +106,26 @@ class Sizes:
     kv_heads: int
     size: int
 
-    def layer(self, fields: Fields, act: str, epsilon: float = 1e-6, **settings: Any) -> LayerConfig:
-        """Make what all layers have in common; `epsilon` is the default of `rms_norm_eps`."""
+    def layer(self, fields: Fields, act: str = "", epsilon: float = 1e-6, **settings: Any) -> LayerConfig:
+        """Make what all layers have in common.
+
+        Args:
+            fields: The fields of config.json.
+            act: The activation of a gate; by default that of `hidden_act`, or else silu.
+            epsilon: The default of `rms_norm_eps`.
+            settings: Other settings of `LayerConfig`.
+        """
+        act = act or read_act(fields, default="silu")
         epsilon = fields.take("rms_norm_eps", float, epsilon)
         common = (self.width, self.inner, self.heads, self.kv_heads, self.size, epsilon, act)
         return LayerConfig(*common, **settings)
+
+    def config(
+        self, fields: Fields, layer: LayerConfig, attentions: Sequence[Attention], tied: bool = False, **scales: float
+    ) -> DecoderConfig:
+        """Make the settings; `tied` is the default of `tie_word_embeddings`, `scales` are others of `DecoderConfig`."""
+        tied = fields.take("tie_word_embeddings", bool, tied)
+        return DecoderConfig(self.vocab_size, self.positions, layer, tuple(attentions), tied, **scales)
 
 
 def read_sizes(fields: Fields, head_dim: int | None = None) -> Sizes:
@@ -211,6 +226,32 @@ def read_kinds(fields: Fields, usual: Sequence[str]) -> tuple[str, ...]:
             f"{fields.where}: layer_types is {str(found)[:80]}; wanted {len(usual)} times {FULL!r} or {SLIDING!r}"
         )
     return tuple(found[: len(usual)])
+
+
+def read_used_window(fields: Fields, default: int | None) -> int | None:
+    """Read `sliding_window`, which holds only if `use_sliding_window` says so."""
+    used = fields.take("use_sliding_window", bool, False)
+    window = fields.take("sliding_window", int, default, null=None)
+    return window if used else None
+
+
+def read_reaches(
+    fields: Fields, kinds: Sequence[str], window: int | None, wanted: str = "a sliding_window"
+) -> dict[str, int | None]:
+    """Return the reach of each kind of layers.
+
+    Args:
+        fields: The fields of config.json.
+        kinds: The kind of each layer.
+        window: The window of layers that slide; None for none.
+        wanted: What gives them one, for errors.
+
+    Raises:
+        FormatError: for a sliding layer without a window.
+    """
+    if window is None and SLIDING in kinds:
+        raise FormatError(f"{fields.where}: layer_types has {SLIDING!r}; wanted {wanted}")
+    return {FULL: None, SLIDING: reach_of(window)}
 
 
 def reach_of(window: int | None) -> int | None:

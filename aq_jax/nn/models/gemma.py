@@ -7,7 +7,6 @@ instead of bounding their scores, and turns them by two rotations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from aq_jax.config.fields import Fields
@@ -19,42 +18,28 @@ from aq_jax.nn.models.decoder_config import (
     DecoderConfig,
     LayerConfig,
     Sizes,
-    reach_of,
     read_act,
     read_kinds,
     read_one_rope,
-    read_sizes,
+    read_reaches,
     read_two_ropes,
 )  # fmt: skip
-from aq_jax.nn.models.llama import ATTENTION
+from aq_jax.nn.models.llama import read_attention_biases
 from aq_jax.ops import Scores
 
 GELU = "gelu_pytorch_tanh"
 
 
-def read_first(given: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Read a parsed config.json of Gemma 1.
-
-    Raises:
-        FormatError: for missing fields, fields of another type, and what is not computed or not known.
-    """
-    fields = Fields(given, where)
-    sizes = read_sizes(fields, head_dim=256)
+def read_first(fields: Fields, sizes: Sizes) -> DecoderConfig:
+    """Read config.json of Gemma 1."""
     act = fields.choose("hidden_act", ("gelu", GELU), GELU)  # its first files say gelu, and mean the approximation
     fields.require(hidden_activation=GELU)
     layer = _layer(fields, sizes, "gelu_new" if act == "gelu" else read_act(fields, default=GELU))
-    attentions = (Attention(read_one_rope(fields, sizes), Scores()),) * sizes.layers
-    return _config(fields, sizes, layer, attentions)
+    return _config(fields, sizes, layer, [Attention(read_one_rope(fields, sizes), Scores())] * sizes.layers)
 
 
-def read_second(given: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Read a parsed config.json of Gemma 2.
-
-    Raises:
-        FormatError: for missing fields, fields of another type, and what is not computed or not known.
-    """
-    fields = Fields(given, where)
-    sizes = read_sizes(fields, head_dim=256)
+def read_second(fields: Fields, sizes: Sizes) -> DecoderConfig:
+    """Read config.json of Gemma 2."""
     layer = _layer(fields, sizes, read_act(fields, "hidden_activation", GELU), norms="both")
     fields.require(hidden_act=GELU)
     rope = read_one_rope(fields, sizes)
@@ -62,47 +47,37 @@ def read_second(given: Mapping[str, Any], where: str) -> DecoderConfig:
     cap = fields.take("attn_logit_softcapping", float, 50.0, null=0.0)
     window = fields.take("sliding_window", int, 4096, null=None)
     kinds = read_kinds(fields, [FULL if i % 2 else SLIDING for i in range(sizes.layers)])
-    reaches = {FULL: None, SLIDING: reach_of(window)}
-    attentions = tuple(Attention(rope, Scores(scale, cap, reaches[kind])) for kind in kinds)
+    reaches = read_reaches(fields, kinds, window)
+    attentions = [Attention(rope, Scores(scale, cap, reaches[kind])) for kind in kinds]
     return _config(fields, sizes, layer, attentions, fields.take("final_logit_softcapping", float, 30.0, null=0.0))
 
 
-def read_third(given: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Read a parsed config.json of Gemma 3, of text alone.
-
-    Raises:
-        FormatError: for missing fields, fields of another type, and what is not computed or not known.
-    """
-    fields = Fields(given, where)
-    sizes = read_sizes(fields, head_dim=256)
+def read_third(fields: Fields, sizes: Sizes) -> DecoderConfig:
+    """Read config.json of Gemma 3, of text alone."""
     layer = _layer(fields, sizes, read_act(fields, "hidden_activation", GELU), norms="both", qk_norm="head")
     ropes = read_two_ropes(fields, sizes, {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)})
     scale = fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5
     fields.leave("attn_logit_softcapping")  # which transformers reads and does not use
-    reaches = {FULL: None, SLIDING: reach_of(fields.take("sliding_window", int, 4096, null=None))}
+    window = fields.take("sliding_window", int, 4096, null=None)
     every = fields.take("_sliding_window_pattern", int, fields.take("sliding_window_pattern", int, 6))
     kinds = read_kinds(fields, [SLIDING if (i + 1) % every else FULL for i in range(sizes.layers)])
-    attentions = tuple(Attention(ropes[kind], Scores(scale, reach=reaches[kind])) for kind in kinds)
+    reaches = read_reaches(fields, kinds, window)
+    attentions = [Attention(ropes[kind], Scores(scale, reach=reaches[kind])) for kind in kinds]
     return _config(fields, sizes, layer, attentions, fields.take("final_logit_softcapping", float, 0.0))
 
 
 def _layer(fields: Fields, sizes: Sizes, act: str, **settings: Any) -> LayerConfig:
-    biased = ATTENTION if fields.take("attention_bias", bool, False) else frozenset()
-    return sizes.layer(fields, act, biased=biased, unit_gain=True, **settings)
+    return sizes.layer(fields, act, biased=read_attention_biases(fields), unit_gain=True, **settings)
 
 
 def _config(
-    fields: Fields, sizes: Sizes, layer: LayerConfig, attentions: tuple[Attention, ...], logit_cap: float = 0.0
+    fields: Fields, sizes: Sizes, layer: LayerConfig, attentions: list[Attention], logit_cap: float = 0.0
 ) -> DecoderConfig:
     fields.require(use_bidirectional_attention=False)
-    tied = fields.take("tie_word_embeddings", bool, True)
-    fields.finish()
-    return DecoderConfig(
-        sizes.vocab_size, sizes.positions, layer, attentions, tied, embedding_scale=sizes.width**0.5,
-        logit_cap=logit_cap,
-    )  # fmt: skip
+    scale = sizes.width**0.5
+    return sizes.config(fields, layer, attentions, tied=True, embedding_scale=scale, logit_cap=logit_cap)
 
 
-GEMMA = make_family("gemma", read_first)
-GEMMA2 = make_family("gemma2", read_second)
-GEMMA3 = make_family("gemma3_text", read_third)
+GEMMA = make_family("gemma", read_first, head_dim=256)
+GEMMA2 = make_family("gemma2", read_second, head_dim=256)
+GEMMA3 = make_family("gemma3_text", read_third, head_dim=256)

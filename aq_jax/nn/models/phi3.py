@@ -3,37 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from aq_jax.config.fields import Fields
 from aq_jax.nn.models.decoder import make_family
-from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, reach_of, read_act, read_one_rope, read_sizes
+from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, Sizes, reach_of, read_one_rope
 from aq_jax.ops import Scores
 
 
-def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Read a parsed config.json.
-
-    Raises:
-        FormatError: for missing fields, fields of another type, and what is not computed or not known, such as
-            frequencies that depend on the length of the text (longrope).
-    """
-    fields = Fields(given, where)
-    sizes = read_sizes(fields)
-    layer = sizes.layer(fields, read_act(fields, default="silu"), 1e-5, fused=True)
+def read(fields: Fields, sizes: Sizes) -> DecoderConfig:
+    """Read config.json; frequencies that depend on the length of the text (longrope) are not computed."""
+    layer = sizes.layer(fields, epsilon=1e-5, fused=True)
     said = fields.take("rope_scaling", dict, {}) or fields.take("rope_parameters", dict, {})
     part = fields.take("partial_rotary_factor", float, 1.0)
-    part = Fields(said, f"{where}: rope_parameters").take("partial_rotary_factor", float, part)
+    part = Fields(said, f"{fields.where}: rope_parameters").take("partial_rotary_factor", float, part)
     rope = read_one_rope(fields, sizes, part=part)
     reach = reach_of(fields.take("sliding_window", int, None))
     fields.require(attention_bias=False, mlp_bias=False)
     # Dropout is for training; the positions before frequencies were changed matter to longrope only.
     fields.leave("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")
-    tied = fields.take("tie_word_embeddings", bool, False)
-    fields.finish()
-    attentions = (Attention(rope, Scores(reach=reach)),) * sizes.layers
-    return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
+    return sizes.config(fields, layer, [Attention(rope, Scores(reach=reach))] * sizes.layers)
 
 
 PHI3 = make_family("phi3", read)

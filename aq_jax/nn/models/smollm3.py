@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from aq_jax.config.fields import Fields
 from aq_jax.errors import FormatError
 from aq_jax.nn.models.decoder import make_family
@@ -13,46 +10,38 @@ from aq_jax.nn.models.decoder_config import (
     SLIDING,
     Attention,
     DecoderConfig,
-    reach_of,
-    read_act,
+    Sizes,
     read_kinds,
     read_one_rope,
-    read_sizes,
+    read_reaches,
+    read_used_window,
 )  # fmt: skip
 from aq_jax.nn.models.llama import read_biases
 from aq_jax.ops import Scores
 
 
-def read(given: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Read a parsed config.json.
+def read(fields: Fields, sizes: Sizes) -> DecoderConfig:
+    """Read config.json.
 
     Raises:
-        FormatError: for missing fields, fields of another type, and what is not computed or not known.
+        FormatError: for layers of which it does not say, by 0 or 1, whether they turn queries and keys.
     """
-    fields = Fields(given, where)
-    sizes = read_sizes(fields)
-    biased = read_biases(fields)
-    layer = sizes.layer(fields, read_act(fields, default="silu"), biased=biased)
+    layer = sizes.layer(fields, biased=read_biases(fields))
     rope = read_one_rope(fields, sizes, theta=2e6)
     every = fields.take("no_rope_layer_interval", int, 4)
     turned = fields.take("no_rope_layers", list, [int((i + 1) % every != 0) for i in range(sizes.layers)])
     if len(turned) < sizes.layers or not set(turned) <= {0, 1}:
-        raise FormatError(f"{where}: no_rope_layers is {str(turned)[:80]}; wanted {sizes.layers} times 0 or 1")
-    slides, window = fields.take("use_sliding_window", bool, False), fields.take("sliding_window", int, None)
-    usual = [SLIDING if slides and window and not each else FULL for each in turned[: sizes.layers]]
-    kinds = read_kinds(fields, usual)
-    if SLIDING in kinds and not (slides and window):
-        raise FormatError(f"{where}: layer_types has {SLIDING!r}; wanted a sliding_window, and its use")
-    reaches = {FULL: None, SLIDING: reach_of(window)}
+        raise FormatError(f"{fields.where}: no_rope_layers is {str(turned)[:80]}; wanted {sizes.layers} times 0 or 1")
+    turned = turned[: sizes.layers]
+    window = read_used_window(fields, None)
+    kinds = read_kinds(fields, [FULL if window is None or each else SLIDING for each in turned])
+    reaches = read_reaches(fields, kinds, window, "a sliding_window, and its use")
     fields.require(pretraining_tp=1, rope_interleaved=False)
     fields.leave("max_window_layers")
-    tied = fields.take("tie_word_embeddings", bool, True)
-    fields.finish()
-    attentions = tuple(
-        Attention(rope if each else None, Scores(reach=reaches[kind]))
-        for each, kind in zip(turned[: sizes.layers], kinds, strict=True)
-    )
-    return DecoderConfig(sizes.vocab_size, sizes.positions, layer, attentions, tied)
+    attentions = [
+        Attention(rope if each else None, Scores(reach=reaches[kind])) for each, kind in zip(turned, kinds, strict=True)
+    ]
+    return sizes.config(fields, layer, attentions, tied=True)
 
 
 SMOLLM3 = make_family("smollm3", read)

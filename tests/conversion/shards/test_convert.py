@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crossed import crossed
 from limited import limited
 
 import aq_jax as aq
@@ -384,14 +385,20 @@ def test_a_manifest_that_lies_is_refused(source: Path, tmp_path: Path) -> None:
     assert list(aq.load(out, "numpy")) == list(SHAPES)
 
 
-@pytest.mark.slow
-def test_eight_gigabytes_in_one_and_a_half(tmp_path: Path) -> None:
-    """A Llama of 8 GB under a limit on anonymous memory that the system enforces, in both engines of this machine."""
-    shapes = checkpoints.llama_shapes(layers=18, width=4096, inner=11008, vocabulary=32000)
-    total = checkpoints.write_checkpoint(tmp_path / "model", shapes, 2 << 30, filled=0.01)
-    assert total > 7.5e9
-    peak = limited(tmp_path / "model", tmp_path / "out", 1_500_000_000, "1.5GB")
-    assert peak < 1.5e9
+@pytest.mark.parametrize(
+    ("sizes", "file_size", "filled", "total", "limit", "allowed"),
+    [
+        pytest.param((2, 2048, 4096, 4000), 64 << 20, 0.05, 180e6, 500, 450, id="small"),
+        pytest.param((18, 4096, 11008, 32000), 2 << 30, 0.01, 7.5e9, 1500, 1500, id="8 GB", marks=pytest.mark.slow),
+    ],
+)
+def test_a_llama_is_converted_within_a_limit_that_the_system_enforces(
+    tmp_path: Path, sizes: tuple[int, ...], file_size: int, filled: float, total: float, limit: int, allowed: int
+) -> None:
+    """On anonymous memory, in MB: it is little more than the largest tensor."""
+    shapes = checkpoints.llama_shapes(*sizes)
+    assert checkpoints.write_checkpoint(tmp_path / "model", shapes, file_size, filled=filled) > total
+    assert limited(tmp_path / "model", tmp_path / "out", limit * 10**6, f"{allowed}MB") < allowed * 10**6
     with aq.WeightLoader(tmp_path / "out") as loader:
         assert loader.get_layer_names() == list(shapes)
 
@@ -416,19 +423,7 @@ def test_a_tensor_of_more_than_two_gigabytes(tmp_path: Path, quantization: str) 
             assert (error <= (np.abs(part).max(axis=1) / 127 * 0.51 if quantization == "int8" else 0)).all()
 
 
-def test_a_small_twin_of_them_keeps_its_limit(tmp_path: Path) -> None:
-    """What is enforced here is what a process takes, and little more than the largest tensor."""
-    shapes = checkpoints.llama_shapes(layers=2, width=2048, inner=4096, vocabulary=4000)
-    total = checkpoints.write_checkpoint(tmp_path / "model", shapes, 64 << 20, filled=0.05)
-    assert total > 180e6
-    peak = limited(tmp_path / "model", tmp_path / "out", 500_000_000, "450MB")
-    assert peak < 450e6
-    with aq.WeightLoader(tmp_path / "out") as loader:
-        assert loader.get_layer_names() == list(shapes)
-
-
-@pytest.mark.parametrize("scheme", ["file", "fsspec+file"])
-@pytest.mark.parametrize("name", ["a b", "100%", "ä #1", "what?"])
+@pytest.mark.parametrize(("scheme", "name"), crossed(["file", "fsspec+file"], ["a b", "100%", "ä #1", "what?"]))
 def test_urls_name_what_paths_do(source: Path, tmp_path: Path, scheme: str, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "in").symlink_to(source)

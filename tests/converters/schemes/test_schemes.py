@@ -21,7 +21,7 @@ from aq_jax.conversion.source import Source
 from aq_jax.converters import open_source
 from aq_jax.converters.convert import dequantize_file, dry_run
 from aq_jax.converters.inspection import inspect
-from aq_jax.converters.schemes import SCHEMES, Tensors, Weight
+from aq_jax.converters.schemes import SCHEMES, Scheme, Tensors, Weight
 from aq_jax.converters.schemes.grids import Packed, spec_of
 from aq_jax.converters.schemes.source import SchemeSource
 from aq_jax.io.tensorfile import read_header
@@ -86,7 +86,7 @@ def test_shards_and_dry_runs_and_dequantized_folders(tmp_path: Path) -> None:
     config = ConversionConfig(str(GOLDEN / "compressed-tensors"), str(tmp_path / "m.parquet"))
     aq.convert(config)
     whole = aq.load(tmp_path / "m.parquet", "numpy")
-    rows = {row.name: row.quant_type for row in dry_run(config)}
+    rows = {row.name: row.quant_type for row in dry_run(config).rows}
     with open_table(tmp_path / "m.parquet") as table:
         for info in table.infos:
             assert rows[info.layer_name] == (info.quant_type if info.quantized else info.dtype)
@@ -158,7 +158,7 @@ def test_a_part_that_is_missing_or_does_not_fit_is_refused(name: str, tmp_path: 
                     read_all(tmp_path)
 
 
-class Toy:
+class Toy(Scheme):
     """A scheme of one's own: `NAME.q` of int8, and `NAME.s`, a scale a row."""
 
     about = "toy"
@@ -166,9 +166,6 @@ class Toy:
 
     def recognizes(self, config: Any) -> bool:
         return config.get("file") == "toy.json"
-
-    def leaves_out(self, name: str, source: Source) -> bool:
-        return False
 
     def weights(self, source: Source, config: Any) -> Iterator[Weight]:
         tensors = Tensors(source, self.about)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import padded, run_alone
 from tokenizers import Tokenizer
 
 import aq_jax as aq
@@ -43,11 +42,6 @@ def filled(tensors: dict[str, Any], config: dict[str, Any], activations: Any = "
     sizes = BertConfig.from_json(config, "config.json")
     model = nnx.eval_shape(lambda: Bert(sizes, activations=activations, rngs=nnx.Rngs(0)))
     return fill(model, tensors, NAMES, activations, "m.parquet")
-
-
-def padded(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
-    return ids, np.arange(length) < np.array([[len(row)] for row in rows])
 
 
 @nnx.jit
@@ -207,11 +201,6 @@ def minilm(tables: Callable[[str], Path], prose: list[str]) -> Callable[[str], R
     return get
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
 # In a process of its own: transformers' import would make later tests run under the warnings that it sets up.
 REFERENCE = """
 import sys, warnings
@@ -244,12 +233,8 @@ def theirs(
     folder = tmp_path_factory.mktemp("transformers")
     huggingface.from_table(tables("int8"), folder / "restored")
     out = folder / "out.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", REFERENCE, str(huggingface.resolve_source(SOURCE)), str(folder / "restored"), str(out)],
-        env={"PATH": "", "HOME": str(folder), "HF_HUB_OFFLINE": "1"}, input="\n".join(prose),
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    source = huggingface.resolve_source(SOURCE)
+    run_alone(folder, REFERENCE, source, folder / "restored", out, stdin="\n".join(prose))
     with np.load(out) as found:
         return dict(found)
 
@@ -265,7 +250,7 @@ def test_embeddings_are_those_of_transformers(minilm: Callable[[str], Ran], thei
 @needs_weights
 def test_transformers_loads_what_was_quantized_and_embeds_alike(theirs: dict[str, np.ndarray]) -> None:
     before, after = theirs["source"][:16], theirs["restored"]
-    near = cosines(before, after)
+    near = oracle.cosines(before, after)
     print("least cosine of what was restored", near.min())
     assert near.min() > 0.999
     assert not np.array_equal(before, after)  # or the float weights were loaded twice
@@ -279,9 +264,9 @@ def test_eight_bits_stay_near_the_float_model(
     long = [i for i, text in enumerate(prose) if len(minilm("int8").encoder.tokenizer.encode(text).ids) > 32]
     weights_only = load_model(tables("int8"), "float32").encode([prose[i] for i in long])  # one program is enough
     found = {
-        "W8A8": cosines(minilm("int8").embeddings, exact),
-        "W8A8, longer half": cosines(minilm("int8").embeddings, exact)[long],
-        "float32 activations, longer half": cosines(weights_only, exact[long]),
+        "W8A8": oracle.cosines(minilm("int8").embeddings, exact),
+        "W8A8, longer half": oracle.cosines(minilm("int8").embeddings, exact)[long],
+        "float32 activations, longer half": oracle.cosines(weights_only, exact[long]),
     }
     for name, near in found.items():
         print(f"{name}: mean {near.mean():.5f}, 1 % below {np.quantile(near, 0.01):.5f}, least {near.min():.5f}")
@@ -307,7 +292,7 @@ def test_padding_and_neighbours_change_rounding_only(minilm: Callable[[str], Ran
 
     beside = [embed([row, *long[:6], row], (8, 64)) for row in short[:6]]
     alone = embed(short[:16], (16, 32))[:6]
-    near = cosines(alone, np.stack([found[0] for found in beside]))
+    near = oracle.cosines(alone, np.stack([found[0] for found in beside]))
     print(name, "least cosine between lengths", near.min())
     assert near.min() >= 0.9999
     for found, row in zip(beside, short[:6], strict=True):

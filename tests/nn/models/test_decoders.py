@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import decoder_oracle as oracle
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import padded, run_alone
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import aq_jax as aq
@@ -146,12 +146,6 @@ def read(kind: str, **fields: Any) -> Any:
     return FAMILIES[kind].read(SIZES | fields, "config.json")
 
 
-def padded(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    length = max(map(len, texts))
-    ids = np.array([text + [0] * (length - len(text)) for text in texts], np.int32)
-    return ids, np.arange(length) < np.array([[len(text)] for text in texts])
-
-
 # ------------------------------------------------------------------------------------------------ the oracle
 
 # By model_type: fields, the window of each layer, and the base of its rotation; 0 for none.
@@ -196,12 +190,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs torch")
     folder = tmp_path_factory.mktemp("transformers")
     cases = {kind: {name: SIZES | fields for name, fields in each.items()} for kind, each in CASES.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", TRANSFORMERS, json.dumps([cases, TEXTS, NEW, str(folder)])],
-        env={"PATH": "", "HOME": str(folder), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_alone(folder, TRANSFORMERS, json.dumps([cases, TEXTS, NEW, str(folder)]))
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     for kind, each in CASES.items():
         for name in each:
@@ -298,7 +287,7 @@ def test_rotations_are_said_in_three_ways(said: dict[str, Any]) -> None:
         ("gemma", {"hidden_act": "gelu", "hidden_activation": None}, {}),
         ("phi3", {"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}),
         ("qwen2", {"layer_types": ["full_attention"] * 2}, {"sliding_window": 3}),
-        ("mistral", {}, {"sliding_window": 4096}),
+        *((kind, {}, {"sliding_window": 4096}) for kind in ("mistral", "gemma2", "gemma3_text", "olmo3")),
         ("smollm3", {"no_rope_layers": [1, 0]}, {"no_rope_layer_interval": 2}),
     ],
 )  # fmt: skip
@@ -331,6 +320,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd heads": ("llama", {"head_dim": 7}, "head_dim 7; wanted a number of heads .*, and an even head_dim"),
     "a theta that is none": ("llama", {"rope_theta": "10000"}, "rope_theta is '10000'; wanted a positive number"),
     "a window that is none": ("qwen2", {"layer_types": TYPES}, "layer_types has 'sliding_attention'; wanted a sliding"),
+    **{
+        f"{kind} without a window": (kind, {"sliding_window": None, "layer_types": TYPES},
+                                     "^config.json: layer_types has 'sliding_attention'; wanted a sliding_window$")
+        for kind in ("gemma2", "gemma3_text", "olmo3")
+    },
     "few layers": ("qwen3", {"layer_types": TYPES[:1]}, "wanted 2 times 'full_attention' or 'sliding_attention'"),
     "chunks": ("gemma2", {"layer_types": ["chunked_attention"] * 2}, "layer_types is .*chunked"),
     "both ways": ("gemma3_text", {"use_bidirectional_attention": True}, "attention is True; wanted False"),

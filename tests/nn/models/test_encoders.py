@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import encoder_oracle as oracle
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import padded, run_alone
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import aq_jax as aq
@@ -89,12 +89,6 @@ for kind, variants in cases.items():
 """
 
 
-def padded(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    length = max(map(len, texts))
-    ids = np.array([text + [0] * (length - len(text)) for text in texts], np.int32)
-    return ids, np.arange(length) < np.array([[len(text)] for text in texts])
-
-
 def save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -140,12 +134,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("torch") is None or sys.modules.get("torch", ...) is None:
         pytest.skip("needs torch")
     folder = tmp_path_factory.mktemp("transformers")
-    done = subprocess.run(
-        [sys.executable, "-c", TRANSFORMERS, json.dumps([CASES | {"qwen3": {"embedding": LAST}}, TEXTS, str(folder)])],
-        env={"PATH": "", "HOME": str(folder), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_alone(folder, TRANSFORMERS, json.dumps([CASES | {"qwen3": {"embedding": LAST}}, TEXTS, str(folder)]))
     for kind, each in CASES.items():
         for name in each:
             save_tokenizer(folder / f"{kind} {name}")
