@@ -20,6 +20,7 @@ from aq_jax.calibration.sensitivity import NOISE, FloatOutputs, input_hessians, 
 from aq_jax.calibration.solve import match_tensors, read_float_weights, tokenize_lines
 from aq_jax.calibration.text import choose_common_length, pad_to_one_shape, read_text
 from aq_jax.config import AllocationConfig, CalibrationConfig, Compression, Override, QuantizationConfig
+from aq_jax.config.schema import PLAN
 from aq_jax.errors import ConfigError
 from aq_jax.nn.models import Model
 from aq_jax.progress import Progress
@@ -131,7 +132,7 @@ class Allocation:
     def save(self, path: str | Path) -> None:
         """Write the widths as a plan: a file of [[override]] tables, which a config's `plan` takes."""
         lines = [
-            f"# A plan of aq-jax: {self.bpw:.3f} bits a weight, predicted cosine {self.predicted_cosine:.4f}.",
+            f"{PLAN}: {self.bpw:.3f} bits a weight, predicted cosine {self.predicted_cosine:.4f}.",
             '# Edit it, and use it: plan = "FILE" in a config. The first pattern that matches counts.',
         ]
         for choice in self.choices:
@@ -212,7 +213,7 @@ def allocate(
             f"{most:.3f} bits a weight, scales and tensors of a fixed quant_type included; ask for more, or take "
             "narrower widths or larger groups"
         )
-    ids, sentences = tokenize_lines(lines, folder, architecture, calibration)
+    ids, sentences, _ = tokenize_lines(lines, folder, architecture, calibration)
     known, others = ids[: calibration.sentences], ids[calibration.sentences :]
     held_out = len(others) >= FEWEST_OTHERS
     others = others if held_out else known[: (1 + JUDGE_FACTOR) * goal.sentences]

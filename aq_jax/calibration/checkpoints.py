@@ -14,9 +14,10 @@ from blake3 import blake3
 from orbax.checkpoint import v1 as ocp
 
 from aq_jax.errors import AqError, ConfigError, IntegrityError, shorten
-from aq_jax.store.files import LOCK, locked
+from aq_jax.store.files import LOCK, check_writable, locked
 
 T = TypeVar("T")
+_BUSY = "another process trains here; wait for it, or choose another output"
 
 
 class Checkpoints:
@@ -43,12 +44,9 @@ class Checkpoints:
         Raises:
             ConfigError: if it is no folder of checkpoints, or another process has it.
         """
-        if self.folder.exists() and not (self.folder / LOCK).is_file():
-            raise ConfigError(f"{self.folder}: already exists and holds no training; move it, or choose another output")
+        check_training_folder(self.folder)
         self._stack = ExitStack()
-        self._stack.enter_context(
-            locked(self.folder, "another process trains here; wait for it, or choose another output")
-        )
+        self._stack.enter_context(locked(self.folder, _BUSY))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,6 +111,22 @@ class Checkpoints:
     def _open(self) -> ocp.training.Checkpointer:
         keep: Any = ocp.training.preservation_policies.LatestN(1)
         return ocp.training.Checkpointer(str(self._steps), preservation_policy=keep, cleanup_tmp_directories=True)
+
+
+def check_training_folder(folder: Path) -> None:
+    """Refuse a folder in which no training can begin or go on; nothing is made.
+
+    Raises:
+        ConfigError: if it is no folder of checkpoints, or another process has it.
+        OSError: if it cannot be written.
+    """
+    check_writable(folder / LOCK)
+    if not folder.exists():
+        return
+    if not (folder / LOCK).is_file():
+        raise ConfigError(f"{folder}: already exists and holds no training; move it, or choose another output")
+    with locked(folder, _BUSY):
+        pass
 
 
 def _digest(leaves: list[np.ndarray]) -> str:

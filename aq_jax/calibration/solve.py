@@ -117,7 +117,7 @@ def solve_model(
         found = architecture.fields["model_type"]
         raise ConfigError(f"[train]: the model is a {found}; wanted an encoder: {model_types('embed')}")
     text, *further = draw_texts(calibration, training)
-    ids, sentences = tokenize_lines(text.lines, folder, architecture, calibration)
+    ids, sentences, cut = tokenize_lines(text.lines, folder, architecture, calibration)
     shapes = {name: shape for name, (shape, dtype) in source.shapes.items() if is_weight(config, name, shape, dtype)}
     policies = {name: config.for_tensor(name, shape) for name, shape in shapes.items()}
     solvers = {
@@ -185,13 +185,18 @@ def solve_model(
         name: f"{why}; quantized by {fallback_of(asked[name], solvers[name])}" for name, why in fallbacks.items()
     }
     record = text.record() | {
+        "max_tokens": calibration.max_tokens, "joined": calibration.joined,
         "tokens": done.tokens, "correction": calibration.correction, "damping": calibration.damping,
         "output_errors": {names[path]: error for path, error in done.errors.items()},
     }  # fmt: skip
     return SolvedWeights(
         weights={names[path]: q for path, q in done.weights.items()},
         fallbacks=fallbacks,
-        notes=(*text_notes(text, done), *(trained.notes if trained else ())),
+        notes=(
+            *limit_notes(text, calibration, sentences.max_tokens, cut),
+            *text_notes(text, done),
+            *(trained.notes if trained else ()),
+        ),
         record=record,
         seconds=seconds,
         allocation=measure(quantized) if measure is not None else None,
@@ -248,8 +253,11 @@ def _fingerprint(
 
 def tokenize_lines(
     lines: Sequence[str], folder: Path, architecture: Architecture, calibration: CalibrationConfig
-) -> tuple[list[list[int]], SentenceSettings]:
-    """Tokenize lines as the model gets them; return the ids, and the folder's settings for sentences, which cut them.
+) -> tuple[list[list[int]], SentenceSettings, int]:
+    """Tokenize lines as the model gets them.
+
+    Returns:
+        The ids, the folder's settings for sentences, which cut them, and the number of lines that were cut.
 
     Raises:
         FormatError: for damaged files.
@@ -262,12 +270,12 @@ def tokenize_lines(
     )
     settings = dataclasses.replace(settings, max_tokens=min(calibration.max_tokens, settings.max_tokens))
     tokenizer = read_sentence_tokenizer(folder)
-    ids = tokenize(lines, tokenizer, settings.max_tokens, config.vocab_size, settings.prompt())
+    ids, cut = tokenize(lines, tokenizer, settings.max_tokens, config.vocab_size, settings.prompt())
     ids = [settings.counted(text) for text in ids]
     settings = settings.with_default_prompt(tokenizer)
     if not ids:
         raise ConfigError(f"calibration.text = {calibration.text!r}: the tokenizer finds no token in it")
-    return ids, settings
+    return ids, settings, cut
 
 
 def match_tensors(source: Source, folder: Path) -> tuple[Architecture, dict[str, str]]:
@@ -296,6 +304,25 @@ def read_float_weights(source: Source, names: Mapping[str, str]) -> dict[str, Ar
                 f"{name}: {found}; a model with such weights cannot run, whatever on_nonfinite says: repair it"
             )
     return weights
+
+
+def limit_notes(text: Text, calibration: CalibrationConfig, longest: int, cut: int) -> Iterator[str]:
+    """List notes about numbers that exceed what there is, and about lines that were cut.
+
+    Args:
+        text: The lines that were drawn.
+        calibration: The config that asked for them.
+        longest: The number of tokens at which they were cut.
+        cut: The number of those that were cut.
+    """
+    default, unit = CalibrationConfig(), "windows" if calibration.joined else "lines"
+    lines, tokens, count = calibration.sentences, calibration.max_tokens, len(text.lines)
+    if count < lines != default.sentences:  # nobody asked for a default
+        yield f"calibration.sentences = {lines}: {text.name} has {count} {unit} to calibrate on"
+    if longest < tokens != default.max_tokens:
+        yield f"calibration.max_tokens = {tokens}: the model takes {longest} tokens; {unit} are cut there"
+    if cut and not calibration.joined:  # windows are made longer, to be cut
+        yield f"{cut} of {count} lines to calibrate on have more than {longest} tokens, and are cut there"
 
 
 def text_notes(text: Text, done: CalibrationResult) -> Iterator[str]:

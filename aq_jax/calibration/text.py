@@ -56,7 +56,7 @@ def read_text(config: CalibrationConfig) -> Text:
     Of a config whose lines are joined, a line of the result is one piece of text, with line breaks.
 
     Raises:
-        ConfigError: for a file that does not exist, is not UTF-8, or has no line with text.
+        ConfigError: for a file that cannot be read, is not UTF-8, or has no line with text.
 
     >>> read_text(CalibrationConfig(sentences=2)).name
     'pydoc_data.topics'
@@ -92,8 +92,9 @@ def _read_lines(path: Path) -> list[str]:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"calibration.text = {str(path)!r}: no such file; wanted UTF-8, a sentence a line") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"calibration.text = {str(path)!r}: {error}; wanted UTF-8, a sentence a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"calibration.text = {str(path)!r}: {said}; wanted UTF-8, a sentence a line") from None
     return text.split("\n")
 
 
@@ -116,15 +117,15 @@ def _is_prose(sentence: str) -> bool:
 
 def tokenize(
     lines: Sequence[str], tokenizer: Tokenizer, max_tokens: int, vocabulary: int, prompt: str = ""
-) -> list[list[int]]:
-    """Tokenize lines, with special tokens and the prompt before each, cut at `max_tokens`.
+) -> tuple[list[list[int]], int]:
+    """Tokenize lines, with special tokens and the prompt before each, cut at `max_tokens`; count those that were cut.
 
     Raises:
         AqError: for a line with a token that the model does not have.
     """
     set_truncation(tokenizer, max_tokens)
     found = tokenize_texts(tokenizer, [prompt + line for line in lines], vocabulary, "calibration")
-    return [encoding.ids for encoding in found if encoding.ids]
+    return [encoding.ids for encoding in found if encoding.ids], sum(bool(each.overflowing) for each in found)
 
 
 def pad_batches(ids: Sequence[Sequence[int]]) -> list[Batch]:

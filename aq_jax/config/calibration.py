@@ -8,6 +8,18 @@ from aq_jax.config.quantization import check_choice, check_range, widths
 from aq_jax.errors import ConfigError
 
 
+def check_path(key: str, path: str, kind: str = "file") -> None:
+    """Refuse what no system or only a shell takes for a path.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if "\0" in path:
+        raise ConfigError(f"{key} = {path!r}: wanted the name of a {kind}")
+    if path == "~" or path.startswith("~/"):
+        raise ConfigError(f"{key} = {path!r}: only a shell knows what ~ stands for; wanted the whole path")
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationConfig:
     """The text on which a model runs to record the inputs of its weights, and the use that is made of them.
@@ -25,7 +37,7 @@ class CalibrationConfig:
             which `sentences` are drawn: language models see long texts, encoders sentences.
 
     Raises:
-        ConfigError: for numbers out of their range.
+        ConfigError: for numbers out of their range, and for a text that is no valid name.
 
     >>> CalibrationConfig(sentences=256).max_tokens
     128
@@ -40,6 +52,7 @@ class CalibrationConfig:
     joined: bool = False
 
     def __post_init__(self) -> None:
+        check_path("text", self.text)
         check_range(self, sentences=(1, 2**24), max_tokens=(3, 2**20), seed=(0, 2**32 - 1))
         check_range(self, correction=(0, 1), damping=(1e-6, 1))
 
@@ -86,8 +99,7 @@ class AllocationConfig:
         for width in self.widths:
             check_choice("widths", width, (*widths(), "fp16"))
         check_range(self, sentences=(1, 2**20))
-        if "\0" in self.save:
-            raise ConfigError(f"save = {self.save!r}: wanted the name of a file")
+        check_path("save", self.save)
 
 
 @dataclass(frozen=True, slots=True)

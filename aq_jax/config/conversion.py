@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
-from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig
+from aq_jax.config.calibration import AllocationConfig, CalibrationConfig, TrainingConfig, check_path
 from aq_jax.config.quantization import QuantizationConfig, check_choice
 from aq_jax.errors import ConfigError
 
@@ -128,12 +128,10 @@ class ConversionConfig:
         check_choice("compression", self.compression, ("none", "zstd"))
         for key in ("source", "output"):
             path = getattr(self, key)
-            if not path or "\0" in path:
+            if not path:
                 raise ConfigError(f"{key} = {path!r}: wanted the name of a file or folder")
-            if path == "~" or path.startswith("~/"):
-                raise ConfigError(f"{key} = {path!r}: only a shell knows what ~ stands for; wanted the whole path")
-        if "\0" in self.plan:
-            raise ConfigError(f"plan = {self.plan!r}: wanted the name of a file")
+            check_path(key, path, "file or folder")
+        check_path("plan", self.plan)
         if self.plan and self.allocate is not None:
             raise ConfigError(f"plan = {self.plan!r} and [allocate]: a plan is used or made; leave one of them out")
         if self.plan and self.quantization is None:

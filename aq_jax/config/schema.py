@@ -24,6 +24,8 @@ T = TypeVar("T")
 _MAX_BYTES, _MAX_DOTS = 1 << 18, 32
 """The limits of a file, and of a line: tomllib's time grows with the square of a key's parts, and its memory much."""
 _MAX_TEXT = 1000
+PLAN = "# A plan of aq-jax"
+"""The beginning of each plan that `[allocate]` saves."""
 
 
 def load_config(path: str | Path, sets: tuple[str, ...] = ()) -> ConversionConfig:
@@ -81,6 +83,15 @@ def load_plan(path: str | Path) -> tuple[Override, ...]:
             found = ", ".join(tree) or ("no override" if not overrides else "another override")
             raise ConfigError(f"{path}: found {found}; wanted a plan: [[override]] tables, and nothing else")
         return _overrides(overrides, str(path))
+
+
+def is_plan(path: str | Path) -> bool:
+    """Tell whether a file is a plan: it begins as those that `[allocate]` saves, or `load_plan` takes it."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(PLAN)) == PLAN.encode() or bool(load_plan(path))
+    except (ConfigError, OSError):
+        return False
 
 
 @contextmanager

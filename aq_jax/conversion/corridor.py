@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aq_jax.calibration.checkpoints import check_training_folder
 from aq_jax.calibration.solve import SolvedWeights
 from aq_jax.config import (
     AllocationConfig,
@@ -19,7 +20,7 @@ from aq_jax.config import (
     QuantizationConfig,
     TrainingConfig,
 )
-from aq_jax.config.schema import load_plan
+from aq_jax.config.schema import is_plan, load_plan
 from aq_jax.conversion.model_files import is_weight
 from aq_jax.conversion.prequantized import check_quantizable
 from aq_jax.conversion.sidefiles import SideFiles, check_side_files, copy_side_files, side_file_record
@@ -34,6 +35,7 @@ from aq_jax.store import check_table
 from aq_jax.store.files import check_writable
 from aq_jax.store.folders import Folder, split_url
 from aq_jax.store.inspection import inspect_table
+from aq_jax.store.urls import is_url
 
 if TYPE_CHECKING:
     from aq_jax.calibration.allocation import Allocation
@@ -65,7 +67,8 @@ def to_table(
         progress: A callback that gets each tensor's name, its bytes, and the bytes of all.
 
     Raises:
-        ConfigError: for an unknown solver; if a solver runs the model, and the model is not on this machine.
+        ConfigError: for an unknown solver; if a solver runs the model, and the model is not on this machine; if
+            OUTPUT.training holds something else than this training.
         FormatError: for weights that are quantized already, unless they are written as they are, or requantized; for an
             output whose folder holds another model's config or tokenizer files.
         AqError: for a tensor that cannot be quantized.
@@ -74,9 +77,14 @@ def to_table(
     if config is not None:
         check_policy(config)
     target, name = split_url(output)
-    calibration, checkpoints = calibration or CalibrationConfig(), Path(f"{output}.training")
+    calibration = calibration or CalibrationConfig()
     check_table(output, compression)
     beside, notes = check_source(source, target, config, requantize, calibration)
+    checkpoints = (Path() if target.local is None else target.local) / f"{name}.training"
+    if train is not None:
+        check_training_folder(checkpoints)
+        if target.local is None:
+            notes.append(f"{output} is not on this machine: the training kept its checkpoints in {checkpoints}")
     widths = solved = None
     if goal is not None and config is not None:
         widths = allocate(source, config, calibration, goal, progress, str(output), compression, train is not None)
@@ -171,8 +179,7 @@ def allocate(
     """Choose the width of each tensor by its effect on the running model; no table is written.
 
     Raises:
-        ConfigError: if allocate.save names a folder, or weights, such as the output; as
-            `calibration.allocation.allocate`.
+        ConfigError: if allocate.save names what a plan is not to replace; as `calibration.allocation.allocate`.
         OSError: if the plan cannot be written.
     """
     from aq_jax.calibration import allocation
@@ -180,16 +187,28 @@ def allocate(
 
     goal = replace(goal, widths=goal.widths or calibrated_widths(config, trained))
     if goal.save:
-        if Path(goal.save).is_dir():
-            raise ConfigError(f"allocate.save = {goal.save!r}: is a folder; wanted the name of a file")
-        if is_weight(Path(goal.save).name):  # as the output's is, and the source's may be
-            raise ConfigError(
-                f"allocate.save = {goal.save!r}: is a name of weights, which a plan is not to replace; wanted another, "
-                "such as plan.toml"
-            )
-        check_writable(Path(goal.save))
+        _check_plan(goal.save, source, output)
     with source.model_folder() as folder:
         return allocation.allocate(source, folder, config, calibration, goal, progress, output, compression)
+
+
+def _check_plan(save: str, source: Source, output: str) -> None:
+    """Refuse to write a plan where it cannot be, in the place of a side file, or of anything that is no plan."""
+    path, target, found = Path(save), split_url(output)[0], ""
+    beside = [] if target.local is None else [target.local / name for name in source.side_files(target).names]
+    if is_url(save):
+        found = "is a URL; wanted a path on this machine"
+    elif path.is_dir():
+        found = "is a folder; wanted the name of a file"
+    elif is_weight(path.name):  # as the output's is, and the source's may be
+        found = "is a name of weights, which a plan is not to replace; wanted another, such as plan.toml"
+    elif path.resolve() in [each.resolve() for each in beside]:
+        found = "is where a file goes that belongs beside the model; wanted another name, such as plan.toml"
+    elif path.exists() and not (path.is_file() and is_plan(path)):
+        found = "already exists and is no plan; name another file, or remove it"
+    if found:
+        raise ConfigError(f"allocate.save = {save!r}: {found}")
+    check_writable(path)
 
 
 def _solve(

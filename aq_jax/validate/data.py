@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from aq_jax.calibration.allocation import JUDGE_FACTOR
@@ -20,7 +21,8 @@ from aq_jax.validate.config import MIN_TEXTS, ValidationConfig
 
 MAX_LINES = 2**24  # lines, as many as a text may be asked for
 MIN_PAIRS = 10
-HEADING = 60  # letters, which a line that is no heading has
+# Texts share headings: lines of a window may have been seen that in a row have fewer letters, up to a share of all.
+HEADING, SHARED = 60, 0.1
 STS = (5, 6, 4)  # columns of the STS benchmark's rows, which no row names
 
 
@@ -74,7 +76,7 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
         text = read_text(wanted)
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("calibration.")) from None
-    left = [line for line in text.lines if seen.isdisjoint(_parts(line))]
+    left = [line for line in text.lines if not _is_seen(line, seen)]
     if len(left) < MIN_TEXTS:
         raise ConfigError(
             f"text = {config.text!r}: {len(left)} of {len(text.lines)} lines are left on which no case calibrates or "
@@ -89,7 +91,8 @@ def held_out(config: ValidationConfig, conversions: Sequence[ConversionConfig]) 
 def seen_lines(conversion: ConversionConfig) -> set[str]:
     """List the lines that a conversion solves, plans or trains by, or picks its best weights by, in lower case.
 
-    Each of those takes the next lines of one draw, so that the longest beginning that they can take holds them all.
+    Each of those takes the next lines of one draw, so that the longest beginning that they can take holds them all. Of
+    joined lines the list holds each line, and each window as a whole.
 
     >>> len(seen_lines(ConversionConfig("m", "m.parquet")))
     0
@@ -104,13 +107,15 @@ def seen_lines(conversion: ConversionConfig) -> set[str]:
     if train is not None:
         beside += train.held_out + train.sentences
     taken = dataclasses.replace(calibration, sentences=min(calibration.sentences + beside, MAX_LINES))
-    return {part for line in read_text(taken).lines for part in _parts(line)}
+    drawn = read_text(taken).lines
+    return {plain for line in drawn for part in (line, *line.split("\n")) if (plain := _plain(part))}
 
 
-def _parts(line: str) -> Iterator[str]:
-    """List what a line is told by: itself, or, of joined lines, those that are no headings, which many texts share."""
-    parts = line.split("\n")
-    return (plain for part in parts if len(plain := _plain(part)) >= HEADING or len(parts) == 1)
+def _is_seen(line: str, seen: Collection[str]) -> bool:
+    """Tell whether a line was seen; or of a window: itself, or more of its lines than headings that texts share."""
+    parts = [plain for part in line.split("\n") if (plain := _plain(part))]
+    runs = [sum(map(len, run)) for is_in, run in groupby(parts, lambda part: part in seen) if is_in]
+    return _plain(line) in seen or max(runs, default=0) >= HEADING or sum(runs) > SHARED * sum(map(len, parts))
 
 
 def _plain(line: str) -> str:

@@ -119,7 +119,7 @@ class Judge:
             self._tensors = loader.load_weights("numpy")
         self._program = Program(partial(embed_batch, sentences=floats.sentences))
         vocabulary = floats.model.config.vocab_size
-        self._batches = pad_batches(tokenize(lines, floats.tokenizer, floats.sentences.max_tokens, vocabulary))
+        self._batches = pad_batches(tokenize(lines, floats.tokenizer, floats.sentences.max_tokens, vocabulary)[0])
         self._exact = self._embeddings(floats.model)
 
     def cosines(self, tensors: dict[str, Any]) -> tuple[float, float]:

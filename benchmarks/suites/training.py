@@ -33,7 +33,7 @@ def train(full: bool) -> Iterator[Line]:
     ]
     solved = {path: cast(aq.QTensor, aq.quantize(get_weight(model, path), config)) for path in paths}
     rows = TOKENS // LENGTH
-    ids = tokenize(built_in_sentences()[:rows], read_sentence_tokenizer(folder), LENGTH, model.config.vocab_size)
+    ids, _ = tokenize(built_in_sentences()[:rows], read_sentence_tokenizer(folder), LENGTH, model.config.vocab_size)
     batch = pad_batch(ids, rows, LENGTH)
     distiller = Distiller(model, model, solved, (), SentenceSettings())
     state, texts = [distiller.start(model, copy_vectors(model))], training_batch(batch)

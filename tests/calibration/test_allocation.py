@@ -26,7 +26,7 @@ from aq_jax.calibration.allocation import Allocation, WidthChoice
 from aq_jax.calibration.knapsack import pareto_frontier
 from aq_jax.calibration.ladder import calibrated_widths, width_options
 from aq_jax.codes import CODES, Elementwise, Grid
-from aq_jax.config.schema import load_plan
+from aq_jax.config.schema import is_plan, load_plan
 from aq_jax.store.inspection import Layer, inspect_table
 
 # Whole numbers as errors, so that sums are exact and ties are ties.
@@ -305,6 +305,11 @@ REFUSED = [
     ("allocate.save=model", "allocate.save = 'model': is a folder; wanted the name of a file"),
     ("allocate.save=model/model.safetensors", "is a name of weights, which a plan is not to replace"),
     ("allocate.save=out/m.arrow", "allocate.save = 'out/m.arrow': is a name of weights"),
+    ("allocate.save=text.txt", "allocate.save = 'text.txt': already exists and is no plan; name another file, or"),
+    ("allocate.save=c.toml", "allocate.save = 'c.toml': already exists and is no plan"),
+    ("allocate.save=model/config.json", "allocate.save = 'model/config.json': already exists and is no plan"),
+    ("allocate.save=./config.json", "allocate.save = './config.json': is where a file goes that belongs beside"),
+    ("allocate.save=file:///p.toml", "allocate.save = 'file:///p.toml': is a URL; wanted a path on this machine"),
     ("allocate.sentence=1", "unknown key 'sentence'; known are target_bpw, min_cosine, widths, sentences, save"),
     ("quantization.solver=mse", "[allocate]: found solver = 'mse'; widths are chosen by what they do to"),
     ("plan=plan.toml", "plan = 'plan.toml' and [allocate]: a plan is used or made; leave one of them out"),
@@ -319,13 +324,28 @@ def test_what_cannot_be_is_refused(
     run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, text: str
 ) -> None:
     monkeypatch.chdir(folder)
-    if assignment.startswith("calibration."):  # before any weight is read
+    if assignment.startswith(("calibration.", "allocate.save")):  # before any weight is read
         monkeypatch.setattr(allocation, "read_float_weights", pytest.fail)
     status, out, err = run("convert", "c.toml", "--set", assignment, "--set", "output=refused.parquet")
     assert (status, out) == (2, "")
     assert err.startswith("aq-jax: ")
     assert text in err
     assert not Path("refused.parquet").exists()
+
+
+def test_plans_are_told_from_other_files(tmp_path: Path) -> None:
+    choice = WidthChoice("w", (2, 4), "int8", 64, 1e-6, None)  # leaves no override
+    found = Allocation(
+        (choice,), AllocationConfig(target_bpw=8), {}, QuantizationConfig(), cast(Any, None), 1, True, 1.0
+    )
+    path = tmp_path / "p.toml"
+    found.save(path)
+    assert is_plan(path)
+    path.write_text('# mine\n[[override]]\npattern = "x"\nquant_type = "int4"')
+    assert is_plan(path)
+    for text in ("", "# a comment", "the cat sat", "{}", CONFIG):
+        path.write_text(text)
+        assert not is_plan(path)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec, quantizers
 from aq_jax.calibration.layer_inputs import HessianSums, LayerInputs
 from aq_jax.calibration.layerwise import CalibrationResult, _gptaq_correction, calibrate, get_weight
-from aq_jax.calibration.solve import text_notes
-from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, built_in_sentences, pad_batches, read_text
+from aq_jax.calibration.solve import limit_notes, text_notes
+from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, Text, built_in_sentences, pad_batches, read_text, tokenize
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import SentenceSettings
 from aq_jax.nn.weights import abstract_model, fill
@@ -215,12 +215,47 @@ def test_text_that_is_none_is_refused(tmp_path: Path, content: bytes | None, err
 
 
 @pytest.mark.parametrize(
+    ("name", "error"),
+    [(".", "Is a directory"), ("t.txt/x", "Not a directory"), ("a" * 300, "File name too long")],
+)
+def test_a_text_that_cannot_be_read_is_refused_by_its_key(tmp_path: Path, name: str, error: str) -> None:
+    (tmp_path / "t.txt").write_text("the cat")
+    with pytest.raises(ConfigError, match=rf"^calibration\.text = '.*': {error}; wanted UTF-8, a sentence a line$"):
+        read_text(CalibrationConfig(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
     "values", [{"sentences": 0}, {"max_tokens": 2}, {"correction": 1.5}, {"damping": 0.0}, {"seed": -1}]
 )
 def test_numbers_out_of_range_are_refused(values: dict[str, Any]) -> None:
     key = next(iter(values))
     with pytest.raises(ConfigError, match=f"{key} = "):
         CalibrationConfig(**values)
+
+
+def test_lines_that_are_cut_are_counted() -> None:
+    lines = ["the cat", "the cat sat", "the cat sat on the mat"]  # two special tokens stand around them
+    ids, cut = tokenize(lines, bert_oracle.tokenizer(), 5, 100)
+    assert [len(each) for each in ids] == [4, 5, 5]
+    assert cut == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "longest", "cut", "notes"),
+    [
+        ({}, 16, 0, []),
+        ({"sentences": 2, "max_tokens": 16}, 16, 0, []),
+        ({"sentences": 9}, 16, 0, ["calibration.sentences = 9: t.txt has 2 lines to calibrate on"]),
+        ({"max_tokens": 20}, 16, 0, ["calibration.max_tokens = 20: the model takes 16 tokens; lines are cut there"]),
+        ({"max_tokens": 9}, 9, 1, ["1 of 2 lines to calibrate on have more than 9 tokens, and are cut there"]),
+        ({"joined": True, "sentences": 9}, 16, 2, ["calibration.sentences = 9: t.txt has 2 windows to calibrate on"]),
+    ],
+)
+def test_what_exceeds_the_text_or_the_model_is_noted(
+    values: dict[str, Any], longest: int, cut: int, notes: list[str]
+) -> None:
+    text = Text("t.txt", ("the cat", "the dog"), 0)
+    assert list(limit_notes(text, CalibrationConfig(**values), longest, cut)) == notes
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -256,6 +291,7 @@ def test_a_table_is_calibrated_and_says_on_what(table: Path, run: Any) -> None:
     assert rows["pooler.dense.weight"].solver == "mse"
     record = inspect_table(first).config["calibration"]
     assert (record["text"], record["sentences"], len(record["digest"])) == ("text.txt", 120, 64)
+    assert (record["max_tokens"], record["joined"]) == (128, False)
     assert set(record["output_errors"]) == {name for name, row in rows.items() if row.solver == "gptq"}
     floats, quantized = (aq.load_model(path) for path in (table, first))
     sentences = ["cats sat on mats", "the sun", "a dog runs"]

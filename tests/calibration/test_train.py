@@ -280,10 +280,17 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_training(run: Any, m
         raise ValueError("RESOURCE_EXHAUSTED: no space left")
 
     monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer.save", full)
-    status, out, err = run("convert", "c.toml", "--set", "output=full.parquet", "--set", "train.steps=4")
+    sets = ("output=full.parquet", "train.steps=4", "calibration.max_tokens=20")
+    status, out, err = run("convert", "c.toml", *(a for each in sets for a in ("--set", each)))
     assert (status, err) == (0, "")
     assert "the checkpoint of step 4 cannot be written: RESOURCE_EXHAUSTED: no space left" in out
-    assert inspect_table("full.parquet").config["training"]["steps"] == 4
+    assert "calibration.max_tokens = 20: the model takes 16 tokens; lines are cut there" in out
+    made = inspect_table("full.parquet").config
+    assert (made["training"]["steps"], made["calibration"]["max_tokens"], made["calibration"]["joined"]) == (
+        4,
+        20,
+        False,
+    )
     assert not Path("full.parquet.training").exists()
 
 

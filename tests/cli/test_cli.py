@@ -396,6 +396,8 @@ def test_bad_input_is_one_line_and_status_2(run: Run, v1: Path, v2: Path, toml: 
         (("convert", toml, "--set", "nonsense"), "wanted KEY=VALUE"),
         (("convert", toml, "--set", "output=a\0b.parquet"), "output = 'a\\x00b.parquet': wanted the name of a file"),
         (("convert", toml, "--set", "source="), "source = '': wanted the name of a file or folder"),
+        (("convert", toml, "--set", 'calibration.text="a\\u0000b"'), "text = 'a\\x00b': wanted the name of a file"),
+        (("convert", toml, "--set", 'calibration.text="~/a.txt"'), "text = '~/a.txt': only a shell knows"),
         (("convert", toml, "--set", 'output="~/a.parquet"'), "output = '~/a.parquet': only a shell knows"),
         (("convert", toml, "--set", f"quantization.group_size={'9' * 5000}"), "not a TOML value: Exceeds the limit"),
         (("convert", toml, "--set", f"quantization.group_size=0x{'f' * 5000}"), "Exceeds the limit"),

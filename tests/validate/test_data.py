@@ -13,7 +13,7 @@ from aq_jax.calibration.allocation import JUDGE_FACTOR
 from aq_jax.calibration.solve import TrainingRequest, draw_texts
 from aq_jax.errors import ConfigError
 from aq_jax.validate.config import Case, ValidationConfig, read_conversions
-from aq_jax.validate.data import HeldOut, held_out, read_pairs, seen_lines
+from aq_jax.validate.data import HeldOut, _is_seen, _plain, held_out, read_pairs, seen_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
 
@@ -61,6 +61,50 @@ def test_windows_judge_nothing_if_a_case_has_seen_a_line_of_theirs() -> None:
     assert (len(used.lines), max(map(len, used.lines)), seen & judged) == (40, 240, {"= Notes ="})
     assert 27 <= found.excluded <= 80
     assert len(found.text.lines) + found.excluded == 100
+
+
+SHORT = "quantization.solver=gptq", "calibration.text=poem.txt", "calibration.joined=true", "calibration.max_tokens=32"
+
+
+@pytest.mark.parametrize(("joined", "max_tokens"), [(True, 32), (True, 50), (False, 512)])
+def test_short_lines_of_windows_are_seen_too(joined: bool, max_tokens: int) -> None:
+    lines = [f"verse {i} says again what it said" for i in range(2000)]  # some 30 letters, as verse and Chinese have
+    Path("poem.txt").write_text("\n".join(lines))
+    case = Case("gptq", "int8.toml", (*SHORT, "calibration.sentences=100"))
+    config = ValidationConfig((case,), text="poem.txt", joined=joined, max_tokens=max_tokens)
+    found = held_out(config, (conversions := read_conversions(config)))
+    (used,) = draw_texts(conversions[0].calibration, None)
+    seen, judged = ({line for each in text.lines for line in each.split("\n")} for text in (used, found.text))
+    assert len(used.lines) == 100
+    assert not seen & judged
+    assert found.excluded >= 100
+    assert joined or found.excluded == len(seen)
+
+
+def test_a_window_may_share_headings_but_not_more_of_its_letters() -> None:
+    prose = ["", *(f"{i}: " + "many words of prose, " * 5 for i in range(4)), ""]
+    heads = ["Notes and other things", "= See also =", "= Further reading =", "= References ="]
+    assert not _is_seen("\n".join(heads[:2] + prose), {_plain(line) for line in heads})
+    assert _is_seen("\n".join(heads + prose), {_plain(line) for line in heads})
+    assert _is_seen("\n".join(heads[:1] + prose), {_plain(prose[2])})
+    assert not _is_seen("\n".join(prose[:3] + heads[:2] + prose * 4), {_plain(line) for line in heads})
+    assert _is_seen("\n".join(prose[:3] + heads + prose * 4), {_plain(line) for line in heads})  # 64 letters in a row
+    assert _is_seen("\n".join(heads[:1] + prose), {_plain(" ".join(heads[:1] + prose))})
+    assert _is_seen("Notes", {"notes"})
+
+
+def test_pairs_with_a_short_line_of_a_window_are_left_out() -> None:
+    lines = [f"verse {i} says again" for i in range(800)]
+    Path("poem.txt").write_text("\n".join(lines))
+    Path("l.csv").write_text("a,b,s\n" + "".join(f"{line},another {i},{i}\n" for i, line in enumerate(lines)))
+    case = Case("gptq", "int8.toml", (*SHORT, "calibration.sentences=20"))
+    config = ValidationConfig((case,), text="text.txt", labels="l.csv", label_columns=("a", "b", "s"))
+    found = held_out(config, (conversions := read_conversions(config)))
+    (used,) = draw_texts(conversions[0].calibration, None)
+    seen = {line for each in used.lines for line in each.split("\n")}
+    assert found.pairs is not None
+    assert found.pairs.excluded == len(seen)
+    assert not seen & {first for first, _, _ in found.pairs.rows}
 
 
 def test_what_is_not_calibrated_sees_nothing() -> None:
