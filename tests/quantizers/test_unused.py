@@ -66,21 +66,24 @@ def test_what_holds_for_no_tensor_is_named(fields: dict[str, Any], wanted: list[
 
 
 def test_every_way_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    aq.save(tmp_path / "v1.parquet", TREES)
+    source = tmp_path / "source" / "v1.parquet"  # where nothing lies beside it that would be noted as well
+    source.parent.mkdir()
+    aq.save(source, TREES)
     config = QuantizationConfig("int4", overrides=(Override("nowhere", "int8"),))
     wanted = ["override 'nowhere' matches no tensor"]
-    one = ConversionConfig(str(tmp_path / "v1.parquet"), str(tmp_path / "one.parquet"), config)
+    one = ConversionConfig(str(source), str(tmp_path / "one.parquet"), config)
     assert aq.convert(one).notes == wanted
     many = ConversionConfig(one.source, str(tmp_path / "many") + "/", config, shards=ShardsConfig(size=1500, workers=1))
     assert aq.convert(many).notes == wanted
     assert aq.quantize_file(one.source, tmp_path / "two.parquet", config).notes == wanted
     with pytest.warns(UserWarning, match=wanted[0]):
         aq.quantize_tree({name: jnp.asarray(array) for name, array in TREES.items()}, config)
-    (tmp_path / "c.toml").write_text(
+    toml = tmp_path / "c.toml"
+    toml.write_text(
         f"source = {str(one.source)!r}\noutput = 'x.parquet'\n[quantization]\nquant_type = 'int4'\n"
         "[[override]]\npattern = 'nowhere'\nquant_type = 'int8'\n"
     )
-    assert main(["convert", str(tmp_path / "c.toml"), "--dry-run", "--json"]) == 0
+    assert main(["convert", str(toml), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == wanted
 
 
