@@ -25,7 +25,8 @@ def find_lost(flat: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) 
     3
     """
     real = all(each.name.startswith(("float", "bfloat")) for each in (flat.dtype, dtype))
-    if real and dtype.itemsize > 1 and _outermost(flat.dtype)[1] <= _outermost(dtype)[1]:  # infinities have a place, too
+    # One byte may have no place for an infinity.
+    if real and dtype.itemsize > 1 and _outermost(flat.dtype)[1] <= _outermost(dtype)[1]:
         if out is not None:
             out[...] = flat
         return None
