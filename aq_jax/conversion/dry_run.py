@@ -37,7 +37,7 @@ class ExpectedRow:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedResult:
-    """What a conversion will write and say.
+    """Foretell what a conversion will write and say.
 
     Args:
         rows: The rows of the table.

@@ -18,7 +18,7 @@ from aq_jax.nn.encoder import Encoder
 from aq_jax.nn.generation_config import read_generation_config
 from aq_jax.nn.generator import Generator
 from aq_jax.nn.models import LanguageModel
-from aq_jax.nn.models.decoder import check_tied
+from aq_jax.nn.models.decoder_family import check_tied
 from aq_jax.nn.parallel import check_mesh, shardings
 from aq_jax.nn.reranker import Reranker, is_reranker, read_scoring_stages
 from aq_jax.nn.sentences import (

@@ -30,7 +30,7 @@ def find_lost(flat: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) 
         if out is not None:
             out[...] = flat
         return None
-    # Two reductions take a fifth of the time that looking at each number does; a NaN is within no bounds.
+    # Two reductions take far less time than looking at each number; a NaN is within no bounds.
     within = _outermost(dtype) if real and flat.dtype.itemsize >= 4 else None
     for start in range(0, flat.size, _BLOCK):
         values = flat[start : start + _BLOCK]

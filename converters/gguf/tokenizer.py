@@ -31,7 +31,7 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 
 class _Split(NamedTuple):
-    """How byte pairs split a text.
+    """A way in which byte pairs split a text.
 
     Args:
         expressions: The expressions that split it, one after the other; none for GPT-2's own.

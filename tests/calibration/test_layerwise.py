@@ -19,7 +19,7 @@ import aq_jax as aq
 from aq_jax import CalibrationConfig, ConfigError, QuantizationConfig, QuantSpec, quantizers
 from aq_jax.calibration.layer_inputs import HessianSums, LayerInputs
 from aq_jax.calibration.layerwise import CalibrationResult, _gptaq_correction, calibrate, get_weight
-from aq_jax.calibration.solve import limit_notes, text_notes
+from aq_jax.calibration.notes import limit_notes, text_notes
 from aq_jax.calibration.text import BATCH_SHAPES, BUILT_IN, Text, built_in_sentences, pad_batches, read_text, tokenize
 from aq_jax.nn.models.bert import NAMES, Bert, BertConfig
 from aq_jax.nn.sentences import SentenceSettings
@@ -145,7 +145,7 @@ def test_an_embedding_on_which_nothing_depends_is_named() -> None:
 
 
 def test_little_damping_grows_until_float32_has_a_correction() -> None:
-    """Of fewer tokens than inputs, whose moments have no inverse."""
+    """Moments of fewer tokens than inputs have no inverse."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 384)).astype(np.float32)
     f = x + 0.1 * rng.normal(size=x.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the commands do, on files: convert, quantize, dequantize, plan, inspect."""
+"""Commands on files: convert, quantize, dequantize, plan, inspect."""
 
 from __future__ import annotations
 

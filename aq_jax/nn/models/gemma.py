@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -24,6 +23,7 @@ from aq_jax.nn.models.decoder_config import (
     read_reaches,
     read_two_ropes,
 )  # fmt: skip
+from aq_jax.nn.models.decoder_family import make_family
 from aq_jax.nn.models.llama import read_attention_biases
 from aq_jax.ops import Scores
 
@@ -78,7 +78,6 @@ def _config(
     return sizes.config(fields, layer, attentions, tied=True, embedding_scale=scale, logit_cap=logit_cap)
 
 
-GEMMA, GEMMA2, GEMMA3 = (
-    make_family(name, read, head_dim=256, pad=0, tokenizer="GemmaTokenizer")
-    for name, read in (("gemma", read_first), ("gemma2", read_second), ("gemma3_text", read_third))
-)
+GEMMA = make_family("gemma", read_first, head_dim=256, pad=0, tokenizer="GemmaTokenizer")
+GEMMA2 = make_family("gemma2", read_second, head_dim=256, pad=0, tokenizer="GemmaTokenizer")
+GEMMA3 = make_family("gemma3_text", read_third, head_dim=256, pad=0, tokenizer="GemmaTokenizer")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import Attention, DecoderConfig, Sizes, read_one_rope
+from aq_jax.nn.models.decoder_family import make_family
 from aq_jax.nn.models.llama import read_biases
 from aq_jax.ops import Scores
 

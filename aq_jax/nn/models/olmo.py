@@ -6,7 +6,6 @@ OLMo 3 lets three of four layers see a window only.
 from __future__ import annotations
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -19,6 +18,7 @@ from aq_jax.nn.models.decoder_config import (
     read_reaches,
     read_two_ropes,
 )  # fmt: skip
+from aq_jax.nn.models.decoder_family import make_family
 from aq_jax.nn.models.llama import read_attention_biases
 from aq_jax.ops import Scores
 

@@ -6,7 +6,6 @@ See arXiv:2407.10671 and arXiv:2505.09388. Qwen3-Embedding is a Qwen3 that sente
 from __future__ import annotations
 
 from aq_jax.config.fields import Fields
-from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -19,6 +18,7 @@ from aq_jax.nn.models.decoder_config import (
     read_reaches,
     read_used_window,
 )  # fmt: skip
+from aq_jax.nn.models.decoder_family import make_family
 from aq_jax.nn.models.llama import ATTENTION, read_attention_biases
 from aq_jax.ops import Scores
 

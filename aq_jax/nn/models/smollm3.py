@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aq_jax.config.fields import Fields
 from aq_jax.errors import FormatError
-from aq_jax.nn.models.decoder import make_family
 from aq_jax.nn.models.decoder_config import (
     FULL,
     SLIDING,
@@ -16,6 +15,7 @@ from aq_jax.nn.models.decoder_config import (
     read_reaches,
     read_used_window,
 )  # fmt: skip
+from aq_jax.nn.models.decoder_family import make_family
 from aq_jax.nn.models.llama import read_biases
 from aq_jax.ops import Scores
 

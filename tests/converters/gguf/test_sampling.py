@@ -1,4 +1,4 @@
-"""How a GGUF's makers choose tokens becomes generation_config.json, and what no file has a place for is noted."""
+"""Makers' choices of tokens become generation_config.json, and what no file has a place for is noted."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_token_that_is_added_and_not_named_is_noted(said: dict[str, Any], want
 
 
 def by_turns(text: str) -> list[str]:
-    """What llama.cpp's default makes of a text: each expression cuts the pieces of the one before."""
+    """Split a text as llama.cpp does by default: each expression cuts the pieces of the one before."""
     pieces = [text]
     for expression in (
         r"([^\w\s`]+)", r"('s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?[^\s\w]+|\s+(?!\S)|\s+)", r"(\d+)",

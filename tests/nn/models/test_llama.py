@@ -131,8 +131,11 @@ def test_a_tied_head_that_is_another_matrix_is_refused(tmp_path: Path) -> None:
     words = tensors["model.embed_tokens.weight"]
     coarse = aq.quantize(words, "int2")
     near, other = words * np.float32(1.001), np.roll(words, 1, axis=0)
-    for embedding, head, same in ((words, words, True), (words, near, False), (words, coarse, True),
-                                  (coarse, near, True), (coarse, aq.quantize(other, "int8"), False)):  # fmt: skip
+    half = words.astype(np.float16).astype(np.float32)
+    for embedding, head, same in (
+        (words, words, True), (words, half, True), (words, near, False), (words, coarse, True), (coarse, near, True),
+        (coarse, aq.quantize(other, "int8"), False),
+    ):  # fmt: skip
         path.unlink()
         aq.save(path, tensors | {"model.embed_tokens.weight": embedding, "lm_head.weight": head})
         with nullcontext() if same else pytest.raises(aq.FormatError, match=r"lm_head\.weight is another"):
